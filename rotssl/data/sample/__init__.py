@@ -1,0 +1,1 @@
+"""The embedded sample of Fashion-MNIST; see source.json."""

@@ -1,0 +1,175 @@
+"""The process group as seen by the rest of the library: no-ops in a single process, gradients right across several.
+
+Everything collective goes through this file, so that methods and tasks never ask how many workers there are.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_alone = False
+
+
+def world_size() -> int:
+    """Number of workers, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
+
+
+def rank() -> int:
+    """Index of this worker, 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the body this process acts as a group of one (to count the FLOPs of a step on one rank, say)."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        ctx.size = x.shape[0]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # Each rank's loss depends on every rank's rows: the gradients of a row are summed over the ranks.
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.narrow(0, dist.get_rank() * ctx.size, ctx.size)
+
+
+def gather(x: Tensor) -> Tensor:
+    """All workers' rows in the order of their ranks, (B, ...) -> (world x B, ...), with gradient.
+
+    The gradient that reaches the local rows is the sum over the ranks' losses; averaged over ranks by DDP it is the gradient
+    of the mean of those losses. Every rank must hold the same number of rows.
+    """
+    return x if world_size() == 1 else _AllGather.apply(x)  # type: ignore[no-any-return]
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of ``x`` over the workers, without gradient."""
+    x = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(x)
+        x /= world_size()
+    return x
+
+
+class _GlobalBatchNorm(torch.autograd.Function):
+    """Batch normalisation by the statistics of all workers' samples, for devices without torch's SyncBatchNorm."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        dims = [d for d in range(x.dim()) if d != 1]
+        local_var, local_mean = torch.var_mean(x, dims, correction=0)
+        count = x.numel() // x.shape[1]
+        # In double precision, so that E[x^2] - E[x]^2 loses nothing that single precision holds.
+        local_mean, local_var = local_mean.double(), local_var.double()
+        sums = torch.cat([local_mean * count, (local_var + local_mean**2) * count, local_mean.new_tensor([count])])
+        dist.all_reduce(sums)
+        total = sums[-1]
+        mean_, square = (sums[:-1] / total).chunk(2)
+        var = (square - mean_**2).clamp_(min=0)
+        mean_, var = mean_.to(weight.dtype), var.to(weight.dtype)
+        ctx.save_for_backward(x, weight, mean_, torch.rsqrt(var + epsilon), total)
+        ctx.dims = dims
+        out = F.batch_norm(x, mean_, var, weight, bias, False, 0.0, epsilon)
+        ctx.mark_non_differentiable(mean_, var, total)
+        return out, mean_, var, total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean_, inv_std, total = ctx.saved_tensors
+        grad = grads[0]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        grad_bias = grad.sum(ctx.dims)
+        grad_weight = ((grad * x).sum(ctx.dims) - mean_ * grad_bias) * inv_std
+        sums = torch.cat([grad_bias, grad_weight])
+        dist.all_reduce(sums)
+        mean_grad, mean_grad_x = (sums / total.to(sums.dtype)).chunk(2)
+        # dx = w/s (g - mean(g) - x_hat mean(g x_hat)), with x_hat = (x - m)/s, gathered into a*g + b*x + c.
+        scale = weight * inv_std
+        slope = -scale * inv_std * mean_grad_x
+        offset = -scale * mean_grad - slope * mean_
+        grad_x = grad * scale.view(shape) + (x * slope.view(shape) + offset.view(shape))
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the batch of all workers, on any device that can all-reduce; same state as torch's BatchNorm.
+
+    torch's SyncBatchNorm refuses CPUs. Accepts (B, C) and (B, C, H, W).
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``input`` (B, C, ...) by the statistics over all workers (training) or by the running ones."""
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        out, mean_, var, total = _GlobalBatchNorm.apply(input, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            momentum = 0.0 if self.momentum is None else self.momentum
+            self.num_batches_tracked += 1  # type: ignore[operator]
+            self.running_mean.lerp_(mean_, momentum)  # type: ignore[union-attr,arg-type]
+            unbiased = var * (total / (total - 1)).to(var.dtype)
+            self.running_var.lerp_(unbiased, momentum)  # type: ignore[union-attr,arg-type]
+        return out  # type: ignore[no-any-return]
+
+
+def replace_modules(root: nn.Module, swap: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """Replace every submodule for which ``swap`` returns another one, in place; returns the (possibly new) root."""
+    new = swap(root)
+    if new is not None:
+        return new
+    for name, child in root.named_children():
+        setattr(root, name, replace_modules(child, swap))
+    return root
+
+
+def convert_norm(model: nn.Module, norm: str, device: torch.device) -> nn.Module:
+    """Turn the BatchNorm layers of a model into what ``model.norm`` asks for, keeping their affine weights.
+
+    Args:
+        model: any module; changed in place.
+        norm: ``batch`` (per worker), ``sync`` (over all workers) or ``group`` (GroupNorm: no batch statistics at all).
+        device: where the model will run; torch's SyncBatchNorm works on GPUs only.
+    """
+    if norm == "sync" and device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world_size() > 1 else model  # type: ignore[no-any-return]
+
+    def swap(module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or norm == "batch":
+            return None
+        channels = module.num_features
+        new: nn.Module
+        if norm == "group":
+            # 16 channels a group (Wu and He 2018 found that width as good as 32 groups); one group where it does not divide.
+            new = nn.GroupNorm(channels // 16 if channels % 16 == 0 else 1, channels, affine=module.affine)
+            if module.affine:
+                new.load_state_dict({"weight": module.weight.data, "bias": module.bias.data})
+        else:
+            new = GlobalBatchNorm(channels, module.eps, module.momentum, module.affine)
+            new.load_state_dict(module.state_dict())
+        return new
+
+    return replace_modules(model, swap)

@@ -1,0 +1,1 @@
+"""Curves, plots and tables from recorded runs."""
