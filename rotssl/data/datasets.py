@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +91,9 @@ def choose(labels: Labels | None, size: int, count: int) -> npt.NDArray[np.int64
             seen[labels[index]] += 1
         order = order[np.argsort(ranks[order], kind="stable")]
     return np.sort(order[:count])
+
+
+Part = TypeVar("Part", "Folder", ImageSet)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------------
@@ -318,7 +322,7 @@ def load(config: DataConfig, holdout: float) -> Splits:
     return Splits(*_divide(splits["train"], splits.get("validation"), config.limit, holdout), classes)
 
 
-def _divide[T: (Folder, ImageSet)](train: T, validation: T | None, limit: int | None, holdout: float) -> tuple[T, T | None]:
+def _divide(train: Part, validation: Part | None, limit: int | None, holdout: float) -> tuple[Part, Part | None]:
     """Hold validation out of train where there is none, then limit train."""
     size = len(train.files) if isinstance(train, Folder) else len(train.images)
     everything = np.arange(size)
@@ -331,7 +335,7 @@ def _divide[T: (Folder, ImageSet)](train: T, validation: T | None, limit: int | 
     return train, validation if train.labels is not None else None
 
 
-def _take[T: (Folder, ImageSet)](part: T, index: npt.NDArray[np.int64]) -> T:
+def _take(part: Part, index: npt.NDArray[np.int64]) -> Part:
     if isinstance(part, Folder):
         return part.take(index)
     return ImageSet(part.images[index], None if part.labels is None else part.labels[index])

@@ -1,0 +1,57 @@
+"""Checkpoints: one folder an epoch, everything that the next step needs in one file."""
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+FILE = "checkpoint.pt"
+_NAME = re.compile(r"epoch_(\d{5})")
+
+
+def name(epoch: int) -> str:
+    """Folder of an epoch's checkpoint (1-based) below the run's folder."""
+    return f"epoch_{epoch:05d}"
+
+
+def save(state: dict[str, Any], folder: Path) -> None:
+    """Write the state into a folder, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{FILE}.part"
+    torch.save(state, part)
+    os.replace(part, folder / FILE)
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The state in a checkpoint folder, on the CPU; tensors and plain values only, no pickled code is run."""
+    return torch.load(folder / FILE, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+
+
+def found(run_dir: Path) -> list[Path]:
+    """Checkpoint folders of a run, the newest first."""
+    if not run_dir.is_dir():
+        return []
+    return sorted((p for p in run_dir.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()), reverse=True)
+
+
+def latest(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The states of a run's checkpoints that can be read, the newest first; a torn one is passed over with a warning."""
+    for folder in found(run_dir):
+        try:
+            state = load(folder)
+        except (OSError, RuntimeError, EOFError, ValueError) as error:
+            log.warning("checkpoint %s cannot be read (%s); going back to the one before", folder, type(error).__name__)
+            continue
+        yield state
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints of a run."""
+    for folder in found(run_dir)[keep:]:
+        shutil.rmtree(folder)

@@ -1,0 +1,321 @@
+"""The training loop. It knows the world through a small Runtime: LocalRuntime below, or Ray Train's in rotssl.ray_runtime."""
+
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rotssl import checkpoint, config as cfg, distributed, rng
+from rotssl.config import Config
+from rotssl.data.augment import Augment
+from rotssl.data.datasets import ImageSet, Splits, normalization
+from rotssl.evaluation.collapse import effective_rank
+from rotssl.evaluation.knn import knn_top1
+from rotssl.flops import count_step
+from rotssl.journal import Journal
+from rotssl.methods.base import StepContext
+from rotssl.optim import build_optimizer
+from rotssl.pretrainer import Output, Pretrainer, build_pretrainer
+from rotssl.schedules import learning_rate
+
+log = logging.getLogger(__name__)
+
+
+class RunFailed(Exception):
+    """A run that cannot go on, for a reason that trying again would not change; the text is the one line to print."""
+
+
+class Runtime(Protocol):
+    """What the loop needs from whoever runs it."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as it is called: in DDP where there are several workers."""
+
+    def report(self, epoch: int, metrics: dict[str, float], folder: Path | None) -> None:
+        """Take an epoch's metrics and, on rank 0, the folder of its checkpoint; every rank calls it once an epoch."""
+
+    def progress(self, event: dict[str, Any]) -> None:
+        """Show where the run is."""
+
+
+class LocalRuntime:
+    """One process, no Ray: for debugging, and for trials on one worker.
+
+    Args:
+        run_dir: where checkpoints go.
+        device: where to train.
+        show: takes the progress events.
+        keep: number of checkpoints kept.
+    """
+
+    rank, world_size = 0, 1
+
+    def __init__(
+        self, run_dir: Path, device: torch.device, show: Callable[[dict[str, Any]], None] = lambda event: None, keep: int = 2
+    ) -> None:
+        self.run_dir, self.device, self.progress, self.keep = run_dir, device, show, keep
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model itself."""
+        return model
+
+    def report(self, epoch: int, metrics: dict[str, float], folder: Path | None) -> None:
+        """Move the checkpoint to its place: a rename within one file system, so that it is there whole or not at all."""
+        assert folder is not None
+        target = self.run_dir / checkpoint.name(epoch)
+        target.mkdir(parents=True, exist_ok=True)
+        (folder / checkpoint.FILE).replace(target / checkpoint.FILE)
+        checkpoint.prune(self.run_dir, self.keep)
+
+
+@dataclass
+class Cost:
+    """What a run has cost so far; cumulative."""
+
+    epochs: int = 0
+    samples: int = 0
+    train_seconds: float = 0.0
+    lost_seconds: float = 0.0
+    flops: float = 0.0
+
+
+def precision(config: Config, device: torch.device) -> str:
+    """``fp32``, ``bf16`` or ``fp16``: as configured, or bf16 on GPUs that have it."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+class Trainer:
+    """One worker of one run.
+
+    Args:
+        config: resolved.
+        splits: the images.
+        runtime: who runs this.
+        journal: the points of the run; only rank 0 writes.
+    """
+
+    def __init__(self, config: Config, splits: Splits, runtime: Runtime, journal: Journal) -> None:
+        self.config, self.splits, self.runtime, self.journal = config, splits, runtime, journal
+        train, device = config.train, runtime.device
+        torch.use_deterministic_algorithms(train.deterministic)
+        self.model: Pretrainer = build_pretrainer(config, device)
+        layout = device.type == "cuda" if train.channels_last == "auto" else train.channels_last
+        self.layout = torch.channels_last if layout else torch.contiguous_format
+        self.model = self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.precision = precision(config, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.parallel = runtime.wrap(self.model)
+        assert config.data.image_size != "auto" and config.optim.lr != "auto"
+        self.augment = Augment(config.views, config.data.image_size, *normalization(config.data.name), train.seed)
+        self.peak_lr = config.optim.lr
+        self.steps_per_epoch = len(splits.train.images) // train.batch_size
+        self.total_steps = self.steps_per_epoch * train.epochs
+        self.cost = Cost()
+        self.first_views: list[Tensor] | None = None
+
+    # --- state -------------------------------------------------------------------------------------------------------------
+
+    def state(self, epoch: int) -> dict[str, Any]:
+        """Everything that the next step needs, plain values and tensors. ``epoch`` is the number of epochs done."""
+        return {
+            "epoch": epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "cost": vars(self.cost),
+            "config": json.dumps(cfg.to_dict(self.config)),
+        }
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Take up a state; returns the number of epochs done."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.cost = Cost(**state["cost"])
+        return int(state["epoch"])
+
+    # --- the loop ----------------------------------------------------------------------------------------------------------
+
+    def run(self, run_dir: Path) -> dict[str, float]:
+        """Train to the end, or to ``train.stop_after``; returns the last epoch's metrics.
+
+        Raises:
+            RunFailed: the loss became infinite or NaN.
+        """
+        train = self.config.train
+        state = next(checkpoint.latest(run_dir), None)
+        done = self.restore(state) if state is not None else 0
+        if distributed.world_size() > 1:
+            # Every worker must have found the same checkpoint: storage that some node doesn't share would split the run.
+            seen = distributed.gather(torch.tensor([float(done)]).to(self.runtime.device))
+            if not bool((seen == seen[0]).all()):
+                raise RunFailed(f"storage.path: the workers see different checkpoints ({seen.tolist()}); it must be shared by all nodes")
+        flops_per_step = count_step(self.config) if self.runtime.rank == 0 else 0.0
+        log.info("rank %d of %d on %s: starting after epoch %d", self.runtime.rank, self.runtime.world_size, self.runtime.device, done)
+        metrics: dict[str, float] = {}
+        end = min(train.epochs, train.stop_after or train.epochs)
+        for epoch in range(done, end):
+            started = time.perf_counter()
+            sums, steps = self._train_epoch(epoch)
+            metrics = {key: float(value) for key, value in sums.items()}
+            seconds = time.perf_counter() - started
+            self._check_finite(metrics, epoch)
+            metrics.update(self._book(epoch, steps, seconds, flops_per_step))
+            if self._evaluates(epoch):
+                metrics.update(self._evaluate())
+            self._finish_epoch(epoch, metrics)
+        return metrics
+
+    def _train_epoch(self, epoch: int) -> tuple[dict[str, Tensor], int]:
+        """One pass over the training images; returns the means over steps and workers, and the number of steps."""
+        self.parallel.train()
+        sums: dict[str, Tensor] = {}
+        shown = time.perf_counter()
+        for i, (images, ctx) in enumerate(self._batches(epoch)):
+            logs = self._step(images, ctx)
+            for key, value in logs.items():
+                sums[key] = sums[key] + value if key in sums else value.float()
+            if time.perf_counter() - shown > 0.5 or i == 0:
+                shown = time.perf_counter()
+                self.runtime.progress({"epoch": epoch, "step": ctx.step + 1, "total_steps": self.total_steps})
+        keys = sorted(sums)
+        # The mean over all steps; one collective, and the only place where the host waits for the device.
+        means = distributed.mean(torch.stack([sums[key] for key in keys]) / self.steps_per_epoch)
+        return dict(zip(keys, means.cpu(), strict=True)), self.steps_per_epoch
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
+        """This worker's uint8 images of each step, and the step's context; the rest that fills no batch is left out."""
+        config, images = self.config.train, torch.from_numpy(self.splits.train.images)
+        size = config.batch_size
+        order = torch.from_numpy(rng.permutation(rng.key(config.seed, epoch, "order"), len(images)))
+        each = size // self.runtime.world_size
+        for i in range(self.steps_per_epoch):
+            step = epoch * self.steps_per_epoch + i
+            first = i * size + self.runtime.rank * each
+            batch = images[order[first : first + each]]
+            if self.runtime.device.type == "cuda":
+                batch = batch.pin_memory().to(self.runtime.device, non_blocking=True)
+            positions = np.arange(first, first + each)
+            yield batch, StepContext(config.seed, epoch, step, step / self.total_steps, positions, i * size, size)
+
+    def _step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
+        config, device = self.config, self.runtime.device
+        # Randomness inside the model (dropout) is a function of (seed, step, rank); nothing else draws from torch's generator.
+        torch.manual_seed(rng.key(config.train.seed, "model", ctx.step, self.runtime.rank) >> 1)
+        warmup = round(config.optim.warmup_epochs * self.steps_per_epoch)
+        lr = learning_rate(self.peak_lr, ctx.step, self.total_steps, warmup, config.optim.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with torch.no_grad():
+            views = [view.contiguous(memory_format=self.layout) for view in self.augment(images, ctx.epoch, ctx.positions)]
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        with nullcontext() if kind is None else torch.autocast(device.type, kind):
+            out: Output = self.parallel(views, ctx)
+        if ctx.step == 0 and self.runtime.rank == 0:
+            self.first_views = [view[:8].detach().cpu() for view in (*views, *out.student_views)]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(out.loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        self.model.method.after_backward(ctx)
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        skip = config.train.on_nan == "skip" and not bool(torch.isfinite(norm))
+        if not skip:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.model.after_step(ctx)
+        logs = {**out.logs, "optim/grad_norm": norm}
+        if config.train.on_nan == "skip":
+            logs = {key: torch.nan_to_num(value, 0.0, 0.0, 0.0) if skip else value for key, value in logs.items()}
+            logs["optim/skipped_steps"] = torch.tensor(float(skip), device=device)
+        return logs
+
+    def _check_finite(self, metrics: dict[str, float], epoch: int) -> None:
+        bad = [key for key, value in metrics.items() if not math.isfinite(value) and key != "optim/grad_norm"]
+        if bad:
+            raise RunFailed(f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {self.peak_lr:g}); the last checkpoint is kept")
+        if metrics.get("optim/skipped_steps") == 1.0:
+            raise RunFailed(f"every step of epoch {epoch + 1} had a non-finite gradient and was skipped (optim.lr {self.peak_lr:g})")
+
+    def _book(self, epoch: int, steps: int, seconds: float, flops_per_step: float) -> dict[str, float]:
+        """Account for an epoch. One that an earlier start had finished, but not saved, is lost time: its first cost stands."""
+        earlier = self.journal.point(epoch + 1)
+        if earlier is not None:
+            lost = self.cost.lost_seconds + seconds
+            self.cost = Cost(**{key: type(getattr(self.cost, key))(earlier[f"cost/{key}"]) for key in vars(self.cost)})
+            self.cost.lost_seconds = max(lost, self.cost.lost_seconds + seconds)
+        else:
+            self.cost.epochs += 1
+            self.cost.samples += steps * self.config.train.batch_size
+            self.cost.train_seconds += seconds
+            self.cost.flops += steps * flops_per_step
+        warmup = round(self.config.optim.warmup_epochs * self.steps_per_epoch)
+        last = (epoch + 1) * self.steps_per_epoch - 1
+        return {
+            **{f"cost/{key}": float(value) for key, value in vars(self.cost).items()},
+            "cost/device_seconds": self.cost.train_seconds * self.runtime.world_size,
+            "throughput/images_per_second": steps * self.config.train.batch_size / seconds,
+            "optim/lr": learning_rate(self.peak_lr, last, self.total_steps, warmup, self.config.optim.schedule),
+        }
+
+    # --- evaluation --------------------------------------------------------------------------------------------------------
+
+    def _evaluates(self, epoch: int) -> bool:
+        every = self.config.evaluation.knn_every
+        last = epoch + 1 == self.config.train.epochs
+        return self.splits.validation is not None and every > 0 and ((epoch + 1) % every == 0 or last)
+
+    def _evaluate(self) -> dict[str, float]:
+        bank, queries = self.splits.train, self.splits.validation
+        assert queries is not None and bank.labels is not None and queries.labels is not None
+        bank_features, query_features = self.extract(bank), self.extract(queries)
+        if self.runtime.rank != 0:
+            return {}
+        to = self.runtime.device
+        labels = [torch.from_numpy(part.labels).to(to) for part in (bank, queries)]  # type: ignore[arg-type]
+        return {
+            "knn/top1": knn_top1(bank_features, labels[0], query_features, labels[1]),
+            "feature/effective_rank": effective_rank(query_features),
+        }
+
+    @torch.no_grad()
+    def extract(self, data: ImageSet, batch: int = 512) -> Tensor:
+        """Features (N, D) of all images, by the student encoder in evaluation mode; every worker encodes its share."""
+        encoder = self.model.encoder.eval()
+        count, world = len(data.images), self.runtime.world_size
+        share = -(-count // world)
+        own = np.arange(self.runtime.rank * share, (self.runtime.rank + 1) * share) % count  # the last share wraps around
+        images = torch.from_numpy(data.images)
+        parts = []
+        for index in torch.from_numpy(own).split(batch):
+            x = self.augment.evaluation(images[index].to(self.runtime.device)).contiguous(memory_format=self.layout)
+            parts.append(encoder(x).float())
+        return distributed.gather(torch.cat(parts))[:count]
+
+    def _finish_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Journal first, then the checkpoint: a crash in between repeats the epoch and finds its point already there."""
+        if self.runtime.rank != 0:
+            self.runtime.report(epoch + 1, metrics, None)
+            return
+        self.journal.append(epoch + 1, metrics)
+        self.runtime.progress({"epoch": epoch, "step": (epoch + 1) * self.steps_per_epoch, "total_steps": self.total_steps, "metrics": metrics})
+        with tempfile.TemporaryDirectory(prefix="rotssl-", dir=self.journal.folder) as scratch:
+            checkpoint.save(self.state(epoch + 1), Path(scratch))
+            self.runtime.report(epoch + 1, metrics, Path(scratch))

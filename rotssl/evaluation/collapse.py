@@ -1,0 +1,25 @@
+"""Measures of collapse: are the features spread, and over how many directions?"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def feature_std(z: Tensor) -> Tensor:
+    """sqrt(d) x the mean over dimensions of the standard deviation of L2-normalised rows; (B, d) -> scalar.
+
+    1 where the directions are spread evenly over the sphere, 0 at collapse. SimSiam, Chen and He 2021 (arXiv 2011.10566), fig. 2.
+    """
+    return math.sqrt(z.shape[1]) * F.normalize(z.float(), dim=1).std(dim=0).mean()
+
+
+def effective_rank(features: Tensor) -> float:
+    """Exponential of the entropy of the normalised singular values; (N, D) -> 1 to min(N, D).
+
+    RankMe, Garrido et al. 2023 (arXiv 2210.02885), eq. 1.
+    """
+    values = torch.linalg.svdvals(features.float())
+    share = values / values.sum() + 1e-7
+    return float(torch.exp(-(share * share.log()).sum()))

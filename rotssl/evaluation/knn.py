@@ -1,0 +1,35 @@
+"""Weighted k-nearest-neighbour classification on frozen features, after Wu et al. 2018 (arXiv 1805.01978)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+K = 200
+TEMPERATURE = 0.1
+# Stands beside every kNN number.
+PROTOCOL = f"weighted kNN on validation, bank train, student encoder, eval mode, cosine, k={K} (at most the bank), T={TEMPERATURE}"
+
+
+@torch.no_grad()
+def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, chunk: int = 1024) -> float:
+    """Share of the queries whose class has the largest sum of exp(cosine / T) among the k nearest neighbours.
+
+    Args:
+        bank: features with known labels, (N, D).
+        bank_labels: (N,) int64.
+        queries: (M, D).
+        query_labels: (M,) int64.
+        chunk: queries a matrix multiplication.
+
+    Returns:
+        Accuracy from 0 to 1.
+    """
+    bank = F.normalize(bank.float(), dim=1).T
+    queries = F.normalize(queries.float(), dim=1)
+    classes = int(bank_labels.max()) + 1
+    correct = 0
+    for rows, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
+        similarity, index = (rows @ bank).topk(min(K, bank.shape[1]), dim=1)
+        votes = rows.new_zeros(len(rows), classes).scatter_add_(1, bank_labels[index], (similarity / TEMPERATURE).exp())
+        correct += int((votes.argmax(1) == labels).sum())
+    return correct / len(queries)

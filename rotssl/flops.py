@@ -1,0 +1,31 @@
+"""FLOPs of a training step, counted by torch on a copy of the model without memory (the meta device)."""
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rotssl import config as cfg, distributed
+from rotssl.config import Config
+from rotssl.methods.base import StepContext
+from rotssl.pretrainer import build_pretrainer
+
+
+def count_step(config: Config) -> float:
+    """FLOPs of one step of the whole group of workers: student, teacher and tasks, forward and backward.
+
+    Two a multiply-add, as torch counts them: convolutions and matrix products; augmentation, norms and optimizer are not
+    in it.
+
+    Args:
+        config: resolved.
+    """
+    assert config.data.image_size != "auto"
+    batch, side = config.train.batch_size, config.data.image_size
+    meta = torch.device("meta")
+    with distributed.alone(), meta:
+        model = build_pretrainer(cfg.replace(config, {"model.norm": "batch"}), meta)
+    ctx = StepContext(config.train.seed, 0, 0, 0.0, np.arange(batch), 0, batch)
+    views = [torch.empty(batch, 3, side, side, device=meta) for _ in range(config.views.global_count)]
+    with distributed.alone(), FlopCounterMode(display=False) as counter:
+        model(views, ctx).loss.backward()
+    return float(counter.get_total_flops())

@@ -1,0 +1,59 @@
+"""The journal of a run: one line of JSON an epoch, on disk before anything else hears of it. MLflow is filled from it."""
+
+import json
+import os
+from pathlib import Path
+
+
+class Journal:
+    """The points of a run, each epoch once.
+
+    Args:
+        folder: of the run; made if need be.
+        on_append: called after a point was added.
+    """
+
+    NAME = "metrics.jsonl"
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.path = folder, folder / self.NAME
+        self._points = read(folder)
+
+    def point(self, epoch: int) -> dict[str, float] | None:
+        """The metrics of an epoch (1-based), if it was finished before."""
+        return self._points.get(epoch)
+
+    def points(self) -> dict[int, dict[str, float]]:
+        """Epoch -> metrics, in order."""
+        return dict(sorted(self._points.items()))
+
+    def append(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Add an epoch's metrics, unless it is there already: an epoch that had to be repeated keeps its first point."""
+        if epoch in self._points:
+            return
+        self._points[epoch] = dict(metrics)
+        with self.path.open("a+b") as file:
+            # A line that a crash cut short is ended here, so that it spoils no other.
+            file.seek(0, os.SEEK_END)
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                torn = file.read(1) != b"\n"
+            else:
+                torn = False
+            file.write((b"\n" if torn else b"") + json.dumps({"epoch": epoch, **metrics}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read(folder: Path) -> dict[int, dict[str, float]]:
+    """Epoch -> metrics of the run in a folder; lines that a crash cut short are passed over."""
+    points: dict[int, dict[str, float]] = {}
+    path = folder / Journal.NAME
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            point = json.loads(line)
+            points.setdefault(int(point.pop("epoch")), point)
+        except (ValueError, KeyError, AttributeError):
+            continue
+    return points

@@ -1,0 +1,41 @@
+"""SimCLR: Chen et al. 2020 (arXiv 2002.05709)."""
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rotssl import distributed
+from rotssl.losses import nt_xent
+from rotssl.methods import SimclrConfig
+from rotssl.methods.base import Method, StepContext, StepOutput
+from rotssl.models.heads import mlp
+
+
+class SimCLR(Method):
+    """Two views of an image attract each other, and repel all other images of the global batch.
+
+    Args:
+        config: its fields.
+        dim: dimension of the encoder's features.
+    """
+
+    uses_teacher = False
+    joint_views = True
+
+    def __init__(self, config: SimclrConfig, dim: int) -> None:
+        super().__init__()
+        self.temperature = config.temperature
+        self.projector = mlp([dim, config.hidden_dim, config.out_dim])
+
+    def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
+        """NT-Xent (eq. 1) with the negatives of all workers, averaged over the pairs of views."""
+        own = [F.normalize(view.float(), dim=1) for view in z]
+        everyone = [distributed.gather(view) for view in own]
+        offset = distributed.rank() * len(own[0])
+        terms = [
+            nt_xent(own[i], own[j], everyone[i], everyone[j], offset, self.temperature)
+            for i, j in combinations(range(len(own)), 2)
+        ]
+        return StepOutput(torch.stack(terms).mean())

@@ -1,0 +1,74 @@
+"""Optimizers: parameter groups, and LARS."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rotssl.config import OptimConfig
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose rate is scaled for each layer by the ratio of the norms of weight and gradient.
+
+    You, Gitman, Ginsburg 2017 (arXiv 1708.03888), algorithm 1, in the form that SimCLR, BYOL and SwAV use: momentum is applied
+    to the scaled gradient, and groups with ``adapt`` False (biases and norm layers) take plain SGD steps without decay.
+
+    Args:
+        params: parameters or groups.
+        lr: learning rate.
+        momentum: of SGD.
+        weight_decay: added to the gradient before the norms are taken.
+        trust: the coefficient eta.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step; a closure is not supported."""
+        assert closure is None
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            grads: list[Tensor] = [p.grad for p in params]
+            if group["weight_decay"]:
+                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+            if group["adapt"]:
+                weights, slopes = torch._foreach_norm(params), torch._foreach_norm(grads)
+                ratios = [
+                    torch.where((w > 0) & (g > 0), group["trust"] * w / g, torch.ones_like(w))
+                    for w, g in zip(weights, slopes, strict=True)
+                ]
+                grads = list(torch._foreach_mul(grads, ratios))
+            buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, grads)
+            torch._foreach_add_(params, buffers, alpha=-group["lr"])
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer of a model's trainable parameters; biases and norm layers are left out of decay and adaptation.
+
+    Args:
+        model: whose parameters with ``requires_grad`` are trained.
+        config: the section, resolved; the rate is set anew at every step by the engine.
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    assert config.lr != "auto"
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+    if config.name == "lars":
+        groups[1]["adapt"] = False
+        return LARS(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)

@@ -1,0 +1,9 @@
+"""Auxiliary tasks: the contract, and the registry."""
+
+from rotssl.tasks.base import Task
+from rotssl.tasks.rotation import Rotation
+
+# Section of the configuration -> task. A task is built when the section's weight is above 0.
+TASKS: dict[str, type[Task]] = {"rotation": Rotation}
+
+__all__ = ["TASKS", "Rotation", "Task"]

@@ -1,0 +1,59 @@
+"""The contract of an auxiliary task: it changes views into inputs with known targets, and judges the features of those."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from rotssl.methods.base import StepContext, StepOutput
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a task asks of the features of the views that it made.
+
+    Attributes:
+        labels: one int64 tensor a view, for the rows that count.
+        rows: the rows of each view that count, (b,), or None for all of them.
+        count: of such rows over all workers, for a mean that doesn't depend on how they are spread.
+    """
+
+    labels: list[Tensor]
+    rows: Tensor | None
+    count: int
+
+
+class Task(nn.Module, ABC):
+    """Owns its head; never sees the encoder or the method.
+
+    Args:
+        config: the task's section of the configuration.
+        dim: dimension of the encoder's features.
+
+    Attributes:
+        in_place: whether the method sees the transformed views too, in the one forward that both share. Otherwise the
+            transformed views get a forward of their own, after the method's.
+        teacher_too: in place, whether the teacher's views are the transformed ones.
+        update_bn: whether that extra forward updates BatchNorm's running statistics.
+    """
+
+    in_place: bool
+    teacher_too: bool
+    update_bn: bool
+
+    @abstractmethod
+    def __init__(self, config: Any, dim: int) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
+        """The views (each (B, 3, S, S)) that the encoder shall see, and what is asked of their features."""
+
+    @abstractmethod
+    def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
+        """The unweighted loss from the encoder's features, one (b, D) a transformed view."""
+
+    @abstractmethod
+    def weight(self, progress: float) -> float:
+        """Weight of the loss at a progress of the run from 0 to 1."""

@@ -1,0 +1,93 @@
+"""Prediction of rotations: Addepalli et al. 2022 (arXiv 2210.09866), after RotNet, Gidaris et al. 2018 (arXiv 1803.07728)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rotssl import distributed, rng
+from rotssl.config import RotationConfig
+from rotssl.methods.base import StepContext, StepOutput
+from rotssl.models.heads import mlp
+from rotssl.rng import Positions
+from rotssl.schedules import task_weight
+from rotssl.tasks.base import Targets, Task
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn each image counter-clockwise by its own number of quarter turns, without a host synchronisation.
+
+    Args:
+        x: (B, C, S, S).
+        turns: (B,) int64 in 0..3.
+
+    Returns:
+        (B, C, S, S), exact: no pixel is interpolated.
+    """
+    turns = turns.view(-1, 1, 1, 1)
+    # A quarter turn is a transposition followed by a flip; the four turns differ in which of the three they use.
+    x = torch.where(turns % 2 == 1, x.transpose(2, 3), x)
+    x = torch.where((turns == 1) | (turns == 2), x.flip(2), x)
+    return torch.where(turns >= 2, x.flip(3), x)
+
+
+def chosen(positions: Positions, fraction: float) -> np.ndarray:
+    """Which positions a fraction f picks: those with floor((p + 1) f) > floor(p f), evenly spread; (B,) bool."""
+    return np.floor((positions + 1) * fraction) > np.floor(positions * fraction)
+
+
+class Rotation(Task):
+    """Four-way classification of the angle; see the section ``rotation`` of the configuration for its forms.
+
+    The head is that of the official code: Linear(D, hidden), BN, ReLU, Linear(hidden, 4). The loss is the *mean* over the
+    rotated views; the official code sums its two, so its weight of 0.1 is 0.2 here.
+    """
+
+    def __init__(self, config: RotationConfig, dim: int) -> None:
+        super().__init__(config, dim)
+        self.config = config
+        self.head = mlp([dim, config.hidden_dim, 4])
+        self.in_place = config.mode == "in_place"
+        self.teacher_too = self.in_place and config.angles == "shared"
+        self.update_bn = config.update_bn
+
+    def weight(self, progress: float) -> float:
+        """The configured weight along its schedule."""
+        return task_weight(self.config.weight, progress, self.config.schedule)
+
+    def turns(self, view: int, ctx: StepContext) -> Positions:
+        """Quarter turns of a view's images, (B,) in 0..3: a function of (seed, epoch, position, view)."""
+        shared = self.teacher_too
+        stream = rng.key(ctx.seed, ctx.epoch, "rotation", 0 if shared else view)
+        return np.floor(4 * rng.uniform(stream, ctx.positions, 1)[:, 0]).astype(np.int64)
+
+    def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
+        """Extra mode: the first one or two views, rotated, chosen rows only. In place: all views, chosen rows rotated."""
+        device = views[0].device
+        picked = chosen(ctx.positions, self.config.fraction)
+        rows = None if self.config.fraction == 1 else torch.from_numpy(np.flatnonzero(picked)).to(device)
+        if not self.in_place:
+            views = views[: self.config.views]
+        turned, labels = [], []
+        for v, view in enumerate(views):
+            turns = self.turns(v, ctx)
+            labels.append(torch.from_numpy(turns[picked]).to(device))
+            if self.in_place:
+                turned.append(rotate(view, torch.from_numpy(turns * picked).to(device)))
+            else:
+                turned.append(rotate(view if rows is None else view[rows], labels[-1]))
+        batch = np.arange(ctx.batch_start, ctx.batch_start + ctx.batch_size)
+        return turned, Targets(labels, rows, int(chosen(batch, self.config.fraction).sum()))
+
+    def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
+        """Cross-entropy averaged over the chosen rows of all workers and over the views; logs the accuracy."""
+        # DDP averages over workers: world x local sum / global count is then the mean over the global batch.
+        share = distributed.world_size() / max(1, targets.count) / len(features)
+        loss = correct = features[0].new_zeros((), dtype=torch.float32)
+        for view, labels in zip(features, targets.labels, strict=True):
+            if self.in_place and targets.rows is not None:
+                view = view[targets.rows]
+            logits = self.head(view).float()
+            loss = loss + F.cross_entropy(logits, labels, reduction="sum") * share
+            correct = correct + (logits.detach().argmax(1) == labels).sum() * share
+        return StepOutput(loss, {"accuracy": correct})
