@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 log = logging.getLogger(__name__)
 FILE = "checkpoint.pt"
 _NAME = re.compile(r"epoch_(\d{5})")
@@ -22,6 +20,8 @@ def name(epoch: int) -> str:
 
 def save(state: dict[str, Any], folder: Path) -> None:
     """Write the state into a folder, whole or not at all."""
+    import torch  # here and in load(): the driver lists checkpoints without paying for this import
+
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{FILE}.part"
     torch.save(state, part)
@@ -30,6 +30,8 @@ def save(state: dict[str, Any], folder: Path) -> None:
 
 def load(folder: Path) -> dict[str, Any]:
     """The state in a checkpoint folder, on the CPU; tensors and plain values only, no pickled code is run."""
+    import torch
+
     return torch.load(folder / FILE, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
 

@@ -52,12 +52,10 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"--config: {path} holds {type(content).__name__}, expected sections such as 'train:'")
-    overrides: dict[str, Any] = {}
     for section, fields in content.items():
         if not isinstance(fields, dict):
             raise ConfigError(f"{section}: got {fields!r}, expected a section with fields below it{nearest(str(section), _sections())}")
-        overrides.update({f"{section}.{leaf}": value for leaf, value in fields.items()})
-    return overrides
+    return cfg.flat_dict(content)
 
 
 def _sections() -> list[str]:

@@ -110,7 +110,7 @@ class TrainConfig:
     seed: int = opt(0, "Seed of weights, sample order, views and rotations.", ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = opt("auto", "auto: bf16 on GPUs that have it, else fp32.")
     deterministic: bool = opt(False, "Refuse operations that have no deterministic form.")
-    channels_last: bool | Auto = opt("auto", "Memory layout of images; auto: on a GPU.")
+    channels_last: bool = opt(True, "Memory layout of images; convolutions are faster with it, on CPUs too.")
     stop_after: int | None = opt(None, "Stop after this epoch as if interrupted; not part of the run's identity.", ge=1)
     on_nan: Literal["fail", "skip"] = opt(
         "fail", "Non-finite loss: end the run as failed, or skip such steps (one host synchronisation a step)."
@@ -315,9 +315,14 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
     return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
 
 
+def flat_dict(nested: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Dotted name -> value, from sections."""
+    return {f"{section}.{leaf}": value for section, values in nested.items() for leaf, value in values.items()}
+
+
 def flat(config: Config) -> dict[str, Any]:
     """Dotted name -> value."""
-    return {f"{section}.{leaf}": v for section, values in to_dict(config).items() for leaf, v in values.items()}
+    return flat_dict(to_dict(config))
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rotssl import checkpoint, config as cfg, distributed, rng
@@ -26,6 +27,7 @@ from rotssl.journal import Journal
 from rotssl.methods.base import StepContext
 from rotssl.optim import build_optimizer
 from rotssl.pretrainer import Output, Pretrainer, build_pretrainer
+from rotssl.reporting.pictures import save_views
 from rotssl.schedules import learning_rate
 
 log = logging.getLogger(__name__)
@@ -115,8 +117,7 @@ class Trainer:
         train, device = config.train, runtime.device
         torch.use_deterministic_algorithms(train.deterministic)
         self.model: Pretrainer = build_pretrainer(config, device)
-        layout = device.type == "cuda" if train.channels_last == "auto" else train.channels_last
-        self.layout = torch.channels_last if layout else torch.contiguous_format
+        self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self.model = self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.model, config.optim)
         self.precision = precision(config, device)
@@ -128,7 +129,6 @@ class Trainer:
         self.steps_per_epoch = len(splits.train.images) // train.batch_size
         self.total_steps = self.steps_per_epoch * train.epochs
         self.cost = Cost()
-        self.first_views: list[Tensor] | None = None
 
     # --- state -------------------------------------------------------------------------------------------------------------
 
@@ -153,14 +153,14 @@ class Trainer:
 
     # --- the loop ----------------------------------------------------------------------------------------------------------
 
-    def run(self, run_dir: Path) -> dict[str, float]:
-        """Train to the end, or to ``train.stop_after``; returns the last epoch's metrics.
+    def run(self) -> None:
+        """Train to the end, or to ``train.stop_after``, from the newest checkpoint if there is one.
 
         Raises:
             RunFailed: the loss became infinite or NaN.
         """
         train = self.config.train
-        state = next(checkpoint.latest(run_dir), None)
+        state = next(checkpoint.latest(self.journal.folder), None)
         done = self.restore(state) if state is not None else 0
         if distributed.world_size() > 1:
             # Every worker must have found the same checkpoint: storage that some node doesn't share would split the run.
@@ -169,7 +169,6 @@ class Trainer:
                 raise RunFailed(f"storage.path: the workers see different checkpoints ({seen.tolist()}); it must be shared by all nodes")
         flops_per_step = count_step(self.config) if self.runtime.rank == 0 else 0.0
         log.info("rank %d of %d on %s: starting after epoch %d", self.runtime.rank, self.runtime.world_size, self.runtime.device, done)
-        metrics: dict[str, float] = {}
         end = min(train.epochs, train.stop_after or train.epochs)
         for epoch in range(done, end):
             started = time.perf_counter()
@@ -181,7 +180,8 @@ class Trainer:
             if self._evaluates(epoch):
                 metrics.update(self._evaluate())
             self._finish_epoch(epoch, metrics)
-        return metrics
+        if end == train.epochs and self.runtime.rank == 0:
+            self.export()
 
     def _train_epoch(self, epoch: int) -> tuple[dict[str, Tensor], int]:
         """One pass over the training images; returns the means over steps and workers, and the number of steps."""
@@ -229,7 +229,8 @@ class Trainer:
         with nullcontext() if kind is None else torch.autocast(device.type, kind):
             out: Output = self.parallel(views, ctx)
         if ctx.step == 0 and self.runtime.rank == 0:
-            self.first_views = [view[:8].detach().cpu() for view in (*views, *out.student_views)]
+            seen = [view[:8].cpu() for view in (*views, *out.new_views)]
+            save_views(seen, self.augment.mean, self.augment.std, self.journal.folder / "views.png")
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(out.loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -308,6 +309,21 @@ class Trainer:
             x = self.augment.evaluation(images[index].to(self.runtime.device)).contiguous(memory_format=self.layout)
             parts.append(encoder(x).float())
         return distributed.gather(torch.cat(parts))[:count]
+
+    def export(self) -> None:
+        """The student encoder alone, as safetensors, with what is needed to use it beside it."""
+        weights = {key: value.detach().cpu().contiguous() for key, value in self.model.encoder.state_dict().items()}
+        save_file(weights, self.journal.folder / "encoder.safetensors")
+        about = {
+            "encoder": self.config.encoder.name,
+            "stem": self.config.encoder.stem,
+            "norm": self.config.model.norm,
+            "image_size": self.config.data.image_size,
+            "mean": self.augment.mean,
+            "std": self.augment.std,
+            "load": "rotssl.models.encoders.load_encoder(FOLDER)",
+        }
+        (self.journal.folder / "encoder.json").write_text(json.dumps(about, indent=2) + "\n")
 
     def _finish_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Journal first, then the checkpoint: a crash in between repeats the epoch and finds its point already there."""

@@ -29,3 +29,18 @@ def count_step(config: Config) -> float:
     with distributed.alone(), FlopCounterMode(display=False) as counter:
         model(views, ctx).loss.backward()
     return float(counter.get_total_flops())
+
+
+def estimate(config: Config, train_size: int) -> str:
+    """What a run would cost, in lines to print.
+
+    Args:
+        config: resolved.
+        train_size: number of training images.
+    """
+    steps = train_size // config.train.batch_size * config.train.epochs
+    flops = count_step(config)
+    return (
+        f"# {steps} steps of {config.train.batch_size} images over {config.train.epochs} epochs\n"
+        f"# {flops / config.train.batch_size:.3g} FLOPs an image, {flops * steps:.3g} FLOPs in all"
+    )

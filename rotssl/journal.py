@@ -2,7 +2,10 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+Points = dict[int, dict[str, float]]
 
 
 class Journal:
@@ -10,23 +13,19 @@ class Journal:
 
     Args:
         folder: of the run; made if need be.
-        on_append: called after a point was added.
+        on_append: called with all points when one was added.
     """
 
     NAME = "metrics.jsonl"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_append: Callable[[Points], None] = lambda points: None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.path = folder, folder / self.NAME
+        self.folder, self.path, self.on_append = folder, folder / self.NAME, on_append
         self._points = read(folder)
 
     def point(self, epoch: int) -> dict[str, float] | None:
         """The metrics of an epoch (1-based), if it was finished before."""
         return self._points.get(epoch)
-
-    def points(self) -> dict[int, dict[str, float]]:
-        """Epoch -> metrics, in order."""
-        return dict(sorted(self._points.items()))
 
     def append(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add an epoch's metrics, unless it is there already: an epoch that had to be repeated keeps its first point."""
@@ -44,11 +43,12 @@ class Journal:
             file.write((b"\n" if torn else b"") + json.dumps({"epoch": epoch, **metrics}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        self.on_append(self._points)
 
 
-def read(folder: Path) -> dict[int, dict[str, float]]:
+def read(folder: Path) -> Points:
     """Epoch -> metrics of the run in a folder; lines that a crash cut short are passed over."""
-    points: dict[int, dict[str, float]] = {}
+    points: Points = {}
     path = folder / Journal.NAME
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:

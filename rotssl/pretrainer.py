@@ -19,11 +19,14 @@ from rotssl.tasks import TASKS, Task
 
 @dataclass(frozen=True)
 class Output:
-    """The total loss, and the scalars of a step: ``loss/*`` unweighted parts, ``<task>/accuracy``, ``feature/std``."""
+    """The total loss, and the scalars of a step: ``loss/*`` unweighted parts, ``<task>/accuracy``, ``feature/std``.
+
+    ``new_views`` are the ones that tasks made, in extra mode or in place.
+    """
 
     loss: Tensor
     logs: dict[str, Tensor]
-    student_views: list[Tensor]
+    new_views: list[Tensor]
 
 
 def encode(encoder: nn.Module, views: list[Tensor], joint: bool) -> list[Tensor]:
@@ -72,10 +75,12 @@ class Pretrainer(nn.Module):
             ctx: where in the run this is.
         """
         student, teacher, targets = views, views, {}
+        new_views: list[Tensor] = []
         for name, task in self._tasks():
             if task.in_place:
                 student, targets[name] = task.transform(views, ctx)
                 teacher = student if task.teacher_too else views
+                new_views += student
         features = encode(self.encoder, student, self.method.joint_views)
         z = [self.method.projector(h) for h in features]
         out = self.method.loss(z, self._teach(teacher), ctx)
@@ -85,6 +90,7 @@ class Pretrainer(nn.Module):
         for name, task in self._tasks():
             if not task.in_place:
                 transformed, targets[name] = task.transform(views, ctx)
+                new_views += transformed
                 with nullcontext() if task.update_bn else frozen_bn_statistics(self.encoder):
                     judged = encode(self.encoder, transformed, joint=False)
             else:
@@ -94,7 +100,7 @@ class Pretrainer(nn.Module):
             logs[f"loss/{name}"] = part.loss.detach()
             logs.update({f"{name}/{key}": value for key, value in part.logs.items()})
         logs["loss/total"] = loss.detach()
-        return Output(loss, logs, student)
+        return Output(loss, logs, new_views)
 
     def _tasks(self) -> list[tuple[str, Task]]:
         return list(self.tasks.items())  # type: ignore[arg-type]

@@ -4,10 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-K = 200
-TEMPERATURE = 0.1
-# Stands beside every kNN number.
-PROTOCOL = f"weighted kNN on validation, bank train, student encoder, eval mode, cosine, k={K} (at most the bank), T={TEMPERATURE}"
+from rotssl.evaluation import KNN_K, KNN_TEMPERATURE
 
 
 @torch.no_grad()
@@ -29,7 +26,7 @@ def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: T
     classes = int(bank_labels.max()) + 1
     correct = 0
     for rows, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
-        similarity, index = (rows @ bank).topk(min(K, bank.shape[1]), dim=1)
-        votes = rows.new_zeros(len(rows), classes).scatter_add_(1, bank_labels[index], (similarity / TEMPERATURE).exp())
+        similarity, index = (rows @ bank).topk(min(KNN_K, bank.shape[1]), dim=1)
+        votes = rows.new_zeros(len(rows), classes).scatter_add_(1, bank_labels[index], (similarity / KNN_TEMPERATURE).exp())
         correct += int((votes.argmax(1) == labels).sum())
     return correct / len(queries)

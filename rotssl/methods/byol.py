@@ -28,11 +28,15 @@ class BYOL(Method):
         self.predictor = mlp([config.out_dim, config.hidden_dim, config.out_dim])
 
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
-        """The symmetrised eq. 2: the sum over both directions, as in the official code; for more views, twice their mean."""
+        """Eq. 2, symmetrised: the mean over all ordered pairs of views.
+
+        The official code sums its two directions; like the other methods' losses, ours is a mean, so that a task's weight means
+        the same beside each of them. Their sum with a weight of 2 w is ours with w at twice the learning rate.
+        """
         assert z_teacher is not None
         predictions = [self.predictor(view) for view in z]
         terms = [byol_regression(p, t) for i, p in enumerate(predictions) for j, t in enumerate(z_teacher) if i != j]
-        return StepOutput(2 * torch.stack(terms).mean())
+        return StepOutput(torch.stack(terms).mean())
 
     def teacher_momentum(self, progress: float) -> float:
         """1 - (1 - tau) (cos(pi k / K) + 1) / 2, section 3.2."""

@@ -1,8 +1,15 @@
 """Encoders: name and stem -> a network from images to feature vectors."""
 
+import json
+from pathlib import Path
+
+import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
+
+from rotssl.distributed import convert_norm
 
 
 class SmallResNet(nn.Module):
@@ -58,3 +65,19 @@ def build_encoder(name: str, stem: str) -> tuple[nn.Module, int]:
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
     return model, dim
+
+
+def load_encoder(folder: str | Path) -> tuple[nn.Module, int]:
+    """A pretrained encoder, as a run leaves it: ``encoder.safetensors`` and ``encoder.json`` in its folder.
+
+    Images are to be scaled to [0, 1] and normalised by the ``mean`` and ``std`` in encoder.json.
+
+    Returns:
+        The module in evaluation mode, (B, 3, S, S) -> (B, D), and D.
+    """
+    about = json.loads((Path(folder) / "encoder.json").read_text())
+    encoder, dim = build_encoder(about["encoder"], about["stem"])
+    if about["norm"] == "group":
+        convert_norm(encoder, "group", torch.device("cpu"))
+    encoder.load_state_dict(load_file(Path(folder) / "encoder.safetensors"))
+    return encoder.eval(), dim

@@ -1,0 +1,13 @@
+"""Pretrain an image encoder: python jobs/pretrain.py [--config jobs/recipes/NAME.yaml] [--section.field VALUE ...]
+
+With no arguments: BYOL with rotation prediction on the embedded sample, on the GPUs or the two CPU workers that the machine has.
+Started again, the same command goes on from the last checkpoint.
+"""
+
+import sys
+
+from rotssl.cli import parse, run_command
+from rotssl.launch import run
+
+if __name__ == "__main__":
+    run_command(lambda: run(parse(sys.argv[1:], "jobs/pretrain.py", __doc__)))

@@ -1,0 +1,267 @@
+"""The driver of a run: checks, run folder, tracking, workers, and what is printed at the end."""
+
+import fcntl
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rotssl import checkpoint, journal, tracking
+from rotssl import config as cfg
+from rotssl.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Command
+from rotssl.config import Config
+from rotssl.data import datasets
+from rotssl.evaluation import KNN_PROTOCOL
+from rotssl.fields import ConfigError
+from rotssl.reporting import tables
+from rotssl.reporting.progress import ProgressView
+
+log = logging.getLogger(__name__)
+ARTIFACTS = ("config.yaml", "convergence.png", "views.png", "encoder.safetensors", "encoder.json")
+
+
+@dataclass
+class Record:
+    """``run.json`` in the run's folder: what the run is, and how its last start ended."""
+
+    path: Path
+    config: dict[str, Any]
+    status: str = "new"
+    uri: str = ""
+    run_id: str | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> "Record":
+        """The record of a run, read from its folder if it was started before.
+
+        Raises:
+            ConfigError: it was started with another configuration, or the record can't be read.
+        """
+        path, ours = config.run_dir / "run.json", cfg.identity(config)
+        if not path.exists():
+            return cls(path, ours)
+        try:
+            record = cls(path, **json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"storage.path: {path} cannot be read ({error}); move the folder away to start anew") from error
+        for key in sorted(ours.keys() | record.config.keys()):
+            if ours.get(key) != record.config.get(key):
+                before, now = record.config.get(key), ours.get(key)
+                raise ConfigError(
+                    f"{key}: got {now}, but run {config.tracking.run_name!r} was started with {before}; choose another tracking.run_name"
+                )
+        return record
+
+    def write(self, status: str) -> None:
+        """Save with a new status, whole or not at all."""
+        self.status = status
+        content = {"config": self.config, "status": status, "uri": self.uri, "run_id": self.run_id}
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.replace(self.path)
+
+
+@contextmanager
+def run_folder(config: Config) -> Iterator[Path]:
+    """The run's folder, made and held for this process alone.
+
+    Raises:
+        ConfigError: it can't be written, or another process runs this very run.
+    """
+    folder = config.run_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise ConfigError(f"storage.path: cannot write to {error.filename or folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"tracking.run_name: {config.tracking.run_name!r} is being run by another process right now") from error
+        yield folder
+
+
+def prepare(config: Config) -> tuple[Config, datasets.DataInfo]:
+    """Check the data and resolve what was left open; also returns what is known of the data.
+
+    Raises:
+        ConfigError: as the parts do.
+    """
+    info = datasets.inspect(config.data, config.evaluation.holdout)
+    config = cfg.resolve(config, info.image_size, info.train_size)
+    if config.tracking.uri is not None:
+        tracking.check_uri(config.tracking.uri)
+    return config, info
+
+
+def run(command: Command) -> int:
+    """What jobs/pretrain.py does; returns the exit code."""
+    config, info = prepare(command.config)
+    if command.print_config or command.dry_run:
+        print(dump(config), end="")
+    if command.dry_run:
+        check_writable(config.run_dir)
+        Record.of(config)
+        from rotssl.flops import estimate
+
+        print(estimate(config, info.train_size))
+    if command.print_config or command.dry_run:
+        return EXIT_OK
+    return pretrain(config)
+
+
+def dump(config: Config) -> str:
+    """The configuration as a recipe."""
+    return yaml.safe_dump(cfg.to_dict(config), sort_keys=False)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that could not be made or written, leaving nothing behind.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"storage.path: cannot write to {folder}")
+
+
+def pretrain(config: Config) -> int:
+    """Run a resolved configuration to its end, or go on with it; returns the exit code.
+
+    Raises:
+        ConfigError: what the machine, the cluster, the store or an earlier start forbid.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(run_folder(config))
+        record = Record.of(config)
+        if record.status == "finished":
+            print(f"run {config.tracking.run_name} is finished already:")
+            report(config, record)
+            return EXIT_OK
+        workers = None
+        if config.scaling.num_workers != 0:
+            from rotssl import ray_runtime
+
+            workers = stack.enter_context(ray_runtime.connected(config))
+            print(f"training on {workers.count} {'GPU' if workers.use_gpu else 'CPU'} workers", file=sys.stderr)
+        record.uri, record.run_id = _open_tracking(config, record, workers)
+        record.write("running")
+        (folder / "config.yaml").write_text(dump(config))
+        tracker = tracking.Tracker(record.uri, record.run_id)
+        tracker.sync(journal.read(folder))
+        failed: str | None = None
+        try:
+            with ProgressView(config.train.epochs, str(config.tracking.run_name)) as view:
+                if workers is None:
+                    failed = _run_here(config, tracker, view)
+                else:
+                    failed = ray_runtime.fit(config, workers, (record.uri, record.run_id), view.handle)
+        except KeyboardInterrupt:
+            record.write("interrupted")
+            tracker.finish("KILLED", "interrupted", [])
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        points = journal.read(folder)
+        tracker.sync(points)
+        if failed is not None:
+            record.write("failed")
+            tracker.finish("FAILED", failed, [folder / "config.yaml"])
+            print(f"error: the run failed: {failed}", file=sys.stderr)
+            return EXIT_FAILED
+        if max(points) < config.train.epochs:
+            record.write("stopped")
+            tracker.finish("KILLED", "stop_after", [])
+            print(f"stopped after epoch {max(points)} of {config.train.epochs}, as asked; without train.stop_after the same command goes on")
+            report(config, record)
+            return EXIT_OK
+        _plot(config)
+        record.write("finished")
+        tracker.finish("FINISHED", "completed", [folder / name for name in ARTIFACTS])
+        report(config, record)
+        return EXIT_OK
+
+
+def _open_tracking(config: Config, record: Record, workers: Any) -> tuple[str, str]:
+    uri = config.tracking.uri or tracking.default_uri(str(config.storage.path))
+    if uri.startswith("sqlite") and workers is not None and workers.nodes > 1:
+        raise ConfigError(f"tracking.uri: got {uri!r}, expected http(s)://HOST:PORT: the cluster has {workers.nodes} machines, sqlite is for one")
+    tags = {
+        "method": config.method.name,
+        "data": config.data.name,
+        "rotation": "on" if config.rotation.weight > 0 else "off",
+        "git_commit": _git_commit(),
+        "config_hash": cfg.fingerprint(config),
+        "world_size": str(workers.count if workers else 1),
+        "device": "gpu" if workers and workers.use_gpu else "cpu",
+        "status_reason": "running",
+        "run_dir": str(config.run_dir),
+        "knn_protocol": KNN_PROTOCOL,
+        **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
+    }
+    params = {key: value for key, value in cfg.flat(config).items() if not key.startswith(("scaling.", "storage.", "tracking."))}
+    params.pop("train.stop_after")
+    known = record.run_id if record.uri == uri else None
+    artifacts = Path(str(config.storage.path)) / "mlartifacts" / config.tracking.experiment
+    run_id = tracking.open_run(uri, config.tracking.experiment, str(config.tracking.run_name), known, params, tags, artifacts)
+    return uri, run_id
+
+
+def _git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"  # an uploaded or installed copy
+
+
+def _run_here(config: Config, tracker: tracking.Tracker, view: ProgressView) -> str | None:
+    import torch
+
+    from rotssl.engine import LocalRuntime, RunFailed, Trainer
+
+    use_gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
+    if use_gpu and not torch.cuda.is_available():
+        raise ConfigError("scaling.use_gpu: got true, but this machine has no GPU that torch can use")
+    runtime = LocalRuntime(config.run_dir, torch.device("cuda" if use_gpu else "cpu"), view.handle)
+    try:
+        splits = datasets.load(config.data, config.evaluation.holdout)
+        Trainer(config, splits, runtime, journal.Journal(config.run_dir, tracker.sync)).run()
+    except (RunFailed, datasets.DataError) as error:
+        return str(error)
+    return None
+
+
+def _plot(config: Config) -> None:
+    from rotssl.reporting.pictures import save_convergence
+
+    folder = config.run_dir
+    save_convergence({str(config.tracking.run_name): journal.read(folder)}, folder / "convergence.png")
+
+
+def report(config: Config, record: Record) -> None:
+    """Print the table of a run and where everything is, to stdout."""
+    folder = config.run_dir
+    points = journal.read(folder)
+    tables.show(tables.result(str(config.tracking.run_name), points))
+    checkpoints = checkpoint.found(folder)
+    print(f"checkpoint   {checkpoints[0] if checkpoints else 'none'}")
+    for label, file in (("encoder", "encoder.safetensors"), ("views", "views.png"), ("plot", "convergence.png")):
+        if (folder / file).exists():
+            print(f"{label:<12} {folder / file}")
+    if record.uri.startswith("http"):
+        print(f"MLflow       {record.uri}")
+    else:
+        program = Path(sys.executable).with_name("mlflow")
+        print(f"MLflow       {shlex.join([str(program), 'ui', '--backend-store-uri', record.uri])}")

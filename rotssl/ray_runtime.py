@@ -1,0 +1,271 @@
+"""Ray Train: the only module, with rotssl.ray_sweep, that imports ray.
+
+The driver connects to a cluster, checks that the workers fit, loads the data once into Ray's object store (one copy a node, read
+in place by all workers of it) and hands the engine's loop to a TorchTrainer. A worker group that dies is restarted by Ray Train
+and goes on from the newest checkpoint in storage.path.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rotssl import checkpoint
+from rotssl import config as cfg
+from rotssl.config import Config
+from rotssl.data import datasets
+from rotssl.fields import ConfigError
+from rotssl.journal import Journal
+from rotssl.tracking import Tracker
+
+# Set before Ray starts; Train hands the first one on to its controller and workers.
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the controller's next look: 2 s by default
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+MAX_FAILURES = 3
+COLLECTIVE_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who will train, and where."""
+
+    count: int
+    use_gpu: bool
+    nodes: int
+
+
+def _import_ray() -> Any:
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    # Ray's processes inherit the environment; without bytecode each of them would compile its imports anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    import ray
+
+    return ray
+
+
+@contextlib.contextmanager
+def connected(config: Config) -> Iterator[Workers]:
+    """Within the body, a cluster: the one of RAY_ADDRESS or of ``ray start`` on this machine, else one of its own.
+
+    Raises:
+        ConfigError: no connection, or the workers don't fit into the cluster.
+    """
+    ray = _import_ray()
+    ours = not ray.is_initialized()
+    if ours:
+        if not _running_cluster():
+            check_machine(config)
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        try:
+            ray.init(logging_level=logging.WARNING, log_to_driver=True)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            token = "" if os.environ.get("RAY_AUTH_MODE") else "; if it asks for a token: export RAY_AUTH_MODE=token"
+            raise ConfigError(f"RAY_ADDRESS: cannot connect to the Ray cluster ({str(error).splitlines()[0][:160]}){token}") from error
+        _protect_token()
+    try:
+        yield plan(config, ray.cluster_resources(), ray.nodes())
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _running_cluster() -> bool:
+    """Whether ray.init() will join a cluster: named by the environment, or started on this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    from ray._private.utils import read_ray_address
+
+    return bool(read_ray_address())
+
+
+def _protect_token() -> None:
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)  # Ray writes it readable for everyone
+
+
+def check_machine(config: Config) -> None:
+    """Refuse more workers than this machine has cores, before a cluster is started.
+
+    Raises:
+        ConfigError: too many workers.
+    """
+    asked, each, cores = config.scaling.num_workers, config.scaling.cpus_per_worker, os.cpu_count() or 1
+    if asked != "auto" and asked * each > cores:
+        raise ConfigError(f"scaling.num_workers: got {asked} with {each} CPU each, expected what fits into the {cores} cores here")
+
+
+def plan(config: Config, resources: dict[str, float], nodes: list[dict[str, Any]]) -> Workers:
+    """The workers for a cluster: as configured, else one a GPU, else one a core up to two.
+
+    Args:
+        config: the run's.
+        resources: totals of the cluster, as ray.cluster_resources() gives them.
+        nodes: as ray.nodes() gives them.
+
+    Raises:
+        ConfigError: they don't fit into the cluster's totals.
+    """
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    scaling = config.scaling
+    use_gpu = gpus > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
+    most = min(gpus, cpus // scaling.cpus_per_worker) if use_gpu else cpus // scaling.cpus_per_worker
+    count = scaling.num_workers if scaling.num_workers != "auto" else most if use_gpu else min(2, most)
+    if use_gpu and count > gpus:
+        raise ConfigError(f"scaling.num_workers: got {count} with a GPU each, expected at most the cluster's {gpus} GPUs")
+    if count < 1 or count * scaling.cpus_per_worker > cpus:
+        raise ConfigError(
+            f"scaling.num_workers: got {count} with {scaling.cpus_per_worker} CPU each, expected what fits into the cluster's {cpus} CPUs"
+        )
+    cfg.check_workers(config, count)
+    addresses = {node["NodeManagerAddress"] for node in nodes if node.get("Alive", True)}
+    return Workers(count, use_gpu, len(addresses))
+
+
+class RayRuntime:
+    """The engine's Runtime inside a Ray Train worker.
+
+    Args:
+        queue: takes the progress events of rank 0.
+    """
+
+    def __init__(self, queue: Any) -> None:
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.queue = queue
+
+    def wrap(self, model: Any) -> Any:
+        """DDP where there are several workers."""
+        if self.world_size == 1:
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        devices = [self.device] if self.device.type == "cuda" else None
+        # Synchronised norms keep their buffers equal by themselves; per-worker BatchNorm takes rank 0's.
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+    def report(self, epoch: int, metrics: dict[str, float], folder: Path | None) -> None:
+        """Hand metrics and checkpoint to Ray Train, which copies it to storage.path."""
+        import ray.train
+
+        saved = None if folder is None else ray.train.Checkpoint.from_directory(str(folder))
+        ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=checkpoint.name(epoch))
+
+    def progress(self, event: dict[str, Any]) -> None:
+        """Send an event to the driver, without waiting."""
+        if self.rank == 0 and self.queue is not None:
+            self.queue.actor.put_nowait.remote(event)
+
+
+def _work(task: dict[str, Any]) -> dict[str, Any]:
+    """What each worker runs; returns {"failed": reason} for what trying again would not change."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    from rotssl.engine import RunFailed, Trainer
+
+    config = cfg.build(cfg.flat_dict(task["config"]))
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # the object store's; nobody writes
+    try:
+        splits, runtime = ray.get(task["data"]), RayRuntime(task["queue"])
+        listeners = {"on_append": Tracker(*task["tracking"]).sync} if runtime.rank == 0 else {}
+        Trainer(config, splits, runtime, Journal(config.run_dir, **listeners)).run()
+    except RunFailed as error:
+        return {"failed": str(error)}
+    except RayTaskError as error:
+        if isinstance(error.cause, datasets.DataError):
+            return {"failed": str(error.cause)}
+        raise
+    return {}
+
+
+def fit(config: Config, workers: Workers, tracking: tuple[str, str], show: Callable[[dict[str, Any]], None]) -> str | None:
+    """Run the engine on Ray Train workers; returns None, or the reason why the run failed.
+
+    Args:
+        config: resolved.
+        workers: from connected().
+        tracking: MLflow's URI and run id, for rank 0.
+        show: takes the progress events, in a thread of its own.
+    """
+    ray = _import_ray()
+    from ray.exceptions import RayActorError
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+    from ray.train.v2.api.config import LoggingConfig
+    from ray.util.queue import Queue
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    data = ray.remote(num_cpus=0)(datasets.load).remote(config.data, config.evaluation.holdout)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"config": cfg.to_dict(config), "data": data, "queue": queue, "tracking": tracking},
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(config, workers)
+        ),
+        run_config=RunConfig(
+            name=config.run_dir.name,
+            storage_path=str(config.run_dir.parent),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    with _rendering(queue, show):
+        try:
+            outcome = trainer.fit().return_value or {}
+        except WorkerGroupError as error:
+            return _first_line(next(iter(error.worker_failures.values()), error))
+        except (ControllerError, RayActorError) as error:
+            return _first_line(error)
+    return outcome.get("failed")
+
+
+def _resources(config: Config, workers: Workers) -> dict[str, float]:
+    return {"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+@contextlib.contextmanager
+def _rendering(queue: Any, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """fit() blocks the driver's main thread: draw the workers' events in another one."""
+    from queue import Empty
+
+    done = threading.Event()
+
+    def draw() -> None:
+        while True:
+            finished = done.is_set()
+            try:
+                show(queue.get(block=not finished, timeout=0.5))
+            except Empty:
+                if finished:
+                    return
+
+    thread = threading.Thread(target=draw, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10)
+        queue.shutdown(grace_period_s=0)

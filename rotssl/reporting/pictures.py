@@ -1,0 +1,61 @@
+"""Pictures: what the model sees, and convergence curves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from rotssl.journal import Points
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def save_views(views: "Sequence[Tensor]", mean: Sequence[float], std: Sequence[float], path: Path, scale: int = 3) -> None:
+    """A grid with one row an image and one column a view, magnified without smoothing.
+
+    Args:
+        views: one (B, 3, S, S) a view, normalised.
+        mean: what was subtracted.
+        std: what was divided by.
+        path: of the PNG.
+        scale: pixels a pixel.
+    """
+    columns = [view.float().numpy() * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1)) for view in views]
+    stack = np.stack(columns, axis=1).clip(0, 1)  # (B, V, 3, S, S)
+    stack = np.pad(stack, ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1.0)
+    rows, cols, _, side, _ = stack.shape
+    grid = (stack.transpose(0, 3, 1, 4, 2).reshape(rows * side, cols * side, 3) * 255).astype(np.uint8)
+    Image.fromarray(grid).resize((cols * side * scale, rows * side * scale), Image.Resampling.NEAREST).save(path)
+
+
+def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "knn/top1", title: str = "") -> None:
+    """Metric against epoch and against training seconds, one line a run.
+
+    Args:
+        curves: label -> points of the run's journal.
+        path: of the PNG.
+        metric: what to draw; accuracies are drawn in percent.
+        title: above both panels.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for panel, key, label in zip(panels, ("cost/epochs", "cost/train_seconds"), ("epoch", "training time, s"), strict=True):
+        for name, points in curves.items():
+            chosen: list[dict[str, Any]] = [point for point in points.values() if metric in point]
+            panel.plot([p[key] for p in chosen], [100 * p[metric] for p in chosen], marker="o", markersize=3.5, label=name)
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel({"knn/top1": "kNN top-1 on validation, %"}.get(metric, metric))
+    if curves:
+        panels[0].legend(frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

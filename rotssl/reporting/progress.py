@@ -1,0 +1,58 @@
+"""Progress of a run in the terminal: a bar where there is one, and a line an epoch everywhere."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], left: float) -> str:
+    """One line on an epoch (1-based): losses, rotation accuracy, kNN, images a second, seconds left."""
+    parts = [f"epoch {epoch:>{len(str(epochs))}}/{epochs}", f"loss {metrics['loss/total']:.3f}", f"ssl {metrics['loss/ssl']:.3f}"]
+    if "loss/rotation" in metrics:
+        parts.append(f"rotation {metrics['loss/rotation']:.3f} (accuracy {metrics['rotation/accuracy']:.1%})")
+    if "knn/top1" in metrics:
+        parts.append(f"kNN {metrics['knn/top1']:.1%}")
+    parts.append(f"{metrics['throughput/images_per_second']:.0f} images/s")
+    minutes, seconds = divmod(round(left), 60)
+    parts.append(f"{minutes}:{seconds:02d} left")
+    return "  ".join(parts)
+
+
+class ProgressView:
+    """Renders the events of a run to stderr; a context manager.
+
+    Args:
+        epochs: of the whole run.
+        name: shown beside the bar.
+    """
+
+    def __init__(self, epochs: int, name: str) -> None:
+        self.epochs = epochs
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task(f"{name}: starting workers", total=None)
+        self.name = name
+        self.first: tuple[float, int] | None = None
+
+    def __enter__(self) -> "ProgressView":
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def handle(self, event: dict[str, Any]) -> None:
+        """Show an event of the engine: ``epoch`` (0-based), ``step``, ``total_steps``, and ``metrics`` at the end of an epoch."""
+        step, total = event["step"], event["total_steps"]
+        now = time.monotonic()
+        if self.first is None or step < self.first[1]:
+            self.first = (now, step - 1)
+        self.bar.update(self.task, description=f"{self.name}: epoch {event['epoch'] + 1}/{self.epochs}", total=total, completed=step)
+        if "metrics" in event:
+            began, before = self.first
+            left = (now - began) / max(1, step - before) * (total - step)
+            self.console.print(epoch_line(event["epoch"] + 1, self.epochs, event["metrics"], left))

@@ -1,0 +1,179 @@
+"""MLflow: the only module that imports it.
+
+The journal on disk holds the truth; a Tracker brings MLflow up to it. Metrics in MLflow are append-only, so what it already has
+is asked for before anything is sent: each epoch arrives once, however often a run is started again. A tracking server that is
+down costs a warning, never the run: the next epoch, or the next start, sends what is missing.
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rotssl.fields import ConfigError
+from rotssl.journal import Points
+
+log = logging.getLogger(__name__)
+
+# A dead server must not hold up training: MLflow's own defaults block for minutes.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def default_uri(storage: str) -> str:
+    """The sqlite file below storage.path."""
+    return f"sqlite:///{Path(storage) / 'mlflow.db'}"
+
+
+def check_uri(uri: str) -> None:
+    """Refuse what can't work, without importing mlflow.
+
+    Raises:
+        ConfigError: a scheme that isn't sqlite or http(s), or an sqlite file in a folder that can't be written.
+    """
+    if uri.startswith(("http://", "https://")):
+        return
+    if not uri.startswith("sqlite:///") or len(uri) == len("sqlite:///"):
+        raise ConfigError(f"tracking.uri: got {uri!r}, expected sqlite:///FILE or http(s)://HOST:PORT")
+    file = Path(uri.removeprefix("sqlite:///"))
+    target = file if file.exists() else file.absolute().parent
+    if file.is_dir() or not target.exists() or not os.access(target, os.W_OK):
+        raise ConfigError(f"tracking.uri: {file} is not a file that can be written")
+
+
+def _client(uri: str) -> Any:
+    for key, value in _PATIENCE.items():
+        os.environ.setdefault(key, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def open_run(
+    uri: str, experiment: str, run_name: str, run_id: str | None, params: dict[str, Any], tags: dict[str, str], artifacts: Path
+) -> str:
+    """Make store, experiment and run, or take up the run again; called once, by the driver, before any worker starts.
+
+    Args:
+        uri: of the tracking store.
+        experiment: its name; made if need be.
+        run_name: shown in the UI.
+        run_id: of the run to go on with, or None for a new one.
+        params: dotted name -> value; they never change.
+        tags: facts that may change from start to start.
+        artifacts: folder for the artifacts of a new experiment on sqlite (a server has its own place).
+
+    Returns:
+        The run's id.
+
+    Raises:
+        ConfigError: the store can't be reached.
+    """
+    client = _client(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_experiment_by_name(experiment)
+        if found is not None and found.lifecycle_stage != "active":
+            raise ConfigError(f"tracking.experiment: {experiment!r} was deleted in MLflow; restore it or choose another name")
+        if found is None:
+            location = artifacts.absolute().as_uri() if uri.startswith("sqlite") else None
+            experiment_id = client.create_experiment(experiment, artifact_location=location)
+        else:
+            experiment_id = found.experiment_id
+        if run_id is None or not _alive(client, run_id):
+            run_id = str(client.create_run(experiment_id, run_name=run_name).info.run_id)
+        client.update_run(run_id, status="RUNNING")
+        known = client.get_run(run_id).data.params
+        from mlflow.entities import Param, RunTag
+
+        client.log_batch(
+            run_id,
+            params=[Param(key, str(value)) for key, value in params.items() if key not in known],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+    except ConfigError:
+        raise
+    except (MlflowException, OSError) as error:
+        raise ConfigError(f"tracking.uri: {uri} cannot be used: {str(error).splitlines()[0][:200]}") from error
+    return run_id
+
+
+def _alive(client: Any, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException:
+        return False
+
+
+class Tracker:
+    """Brings one MLflow run up to the journal; every call is best effort and warns where it fails.
+
+    Args:
+        uri: of the tracking store.
+        run_id: from open_run().
+    """
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self.uri, self.run_id = uri, run_id
+        self._known: set[int] | None = None
+        self._client: Any = None
+
+    def sync(self, points: Points) -> None:
+        """Send the epochs that MLflow doesn't have yet."""
+        try:
+            self._client = self._client or _client(self.uri)
+            from mlflow.entities import Metric
+
+            if self._known is None:
+                self._known = {m.step for m in self._client.get_metric_history(self.run_id, "cost/epochs")}
+            missing = sorted(set(points) - self._known)
+            now = int(time.time() * 1000)
+            for epoch in missing:
+                # One transaction an epoch: it arrives whole or not at all.
+                self._client.log_batch(self.run_id, metrics=[Metric(k, v, now, epoch) for k, v in points[epoch].items()])
+                self._known.add(epoch)
+        except Exception as error:  # whatever the store or the network raises, training goes on
+            log.warning("MLflow could not be updated (%s); the journal has every point, the next epoch sends it", _short(error))
+            self._known = None
+
+    def finish(self, status: str, reason: str, files: list[Path]) -> None:
+        """Log the files as artifacts and close the run.
+
+        Args:
+            status: MLflow's FINISHED, FAILED or KILLED.
+            reason: for the tag status_reason.
+            files: those that exist are logged.
+        """
+        try:
+            self._client = self._client or _client(self.uri)
+            for file in files:
+                if file.exists():
+                    self._client.log_artifact(self.run_id, str(file))
+            self._client.set_tag(self.run_id, "status_reason", reason)
+            self._client.set_terminated(self.run_id, status)
+        except Exception as error:  # as above
+            log.warning("MLflow could not be told that the run is %s (%s)", status, _short(error))
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Set tags."""
+        try:
+            self._client = self._client or _client(self.uri)
+            for key, value in tags.items():
+                self._client.set_tag(self.run_id, key, value)
+        except Exception as error:  # as above
+            log.warning("MLflow tags could not be set (%s)", _short(error))
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
