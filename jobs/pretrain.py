@@ -1,4 +1,4 @@
-"""Pretrain an image encoder: python jobs/pretrain.py [--config jobs/recipes/NAME.yaml] [--section.field VALUE ...]
+"""Pretrain an image encoder without labels, on a Ray cluster.
 
 With no arguments: BYOL with rotation prediction on the embedded sample, on the GPUs or the two CPU workers that the machine has.
 Started again, the same command goes on from the last checkpoint.

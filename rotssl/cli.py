@@ -45,7 +45,9 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"--config: {path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'bad character'})") from error
+        raise ConfigError(
+            f"--config: {path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'bad character'})"
+        ) from error
     except RecursionError as error:
         raise ConfigError(f"--config: {path} is nested too deeply") from error
     if content is None:
@@ -54,7 +56,9 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"--config: {path} holds {type(content).__name__}, expected sections such as 'train:'")
     for section, fields in content.items():
         if not isinstance(fields, dict):
-            raise ConfigError(f"{section}: got {fields!r}, expected a section with fields below it{nearest(str(section), _sections())}")
+            raise ConfigError(
+                f"{section}: got {fields!r}, expected a section with fields below it{nearest(str(section), _sections())}"
+            )
     return cfg.flat_dict(content)
 
 
@@ -71,14 +75,22 @@ def _parser(method: str, program: str, description: str) -> _Parser:
     )
     parser.add_argument("--config", action="append", metavar="FILE", help="recipe (YAML); flags win over it")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print configuration and cost, and exit")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print configuration and cost, and exit"
+    )
     groups: dict[str, Any] = {}
     for key, (hint, spec) in cfg.schema(method).items():
         section = key.split(".")[0]
         if section not in groups:
             groups[section] = parser.add_argument_group(f"{section}: {method}'s" if section == "method" else section)
         default = spec.default
-        text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default).lower() if isinstance(default, bool) else default
+        text = (
+            ",".join(map(str, default))
+            if isinstance(default, tuple)
+            else str(default).lower()
+            if isinstance(default, bool)
+            else default
+        )
         valid = ", ".join(METHODS) if key == "method.name" else describe(hint, spec.metadata["bounds"])
         text = f"{spec.metadata['help']} [{valid}; default: {'null' if text is None else text}]".replace("%", "%%")
         groups[section].add_argument(f"--{key}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
@@ -106,7 +118,11 @@ def parse(argv: Sequence[str], program: str = "pretrain.py", description: str = 
         if not name.startswith("--"):
             raise ConfigError(f"got {unknown[0]!r}, expected flags such as --train.epochs 10")
         other = [m for m in METHODS if name[2:] in cfg.schema(m)]
-        why = f"; it is a field of {', '.join(other)}, not of {method}" if other else nearest(name[2:], cfg.schema(method))
+        why = (
+            f"; it is a field of {', '.join(other)}, not of {method}"
+            if other
+            else nearest(name[2:], cfg.schema(method))
+        )
         raise ConfigError(f"{name[2:]}: no such field{why}")
     return Command(cfg.build({**overrides, **flags}), given.print_config, given.dry_run)
 

@@ -57,7 +57,8 @@ class EncoderConfig:
         "small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"
     ] = opt("small", "small (three residual blocks, for CPUs) or a torchvision ResNet.")
     stem: Literal["imagenet", "cifar", "auto"] = opt(
-        "auto", "cifar: 3x3 stride 1, no pooling; imagenet: strided. auto: cifar for a ResNet on images up to 64 pixels."
+        "auto",
+        "cifar: 3x3 stride 1, no pooling; imagenet: strided. auto: cifar for a ResNet on images up to 64 pixels.",
     )
 
 
@@ -76,10 +77,12 @@ class RotationConfig:
 
     weight: float = opt(1.0, "Weight of the mean cross-entropy over the rotated views; 0 is off.", ge=0)
     mode: Literal["extra", "in_place"] = opt(
-        "extra", "extra: rotated views get a forward of their own (the paper's recipe); in_place: the method's views turn."
+        "extra",
+        "extra: rotated views get a forward of their own (the paper's recipe); in_place: the method's views turn.",
     )
     angles: Literal["shared", "independent"] = opt(
-        "shared", "In place: one angle for all views of an image, or one for each student view (teacher's stay upright)."
+        "shared",
+        "In place: one angle for all views of an image, or one for each student view (teacher's stay upright).",
     )
     views: int = opt(2, "Number of rotated views of an image in extra mode.", ge=1, le=2)
     fraction: float = opt(1.0, "Share of the images that are rotated and enter the loss.", gt=0, le=1)
@@ -131,7 +134,9 @@ class EvaluationConfig:
     """What is measured while training."""
 
     knn_every: int = opt(1, "Epochs between kNN evaluations on validation; 0: never.", ge=0)
-    holdout: float = opt(0.1, "Share of train held out for validation where the data have no validation split.", gt=0, lt=1)
+    holdout: float = opt(
+        0.1, "Share of train held out for validation where the data have no validation split.", gt=0, lt=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +201,9 @@ def build(overrides: Mapping[str, Any]) -> Config:
     """
     name = overrides.get("method.name", "byol")
     if not isinstance(name, str) or name not in METHODS:
-        raise ConfigError(f"method.name: got {name!r}, expected one of {', '.join(METHODS)}{nearest(str(name), METHODS)}")
+        raise ConfigError(
+            f"method.name: got {name!r}, expected one of {', '.join(METHODS)}{nearest(str(name), METHODS)}"
+        )
     known = schema(name)
     values: dict[str, dict[str, Any]] = {section.name: {} for section in dataclasses.fields(Config)}
     for key, value in overrides.items():
@@ -208,7 +215,7 @@ def build(overrides: Mapping[str, Any]) -> Config:
         section, leaf = key.split(".")
         values[section][leaf] = convert(key, value, hint, spec.metadata["bounds"])
     hints = get_type_hints(Config)
-    sections = {
+    sections: dict[str, Any] = {
         section: (METHODS[name].config if section == "method" else hints[section])(**given)
         for section, given in values.items()
     }
@@ -228,7 +235,12 @@ def _check(c: Config) -> None:
     _require(low <= high, "views.global_scale", f"({low}, {high})", "the smaller share first")
     for name, values in (("blur", c.views.blur), ("solarize", c.views.solarize)):
         count = c.views.global_count
-        _require(len(values) in (1, count), f"views.{name}", f"{len(values)} values", f"one, or one for each of {count} views")
+        _require(
+            len(values) in (1, count),
+            f"views.{name}",
+            f"{len(values)} values",
+            f"one, or one for each of {count} views",
+        )
     _require(c.views.jitter[3] <= 0.5, "views.jitter", f"a hue of {c.views.jitter[3]}", "a hue of at most 0.5")
     _require(c.data.name != "imagefolder" or c.data.root is not None, "data.root", None, "a folder of images")
     torchvision_set = c.data.name in ("fashion-mnist", "cifar10")
@@ -236,16 +248,30 @@ def _check(c: Config) -> None:
     _require(torchvision_set or not c.data.download, "data.download", "true", f"false: {c.data.name} is not downloaded")
     stop, epochs = c.train.stop_after, c.train.epochs
     _require(stop is None or stop <= epochs, "train.stop_after", stop, f"at most train.epochs ({epochs})")
-    _require(c.optim.warmup_epochs <= epochs, "optim.warmup_epochs", c.optim.warmup_epochs, f"at most train.epochs ({epochs})")
-    _require(c.optim.lr != "auto" or c.optim.lr_scale == "none", "optim.lr_scale", c.optim.lr_scale, "none with lr auto")
+    _require(
+        c.optim.warmup_epochs <= epochs,
+        "optim.warmup_epochs",
+        c.optim.warmup_epochs,
+        f"at most train.epochs ({epochs})",
+    )
+    _require(
+        c.optim.lr != "auto" or c.optim.lr_scale == "none", "optim.lr_scale", c.optim.lr_scale, "none with lr auto"
+    )
     in_place = c.rotation.mode == "in_place"
-    _require(not in_place or c.rotation.views == 2, "rotation.views", c.rotation.views, "2: in_place turns the method's views")
+    _require(
+        not in_place or c.rotation.views == 2,
+        "rotation.views",
+        c.rotation.views,
+        "2: in_place turns the method's views",
+    )
     for key in ("experiment", "run_name"):
         value = getattr(c.tracking, key)
         bad = value is not None and (value in (".", "..") or any(ch in value for ch in "/\\\0\n"))
         _require(not bad, f"tracking.{key}", repr(value), "a name without slashes, fit for a folder")
     if c.storage.path is not None and "://" in c.storage.path:
-        raise ConfigError(f"storage.path: got {c.storage.path!r}, expected a folder on a file system that every node sees")
+        raise ConfigError(
+            f"storage.path: got {c.storage.path!r}, expected a folder on a file system that every node sees"
+        )
     if c.scaling.num_workers != "auto":
         check_workers(c, int(c.scaling.num_workers))
 
@@ -258,14 +284,18 @@ def check_workers(c: Config, num_workers: int) -> None:
     _require(each >= 2, "train.batch_size", batch, f"at least 2 images for each of the {workers} workers")
     rotated = int(each * c.rotation.fraction)
     enough = c.rotation.weight == 0 or c.rotation.mode == "in_place" or rotated >= 2
-    _require(enough, "rotation.fraction", c.rotation.fraction, f"at least {2 / each:g}: two rotated images a worker and step")
+    _require(
+        enough, "rotation.fraction", c.rotation.fraction, f"at least {2 / each:g}: two rotated images a worker and step"
+    )
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:
     """The config with some dotted fields set to values of the right type."""
     for key, value in values.items():
         section, leaf = key.split(".")
-        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{leaf: value})})
+        config = dataclasses.replace(
+            config, **{section: dataclasses.replace(getattr(config, section), **{leaf: value})}
+        )
     return config
 
 
@@ -289,7 +319,9 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
     scale = {"none": 1.0, "linear": batch / 256, "sqrt": (batch / 256) ** 0.5}
     if config.optim.lr == "auto":
         if optimizer != spec.optimizer:
-            raise ConfigError(f"optim.lr: got 'auto', expected a number: {spec.config.__name__} has a rate for {spec.optimizer} only")
+            raise ConfigError(
+                f"optim.lr: got 'auto', expected a number: {spec.config.__name__} has a rate for {spec.optimizer} only"
+            )
         lr = spec.lr * scale["linear"]
     else:
         lr = config.optim.lr * scale[config.optim.lr_scale]

@@ -11,6 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from rotssl.losses import full_precision
 
 _alone = False
 
@@ -58,7 +61,7 @@ def gather(x: Tensor) -> Tensor:
     The gradient that reaches the local rows is the sum over the ranks' losses; averaged over ranks by DDP it is the gradient
     of the mean of those losses. Every rank must hold the same number of rows.
     """
-    return x if world_size() == 1 else _AllGather.apply(x)  # type: ignore[no-any-return]
+    return x if world_size() == 1 else _AllGather.apply(x)
 
 
 def mean(x: Tensor) -> Tensor:
@@ -70,20 +73,36 @@ def mean(x: Tensor) -> Tensor:
     return x
 
 
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model in DDP, or itself where there is one worker. Every parameter takes part in every step.
+
+    Buffers follow rank 0's at each forward: synchronised norms are equal anyway, and with per-worker BatchNorm a checkpoint (rank
+    0's) then holds what all workers go on with.
+    """
+    if world_size() == 1:
+        return model
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def _all_reduce(sums: Tensor) -> Tensor:
+    if world_size() > 1:
+        dist.all_reduce(sums)
+    return sums
+
+
 class _GlobalBatchNorm(torch.autograd.Function):
-    """Batch normalisation by the statistics of all workers' samples, for devices without torch's SyncBatchNorm."""
+    """Batch normalisation by the statistics of all workers' samples."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = [d for d in range(x.dim()) if d != 1]
-        local_var, local_mean = torch.var_mean(x, dims, correction=0)
-        count = x.numel() // x.shape[1]
-        # In double precision, so that E[x^2] - E[x]^2 loses nothing that single precision holds.
-        local_mean, local_var = local_mean.double(), local_var.double()
-        sums = torch.cat([local_mean * count, (local_var + local_mean**2) * count, local_mean.new_tensor([count])])
-        dist.all_reduce(sums)
+        wide = full_precision(x)
+        # torch sums pairwise, to single precision; the differences of large numbers that follow are taken in double.
+        count = wide.new_full((1,), x.numel() // x.shape[1], dtype=torch.double)
+        sums = _all_reduce(torch.cat([wide.sum(dims).double(), (wide * wide).sum(dims).double(), count]))
         total = sums[-1]
         mean_, square = (sums[:-1] / total).chunk(2)
         var = (square - mean_**2).clamp_(min=0)
@@ -101,8 +120,7 @@ class _GlobalBatchNorm(torch.autograd.Function):
         shape = [1, -1] + [1] * (x.dim() - 2)
         grad_bias = grad.sum(ctx.dims)
         grad_weight = ((grad * x).sum(ctx.dims) - mean_ * grad_bias) * inv_std
-        sums = torch.cat([grad_bias, grad_weight])
-        dist.all_reduce(sums)
+        sums = _all_reduce(torch.cat([grad_bias, grad_weight]))
         mean_grad, mean_grad_x = (sums / total.to(sums.dtype)).chunk(2)
         # dx = w/s (g - mean(g) - x_hat mean(g x_hat)), with x_hat = (x - m)/s, gathered into a*g + b*x + c.
         scale = weight * inv_std
@@ -115,7 +133,9 @@ class _GlobalBatchNorm(torch.autograd.Function):
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the batch of all workers, on any device that can all-reduce; same state as torch's BatchNorm.
 
-    torch's SyncBatchNorm refuses CPUs. Accepts (B, C) and (B, C, H, W).
+    torch's SyncBatchNorm refuses CPUs. In a single process it is used as well: torch's own kernel for CPUs adds up a
+    channels_last batch naively, with a relative error of 1e-5 (torch 2.15), which would make one worker differ from two.
+    Accepts (B, C) and (B, C, H, W).
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -124,15 +144,18 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``input`` (B, C, ...) by the statistics over all workers (training) or by the running ones."""
-        if not self.training or world_size() == 1:
+        if not self.training:
             return super().forward(input)
         out, mean_, var, total = _GlobalBatchNorm.apply(input, self.weight, self.bias, self.eps)
         with torch.no_grad():
             momentum = 0.0 if self.momentum is None else self.momentum
-            self.num_batches_tracked += 1  # type: ignore[operator]
-            self.running_mean.lerp_(mean_, momentum)  # type: ignore[union-attr,arg-type]
+            assert (
+                self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+            )
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean_, momentum)
             unbiased = var * (total / (total - 1)).to(var.dtype)
-            self.running_var.lerp_(unbiased, momentum)  # type: ignore[union-attr,arg-type]
+            self.running_var.lerp_(unbiased, momentum)
         return out  # type: ignore[no-any-return]
 
 
@@ -155,7 +178,7 @@ def convert_norm(model: nn.Module, norm: str, device: torch.device) -> nn.Module
         device: where the model will run; torch's SyncBatchNorm works on GPUs only.
     """
     if norm == "sync" and device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world_size() > 1 else model  # type: ignore[no-any-return]
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world_size() > 1 else model
 
     def swap(module: nn.Module) -> nn.Module | None:
         if not isinstance(module, nn.modules.batchnorm._BatchNorm) or norm == "batch":

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rotssl import checkpoint, config as cfg, distributed, rng
+from rotssl import checkpoint, distributed, rng
+from rotssl import config as cfg
 from rotssl.config import Config
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import ImageSet, Splits, normalization
@@ -67,7 +68,11 @@ class LocalRuntime:
     rank, world_size = 0, 1
 
     def __init__(
-        self, run_dir: Path, device: torch.device, show: Callable[[dict[str, Any]], None] = lambda event: None, keep: int = 2
+        self,
+        run_dir: Path,
+        device: torch.device,
+        show: Callable[[dict[str, Any]], None] = lambda event: None,
+        keep: int = 2,
     ) -> None:
         self.run_dir, self.device, self.progress, self.keep = run_dir, device, show, keep
 
@@ -118,7 +123,7 @@ class Trainer:
         torch.use_deterministic_algorithms(train.deterministic)
         self.model: Pretrainer = build_pretrainer(config, device)
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        self.model = self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.model = self.model.to(memory_format=self.layout)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.precision = precision(config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
@@ -166,9 +171,17 @@ class Trainer:
             # Every worker must have found the same checkpoint: storage that some node doesn't share would split the run.
             seen = distributed.gather(torch.tensor([float(done)]).to(self.runtime.device))
             if not bool((seen == seen[0]).all()):
-                raise RunFailed(f"storage.path: the workers see different checkpoints ({seen.tolist()}); it must be shared by all nodes")
+                raise RunFailed(
+                    f"storage.path: the workers see different checkpoints ({seen.tolist()}); it must be shared by all nodes"
+                )
         flops_per_step = count_step(self.config) if self.runtime.rank == 0 else 0.0
-        log.info("rank %d of %d on %s: starting after epoch %d", self.runtime.rank, self.runtime.world_size, self.runtime.device, done)
+        log.debug(
+            "rank %d of %d on %s: starting after epoch %d",
+            self.runtime.rank,
+            self.runtime.world_size,
+            self.runtime.device,
+            done,
+        )
         end = min(train.epochs, train.stop_after or train.epochs)
         for epoch in range(done, end):
             started = time.perf_counter()
@@ -224,7 +237,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.no_grad():
-            views = [view.contiguous(memory_format=self.layout) for view in self.augment(images, ctx.epoch, ctx.positions)]
+            views = [
+                view.contiguous(memory_format=self.layout) for view in self.augment(images, ctx.epoch, ctx.positions)
+            ]
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         with nullcontext() if kind is None else torch.autocast(device.type, kind):
             out: Output = self.parallel(views, ctx)
@@ -251,9 +266,13 @@ class Trainer:
     def _check_finite(self, metrics: dict[str, float], epoch: int) -> None:
         bad = [key for key, value in metrics.items() if not math.isfinite(value) and key != "optim/grad_norm"]
         if bad:
-            raise RunFailed(f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {self.peak_lr:g}); the last checkpoint is kept")
+            raise RunFailed(
+                f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {self.peak_lr:g}); the last checkpoint is kept"
+            )
         if metrics.get("optim/skipped_steps") == 1.0:
-            raise RunFailed(f"every step of epoch {epoch + 1} had a non-finite gradient and was skipped (optim.lr {self.peak_lr:g})")
+            raise RunFailed(
+                f"every step of epoch {epoch + 1} had a non-finite gradient and was skipped (optim.lr {self.peak_lr:g})"
+            )
 
     def _book(self, epoch: int, steps: int, seconds: float, flops_per_step: float) -> dict[str, float]:
         """Account for an epoch. One that an earlier start had finished, but not saved, is lost time: its first cost stands."""
@@ -290,7 +309,7 @@ class Trainer:
         if self.runtime.rank != 0:
             return {}
         to = self.runtime.device
-        labels = [torch.from_numpy(part.labels).to(to) for part in (bank, queries)]  # type: ignore[arg-type]
+        labels = [torch.from_numpy(part.labels).to(to) for part in (bank, queries)]
         return {
             "knn/top1": knn_top1(bank_features, labels[0], query_features, labels[1]),
             "feature/effective_rank": effective_rank(query_features),
@@ -302,7 +321,9 @@ class Trainer:
         encoder = self.model.encoder.eval()
         count, world = len(data.images), self.runtime.world_size
         share = -(-count // world)
-        own = np.arange(self.runtime.rank * share, (self.runtime.rank + 1) * share) % count  # the last share wraps around
+        own = (
+            np.arange(self.runtime.rank * share, (self.runtime.rank + 1) * share) % count
+        )  # the last share wraps around
         images = torch.from_numpy(data.images)
         parts = []
         for index in torch.from_numpy(own).split(batch):
@@ -331,7 +352,14 @@ class Trainer:
             self.runtime.report(epoch + 1, metrics, None)
             return
         self.journal.append(epoch + 1, metrics)
-        self.runtime.progress({"epoch": epoch, "step": (epoch + 1) * self.steps_per_epoch, "total_steps": self.total_steps, "metrics": metrics})
+        self.runtime.progress(
+            {
+                "epoch": epoch,
+                "step": (epoch + 1) * self.steps_per_epoch,
+                "total_steps": self.total_steps,
+                "metrics": metrics,
+            }
+        )
         with tempfile.TemporaryDirectory(prefix="rotssl-", dir=self.journal.folder) as scratch:
             checkpoint.save(self.state(epoch + 1), Path(scratch))
             self.runtime.report(epoch + 1, metrics, Path(scratch))

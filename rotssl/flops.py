@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rotssl import config as cfg, distributed
+from rotssl import config as cfg
+from rotssl import distributed
 from rotssl.config import Config
 from rotssl.methods.base import StepContext
 from rotssl.pretrainer import build_pretrainer

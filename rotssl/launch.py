@@ -52,12 +52,14 @@ class Record:
         try:
             record = cls(path, **json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"storage.path: {path} cannot be read ({error}); move the folder away to start anew") from error
+            raise ConfigError(
+                f"storage.path: {path} cannot be read ({error}); move the folder away to start anew"
+            ) from error
         for key in sorted(ours.keys() | record.config.keys()):
             if ours.get(key) != record.config.get(key):
                 before, now = record.config.get(key), ours.get(key)
                 raise ConfigError(
-                    f"{key}: got {now}, but run {config.tracking.run_name!r} was started with {before}; choose another tracking.run_name"
+                    f"{key}: got {now}, but run {config.tracking.run_name!r} was started with {before}; choose another run_name"
                 )
         return record
 
@@ -87,7 +89,9 @@ def run_folder(config: Config) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"tracking.run_name: {config.tracking.run_name!r} is being run by another process right now") from error
+            raise ConfigError(
+                f"tracking.run_name: {config.tracking.run_name!r} is being run by another process right now"
+            ) from error
         yield folder
 
 
@@ -183,7 +187,9 @@ def pretrain(config: Config) -> int:
         if max(points) < config.train.epochs:
             record.write("stopped")
             tracker.finish("KILLED", "stop_after", [])
-            print(f"stopped after epoch {max(points)} of {config.train.epochs}, as asked; without train.stop_after the same command goes on")
+            print(
+                f"stopped after epoch {max(points)} of {config.train.epochs}, as asked; without stop_after it goes on"
+            )
             report(config, record)
             return EXIT_OK
         _plot(config)
@@ -196,7 +202,9 @@ def pretrain(config: Config) -> int:
 def _open_tracking(config: Config, record: Record, workers: Any) -> tuple[str, str]:
     uri = config.tracking.uri or tracking.default_uri(str(config.storage.path))
     if uri.startswith("sqlite") and workers is not None and workers.nodes > 1:
-        raise ConfigError(f"tracking.uri: got {uri!r}, expected http(s)://HOST:PORT: the cluster has {workers.nodes} machines, sqlite is for one")
+        raise ConfigError(
+            f"tracking.uri: got {uri!r}, expected http(s)://HOST:PORT: sqlite is for one machine, the cluster has {workers.nodes}"
+        )
     tags = {
         "method": config.method.name,
         "data": config.data.name,
@@ -210,11 +218,17 @@ def _open_tracking(config: Config, record: Record, workers: Any) -> tuple[str, s
         "knn_protocol": KNN_PROTOCOL,
         **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
     }
-    params = {key: value for key, value in cfg.flat(config).items() if not key.startswith(("scaling.", "storage.", "tracking."))}
+    params = {
+        key: value
+        for key, value in cfg.flat(config).items()
+        if not key.startswith(("scaling.", "storage.", "tracking."))
+    }
     params.pop("train.stop_after")
     known = record.run_id if record.uri == uri else None
     artifacts = Path(str(config.storage.path)) / "mlartifacts" / config.tracking.experiment
-    run_id = tracking.open_run(uri, config.tracking.experiment, str(config.tracking.run_name), known, params, tags, artifacts)
+    run_id = tracking.open_run(
+        uri, config.tracking.experiment, str(config.tracking.run_name), known, params, tags, artifacts
+    )
     return uri, run_id
 
 

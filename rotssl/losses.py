@@ -5,6 +5,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Half-precision tensors as float32, others as they are: losses are never taken in half precision."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def byol_regression(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared distance of the L2-normalised vectors, 2 - 2 cos, averaged over the batch.
 
@@ -17,7 +22,8 @@ def byol_regression(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 4].
     """
-    cos = (F.normalize(prediction, dim=1) * F.normalize(target.detach(), dim=1)).sum(dim=1)
+    prediction, target = full_precision(prediction), full_precision(target.detach())
+    cos = (F.normalize(prediction, dim=1) * F.normalize(target, dim=1)).sum(dim=1)
     return (2 - 2 * cos).mean()
 
 
@@ -40,8 +46,7 @@ def nt_xent(a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, offset: int, tem
     """
     size = a.shape[0]
     own = torch.arange(offset, offset + size, device=a.device)
-    to_a, to_b = torch.cat([a, b]) @ all_a.T / temperature, torch.cat([a, b]) @ all_b.T / temperature
-    logits = torch.cat([to_a, to_b], dim=1).float()
+    logits = full_precision(torch.cat([a, b]) @ torch.cat([all_a, all_b]).T) / temperature
     total = all_a.shape[0]
     itself = torch.cat([own, own + total])
     logits = logits.scatter(1, itself[:, None], float("-inf"))

@@ -65,7 +65,9 @@ class Pretrainer(nn.Module):
         self.tasks: nn.ModuleDict = nn.ModuleDict(tasks)
         self.teacher: nn.ModuleList | None = None
         if method.uses_teacher:
-            self.teacher = nn.ModuleList([copy.deepcopy(encoder), copy.deepcopy(method.projector)]).requires_grad_(False)
+            self.teacher = nn.ModuleList([copy.deepcopy(encoder), copy.deepcopy(method.projector)]).requires_grad_(
+                False
+            )
 
     def forward(self, views: list[Tensor], ctx: StepContext) -> Output:
         """The losses of a batch.
@@ -117,8 +119,8 @@ class Pretrainer(nn.Module):
         """Move the teacher towards the student, and let the method follow."""
         if self.teacher is not None:
             momentum = self.method.teacher_momentum(ctx.progress)
-            ours = [*self.encoder.parameters(), *self.method.projector.parameters()]
-            torch._foreach_lerp_(list(self.teacher.parameters()), ours, 1 - momentum)
+            ours: list[Tensor] = [*self.encoder.parameters(), *self.method.projector.parameters()]
+            torch._foreach_lerp_([*self.teacher.parameters()], ours, 1 - momentum)
         self.method.after_step(ctx)
 
 
@@ -135,6 +137,6 @@ def build_pretrainer(config: Config, device: torch.device) -> Pretrainer:
         if section.weight > 0:
             with rng.seeded(seed, "tasks", name):
                 tasks[name] = cls(section, dim)
-    model = Pretrainer(encoder, method, tasks)
-    distributed.convert_norm(model, config.model.norm, device)
-    return model.to(device)
+    for module in (encoder, method, *tasks.values()):  # before the teacher is copied, which is frozen
+        distributed.convert_norm(module, config.model.norm, device)
+    return Pretrainer(encoder, method, tasks).to(device)

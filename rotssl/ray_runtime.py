@@ -65,12 +65,13 @@ def connected(config: Config) -> Iterator[Workers]:
     if ours:
         if not _running_cluster():
             check_machine(config)
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
         try:
             ray.init(logging_level=logging.WARNING, log_to_driver=True)
         except (ConnectionError, RuntimeError, ValueError) as error:
             token = "" if os.environ.get("RAY_AUTH_MODE") else "; if it asks for a token: export RAY_AUTH_MODE=token"
-            raise ConfigError(f"RAY_ADDRESS: cannot connect to the Ray cluster ({str(error).splitlines()[0][:160]}){token}") from error
+            raise ConfigError(
+                f"RAY_ADDRESS: cannot connect to the Ray cluster ({str(error).splitlines()[0][:160]}){token}"
+            ) from error
         _protect_token()
     try:
         yield plan(config, ray.cluster_resources(), ray.nodes())
@@ -82,7 +83,7 @@ def connected(config: Config) -> Iterator[Workers]:
 def _running_cluster() -> bool:
     """Whether ray.init() will join a cluster: named by the environment, or started on this machine."""
     if os.environ.get("RAY_ADDRESS"):
-        return True
+        return os.environ["RAY_ADDRESS"] != "local"
     from ray._private.utils import read_ray_address
 
     return bool(read_ray_address())
@@ -102,7 +103,9 @@ def check_machine(config: Config) -> None:
     """
     asked, each, cores = config.scaling.num_workers, config.scaling.cpus_per_worker, os.cpu_count() or 1
     if asked != "auto" and asked * each > cores:
-        raise ConfigError(f"scaling.num_workers: got {asked} with {each} CPU each, expected what fits into the {cores} cores here")
+        raise ConfigError(
+            f"scaling.num_workers: got {asked} with {each} CPU each, expected what fits into the {cores} cores here"
+        )
 
 
 def plan(config: Config, resources: dict[str, float], nodes: list[dict[str, Any]]) -> Workers:
@@ -122,10 +125,12 @@ def plan(config: Config, resources: dict[str, float], nodes: list[dict[str, Any]
     most = min(gpus, cpus // scaling.cpus_per_worker) if use_gpu else cpus // scaling.cpus_per_worker
     count = scaling.num_workers if scaling.num_workers != "auto" else most if use_gpu else min(2, most)
     if use_gpu and count > gpus:
-        raise ConfigError(f"scaling.num_workers: got {count} with a GPU each, expected at most the cluster's {gpus} GPUs")
+        raise ConfigError(
+            f"scaling.num_workers: got {count} with a GPU each, expected at most the cluster's {gpus} GPUs"
+        )
     if count < 1 or count * scaling.cpus_per_worker > cpus:
         raise ConfigError(
-            f"scaling.num_workers: got {count} with {scaling.cpus_per_worker} CPU each, expected what fits into the cluster's {cpus} CPUs"
+            f"scaling.num_workers: got {count} with {scaling.cpus_per_worker} CPU each, but the cluster has {cpus} CPUs"
         )
     cfg.check_workers(config, count)
     addresses = {node["NodeManagerAddress"] for node in nodes if node.get("Alive", True)}
@@ -149,13 +154,9 @@ class RayRuntime:
 
     def wrap(self, model: Any) -> Any:
         """DDP where there are several workers."""
-        if self.world_size == 1:
-            return model
-        from torch.nn.parallel import DistributedDataParallel
+        from rotssl.distributed import data_parallel
 
-        devices = [self.device] if self.device.type == "cuda" else None
-        # Synchronised norms keep their buffers equal by themselves; per-worker BatchNorm takes rank 0's.
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        return data_parallel(model, self.device)
 
     def report(self, epoch: int, metrics: dict[str, float], folder: Path | None) -> None:
         """Hand metrics and checkpoint to Ray Train, which copies it to storage.path."""
@@ -178,7 +179,10 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
     from rotssl.engine import RunFailed, Trainer
 
     config = cfg.build(cfg.flat_dict(task["config"]))
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # the object store's; nobody writes
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it reports every report otherwise
+    warnings.filterwarnings(
+        "ignore", message="The given NumPy array is not writable"
+    )  # the object store's; nobody writes
     try:
         splits, runtime = ray.get(task["data"]), RayRuntime(task["queue"])
         listeners = {"on_append": Tracker(*task["tracking"]).sync} if runtime.rank == 0 else {}
@@ -192,7 +196,9 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def fit(config: Config, workers: Workers, tracking: tuple[str, str], show: Callable[[dict[str, Any]], None]) -> str | None:
+def fit(
+    config: Config, workers: Workers, tracking: tuple[str, str], show: Callable[[dict[str, Any]], None]
+) -> str | None:
     """Run the engine on Ray Train workers; returns None, or the reason why the run failed.
 
     Args:
@@ -205,8 +211,8 @@ def fit(config: Config, workers: Workers, tracking: tuple[str, str], show: Calla
     from ray.exceptions import RayActorError
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
     from ray.train.v2.api.config import LoggingConfig
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
     from ray.util.queue import Queue
 
     queue = Queue(actor_options={"num_cpus": 0})
@@ -223,7 +229,7 @@ def fit(config: Config, workers: Workers, tracking: tuple[str, str], show: Calla
             storage_path=str(config.run_dir.parent),
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            logging_config=LoggingConfig(log_level="WARNING"),
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     with _rendering(queue, show):

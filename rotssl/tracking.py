@@ -58,7 +58,13 @@ def _client(uri: str) -> Any:
 
 
 def open_run(
-    uri: str, experiment: str, run_name: str, run_id: str | None, params: dict[str, Any], tags: dict[str, str], artifacts: Path
+    uri: str,
+    experiment: str,
+    run_name: str,
+    run_id: str | None,
+    params: dict[str, Any],
+    tags: dict[str, str],
+    artifacts: Path,
 ) -> str:
     """Make store, experiment and run, or take up the run again; called once, by the driver, before any worker starts.
 
@@ -83,7 +89,9 @@ def open_run(
     try:
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage != "active":
-            raise ConfigError(f"tracking.experiment: {experiment!r} was deleted in MLflow; restore it or choose another name")
+            raise ConfigError(
+                f"tracking.experiment: {experiment!r} was deleted in MLflow; restore it or choose another name"
+            )
         if found is None:
             location = artifacts.absolute().as_uri() if uri.startswith("sqlite") else None
             experiment_id = client.create_experiment(experiment, artifact_location=location)
@@ -141,10 +149,14 @@ class Tracker:
             now = int(time.time() * 1000)
             for epoch in missing:
                 # One transaction an epoch: it arrives whole or not at all.
-                self._client.log_batch(self.run_id, metrics=[Metric(k, v, now, epoch) for k, v in points[epoch].items()])
+                self._client.log_batch(
+                    self.run_id, metrics=[Metric(k, v, now, epoch) for k, v in points[epoch].items()]
+                )
                 self._known.add(epoch)
         except Exception as error:  # whatever the store or the network raises, training goes on
-            log.warning("MLflow could not be updated (%s); the journal has every point, the next epoch sends it", _short(error))
+            log.warning(
+                "MLflow could not be updated (%s); the journal has every point, the next epoch sends it", _short(error)
+            )
             self._known = None
 
     def finish(self, status: str, reason: str, files: list[Path]) -> None:

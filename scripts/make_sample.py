@@ -1,4 +1,6 @@
-"""Draw the embedded sample from the idx files of Fashion-MNIST: python scripts/make_sample.py RAW_FOLDER
+"""Draw the embedded sample from the idx files of Fashion-MNIST.
+
+    python scripts/make_sample.py RAW_FOLDER
 
 5,000 train and 1,000 validation images from its train file, 1,000 test images from its test file, class-balanced, fixed seed.
 The result is byte for byte the same wherever this runs on the same files.
@@ -38,13 +40,20 @@ def draw(rng: np.random.Generator, labels: np.ndarray, sizes: list[int]) -> list
 
 def main(raw: Path) -> None:
     """Write images.npz and source.json."""
-    files = {name: raw / f"{name}-ubyte" for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")}
+    files = {
+        name: raw / f"{name}-ubyte"
+        for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    }
     data = {name: read_idx(path) for name, path in files.items()}
     rng = np.random.default_rng(SEED)
     train, validation = draw(rng, data["train-labels-idx1"], [5000, 1000])
     (test,) = draw(rng, data["t10k-labels-idx1"], [1000])
     arrays = {}
-    for split, source, index in (("train", "train", train), ("validation", "train", validation), ("test", "t10k", test)):
+    for split, source, index in (
+        ("train", "train", train),
+        ("validation", "train", validation),
+        ("test", "t10k", test),
+    ):
         arrays[f"{split}_images"] = data[f"{source}-images-idx3"][index]
         arrays[f"{split}_labels"] = data[f"{source}-labels-idx1"][index]
     TARGET.mkdir(exist_ok=True)
@@ -53,7 +62,9 @@ def main(raw: Path) -> None:
         for name, array in arrays.items():
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), buffer.getvalue(), zipfile.ZIP_DEFLATED)
+            archive.writestr(
+                zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), buffer.getvalue(), zipfile.ZIP_DEFLATED
+            )
     source = {
         "name": "Fashion-MNIST, a class-balanced sample",
         "origin": "Xiao, Rasul, Vollgraf: Fashion-MNIST, arXiv 1708.07747, github.com/zalandoresearch/fashion-mnist",

@@ -125,7 +125,9 @@ def hue(x: Tensor, shift: Tensor) -> Tensor:
     chroma = value - low
     safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
     sixth = torch.where(
-        value == red, (green - blue) / safe, torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4)
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
     sixth = sixth + shift.squeeze(1) * 6
     # Each channel is value - chroma x a trapezoid of the hue, moved by 5, 3 and 1 sixths for red, green and blue.
@@ -187,7 +189,9 @@ class Augment:
         seed: of the run.
     """
 
-    def __init__(self, views: ViewsConfig, size: int, mean: tuple[float, ...], std: tuple[float, ...], seed: int) -> None:
+    def __init__(
+        self, views: ViewsConfig, size: int, mean: tuple[float, ...], std: tuple[float, ...], seed: int
+    ) -> None:
         self.views, self.size, self.seed = views, size, seed
         self.mean, self.std = mean, std
 

@@ -53,6 +53,13 @@ class ImageSet:
     images: Pixels
     labels: Labels | None
 
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: npt.NDArray[np.int64]) -> "ImageSet":
+        """The images with these indices."""
+        return ImageSet(self.images[index], None if self.labels is None else self.labels[index])
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -106,6 +113,9 @@ class Folder:
     files: tuple[str, ...]
     labels: Labels | None
 
+    def __len__(self) -> int:
+        return len(self.files)
+
     def take(self, index: npt.NDArray[np.int64]) -> "Folder":
         """The files with these indices."""
         return Folder(tuple(self.files[i] for i in index), None if self.labels is None else self.labels[index])
@@ -127,7 +137,9 @@ def _scan_split(folder: Path, classes: Sequence[str]) -> Folder:
     for label, name in enumerate(classes):
         own = _images_below(folder / name)
         if not own:
-            raise ConfigError(f"data.root: class folder {folder / name} holds no images ({', '.join(sorted(EXTENSIONS))})")
+            raise ConfigError(
+                f"data.root: class folder {folder / name} holds no images ({', '.join(sorted(EXTENSIONS))})"
+            )
         files += own
         labels += [label] * len(own)
     return Folder(tuple(files), np.array(labels, np.int64))
@@ -154,7 +166,7 @@ def scan(root: str) -> tuple[dict[str, Folder], tuple[str, ...]]:
     if "train" in names:
         where = {"train": top / "train"}
         for split, spelled in (("validation", ("val", "validation", "valid")), ("test", ("test",))):
-            where.update({split: top / name for name in spelled if name in names})
+            where |= {split: top / name for name in spelled if name in names}  # noqa: B035
     classes = tuple(_subfolders(where["train"]))
     splits = {}
     for split, folder in where.items():
@@ -190,7 +202,9 @@ def _probe(folder: Folder) -> tuple[int, int] | None:
 def _fit(image: Image.Image, side: int) -> Pixels:
     """Short side to ``side`` pixels, centre-cropped, (3, side, side)."""
     scale = side / min(image.size)
-    resized = image.resize((max(side, round(image.width * scale)), max(side, round(image.height * scale))), Image.Resampling.BILINEAR)
+    resized = image.resize(
+        (max(side, round(image.width * scale)), max(side, round(image.height * scale))), Image.Resampling.BILINEAR
+    )
     left, top = (resized.width - side) // 2, (resized.height - side) // 2
     return np.asarray(resized.crop((left, top, left + side, top + side))).transpose(2, 0, 1)
 
@@ -242,7 +256,9 @@ def _torchvision(config: DataConfig) -> tuple[dict[str, ImageSet], tuple[str, ..
     for split, train in (("train", True), ("test", False)):
         source = cls(config.root, train=train, download=config.download)
         data, labels = np.asarray(source.data), np.asarray(source.targets, np.int64)
-        splits[split] = ImageSet(np.ascontiguousarray(data.transpose(0, 3, 1, 2)) if data.ndim == 4 else data[:, None], labels)
+        splits[split] = ImageSet(
+            np.ascontiguousarray(data.transpose(0, 3, 1, 2)) if data.ndim == 4 else data[:, None], labels
+        )
     return splits, tuple(source.classes)
 
 
@@ -290,7 +306,9 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
         folder, total, side = _TORCHVISION_FILES[config.name]
         path = Path(os.path.expanduser(config.root or "")) / folder
         if not path.is_dir() and not config.download:
-            raise ConfigError(f"data.root: no folder {path}; point it to {config.name}, or let --data.download true fetch it")
+            raise ConfigError(
+                f"data.root: no folder {path}; point it to {config.name}, or let --data.download true fetch it"
+            )
         size, labelled = total - round(total * holdout), True
     else:
         size, side, labelled = (5000, 28, True) if config.name == "fashion-mnist-sample" else (1024, 32, True)
@@ -324,18 +342,12 @@ def load(config: DataConfig, holdout: float) -> Splits:
 
 def _divide(train: Part, validation: Part | None, limit: int | None, holdout: float) -> tuple[Part, Part | None]:
     """Hold validation out of train where there is none, then limit train."""
-    size = len(train.files) if isinstance(train, Folder) else len(train.images)
+    size = len(train)
     everything = np.arange(size)
     if validation is None and train.labels is not None:
         held = choose(train.labels, size, round(size * holdout))
-        validation, train = _take(train, held), _take(train, np.setdiff1d(everything, held))
+        validation, train = train.take(held), train.take(np.setdiff1d(everything, held))
         size -= len(held)
     if limit is not None and limit < size:
-        train = _take(train, choose(train.labels, size, limit))
+        train = train.take(choose(train.labels, size, limit))
     return train, validation if train.labels is not None else None
-
-
-def _take(part: Part, index: npt.NDArray[np.int64]) -> Part:
-    if isinstance(part, Folder):
-        return part.take(index)
-    return ImageSet(part.images[index], None if part.labels is None else part.labels[index])

@@ -27,6 +27,8 @@ def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: T
     correct = 0
     for rows, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
         similarity, index = (rows @ bank).topk(min(KNN_K, bank.shape[1]), dim=1)
-        votes = rows.new_zeros(len(rows), classes).scatter_add_(1, bank_labels[index], (similarity / KNN_TEMPERATURE).exp())
+        votes = rows.new_zeros(len(rows), classes).scatter_add_(
+            1, bank_labels[index], (similarity / KNN_TEMPERATURE).exp()
+        )
         correct += int((votes.argmax(1) == labels).sum())
     return correct / len(queries)

@@ -19,7 +19,9 @@ class MethodConfig:
     """Fields that every method has."""
 
     name: str = opt("byol", "Method of instance similarity.")
-    hidden_dim: int = opt(512, "Width of the projector's hidden layer (and of the predictor's, where there is one).", ge=1)
+    hidden_dim: int = opt(
+        512, "Width of the projector's hidden layer (and of the predictor's, where there is one).", ge=1
+    )
     out_dim: int = opt(128, "Dimension of the projector's output.", ge=1)
 
 
@@ -55,6 +57,6 @@ class MethodSpec:
 
 
 METHODS: dict[str, MethodSpec] = {
-    "byol": MethodSpec(ByolConfig, "rotssl.methods.byol:BYOL", "sgd", 0.24),
+    "byol": MethodSpec(ByolConfig, "rotssl.methods.byol:BYOL", "sgd", 0.12),
     "simclr": MethodSpec(SimclrConfig, "rotssl.methods.simclr:SimCLR", "sgd", 0.06),
 }

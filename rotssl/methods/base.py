@@ -67,8 +67,8 @@ class Method(nn.Module, ABC):
         """EMA momentum of the teacher at a progress from 0 to 1; only asked where ``uses_teacher``."""
         raise TypeError(f"{type(self).__name__} has no teacher")
 
-    def after_backward(self, ctx: StepContext) -> None:  # noqa: B027
+    def after_backward(self, ctx: StepContext) -> None:
         """Hook between the backward pass and the optimizer step."""
 
-    def after_step(self, ctx: StepContext) -> None:  # noqa: B027
+    def after_step(self, ctx: StepContext) -> None:
         """Hook after the optimizer step."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rotssl import distributed
-from rotssl.losses import nt_xent
+from rotssl.losses import full_precision, nt_xent
 from rotssl.methods import SimclrConfig
 from rotssl.methods.base import Method, StepContext, StepOutput
 from rotssl.models.heads import mlp
@@ -31,7 +31,7 @@ class SimCLR(Method):
 
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
         """NT-Xent (eq. 1) with the negatives of all workers, averaged over the pairs of views."""
-        own = [F.normalize(view.float(), dim=1) for view in z]
+        own = [F.normalize(full_precision(view), dim=1) for view in z]
         everyone = [distributed.gather(view) for view in own]
         offset = distributed.rank() * len(own[0])
         terms = [

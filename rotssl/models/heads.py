@@ -1,5 +1,7 @@
 """Heads on top of the encoder."""
 
+from itertools import pairwise
+
 from torch import nn
 
 
@@ -11,7 +13,7 @@ def mlp(dims: list[int], last_norm: bool = False) -> nn.Sequential:
         last_norm: whether BatchNorm follows the last layer as well (without ReLU).
     """
     layers: list[nn.Module] = []
-    for i, (before, after) in enumerate(zip(dims, dims[1:], strict=False)):
+    for i, (before, after) in enumerate(pairwise(dims)):
         last = i == len(dims) - 2
         norm = not last or last_norm
         layers.append(nn.Linear(before, after, bias=not norm))

@@ -23,7 +23,9 @@ def cost_to_reach(points: Points, target: float, cost: str = "cost/epochs", metr
     return None
 
 
-def paired_difference(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+def paired_difference(
+    ours: Sequence[float], theirs: Sequence[float], level: float = 0.95
+) -> tuple[float, float, float]:
     """Mean of the differences between pairs, and the ends of its Student t interval.
 
     Args:

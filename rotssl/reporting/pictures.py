@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def save_views(views: "Sequence[Tensor]", mean: Sequence[float], std: Sequence[float], path: Path, scale: int = 3) -> None:
+def save_views(
+    views: "Sequence[Tensor]", mean: Sequence[float], std: Sequence[float], path: Path, scale: int = 3
+) -> None:
     """A grid with one row an image and one column a view, magnified without smoothing.
 
     Args:
@@ -46,10 +48,14 @@ def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "kn
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for panel, key, label in zip(panels, ("cost/epochs", "cost/train_seconds"), ("epoch", "training time, s"), strict=True):
+    for panel, key, label in zip(
+        panels, ("cost/epochs", "cost/train_seconds"), ("epoch", "training time, s"), strict=True
+    ):
         for name, points in curves.items():
             chosen: list[dict[str, Any]] = [point for point in points.values() if metric in point]
-            panel.plot([p[key] for p in chosen], [100 * p[metric] for p in chosen], marker="o", markersize=3.5, label=name)
+            panel.plot(
+                [p[key] for p in chosen], [100 * p[metric] for p in chosen], marker="o", markersize=3.5, label=name
+            )
         panel.set_xlabel(label)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)

@@ -10,7 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], left: float) -> str:
     """One line on an epoch (1-based): losses, rotation accuracy, kNN, images a second, seconds left."""
-    parts = [f"epoch {epoch:>{len(str(epochs))}}/{epochs}", f"loss {metrics['loss/total']:.3f}", f"ssl {metrics['loss/ssl']:.3f}"]
+    parts = [
+        f"epoch {epoch:>{len(str(epochs))}}/{epochs}",
+        f"loss {metrics['loss/total']:.3f}",
+        f"ssl {metrics['loss/ssl']:.3f}",
+    ]
     if "loss/rotation" in metrics:
         parts.append(f"rotation {metrics['loss/rotation']:.3f} (accuracy {metrics['rotation/accuracy']:.1%})")
     if "knn/top1" in metrics:
@@ -32,7 +36,13 @@ class ProgressView:
     def __init__(self, epochs: int, name: str) -> None:
         self.epochs = epochs
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task = self.bar.add_task(f"{name}: starting workers", total=None)
         self.name = name
@@ -42,7 +52,9 @@ class ProgressView:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.stop()
 
     def handle(self, event: dict[str, Any]) -> None:
@@ -51,7 +63,9 @@ class ProgressView:
         now = time.monotonic()
         if self.first is None or step < self.first[1]:
             self.first = (now, step - 1)
-        self.bar.update(self.task, description=f"{self.name}: epoch {event['epoch'] + 1}/{self.epochs}", total=total, completed=step)
+        self.bar.update(
+            self.task, description=f"{self.name}: epoch {event['epoch'] + 1}/{self.epochs}", total=total, completed=step
+        )
         if "metrics" in event:
             began, before = self.first
             left = (now - began) / max(1, step - before) * (total - step)

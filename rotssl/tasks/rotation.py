@@ -1,12 +1,14 @@
 """Prediction of rotations: Addepalli et al. 2022 (arXiv 2210.09866), after RotNet, Gidaris et al. 2018 (arXiv 1803.07728)."""
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rotssl import distributed, rng
 from rotssl.config import RotationConfig
+from rotssl.losses import full_precision
 from rotssl.methods.base import StepContext, StepOutput
 from rotssl.models.heads import mlp
 from rotssl.rng import Positions
@@ -31,9 +33,10 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     return torch.where(turns >= 2, x.flip(3), x)
 
 
-def chosen(positions: Positions, fraction: float) -> np.ndarray:
+def chosen(positions: Positions, fraction: float) -> npt.NDArray[np.bool_]:
     """Which positions a fraction f picks: those with floor((p + 1) f) > floor(p f), evenly spread; (B,) bool."""
-    return np.floor((positions + 1) * fraction) > np.floor(positions * fraction)
+    picked: npt.NDArray[np.bool_] = np.floor((positions + 1) * fraction) > np.floor(positions * fraction)
+    return picked
 
 
 class Rotation(Task):
@@ -83,11 +86,11 @@ class Rotation(Task):
         """Cross-entropy averaged over the chosen rows of all workers and over the views; logs the accuracy."""
         # DDP averages over workers: world x local sum / global count is then the mean over the global batch.
         share = distributed.world_size() / max(1, targets.count) / len(features)
-        loss = correct = features[0].new_zeros((), dtype=torch.float32)
+        loss = correct = torch.zeros((), device=features[0].device)
         for view, labels in zip(features, targets.labels, strict=True):
             if self.in_place and targets.rows is not None:
                 view = view[targets.rows]
-            logits = self.head(view).float()
+            logits = full_precision(self.head(view))
             loss = loss + F.cross_entropy(logits, labels, reduction="sum") * share
             correct = correct + (logits.detach().argmax(1) == labels).sum() * share
         return StepOutput(loss, {"accuracy": correct})

@@ -1,0 +1,250 @@
+import ast
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rotssl import config as cfg
+from rotssl.cli import load_recipe, parse, run_command
+from rotssl.fields import ConfigError, convert
+from rotssl.methods import METHODS
+
+RECIPES = sorted((Path(__file__).parent.parent / "jobs" / "recipes").rglob("*.yaml"))
+NUMBERS = [key for key, (hint, _) in cfg.schema().items() if {int, float} & {hint, *getattr(hint, "__args__", ())}]
+NO_NUMBERS = ["nan", "inf", "-1", "x", "", math.nan, math.inf, -math.inf, 10**400, -1, True, [], {}]
+
+
+def refused(argv, *words):
+    with pytest.raises(ConfigError) as caught:
+        parse(argv)
+    for word in words:
+        assert word in str(caught.value)
+    return str(caught.value)
+
+
+def recipe(tmp_path, content):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_help_lists_every_field_with_its_meaning_and_its_default_is_valid(method, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(["--method.name", method, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    for key, (hint, spec) in cfg.schema(method).items():
+        assert f"--{key} VALUE" in shown
+        assert len(spec.metadata["help"]) > 3
+        assert " ".join(spec.metadata["help"].split()) in shown, key
+        assert convert(key, spec.default, hint, spec.metadata["bounds"]) == spec.default
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: repr(value)[:9])
+def test_no_number_takes_what_is_not_finite_or_out_of_range(value):
+    for key in NUMBERS:
+        with pytest.raises(ConfigError, match=rf"^{key}: got .*, expected"):
+            cfg.build({key: value})
+
+
+GOOD_VALUES = """
+train.epochs | '3' | 3
+optim.lr | '5e-4' | 5e-4
+train.stop_after | 'null' | None
+data.root | 'null' | None
+tracking.run_name | 'null' | None
+train.seed | '9007199254740993' | 9007199254740993
+train.deterministic | 'true' | True
+scaling.use_gpu | 'false' | False
+views.blur | '0.5' | (0.5,)
+views.blur | '1, 0.1' | (1.0, 0.1)
+views.blur | [1, 0.1] | (1.0, 0.1)
+views.jitter | '(0.1,0.2,0.3,0.1)' | (0.1, 0.2, 0.3, 0.1)
+"""
+
+
+@pytest.mark.parametrize("line", GOOD_VALUES.strip().splitlines())
+def test_values_become_what_the_field_holds(line):
+    key, value, expected = line.split(" | ")
+    section, leaf = key.split(".")
+    got = getattr(getattr(cfg.build({key: ast.literal_eval(value)}), section), leaf)
+    assert got == ast.literal_eval(expected)
+    assert type(got) is type(ast.literal_eval(expected))
+
+
+BAD_FLAGS = """
+--train.epochs 0 | train.epochs: got '0', expected an integer at least 1
+--optim.lr 0 | optim.lr: got '0', expected a number greater than 0
+--views.flip 1.5 | views.flip: got '1.5', expected a number
+--rotation.fraction 0 | rotation.fraction: got '0'
+--train.epoch 3 | train.epoch: no such field (did you mean 'train.epochs'?)
+--dry | dry: no such field
+train.epochs=3 | 'train.epochs=3'
+--train.epochs | train.epochs | expected one argument
+--train.deterministic | train.deterministic | expected one argument
+--train.deterministic yes | train.deterministic: got 'yes', expected true or false
+--train.on_nan ignore | train.on_nan: got 'ignore' | 'fail', 'skip'
+--encoder.name resnet5 | encoder.name: got 'resnet5' | did you mean 'resnet50'?
+--method.name simclrr | method.name: got 'simclrr' | byol | did you mean 'simclr'?
+--method.temperature 0.1 | method.temperature: no such field | of simclr, not of byol
+--method.name simclr --method.momentum 0.9 | method.momentum: no such field | of byol, not of simclr
+--views.jitter 0.1,0.2 | views.jitter: got '0.1,0.2' | 4 comma-separated numbers
+--views.global_scale 0.1 | views.global_scale: got '0.1', expected 2
+--config a.yaml --config=b.yaml | --config | 2 recipes, expected one
+--train.batch_size 10 --scaling.num_workers 3 | train.batch_size: got 10 | multiple of the 3 workers
+--train.batch_size 3 --scaling.num_workers 3 | train.batch_size: got 3 | at least 2 images
+--train.epochs 2 --train.stop_after 3 | train.stop_after: got 3 | at most train.epochs (2)
+--train.epochs 2 --optim.warmup_epochs 3 | optim.warmup_epochs: got 3 | at most train.epochs (2)
+--views.global_scale 1,0.2 | views.global_scale | smaller share first
+--views.blur 1,0,1 | views.blur: got 3 values | each of 2 views
+--views.jitter 0,0,0,0.6 | views.jitter | 0.6 | at most 0.5
+--data.name imagefolder | data.root: got None | a folder of images
+--data.name cifar10 | data.root: got None | cifar10
+--data.download true | data.download: got true | not downloaded
+--optim.lr_scale linear | optim.lr_scale: got linear | none with lr auto
+--rotation.mode in_place --rotation.views 1 | rotation.views: got 1
+--rotation.fraction 0.1 --train.batch_size 16 --scaling.num_workers 1 | rotation.fraction: got 0.1 | at least 0.125
+--tracking.run_name a/b | tracking.run_name: got 'a/b'
+--storage.path s3://bucket | storage.path: got 's3://bucket'
+"""
+
+
+@pytest.mark.parametrize("line", BAD_FLAGS.strip().splitlines())
+def test_a_bad_command_line_is_refused_by_name(line):
+    flags, *words = line.split(" | ")
+    assert "\n" not in refused(flags.split(), *words)
+
+
+BAD_RECIPES = r"""
+train: {epochs: 3 | line 1 | not valid YAML
+train: {epochs: 2020-99-99} | not valid YAML
+train: {epochs: !!int abc} | not valid YAML
+train: {epochs: !!python/name:os.system ''} | not valid YAML
+- train | holds list | sections
+trian: {epochs: 3} | trian.epochs: no such field | did you mean 'train.epochs'?
+method: {name: [byol]} | method.name: got ['byol'] | byol, simclr
+train: {epochs: .inf} | train.epochs: got inf
+"""
+
+
+@pytest.mark.parametrize("line", BAD_RECIPES.strip().splitlines())
+def test_a_bad_recipe_is_refused(tmp_path, line):
+    content, *words = line.split(" | ")
+    refused(["--config", recipe(tmp_path, content)], *words)
+
+
+def test_a_recipe_that_is_no_yaml_file_is_refused(tmp_path):
+    for content, word in ((b"\xff\xfe", "text file"), (b"a: \x00", "valid YAML"), (b"[" * 20000, "deeply")):
+        refused(["--config", recipe(tmp_path, content)], word)
+    for path, word in ((tmp_path / "none.yaml", "No such file"), (tmp_path, "directory")):
+        refused(["--config", str(path)], str(path), word)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_flags_win_over_the_recipe_whatever_their_order(tmp_path, order):
+    path = recipe(tmp_path, "train: {epochs: 7, seed: 5}\nmethod: {name: simclr, temperature: 0.5}")
+    groups = [["--train.epochs", "3"], ["--method.temperature", "0.7"]]
+    groups.insert(order, ["--config", path])
+    config = parse([word for group in groups for word in group]).config
+    assert (config.train.epochs, config.train.seed) == (3, 5)
+    assert (config.method.name, config.method.temperature) == ("simclr", 0.7)
+    assert parse(["--config", recipe(tmp_path, "# nothing")]).config == cfg.Config()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid(path):
+    assert load_recipe(path)
+    cfg.build(load_recipe(path))
+
+
+RESOLVED = """
+ | data.image_size=28 encoder.stem=imagenet
+encoder.name=resnet18 data.image_size=65 | encoder.stem=imagenet data.image_size=65
+optim.lr=0.1 train.batch_size=64 optim.lr_scale=linear | optim.lr=0.025 optim.lr_scale=none
+optim.lr=0.1 train.batch_size=64 optim.lr_scale=sqrt | optim.lr=0.05 optim.lr_scale=none
+optim.lr=0.1 train.batch_size=64 | optim.lr=0.1 optim.lr_scale=none
+"""
+
+
+@pytest.mark.parametrize("line", RESOLVED.strip("\n").splitlines())
+def test_resolve_fills_in_what_was_auto(line):
+    given, expected = (dict(word.split("=") for word in side.split()) for side in line.split("| "))
+    values = cfg.flat(cfg.resolve(cfg.build(given), 28, 5000))
+    for key, value in expected.items():
+        assert values[key] == (value if isinstance(values[key], str) else pytest.approx(float(value))), key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_auto_rate_is_the_method_s_at_its_own_optimizer_scaled_by_the_batch(method):
+    config = cfg.build({"method.name": method, "train.batch_size": 64})
+    optim = cfg.resolve(config, 28, 5000).optim
+    assert (optim.name, optim.lr) == (METHODS[method].optimizer, pytest.approx(METHODS[method].lr / 4))
+    with pytest.raises(ConfigError, match=r"optim.lr: got 'auto'"):
+        cfg.resolve(cfg.replace(config, {"optim.name": "lars"}), 28, 5000)
+    with pytest.raises(ConfigError, match=r"train.batch_size: got 64, expected at most the 63"):
+        cfg.resolve(config, 28, 63)
+
+
+def test_resolved_paths_are_absolute_and_a_ray_job_writes_to_the_home(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    config = cfg.resolve(cfg.build({"data.name": "imagefolder", "data.root": "~/pictures"}), 28, 5000)
+    assert config.data.root == "/home/someone/pictures"
+    assert config.storage.path == str(tmp_path / "results")
+    name = f"byol-imagefolder-{cfg.fingerprint(config)}"
+    assert config.run_dir == tmp_path / "results" / "rotssl" / name
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert cfg.resolve(cfg.build({}), 28, 5000).storage.path == "/home/someone/rotssl-results"
+
+
+SAME_RUN = ["scaling.num_workers=0", "tracking.run_name=x", "storage.path=/x", "train.stop_after=3"]
+OTHER_RUN = ["train.seed=1", "rotation.weight=0", "data.limit=999", "method.momentum=0.9", "model.norm=batch"]
+
+
+@pytest.mark.parametrize("given", SAME_RUN + OTHER_RUN)
+def test_the_identity_is_what_is_computed_and_nothing_else(given):
+    same = given in SAME_RUN
+    key, value = given.split("=")
+    before, after = (cfg.resolve(cfg.build(given), 28, 5000) for given in ({}, {key: value}))
+    assert (cfg.fingerprint(before) == cfg.fingerprint(after)) is same
+    assert (key in cfg.identity(before)) is not same
+
+
+@pytest.mark.parametrize("given", ["", "method.name=simclr optim.lr=1e-5 views.blur=1,0.1", "tracking.run_name=12"])
+def test_a_printed_config_read_again_is_the_same_run(tmp_path, given):
+    config = cfg.resolve(cfg.build(dict(word.split("=") for word in given.split())), 28, 5000)
+    again = parse(["--config", recipe(tmp_path, yaml.safe_dump(cfg.to_dict(config), sort_keys=False))]).config
+    assert again == config
+    assert cfg.resolve(again, 28, 5000) == config
+    assert cfg.fingerprint(again) == cfg.fingerprint(config)
+
+
+def test_errors_are_one_line_and_a_code(capsys):
+    def body(error):
+        raise error
+
+    for error, code, shown in ((ConfigError("a: got 1,\n not 2"), 2, "1, not 2"), (KeyboardInterrupt(), 130, "")):
+        with pytest.raises(SystemExit) as ended:
+            run_command(lambda error=error: body(error))
+        written = capsys.readouterr()
+        assert ended.value.code == code
+        assert (written.out, written.err.count("\n")) == ("", 1)
+        assert shown in written.err
+
+
+def test_a_bad_flag_is_refused_without_importing_anything_heavy():
+    code = """
+import atexit, sys
+from rotssl.cli import parse, run_command
+atexit.register(lambda: print(sorted({"torch", "ray", "mlflow", "numpy"} & set(sys.modules))))
+run_command(lambda: parse(["--train.epochs", "0"]) and 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == "[]\n"
+    assert done.stderr.splitlines() == ["error: train.epochs: got '0', expected an integer at least 1"]

@@ -1,0 +1,237 @@
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from rotssl import checkpoint, journal
+from rotssl.evaluation import KNN_K, KNN_TEMPERATURE
+from rotssl.evaluation.collapse import effective_rank, feature_std
+from rotssl.evaluation.knn import knn_top1
+from rotssl.journal import Journal
+from rotssl.reporting.convergence import cost_to_reach, paired_difference
+
+
+def features(count, dim=8, seed=0):
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def naive_knn(bank, bank_labels, queries, query_labels):
+    """One query after the other, in plain numbers."""
+    correct = 0
+    for query, label in zip(queries.tolist(), query_labels.tolist(), strict=True):
+        cosines = []
+        for row, known in zip(bank.tolist(), bank_labels.tolist(), strict=True):
+            dot = sum(x * y for x, y in zip(query, row, strict=True))
+            cosines.append((dot / math.hypot(*query) / math.hypot(*row), known))
+        votes = dict.fromkeys(range(10), 0.0)
+        for cosine, known in sorted(cosines, reverse=True)[:KNN_K]:
+            votes[known] += math.exp(cosine / KNN_TEMPERATURE)
+        correct += max(votes, key=votes.get) == label
+    return correct / len(queries)
+
+
+@pytest.mark.parametrize(("size", "seed"), [(400, 0), (400, 1), (KNN_K // 4, 2)], ids=["more", "again", "fewer"])
+def test_knn_is_the_naive_one_with_more_and_fewer_images_than_neighbours(size, seed):
+    gen = torch.Generator().manual_seed(seed)
+    centres = 0.5 * features(5, seed=9)
+    labels, asked = (torch.randint(0, 5, (count,), generator=gen) for count in (size, 90))
+    # Lengths differ widely, for cosine must not see them; classes overlap, so that accuracy is far from 0 and 1.
+    bank = (features(size, seed=seed) + centres[labels]) * torch.logspace(-2, 2, size)[:, None]
+    queries = (features(90, seed=seed + 50) + centres[asked]) * torch.logspace(2, -2, 90)[:, None]
+    expected = naive_knn(bank, labels, queries, asked)
+    assert 0.3 < expected < 0.9
+    for chunk in (7, 90, 1024):
+        assert knn_top1(bank, labels, queries, asked, chunk) == pytest.approx(expected)
+
+
+def test_knn_weighs_the_near_above_the_many():
+    # Three neighbours at cosine 0.5 have 3 exp(5) votes, one at cosine 1 has exp(10).
+    bank = torch.tensor([[1.0, 0.0]] + [[0.5, math.sqrt(0.75)]] * 3)
+    assert knn_top1(bank, torch.tensor([1, 0, 0, 0]), torch.tensor([[2.0, 0.0]]), torch.tensor([1])) == 1.0
+
+
+def test_knn_asks_no_more_than_k_neighbours():
+    # Beyond the k nearest, which are of class 0 and 1, there are far more of class 2.
+    near, far = torch.tensor([[1.0, 0.1]]), torch.tensor([[1.0, 0.5]])
+    bank = torch.cat([near.expand(KNN_K, -1), far.expand(50 * KNN_K, -1)])
+    labels = torch.cat([torch.zeros(KNN_K), torch.full((50 * KNN_K,), 2)]).long()
+    assert knn_top1(bank, labels, torch.tensor([[1.0, 0.0]]), torch.tensor([0])) == 1.0
+
+
+def test_knn_counts_a_class_that_the_bank_lacks_as_wrong():
+    assert knn_top1(torch.eye(2), torch.tensor([0, 1]), torch.eye(2), torch.tensor([0, 7])) == 0.5
+
+
+def test_effective_rank_of_known_matrices():
+    orthonormal = torch.linalg.qr(features(64, 16))[0]
+    assert effective_rank(orthonormal) == pytest.approx(16, rel=1e-3)
+    assert effective_rank(100 * orthonormal) == pytest.approx(16, rel=1e-3)
+    assert effective_rank(orthonormal[:, :1] @ features(1, 16)) == pytest.approx(1, abs=0.01)
+    assert effective_rank(orthonormal[:, :4] @ torch.linalg.qr(features(16, 4))[0].T) == pytest.approx(4, rel=1e-2)
+    # Singular values 3 and 1: entropy of (3/4, 1/4).
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(math.exp(entropy), rel=1e-4)
+
+
+def test_effective_rank_of_features_that_are_all_zero_is_a_number():
+    assert math.isfinite(effective_rank(torch.zeros(10, 4)))
+
+
+def test_feature_std_is_one_for_spread_and_zero_for_collapsed_features():
+    spread = features(4000, 32)
+    assert feature_std(spread).item() == pytest.approx(1, abs=0.02)
+    assert feature_std(spread * torch.logspace(-3, 3, 4000)[:, None]).item() == pytest.approx(1, abs=0.02)
+    assert feature_std(features(1, 32).expand(100, -1)).item() == pytest.approx(0, abs=1e-6)
+    # Two of 32 directions, with one sign each: the deviation of +-1 in one dimension, none in the others.
+    line = torch.zeros(1000, 32)
+    line[::2, 0], line[1::2, 0] = 1, -1
+    assert feature_std(line).item() == pytest.approx(math.sqrt(32) / 32, rel=1e-3)
+    assert feature_std(spread.half()).dtype == torch.float32
+
+
+def curve(*values):
+    return {
+        epoch: {"cost/epochs": epoch, "cost/flops": 10.0 * epoch} | ({} if value is None else {"knn/top1": value})
+        for epoch, value in reversed(list(enumerate(values, 1)))
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "target", "expected"),
+    [
+        ((0.1, 0.5, 0.3, 0.6), 0.5, 2),  # reached exactly, and lost again
+        ((0.1, 0.5, 0.3, 0.6), 0.51, 4),
+        ((0.1, 0.5), 0.6, None),
+        ((None, 0.5), 0.4, 2),  # not evaluated in every epoch
+        ((math.nan, 0.5), 0.4, 2),
+        ((None,), 0.0, None),
+        ((), 0.0, None),
+    ],
+)
+def test_cost_to_reach_is_that_of_the_first_epoch_there(values, target, expected):
+    assert cost_to_reach(curve(*values), target) == expected
+    assert cost_to_reach(curve(*values), target, "cost/flops") == (None if expected is None else 10 * expected)
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+@pytest.mark.parametrize("count", [2, 5])
+def test_paired_difference_is_scipy_s(count, level):
+    gen = np.random.default_rng(count)
+    theirs = gen.uniform(0.5, 0.9, count)
+    ours = theirs + gen.normal(0.05, 0.02, count)
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(level)
+    got = paired_difference(ours.tolist(), theirs.tolist(), level)
+    assert got == pytest.approx((np.mean(ours - theirs), expected.low, expected.high), rel=1e-9)
+
+
+def test_paired_difference_refuses_runs_that_are_no_pairs():
+    with pytest.raises(ValueError, match="shape"):
+        paired_difference([0.1, 0.2], [0.1, 0.2, 0.3])
+
+
+def test_a_journal_keeps_the_first_point_of_an_epoch(tmp_path):
+    heard = []
+    book = Journal(tmp_path / "run", on_append=lambda points: heard.append(sorted(points)))
+    book.append(1, {"loss/total": 1.5})
+    book.append(2, {"loss/total": 1.25})
+    book.append(2, {"loss/total": 9.0})
+    again = Journal(tmp_path / "run")
+    again.append(1, {"loss/total": 9.0})
+    expected = {1: {"loss/total": 1.5}, 2: {"loss/total": 1.25}}
+    assert journal.read(tmp_path / "run") == expected
+    assert [book.point(epoch) for epoch in (1, 2, 3)] == [again.point(epoch) for epoch in (1, 2, 3)]
+    assert [again.point(epoch) for epoch in (1, 2, 3)] == [expected[1], expected[2], None]
+    assert heard == [[1], [1, 2]]
+    assert len(book.path.read_text().splitlines()) == 2
+
+
+def test_a_point_does_not_change_with_the_dict_it_came_in(tmp_path):
+    book, metrics = Journal(tmp_path), {"loss/total": 1.5}
+    book.append(1, metrics)
+    metrics["loss/total"] = 9.0
+    assert book.point(1) == {"loss/total": 1.5}
+
+
+@pytest.mark.parametrize("keep", [1, 10, -2, -1], ids=["a byte", "some", "no brace", "no newline"])
+def test_a_journal_survives_a_torn_last_line(tmp_path, keep):
+    book = Journal(tmp_path)
+    for epoch in (1, 2):
+        book.append(epoch, {"loss/total": 1.0 / epoch})
+    first, second = book.path.read_bytes().splitlines(keepends=True)
+    book.path.write_bytes(first + second[:keep])
+    survivors = {1, 2} if keep == -1 else {1}  # only the end of the line was lost, not the point
+    assert set(journal.read(tmp_path)) == survivors
+    again = Journal(tmp_path)
+    again.append(2, {"loss/total": 0.5})
+    again.append(3, {"loss/total": 0.25})
+    assert journal.read(tmp_path) == {epoch: {"loss/total": value} for epoch, value in ((1, 1.0), (2, 0.5), (3, 0.25))}
+
+
+def test_a_journal_that_is_not_there_is_empty_and_odd_lines_are_passed_over(tmp_path):
+    assert journal.read(tmp_path / "none") == {}
+    lines = ["", "5", "null", "[1]", '{"loss": 1}', '{"epoch": null}', "\0\0"]
+    lines += [json.dumps({"epoch": 3, "loss": loss}) for loss in (2.0, 9.0)]  # the first one counts
+    (tmp_path / Journal.NAME).write_text("\n".join(lines))
+    assert journal.read(tmp_path) == {3: {"loss": 2.0}}
+
+
+def save(run_dir, *epochs):
+    for epoch in epochs:
+        state = {"epoch": epoch, "weights": torch.full((3,), float(epoch)), "half": torch.ones(2, dtype=torch.bfloat16)}
+        checkpoint.save(state, run_dir / checkpoint.name(epoch))
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
+    save(tmp_path, 3)
+    state = checkpoint.load(tmp_path / checkpoint.name(3))
+    assert (state["epoch"], state["half"].dtype) == (3, torch.bfloat16)
+    assert torch.equal(state["weights"], torch.full((3,), 3.0))
+    assert [path.name for path in (tmp_path / "epoch_00003").iterdir()] == [checkpoint.FILE]
+
+
+def test_checkpoints_are_found_newest_first_and_pruned(tmp_path):
+    save(tmp_path, 9, 10, 2)
+    (tmp_path / "epoch_00011").write_text("a file")
+    (tmp_path / "rotssl-scratch").mkdir()
+    assert [path.name for path in checkpoint.found(tmp_path)] == ["epoch_00010", "epoch_00009", "epoch_00002"]
+    checkpoint.prune(tmp_path, 2)
+    assert [state["epoch"] for state in checkpoint.latest(tmp_path)] == [10, 9]
+    assert (tmp_path / "rotssl-scratch").is_dir()
+    checkpoint.prune(tmp_path, 5)
+    assert len(checkpoint.found(tmp_path)) == 2
+    assert list(checkpoint.latest(tmp_path / "none")) == []
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "zeros", "text", "missing"])
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, damage):
+    save(tmp_path, 1, 2)
+    file = tmp_path / checkpoint.name(2) / checkpoint.FILE
+    content = file.read_bytes()
+    bad = {
+        "cut short": content[: len(content) // 2],
+        "empty": b"",
+        "zeros": bytes(len(content)),
+        "text": b"garbage" * 99,
+    }
+    file.unlink() if damage == "missing" else file.write_bytes(bad[damage])
+    with caplog.at_level(logging.WARNING):
+        assert [state["epoch"] for state in checkpoint.latest(tmp_path)] == [1]
+    (record,) = caplog.records
+    assert checkpoint.name(2) in record.getMessage()
+
+
+def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def full_disk(state, path):
+        path.write_bytes(b"PK")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save(tmp_path, 1)
+    assert checkpoint.load(tmp_path / checkpoint.name(1))["epoch"] == 1

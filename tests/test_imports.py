@@ -1,0 +1,81 @@
+"""The layering: where ray and mlflow may be imported, and that imports point one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "rotssl").rglob("*.py"))
+# From the top down; a module imports only from its own layer or from those below it.
+LAYERS = [
+    ("rotssl.launch",),
+    ("rotssl.ray_runtime", "rotssl.ray_sweep", "rotssl.tracking"),
+    ("rotssl.engine",),
+    ("rotssl.flops",),
+    ("rotssl.pretrainer",),
+    ("rotssl.tasks",),
+    ("rotssl.methods.base", "rotssl.methods.byol", "rotssl.methods.simclr"),
+    ("rotssl.models", "rotssl.losses", "rotssl.optim", "rotssl.distributed", "rotssl.data", "rotssl.evaluation"),
+    ("rotssl.reporting", "rotssl.checkpoint", "rotssl.journal", "rotssl.cli"),
+    ("rotssl.config",),
+    ("rotssl.methods", "rotssl.schedules", "rotssl.rng", "rotssl.fields"),
+]
+
+
+def module_name(file):
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(file):
+    """Names of all modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                path = ROOT / node.module.replace(".", "/") / alias.name
+                submodule = path.with_suffix(".py").exists() or path.is_dir()
+                yield f"{node.module}.{alias.name}" if submodule else node.module
+
+
+def layer(module):
+    """Index of the layer whose longest prefix matches."""
+    matches = [
+        (len(prefix), index)
+        for index, prefixes in enumerate(LAYERS)
+        for prefix in prefixes
+        if module == prefix or module.startswith(prefix + ".")
+    ]
+    return max(matches)[1] if matches else None
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_ray_and_mlflow_stay_in_their_modules(file):
+    top = {name.split(".")[0] for name in imported(file)}
+    assert "ray" not in top or module_name(file) in ("rotssl.ray_runtime", "rotssl.ray_sweep")
+    assert "mlflow" not in top or module_name(file) == "rotssl.tracking"
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if f.name != "__init__.py" or f.parent.name != "rotssl"], ids=module_name
+)
+def test_imports_point_downwards(file):
+    here = layer(module_name(file))
+    assert here is not None, f"{module_name(file)} has no layer in this test"
+    for name in imported(file):
+        if name.startswith("rotssl"):
+            there = layer(name)
+            assert name == "rotssl" or there is not None, name
+            assert name == "rotssl" or here <= there, f"{module_name(file)} imports {name} from a layer above its own"
+
+
+def test_no_method_names_a_task_and_no_task_a_method():
+    tasks, methods = {"rotation", "jigsaw"}, {"byol", "simclr"}
+    for folder, forbidden in (("methods", tasks), ("tasks", methods)):
+        for file in (ROOT / "rotssl" / folder).glob("*.py"):
+            words = {n.id.lower() for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Name)}
+            words |= {name.rsplit(".", 1)[-1] for name in imported(file)}
+            if file.name != "__init__.py":
+                assert not words & forbidden, file

@@ -1,0 +1,149 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rotssl.config import OptimConfig
+from rotssl.optim import LARS, build_optimizer
+from rotssl.schedules import cosine, learning_rate, task_weight
+
+
+def parameters(seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=gen, dtype=torch.float64)) for shape in ((4, 3), (2, 4), (4,))]
+
+
+def lars(params, **options):
+    groups = [{"params": params[:2], "weight_decay": 1e-2}, {"params": params[2:], "weight_decay": 0.0, "adapt": False}]
+    return LARS(groups, lr=0.3, momentum=0.9, trust=0.02, **options)
+
+
+def set_gradients(params, step):
+    gen = torch.Generator().manual_seed(100 + step)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=gen, dtype=torch.float64)
+
+
+def run(params, optimizer, steps):
+    for step in steps:
+        set_gradients(params, step)
+        optimizer.step()
+
+
+def test_lars_is_the_published_algorithm_over_twenty_steps():
+    params = parameters()
+    ours = lars(params)
+    weights = [p.detach().flatten().tolist() for p in params]
+    velocities = [[0.0] * len(w) for w in weights]
+    for step in range(20):
+        lr = ours.param_groups[0]["lr"] = ours.param_groups[1]["lr"] = 0.3 / (1 + step)
+        set_gradients(params, step)
+        # You et al., algorithm 1, one number after the other; the last parameter is of the group that is left out.
+        for i, (w, v) in enumerate(zip(weights, velocities, strict=True)):
+            decay, adapted = (1e-2, True) if i < 2 else (0.0, False)
+            gradient = [g + decay * x for g, x in zip(params[i].grad.flatten().tolist(), w, strict=True)]
+            local = 0.02 * math.hypot(*w) / math.hypot(*gradient) if adapted else 1.0
+            v[:] = [0.9 * old + local * g for old, g in zip(v, gradient, strict=True)]
+            w[:] = [x - lr * new for x, new in zip(w, v, strict=True)]
+        ours.step()
+        for p, w in zip(params, weights, strict=True):
+            torch.testing.assert_close(
+                p.detach().flatten(), torch.tensor(w, dtype=torch.float64), rtol=1e-12, atol=1e-12
+            )
+
+
+def test_lars_leaves_alone_what_has_no_gradient_and_survives_zero_norms():
+    params = parameters()
+    before = [p.detach().clone() for p in params]
+    optimizer = lars(params)
+    params[1].grad = torch.ones_like(params[1])
+    with torch.no_grad():
+        params[1].zero_()
+    optimizer.step()
+    assert torch.equal(params[0], before[0])
+    assert torch.equal(params[2], before[2])
+    # A weight of norm zero takes a plain step, as there is no ratio.
+    torch.testing.assert_close(params[1].detach(), torch.full_like(params[1], -0.3))
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_a_restored_optimizer_goes_on_as_if_never_stopped(name, tmp_path):
+    def fresh():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+        return model, build_optimizer(model, OptimConfig(name=name, lr=0.1))
+
+    model, optimizer = fresh()
+    run(list(model.parameters()), optimizer, range(10))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    run(list(model.parameters()), optimizer, range(10, 20))
+    again, restored = fresh()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    again.load_state_dict(state["model"])
+    restored.load_state_dict(state["optimizer"])
+    run(list(again.parameters()), restored, range(10, 20))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    # Without its momentum it would not have been the same.
+    again.load_state_dict(state["model"])
+    run(list(again.parameters()), build_optimizer(again, OptimConfig(name=name, lr=0.1)), range(10, 20))
+    assert not torch.equal(next(model.parameters()), next(again.parameters()))
+
+
+@pytest.mark.parametrize(("name", "cls"), [("lars", LARS), ("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_biases_and_norms_are_left_out_and_frozen_parameters_are_not_there(name, cls):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2), nn.Linear(2, 2))
+    model[3].requires_grad_(False)
+    optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.2, weight_decay=0.01, momentum=0.8))
+    assert type(optimizer) is cls
+    decayed, others = optimizer.param_groups
+    assert {id(p) for p in decayed["params"]} == {id(model[0].weight), id(model[2].weight)}
+    assert {id(p) for p in others["params"]} == {
+        id(p) for p in (model[0].bias, model[1].weight, model[1].bias, model[2].bias)
+    }
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
+    for group in (decayed, others):
+        assert group["lr"] == 0.2
+        assert (group["betas"][0] if name == "adamw" else group["momentum"]) == 0.8
+    if name == "lars":
+        assert (decayed["adapt"], others["adapt"]) == (True, False)
+
+
+def test_cosine_runs_from_start_to_end():
+    assert cosine(0.99, 1.0, 0.0) == pytest.approx(0.99)
+    assert cosine(0.99, 1.0, 0.5) == pytest.approx(0.995)
+    assert cosine(0.99, 1.0, 1.0) == pytest.approx(1.0)
+    assert cosine(3.0, 1.0, 0.25) == pytest.approx(1 + 2 * (1 + math.sqrt(0.5)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("step", "shape", "expected"),
+    [
+        (0, "cosine", 0.2),  # no step is wasted at a rate of 0
+        (4, "cosine", 1.0),
+        (9, "cosine", 2.0),
+        (10, "cosine", 2.0),
+        (60, "cosine", 1.0),
+        (35, "cosine", 1 + math.sqrt(0.5)),
+        (109, "cosine", 1 + math.cos(math.pi * 0.99)),
+        (0, "constant", 0.2),
+        (10, "constant", 2.0),
+        (109, "constant", 2.0),
+    ],
+)
+def test_the_rate_warms_up_to_its_peak_and_follows_its_course(step, shape, expected):
+    assert learning_rate(2.0, step, 110, 10, shape) == pytest.approx(expected)
+
+
+def test_the_rate_without_warm_up_and_with_nothing_else():
+    assert learning_rate(2.0, 0, 100, 0, "cosine") == 2.0
+    assert [learning_rate(2.0, step, 4, 4, "cosine") for step in range(4)] == [0.5, 1.0, 1.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "first", "quarter", "middle", "last"),
+    [("constant", 0.8, 0.8, 0.8, 0.8), ("linear", 0.8, 0.6, 0.4, 0), ("cosine", 0.8, 0.682842712, 0.4, 0)],
+)
+def test_the_weight_of_a_task_follows_its_course(shape, first, quarter, middle, last):
+    got = [task_weight(0.8, progress, shape) for progress in (0.0, 0.25, 0.5, 1.0)]
+    assert got == pytest.approx([first, quarter, middle, last])

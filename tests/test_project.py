@@ -1,0 +1,73 @@
+"""The project's own files: dependencies stated once, recipes that build, jobs that stay thin."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rotssl import cli, config
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))
+
+
+def test_conda_environment_repeats_the_dependencies():
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = [entry["pip"] for entry in conda if isinstance(entry, dict)]
+    assert sorted(pip) == sorted(ours)
+    assert "python>=3.11" in conda
+
+
+def test_there_are_recipes():
+    assert len(RECIPES) >= 3
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_builds_and_says_what_it_is(path):
+    config.build(cli.load_recipe(path) | {"data.root": "/data"})
+    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    for word in ("Paper:", "Command:", "Cost:", "Score:"):
+        assert word in header, f"{path.name} does not state its {word}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
+def test_jobs_are_thin(path):
+    assert len(path.read_text().splitlines()) <= 60
+
+
+def test_files_are_short():
+    for path in (ROOT / "rotssl").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 380, path
+
+
+def test_core_runs_without_ray_and_mlflow(tmp_path):
+    # Hides both packages, then trains: what a user of the library without a cluster has.
+    code = f"""
+import sys
+sys.modules["ray"] = sys.modules["mlflow"] = None
+import torch
+from pathlib import Path
+from rotssl import config as cfg, journal
+from rotssl.data import datasets
+from rotssl.engine import LocalRuntime, Trainer
+config = cfg.build({{"data.name": "synthetic", "data.limit": 64, "train.batch_size": 16, "train.epochs": 1,
+                     "optim.warmup_epochs": 0, "storage.path": {str(tmp_path)!r}}})
+config = cfg.resolve(config, 32, 64)
+Trainer(config, datasets.load(config.data, 0.1), LocalRuntime(config.run_dir, torch.device("cpu")),
+        journal.Journal(config.run_dir)).run()
+assert journal.read(config.run_dir)[1]["knn/top1"] > 0
+assert sys.modules["ray"] is None and sys.modules["mlflow"] is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_versions_agree():
+    from rotssl import __version__
+
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
+    assert re.search(rf"^## .*{re.escape(__version__)}", (ROOT / "CHANGELOG.md").read_text(), re.M)
