@@ -43,7 +43,8 @@ start() {
     node head --head --port="$GCS_PORT" --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT"
     wait_for head "the head node" started head
     wait_for head "the job server" ray job list --address "http://127.0.0.1:$DASHBOARD_PORT"
-    node worker --address="127.0.0.1:$GCS_PORT"
+    # A folder of its own: two nodes that unpack a job's files into the same one delete each other's.
+    node worker --address="127.0.0.1:$GCS_PORT" --temp-dir="/tmp/ray-second-$(id -u)"
     wait_for worker "the second node" started worker
     echo "two nodes are up; for the commands that follow:" >&2
     print_env

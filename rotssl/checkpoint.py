@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def latest(run_dir: Path) -> Iterator[dict[str, Any]]:
     for folder in found(run_dir):
         try:
             state = load(folder)
-        except (OSError, RuntimeError, EOFError, ValueError) as error:
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
             log.warning("checkpoint %s cannot be read (%s); going back to the one before", folder, type(error).__name__)
             continue
         yield state

@@ -48,6 +48,8 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"--config: {path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'bad character'})"
         ) from error
+    except ValueError as error:  # a date of 2020-99-99, say
+        raise ConfigError(f"--config: {path}: not valid YAML ({error})") from error
     except RecursionError as error:
         raise ConfigError(f"--config: {path} is nested too deeply") from error
     if content is None:
@@ -108,7 +110,7 @@ def parse(argv: Sequence[str], program: str = "pretrain.py", description: str = 
     if len(recipes) > 1:
         raise ConfigError(f"--config: got {len(recipes)} recipes, expected one")
     overrides = load_recipe(recipes[0]) if recipes else {}
-    method = getattr(first, "method.name", overrides.get("method.name", "byol"))
+    method = str(getattr(first, "method.name", overrides.get("method.name", "byol")))
     # Fields of a method that is not known are judged by build(), which names the nearest one.
     parser = _parser(method if method in METHODS else "byol", program, description)
     given, unknown = parser.parse_known_args(list(argv))

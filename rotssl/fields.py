@@ -42,7 +42,7 @@ def _describe(option: Any, limits: str) -> str:
     if get_origin(option) is tuple:
         kind, more = get_args(option)[0], get_args(option)[1:]
         count = "" if more == (...,) else f"{len(more) + 1} "
-        return f"{count}comma-separated {_describe(kind, limits).split(' ', 1)[1]}s"
+        return f"{count}comma-separated {_describe(kind, limits).split(' ', 1)[1].replace('number', 'numbers', 1)}"
     words = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return words[option] + (f" {limits}" if option in (int, float) and limits else "")
 
@@ -60,10 +60,11 @@ def convert(key: str, value: Any, hint: Any, bounds: dict[str, float]) -> Any:
         hint: the field's type: bool, int, float, str, None, Literal, tuple, or a union of these.
         bounds: limits on numbers. Numbers must be finite whatever the bounds.
     """
-    for option in _options(hint):
+    # null before text, which would take the word for itself
+    for option in sorted(_options(hint), key=lambda option: option is not type(None)):
         try:
             return _convert(value, option, bounds)
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
     valid = [v for option in _options(hint) if get_origin(option) is Literal for v in get_args(option)]
     hint_text = nearest(value, map(str, valid)) if isinstance(value, str) and len(valid) > 1 else ""
@@ -95,7 +96,7 @@ def _convert(value: Any, option: Any, bounds: dict[str, float]) -> Any:
             return value
     elif option in (int, float) and not isinstance(value, bool) and (text or isinstance(value, int | float)):
         number = option(value)
-        if number == (float(value) if text else value) and math.isfinite(number) and _within(number, bounds):
+        if (text or number == value) and math.isfinite(number) and _within(number, bounds):
             return number
     raise ValueError
 

@@ -54,6 +54,6 @@ def read(folder: Path) -> Points:
         try:
             point = json.loads(line)
             points.setdefault(int(point.pop("epoch")), point)
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             continue
     return points

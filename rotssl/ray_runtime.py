@@ -65,6 +65,7 @@ def connected(config: Config) -> Iterator[Workers]:
     if ours:
         if not _running_cluster():
             check_machine(config)
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts a cluster of our own
         try:
             ray.init(logging_level=logging.WARNING, log_to_driver=True)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -179,7 +180,7 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
     from rotssl.engine import RunFailed, Trainer
 
     config = cfg.build(cfg.flat_dict(task["config"]))
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it reports every report otherwise
+    logging.disable(logging.INFO)  # Ray Train would print every report
     warnings.filterwarnings(
         "ignore", message="The given NumPy array is not writable"
     )  # the object store's; nobody writes

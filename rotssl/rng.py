@@ -31,9 +31,8 @@ def key(*parts: int | str) -> int:
 def bits(stream: int, positions: Positions, draws: int) -> npt.NDArray[np.uint64]:
     """64 random bits for each position and draw, shape (B, draws); row i depends on ``positions[i]`` alone."""
     counter = positions.astype(np.uint64)[:, None] * np.uint64(draws) + np.arange(1, draws + 1, dtype=np.uint64)
-    z: npt.NDArray[np.uint64] = (
-        np.uint64(stream) + counter * _GAMMA
-    )  # arrays of uint64 wrap around, as the generator wants
+    # Arrays of uint64 wrap around, as the generator wants.
+    z = np.add(np.uint64(stream), counter * _GAMMA, dtype=np.uint64)
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
     mixed: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))

@@ -2,17 +2,15 @@ import ast
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from rotssl import config as cfg
-from rotssl.cli import load_recipe, parse, run_command
+from rotssl.cli import parse, run_command
 from rotssl.fields import ConfigError, convert
 from rotssl.methods import METHODS
 
-RECIPES = sorted((Path(__file__).parent.parent / "jobs" / "recipes").rglob("*.yaml"))
 NUMBERS = [key for key, (hint, _) in cfg.schema().items() if {int, float} & {hint, *getattr(hint, "__args__", ())}]
 NO_NUMBERS = ["nan", "inf", "-1", "x", "", math.nan, math.inf, -math.inf, 10**400, -1, True, [], {}]
 
@@ -60,7 +58,6 @@ tracking.run_name | 'null' | None
 train.seed | '9007199254740993' | 9007199254740993
 train.deterministic | 'true' | True
 scaling.use_gpu | 'false' | False
-views.blur | '0.5' | (0.5,)
 views.blur | '1, 0.1' | (1.0, 0.1)
 views.blur | [1, 0.1] | (1.0, 0.1)
 views.jitter | '(0.1,0.2,0.3,0.1)' | (0.1, 0.2, 0.3, 0.1)
@@ -127,7 +124,7 @@ train: {epochs: !!python/name:os.system ''} | not valid YAML
 - train | holds list | sections
 trian: {epochs: 3} | trian.epochs: no such field | did you mean 'train.epochs'?
 method: {name: [byol]} | method.name: got ['byol'] | byol, simclr
-train: {epochs: .inf} | train.epochs: got inf
+train: {epochs: 2.5} | train.epochs: got 2.5, expected an integer
 """
 
 
@@ -153,12 +150,6 @@ def test_flags_win_over_the_recipe_whatever_their_order(tmp_path, order):
     assert (config.train.epochs, config.train.seed) == (3, 5)
     assert (config.method.name, config.method.temperature) == ("simclr", 0.7)
     assert parse(["--config", recipe(tmp_path, "# nothing")]).config == cfg.Config()
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_shipped_recipe_is_valid(path):
-    assert load_recipe(path)
-    cfg.build(load_recipe(path))
 
 
 RESOLVED = """

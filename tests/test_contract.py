@@ -243,6 +243,6 @@ def test_nan_fails_and_keeps_the_last_checkpoint(tmp_path):
     from rotssl.engine import RunFailed
 
     config = make_config(tmp_path, "byol", **{"optim.lr": 1e12, "optim.warmup_epochs": 1, "data.limit": 256})
-    with pytest.raises(RunFailed, match="optim.lr 1e\\+12"):
+    with pytest.raises(RunFailed, match=r"optim\.lr 1e\+12"):
         trainer(config).run()
     assert not list(Path(config.run_dir).glob("epoch_*/checkpoint.pt"))

@@ -56,13 +56,12 @@ def test_the_sample_is_balanced_whole_and_free_of_pickles():
     with content.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         assert sorted(arrays) == sorted(f"{split}_{kind}" for split in source["sizes"] for kind in ("images", "labels"))
         for split, size in {"train": 5000, "validation": 1000, "test": 1000}.items():
-            assert (arrays[f"{split}_images"].shape, arrays[f"{split}_images"].dtype) == ((size, 28, 28), np.uint8)
+            assert arrays[f"{split}_images"].shape == (size, 28, 28)
             assert np.bincount(arrays[f"{split}_labels"]).tolist() == [size // 10] * 10
     splits = datasets.load(DataConfig(), 0.1)
     for part, size in ((splits.train, 5000), (splits.validation, 1000)):
         assert part.images.shape == (size, 1, 28, 28)
         assert np.bincount(part.labels).tolist() == [size // 10] * 10
-    assert len(splits.classes) == 10
     assert not rows(splits.train.images) & rows(splits.validation.images)
 
 
@@ -111,7 +110,6 @@ def test_every_layout_of_classes(tmp_path, splits):
     train, validation = (20, 20) if "val" in splits else (16, 4)
     folder(tmp_path, *splits, each=10)
     got, info = datasets.load(config(tmp_path), 0.2), datasets.inspect(config(tmp_path), 0.2)
-    assert got.classes == ("ant", "bee")
     assert np.bincount(got.train.labels).tolist() == [train // 2] * 2
     assert np.bincount(got.validation.labels).tolist() == [validation // 2] * 2
     assert info == datasets.DataInfo(train, 16, True)

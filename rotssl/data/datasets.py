@@ -183,6 +183,8 @@ def scan(root: str) -> tuple[dict[str, Folder], tuple[str, ...]]:
 def _decode(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I;16"):  # PIL would clip 16-bit shades to white
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be decoded as an image ({type(error).__name__})") from error
@@ -209,7 +211,8 @@ def _fit(image: Image.Image, side: int) -> Pixels:
     return np.asarray(resized.crop((left, top, left + side, top + side))).transpose(2, 0, 1)
 
 
-def _load_folder(folder: Folder, native: tuple[int, int] | None, image_size: int) -> ImageSet:
+def _load_folder(folder: Folder, native: tuple[int, int] | None, image_size: int) -> ImageSet | None:
+    """The pictures, at the native size or fitted to the views'; None where one has another size than the native one."""
     side = math.ceil(MARGIN * image_size)
     height, width = native or (side, side)
     images = np.empty((len(folder.files), 3, height, width), np.uint8)
@@ -226,7 +229,7 @@ def _load_folder(folder: Folder, native: tuple[int, int] | None, image_size: int
 
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:  # PIL decodes without the interpreter's lock
         equal = all(pool.map(load, range(len(folder.files)), chunksize=64))
-    return ImageSet(images, folder.labels) if equal else _load_folder(folder, None, image_size)
+    return ImageSet(images, folder.labels) if equal else None
 
 
 # --- the sets --------------------------------------------------------------------------------------------------------------
@@ -299,19 +302,24 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
         native = _probe(splits["train"])
         size = len(splits["train"].files)
         if "validation" not in splits and classes:
-            size -= round(size * holdout)
+            held = round(size * holdout)
+            if held < 1:
+                raise ConfigError(f"evaluation.holdout: got {holdout}, which is no image of {size}")
+            size -= held
         side = min(native) if native else 224
         labelled = bool(classes)
     elif config.name in _TORCHVISION_FILES:
         folder, total, side = _TORCHVISION_FILES[config.name]
         path = Path(os.path.expanduser(config.root or "")) / folder
-        if not path.is_dir() and not config.download:
+        if not config.download and not any(path.glob("*")):
             raise ConfigError(
-                f"data.root: no folder {path}; point it to {config.name}, or let --data.download true fetch it"
+                f"data.root: nothing in {path}; point it to {config.name}, or let --data.download true fetch it"
             )
         size, labelled = total - round(total * holdout), True
     else:
         size, side, labelled = (5000, 28, True) if config.name == "fashion-mnist-sample" else (1024, 32, True)
+    if size < 1:
+        raise ConfigError(f"evaluation.holdout: got {holdout}, which leaves no image to train on")
     return DataInfo(min(size, config.limit or size), side, labelled)
 
 
@@ -330,9 +338,12 @@ def load(config: DataConfig, holdout: float) -> Splits:
         folders, classes = scan(config.root)
         native = _probe(folders["train"])
         train, validation = _divide(folders["train"], folders.get("validation"), config.limit, holdout)
-        sets = [None if part is None else _load_folder(part, native, config.image_size) for part in (train, validation)]
+        parts = [part for part in (train, validation) if part is not None]
+        sets = [_load_folder(part, native, config.image_size) for part in parts]
+        if any(part is None for part in sets):  # all parts alike: native only if every picture has that size
+            sets = [_load_folder(part, None, config.image_size) for part in parts]
         assert sets[0] is not None
-        return Splits(sets[0], sets[1], classes)
+        return Splits(sets[0], sets[1] if len(sets) > 1 else None, classes)
     if config.name in _TORCHVISION_FILES:
         splits, classes = _torchvision(config)
     else:

@@ -21,5 +21,5 @@ def effective_rank(features: Tensor) -> float:
     RankMe, Garrido et al. 2023 (arXiv 2210.02885), eq. 1.
     """
     values = torch.linalg.svdvals(features.float())
-    share = values / values.sum() + 1e-7
+    share = values / values.sum().clamp_min(1e-12) + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))

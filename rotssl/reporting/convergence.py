@@ -33,6 +33,8 @@ def paired_difference(
         theirs: the same seeds in the same order.
         level: of confidence.
     """
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} values cannot be paired with {len(theirs)}")
     difference = np.subtract(ours, theirs)
     mean, error = float(difference.mean()), float(stats.sem(difference))
     half = float(stats.t.ppf((1 + level) / 2, len(difference) - 1)) * error

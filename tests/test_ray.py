@@ -1,0 +1,208 @@
+"""Jobs on a real Ray cluster of two nodes with token authentication, as a user starts them."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from rotssl import checkpoint, journal
+from tests.test_jobs import SMALL, flags, job
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+METRICS = {
+    *(
+        "loss/total",
+        "loss/ssl",
+        "loss/rotation",
+        "rotation/accuracy",
+        "knn/top1",
+        "feature/std",
+        "feature/effective_rank",
+    ),
+    *("cost/epochs", "cost/samples", "cost/train_seconds", "cost/device_seconds", "cost/flops", "cost/lost_seconds"),
+    *("throughput/images_per_second", "optim/lr", "optim/grad_norm"),
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Environment of a client of the cluster that cluster/local.sh starts: two nodes of one CPU each."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    env |= {"STATE": str(tmp_path_factory.mktemp("cluster")), "GCS_PORT": "6411", "DASHBOARD_PORT": "8311"}
+    script = str(ROOT / "cluster" / "local.sh")
+    subprocess.run([script, "start"], env=env, check=True, timeout=200)
+    try:
+        yield env | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": f"{env['STATE']}/token",
+            "RAY_ADDRESS": "127.0.0.1:6411",
+        }
+    finally:
+        subprocess.run([script, "stop"], env=env, check=True, timeout=100)
+        for name in ("head", "worker"):
+            assert not Path(env["STATE"], f"{name}.pid").exists()
+
+
+def submit(env, *command):
+    ray = str(Path(sys.executable).with_name("ray"))
+    env = env | {"RAY_ADDRESS": "http://127.0.0.1:8311", "PATH": f"{Path(ray).parent}:{env['PATH']}"}
+    return subprocess.run(
+        [ray, "job", "submit", "--working-dir", str(ROOT), "--", *command],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def logged(folder, name, experiment="rotssl"):
+    """The run of that name, and metric -> its steps, as MLflow's own client reads them."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    (run,) = client.search_runs([experiment_id], f"attributes.run_name = '{name}'")
+    steps = {key: [point.step for point in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics}
+    return client, run, steps
+
+
+def test_submitted_job_trains_across_two_nodes(cluster, tmp_path):
+    done = submit(cluster, "python", "jobs/pretrain.py", *flags(SMALL, tmp_path, run_name="submitted"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    client, run, steps = logged(tmp_path, "submitted")
+    assert run.info.status == "FINISHED"
+    assert set(steps) == METRICS
+    assert all(points == [1, 2] for points in steps.values()), steps
+    assert run.data.params["rotation.weight"] == "1.0" and run.data.params["train.epochs"] == "2"
+    # Each node has one CPU and each worker takes one: two workers are on two nodes.
+    tags = run.data.tags
+    assert tags["world_size"] == "2" and tags["rotation"] == "on" and tags["status_reason"] == "completed"
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {"config.yaml", "convergence.png", "views.png", "encoder.safetensors", "encoder.json"}
+    assert "mlflow ui --backend-store-uri" in done.stdout and "kNN top-1" in done.stdout
+
+
+def test_upload_leaves_out_what_is_not_code(cluster):
+    listed = submit(cluster, "ls", "-A")
+    assert listed.returncode == 0
+    names = {line.strip() for line in listed.stdout.splitlines()}
+    assert {"jobs", "rotssl", "pyproject.toml"} <= names
+    assert not names & {".venv", ".git", "results", "data", "tests"}
+
+
+def test_wrong_token_is_one_line(cluster, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    done = job(*flags(SMALL, tmp_path), env=cluster | {"RAY_AUTH_TOKEN_PATH": str(token)})
+    assert done.returncode == 2 and "RAY_ADDRESS" in done.stderr.splitlines()[-1], done.stderr[-2000:]
+
+
+def test_more_workers_than_the_cluster_has(cluster, tmp_path):
+    done = job(*flags(SMALL, tmp_path), "--scaling.num_workers", "4", env=cluster)
+    assert done.returncode == 2
+    assert "scaling.num_workers: got 4" in done.stderr.splitlines()[-1] and "2 CPUs" in done.stderr.splitlines()[-1]
+
+
+def weights(folder, name):
+    return checkpoint.load(checkpoint.found(Path(folder) / "rotssl" / name)[0])["model"]
+
+
+def test_stopped_and_started_again_equals_uninterrupted(cluster, tmp_path):
+    halves = flags(SMALL, tmp_path, run_name="halves")
+    stopped = job(*halves, "--train.stop_after", "1", env=cluster)
+    assert stopped.returncode == 0 and "stopped after epoch 1 of 2" in stopped.stdout, stopped.stderr[-3000:]
+    assert logged(tmp_path, "halves")[1].info.status == "KILLED"
+    assert job(*halves, env=cluster).returncode == 0
+    assert job(*flags(SMALL, tmp_path, run_name="whole"), env=cluster).returncode == 0
+    first, second = weights(tmp_path, "halves"), weights(tmp_path, "whole")
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+    _, run, steps = logged(tmp_path, "halves")
+    assert run.info.status == "FINISHED" and set(steps) == METRICS
+    assert all(points == [1, 2] for points in steps.values()), steps
+    # Finished: the same command prints the table, another configuration is refused; both without any cluster.
+    again = job(*halves, env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"})
+    assert again.returncode == 0 and "finished already" in again.stdout and "kNN top-1" in again.stdout
+    other = job(*halves, "--rotation.weight", "2", env=cluster)
+    assert other.returncode == 2 and "rotation.weight: got 2.0" in other.stderr and len(other.stderr.splitlines()) == 1
+
+
+def wait_for(condition, process, seconds=200):
+    """Wait for something that another process does, while that process is alive."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert process.poll() is None, f"ended with {process.returncode}"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def test_killed_worker_goes_on_in_the_same_run(cluster, tmp_path):
+    long = {**SMALL, "train.epochs": 6}
+    command = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *flags(long, tmp_path, run_name="killed")]
+    folder = tmp_path / "rotssl" / "killed"
+    before = set(psutil.pids())
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=cluster, stdout=log, stderr=log, cwd=ROOT)
+        wait_for(lambda: 1 in journal.read(folder), process)
+        workers = [
+            p
+            for p in psutil.process_iter(["name", "cmdline"])
+            if p.pid not in before and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
+        ]
+        assert len(workers) == 2
+        workers[0].send_signal(signal.SIGKILL)
+        assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-3000:]
+    _, run, steps = logged(tmp_path, "killed")
+    assert run.info.status == "FINISHED"
+    assert all(points == [1, 2, 3, 4, 5, 6] for points in steps.values()), steps
+    points = journal.read(folder)
+    assert points[6]["cost/samples"] == 6 * 128 and len((folder / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_corrupt_image_ends_the_run_and_is_named(tmp_path):
+    # On a cluster that the job starts itself. 64 files are decoded before the start; this one is not among them.
+    from rotssl.data.datasets import choose
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(200):
+        Image.fromarray(np.full((16, 16, 3), i, np.uint8)).save(folder / f"{i:03d}.png")
+    bad = folder / f"{min(set(range(200)) - set(choose(None, 200, 64))):03d}.png"
+    bad.write_bytes(b"no image")
+    fields = {
+        "data.name": "imagefolder",
+        "data.root": folder,
+        "train.epochs": 1,
+        "train.batch_size": 16,
+        "scaling.num_workers": 1,
+    }
+    done = job(*flags(fields, tmp_path), env=os.environ | {"RAY_ADDRESS": "local"})
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert str(bad) in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert logged(tmp_path, "run")[1].info.status == "FAILED"
+
+
+def test_interrupt_ends_with_130_and_goes_on(cluster, tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "pretrain.py"),
+        *flags({**SMALL, "train.epochs": 40}, tmp_path, run_name="stopped"),
+    ]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=cluster, stdout=log, stderr=log, cwd=ROOT)
+        wait_for(lambda: 1 in journal.read(tmp_path / "rotssl" / "stopped"), process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130, shlex.join(command) + (tmp_path / "log").read_text()[-3000:]
+    assert logged(tmp_path, "stopped")[1].info.status == "KILLED"
