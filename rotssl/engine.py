@@ -1,7 +1,6 @@
 """The training loop. It knows the world through a small Runtime: LocalRuntime below, or Ray Train's in rotssl.ray_runtime."""
 
 import json
-import logging
 import math
 import tempfile
 import time
@@ -30,8 +29,6 @@ from rotssl.optim import build_optimizer
 from rotssl.pretrainer import Output, Pretrainer, build_pretrainer
 from rotssl.reporting.pictures import save_views
 from rotssl.schedules import learning_rate
-
-log = logging.getLogger(__name__)
 
 
 class RunFailed(Exception):
@@ -175,13 +172,8 @@ class Trainer:
                     f"storage.path: the workers see different checkpoints ({seen.tolist()}); it must be shared by all nodes"
                 )
         flops_per_step = count_step(self.config) if self.runtime.rank == 0 else 0.0
-        log.debug(
-            "rank %d of %d on %s: starting after epoch %d",
-            self.runtime.rank,
-            self.runtime.world_size,
-            self.runtime.device,
-            done,
-        )
+        if done and self.runtime.rank == 0:
+            self.runtime.progress({"resumed": done})
         end = min(train.epochs, train.stop_after or train.epochs)
         for epoch in range(done, end):
             started = time.perf_counter()

@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -155,7 +157,9 @@ def pretrain(config: Config) -> int:
             report(config, record)
             return EXIT_OK
         workers = None
-        if config.scaling.num_workers != 0:
+        if config.scaling.num_workers == 0:
+            _check_local_gpu(config)
+        else:
             from rotssl import ray_runtime
 
             workers = stack.enter_context(ray_runtime.connected(config))
@@ -163,9 +167,11 @@ def pretrain(config: Config) -> int:
         record.uri, record.run_id = _open_tracking(config, record, workers)
         record.write("running")
         (folder / "config.yaml").write_text(dump(config))
-        tracker = tracking.Tracker(record.uri, record.run_id)
-        tracker.sync(journal.read(folder))
+        tracking.Tracker(record.uri, record.run_id).sync(journal.read(folder))
+        tracker = tracking.Tracker(record.uri, record.run_id)  # asks anew what is there, once the workers have logged
         failed: str | None = None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)  # what `ray job stop` sends
         try:
             with ProgressView(config.train.epochs, str(config.tracking.run_name)) as view:
                 if workers is None:
@@ -177,6 +183,10 @@ def pretrain(config: Config) -> int:
             tracker.finish("KILLED", "interrupted", [])
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             return EXIT_INTERRUPTED
+        except BaseException as error:  # not foreseen: recorded, and raised with its traceback
+            record.write("failed")
+            tracker.finish("FAILED", f"{type(error).__name__}: {error}"[:500], [])
+            raise
         points = journal.read(folder)
         tracker.sync(points)
         if failed is not None:
@@ -197,6 +207,10 @@ def pretrain(config: Config) -> int:
         tracker.finish("FINISHED", "completed", [folder / name for name in ARTIFACTS])
         report(config, record)
         return EXIT_OK
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _open_tracking(config: Config, record: Record, workers: Any) -> tuple[str, str]:
@@ -240,14 +254,19 @@ def _git_commit() -> str:
         return "unknown"  # an uploaded or installed copy
 
 
+def _check_local_gpu(config: Config) -> None:
+    import torch
+
+    if config.scaling.use_gpu is True and not torch.cuda.is_available():
+        raise ConfigError("scaling.use_gpu: got true, but this machine has no GPU that torch can use")
+
+
 def _run_here(config: Config, tracker: tracking.Tracker, view: ProgressView) -> str | None:
     import torch
 
     from rotssl.engine import LocalRuntime, RunFailed, Trainer
 
     use_gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
-    if use_gpu and not torch.cuda.is_available():
-        raise ConfigError("scaling.use_gpu: got true, but this machine has no GPU that torch can use")
     runtime = LocalRuntime(config.run_dir, torch.device("cuda" if use_gpu else "cpu"), view.handle)
     try:
         splits = datasets.load(config.data, config.evaluation.holdout)

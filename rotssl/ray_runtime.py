@@ -67,7 +67,8 @@ def connected(config: Config) -> Iterator[Workers]:
             check_machine(config)
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts a cluster of our own
         try:
-            ray.init(logging_level=logging.WARNING, log_to_driver=True)
+            # Warnings of ours come through the progress queue; the chatter of Ray's own actors stays in its session's logs.
+            ray.init(logging_level=logging.ERROR, log_to_driver=os.environ.get("RAY_LOG_TO_DRIVER") == "1")
         except (ConnectionError, RuntimeError, ValueError) as error:
             token = "" if os.environ.get("RAY_AUTH_MODE") else "; if it asks for a token: export RAY_AUTH_MODE=token"
             raise ConfigError(
@@ -172,6 +173,17 @@ class RayRuntime:
             self.queue.actor.put_nowait.remote(event)
 
 
+class _Forward(logging.Handler):
+    """Shows a worker's warnings in the driver's terminal."""
+
+    def __init__(self, runtime: RayRuntime) -> None:
+        super().__init__(logging.WARNING)
+        self.runtime = runtime
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.runtime.progress({"warning": record.getMessage()})
+
+
 def _work(task: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs; returns {"failed": reason} for what trying again would not change."""
     import ray
@@ -185,7 +197,10 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
         "ignore", message="The given NumPy array is not writable"
     )  # the object store's; nobody writes
     try:
-        splits, runtime = ray.get(task["data"]), RayRuntime(task["queue"])
+        runtime = RayRuntime(task["queue"])
+        if runtime.rank == 0:
+            logging.getLogger("rotssl").addHandler(_Forward(runtime))
+        splits = ray.get(task["data"])
         listeners = {"on_append": Tracker(*task["tracking"]).sync} if runtime.rank == 0 else {}
         Trainer(config, splits, runtime, Journal(config.run_dir, **listeners)).run()
     except RunFailed as error:
@@ -240,6 +255,8 @@ def fit(
             return _first_line(next(iter(error.worker_failures.values()), error))
         except (ControllerError, RayActorError) as error:
             return _first_line(error)
+        except SystemExit as error:  # how Ray Train ends an interrupted fit()
+            raise KeyboardInterrupt from error
     return outcome.get("failed")
 
 

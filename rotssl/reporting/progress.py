@@ -58,7 +58,18 @@ class ProgressView:
         self.bar.stop()
 
     def handle(self, event: dict[str, Any]) -> None:
-        """Show an event of the engine: ``epoch`` (0-based), ``step``, ``total_steps``, and ``metrics`` at the end of an epoch."""
+        """Show an event of the engine.
+
+        Args:
+            event: ``warning``, a text; or ``resumed``, the number of epochs done before; or ``epoch`` (0-based), ``step`` and
+                ``total_steps``, with ``metrics`` at the end of an epoch.
+        """
+        if "warning" in event:
+            self.console.print(f"warning: {event['warning']}", markup=False)
+            return
+        if "resumed" in event:
+            self.console.print(f"going on after epoch {event['resumed']}/{self.epochs}")
+            return
         step, total = event["step"], event["total_steps"]
         now = time.monotonic()
         if self.first is None or step < self.first[1]:
