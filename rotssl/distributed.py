@@ -98,17 +98,21 @@ class _GlobalBatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        dims = [d for d in range(x.dim()) if d != 1]
+        dims, shape = [d for d in range(x.dim()) if d != 1], [1, -1] + [1] * (x.dim() - 2)
+        # Two passes, as x nearly constant over the batch (a projector's input at the start, say) has E[x^2] - E[x]^2 drown in
+        # rounding; the workers' parts are then put together in double precision.
         wide = full_precision(x)
-        # torch sums pairwise, to single precision; the differences of large numbers that follow are taken in double.
-        count = wide.new_full((1,), x.numel() // x.shape[1], dtype=torch.double)
-        sums = _all_reduce(torch.cat([wide.sum(dims).double(), (wide * wide).sum(dims).double(), count]))
+        own_mean = wide.mean(dims)
+        own_square = (wide - own_mean.view(shape)).square_().sum(dims).double()
+        count = own_square.new_full((1,), x.numel() // x.shape[1])
+        own_mean = own_mean.double()
+        sums = _all_reduce(torch.cat([own_mean * count, own_square + own_mean.square() * count, count]))
         total = sums[-1]
         mean_, square = (sums[:-1] / total).chunk(2)
-        var = (square - mean_**2).clamp_(min=0)
+        var = (square - mean_.square()).clamp_(min=0)
         mean_, var = mean_.to(weight.dtype), var.to(weight.dtype)
         ctx.save_for_backward(x, weight, mean_, torch.rsqrt(var + epsilon), total)
-        ctx.dims = dims
+        ctx.dims, ctx.shape = dims, shape
         out = F.batch_norm(x, mean_, var, weight, bias, False, 0.0, epsilon)
         ctx.mark_non_differentiable(mean_, var, total)
         return out, mean_, var, total
@@ -116,17 +120,15 @@ class _GlobalBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean_, inv_std, total = ctx.saved_tensors
-        grad = grads[0]
-        shape = [1, -1] + [1] * (x.dim() - 2)
+        grad, shape = grads[0], ctx.shape
+        centred = x - mean_.view(shape)
         grad_bias = grad.sum(ctx.dims)
-        grad_weight = ((grad * x).sum(ctx.dims) - mean_ * grad_bias) * inv_std
-        sums = _all_reduce(torch.cat([grad_bias, grad_weight]))
-        mean_grad, mean_grad_x = (sums / total.to(sums.dtype)).chunk(2)
-        # dx = w/s (g - mean(g) - x_hat mean(g x_hat)), with x_hat = (x - m)/s, gathered into a*g + b*x + c.
+        grad_weight = (grad * centred).sum(ctx.dims) * inv_std
+        mean_grad, mean_grad_x = (_all_reduce(torch.cat([grad_bias, grad_weight])) / total.to(grad_bias.dtype)).chunk(2)
+        # dx = w/s (g - mean(g) - x_hat mean(g x_hat)), with x_hat = (x - m)/s, as a*g + b*(x - m) + c.
         scale = weight * inv_std
-        slope = -scale * inv_std * mean_grad_x
-        offset = -scale * mean_grad - slope * mean_
-        grad_x = grad * scale.view(shape) + (x * slope.view(shape) + offset.view(shape))
+        slope, offset = -scale * inv_std * mean_grad_x, -scale * mean_grad
+        grad_x = grad * scale.view(shape) + centred.mul_(slope.view(shape)).add_(offset.view(shape))
         return grad_x.to(x.dtype), grad_weight, grad_bias, None
 
 

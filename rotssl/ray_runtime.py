@@ -8,6 +8,7 @@ and goes on from the newest checkpoint in storage.path.
 import contextlib
 import logging
 import os
+import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -63,12 +64,14 @@ def connected(config: Config) -> Iterator[Workers]:
     ray = _import_ray()
     ours = not ray.is_initialized()
     if ours:
-        if not _running_cluster():
+        address = _address()
+        if address == "local":
             check_machine(config)
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts a cluster of our own
         try:
             # Warnings of ours come through the progress queue; the chatter of Ray's own actors stays in its session's logs.
-            ray.init(logging_level=logging.ERROR, log_to_driver=os.environ.get("RAY_LOG_TO_DRIVER") == "1")
+            show_logs = os.environ.get("RAY_LOG_TO_DRIVER") == "1"
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=show_logs)
         except (ConnectionError, RuntimeError, ValueError) as error:
             token = "" if os.environ.get("RAY_AUTH_MODE") else "; if it asks for a token: export RAY_AUTH_MODE=token"
             raise ConfigError(
@@ -82,13 +85,26 @@ def connected(config: Config) -> Iterator[Workers]:
             ray.shutdown()
 
 
-def _running_cluster() -> bool:
-    """Whether ray.init() will join a cluster: named by the environment, or started on this machine."""
-    if os.environ.get("RAY_ADDRESS"):
-        return os.environ["RAY_ADDRESS"] != "local"
+def _address() -> str:
+    """Where to connect: RAY_ADDRESS, or the cluster that ``ray start`` left on this machine if it answers, else ``local``.
+
+    Raises:
+        ConfigError: nothing answers at RAY_ADDRESS; Ray itself would try for minutes.
+    """
     from ray._private.utils import read_ray_address
 
-    return bool(read_ray_address())
+    asked = os.environ.get("RAY_ADDRESS", "auto")
+    address = asked if asked != "auto" else read_ray_address() or "local"
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdecimal():
+        return address
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        if asked != "auto":
+            raise ConfigError(f"RAY_ADDRESS: nothing answers at {address} ({error})") from error
+        return "local"  # the file of a cluster that was killed
+    return address
 
 
 def _protect_token() -> None:

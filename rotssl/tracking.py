@@ -50,10 +50,10 @@ def check_uri(uri: str) -> None:
 def _client(uri: str) -> Any:
     for key, value in _PATIENCE.items():
         os.environ.setdefault(key, value)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
 
 

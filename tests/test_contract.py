@@ -168,7 +168,7 @@ def _first_steps(overrides, steps, kind):
     "task", [TASKS["extra"], TASKS["shared"], TASKS["extra, half"]], ids=["extra", "shared", "extra, half"]
 )
 @pytest.mark.parametrize(
-    ("kind", "lr", "tolerance"), [(torch.float32, 1e-4, 1e-4), (torch.float64, 0.1, 1e-7)], ids=["single", "double"]
+    ("kind", "lr", "tolerance"), [(torch.float32, 1e-5, 1e-4), (torch.float64, 0.1, 1e-7)], ids=["single", "double"]
 )
 def test_two_workers_equal_one(tmp_path, pool, method, norm, task, kind, lr, tolerance):
     # Training amplifies rounding (a ReLU that flips moves the next steps), the more the higher the rate. So single precision is

@@ -122,3 +122,8 @@ def test_a_second_start_of_the_same_run_is_refused(tmp_path):
 def test_dead_tracking_server_is_refused_at_the_start(tmp_path):
     done = job(*flags(SMALL, tmp_path), "--scaling.num_workers", "0", "--tracking.uri", "http://127.0.0.1:9")
     assert done.returncode == 2 and "tracking.uri" in done.stderr.splitlines()[-1]
+
+
+def test_address_of_a_dead_cluster_is_refused_at_once(tmp_path):
+    done = job(*flags(SMALL, tmp_path), env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}, timeout=60)
+    assert done.returncode == 2 and "RAY_ADDRESS" in done.stderr and len(done.stderr.splitlines()) == 1
