@@ -5,7 +5,8 @@
 1. The learning rate is chosen for the *plain* run: the best mean kNN top-1 on validation over the seeds, of four rates.
 2. With that rate, rotation weights 0.3, 1 and 3, as two extra views and in place with a shared angle; same seeds, so same
    initial weights, sample order and crops (paired).
-3. The table: last-epoch kNN, its paired difference to the plain run with a 95% Student t interval, and the epochs and training
+3. For scale, the same kNN on raw pixels and on the untrained encoder.
+4. The table: last-epoch kNN, its paired difference to the plain run with a 95% Student t interval, and the epochs and training
    seconds until the plain run's final accuracy of the same seed is reached.
 
 Cells are independent single-process runs with one thread each, --jobs at a time. A cell that is finished in --work is not run
@@ -44,7 +45,8 @@ def run_cell(task: tuple[Cell, int, str]) -> tuple[Cell, Points]:
     (lr, mode, weight, seed), epochs, work = task
     import torch
 
-    from rotssl.engine import LocalRuntime, Trainer
+    from rotssl.engine import Trainer
+    from rotssl.runtime import LocalRuntime
 
     torch.set_num_threads(1)
     name = f"lr{lr:g}-{mode}-w{weight:g}-seed{seed}-epochs{epochs}"
@@ -66,6 +68,37 @@ def run_cell(task: tuple[Cell, int, str]) -> tuple[Cell, Points]:
     points = journal.read(config.run_dir)
     print(f"{name}: kNN {points[epochs]['knn/top1']:.1%}, {points[epochs]['cost/train_seconds']:.0f} s", flush=True)
     return (lr, mode, weight, seed), points
+
+
+def references(seeds: range, work: str) -> list[tuple[str, list[float]]]:
+    """KNN top-1 without any training: raw pixels, and the encoder's initial weights with calibrated BatchNorm."""
+    import torch
+
+    from rotssl.engine import Trainer
+    from rotssl.evaluation.knn import knn_top1
+    from rotssl.runtime import LocalRuntime
+
+    untrained = []
+    for seed in seeds:
+        config = cfg.build(
+            {"train.seed": seed, "storage.path": f"{work}/untrained", "tracking.run_name": f"seed{seed}"}
+        )
+        info = datasets.inspect(config.data, config.evaluation.holdout)
+        config = cfg.resolve(config, info.image_size, info.train_size)
+        splits = datasets.load(config.data, config.evaluation.holdout)
+        trainer = Trainer(
+            config, splits, LocalRuntime(config.run_dir, torch.device("cpu")), journal.Journal(config.run_dir)
+        )
+        with torch.no_grad():
+            for images, _ in [*trainer._batches(0), *trainer._batches(1)]:
+                trainer.model.encoder.train()(trainer.augment.evaluation(images))
+        bank, queries = splits.train, splits.validation
+        assert queries is not None and bank.labels is not None and queries.labels is not None
+        labels = torch.from_numpy(bank.labels), torch.from_numpy(queries.labels)
+        untrained.append(knn_top1(trainer.extract(bank), labels[0], trainer.extract(queries), labels[1]))
+        pixels = [trainer.augment.evaluation(torch.from_numpy(part.images)).flatten(1) for part in (bank, queries)]
+        raw = knn_top1(pixels[0], labels[0], pixels[1], labels[1])
+    return [("raw pixels", [raw]), ("untrained encoder, BatchNorm calibrated", untrained)]
 
 
 def spread(values: list[float]) -> str:
@@ -100,6 +133,7 @@ def main() -> None:
 
         rates = {lr: finals(lr, "extra", 0.0) for lr in RATES}
         best = max(RATES, key=lambda lr: statistics.mean(rates[lr]))
+        scale = references(seeds, work)
         runs |= run([(best, mode, weight, seed) for mode in MODES.values() for weight in WEIGHTS for seed in seeds])
 
     plain = rates[best]
@@ -139,6 +173,7 @@ def main() -> None:
             f"| {label} | {weight:g} | {spread(values)} | {shown} | {' | '.join(costs)} | {seconds(mode, weight):.0f} |"
         )
 
+    lines += [f"| {label} | | {spread(values)} | | | | |" for label, values in scale]
     lines.append(row("plain", "extra", 0.0))
     lines += [row(label, mode, weight) for label, mode in MODES.items() for weight in WEIGHTS]
     target = args.output / f"convergence_sample_{datetime.date.today()}"

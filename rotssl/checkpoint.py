@@ -48,7 +48,9 @@ def latest(run_dir: Path) -> Iterator[dict[str, Any]]:
     for folder in found(run_dir):
         try:
             state = load(folder)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            if not {"model", "optimizer", "epoch"} <= state.keys():
+                raise ValueError("not a checkpoint")
+        except (OSError, RuntimeError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as error:
             log.warning("checkpoint %s cannot be read (%s); going back to the one before", folder, type(error).__name__)
             continue
         yield state

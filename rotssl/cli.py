@@ -54,6 +54,8 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"--config: {path} is nested too deeply") from error
     if content is None:
         return {}
+    if isinstance(content, dict):  # a section whose fields are all commented out
+        content = {section: {} if fields is None else fields for section, fields in content.items()}
     if not isinstance(content, dict):
         raise ConfigError(f"--config: {path} holds {type(content).__name__}, expected sections such as 'train:'")
     for section, fields in content.items():

@@ -272,6 +272,13 @@ def _check(c: Config) -> None:
         raise ConfigError(
             f"storage.path: got {c.storage.path!r}, expected a folder on a file system that every node sees"
         )
+    odd = c.storage.path is not None and any(ch in c.storage.path for ch in "?#\0")
+    _require(
+        not odd,
+        "storage.path",
+        repr(c.storage.path),
+        "a path without ? and #, which mean something in MLflow's address",
+    )
     if c.scaling.num_workers != "auto":
         check_workers(c, int(c.scaling.num_workers))
 
@@ -283,7 +290,7 @@ def check_workers(c: Config, num_workers: int) -> None:
     each = batch // workers
     _require(each >= 2, "train.batch_size", batch, f"at least 2 images for each of the {workers} workers")
     rotated = int(each * c.rotation.fraction)
-    enough = c.rotation.weight == 0 or c.rotation.mode == "in_place" or rotated >= 2
+    enough = c.rotation.weight == 0 or rotated >= 2  # the head normalises over them
     _require(
         enough, "rotation.fraction", c.rotation.fraction, f"at least {2 / each:g}: two rotated images a worker and step"
     )
@@ -336,10 +343,13 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
             "optim.lr_scale": "none",
         },
     )
+    uri = config.tracking.uri
+    if uri is not None and uri.startswith("sqlite:///"):  # workers run in another folder
+        uri = f"sqlite:///{os.path.abspath(uri.removeprefix('sqlite:///'))}"
     default = "~/rotssl-results" if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else "results"
     path = os.path.abspath(os.path.expanduser(config.storage.path or default))
     run_name = config.tracking.run_name or f"{config.method.name}-{config.data.name}-{fingerprint(config)}"
-    return replace(config, {"storage.path": path, "tracking.run_name": run_name})
+    return replace(config, {"storage.path": path, "tracking.run_name": run_name, "tracking.uri": uri})
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:

@@ -50,7 +50,7 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         # Each rank's loss depends on every rank's rows: the gradients of a row are summed over the ranks.
-        grad = grad.contiguous()
+        grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         return grad.narrow(0, dist.get_rank() * ctx.size, ctx.size)
 
@@ -120,8 +120,8 @@ class _GlobalBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean_, inv_std, total = ctx.saved_tensors
-        grad, shape = grads[0], ctx.shape
-        centred = x - mean_.view(shape)
+        grad, shape = full_precision(grads[0]), ctx.shape
+        centred = full_precision(x) - mean_.view(shape)
         grad_bias = grad.sum(ctx.dims)
         grad_weight = (grad * centred).sum(ctx.dims) * inv_std
         mean_grad, mean_grad_x = (_all_reduce(torch.cat([grad_bias, grad_weight])) / total.to(grad_bias.dtype)).chunk(2)

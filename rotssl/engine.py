@@ -1,25 +1,26 @@
-"""The training loop. It knows the world through a small Runtime: LocalRuntime below, or Ray Train's in rotssl.ray_runtime."""
+"""The training loop. It knows the world through a small Runtime: rotssl.runtime's LocalRuntime, or Ray Train's."""
 
 import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rotssl import checkpoint, distributed, rng
 from rotssl import config as cfg
 from rotssl.config import Config
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import ImageSet, Splits, normalization
+from rotssl.evaluation import KNN_K
 from rotssl.evaluation.collapse import effective_rank
 from rotssl.evaluation.knn import knn_top1
 from rotssl.flops import count_step
@@ -28,62 +29,8 @@ from rotssl.methods.base import StepContext
 from rotssl.optim import build_optimizer
 from rotssl.pretrainer import Output, Pretrainer, build_pretrainer
 from rotssl.reporting.pictures import save_views
+from rotssl.runtime import RunFailed, Runtime
 from rotssl.schedules import learning_rate
-
-
-class RunFailed(Exception):
-    """A run that cannot go on, for a reason that trying again would not change; the text is the one line to print."""
-
-
-class Runtime(Protocol):
-    """What the loop needs from whoever runs it."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as it is called: in DDP where there are several workers."""
-
-    def report(self, epoch: int, metrics: dict[str, float], folder: Path | None) -> None:
-        """Take an epoch's metrics and, on rank 0, the folder of its checkpoint; every rank calls it once an epoch."""
-
-    def progress(self, event: dict[str, Any]) -> None:
-        """Show where the run is."""
-
-
-class LocalRuntime:
-    """One process, no Ray: for debugging, and for trials on one worker.
-
-    Args:
-        run_dir: where checkpoints go.
-        device: where to train.
-        show: takes the progress events.
-        keep: number of checkpoints kept.
-    """
-
-    rank, world_size = 0, 1
-
-    def __init__(
-        self,
-        run_dir: Path,
-        device: torch.device,
-        show: Callable[[dict[str, Any]], None] = lambda event: None,
-        keep: int = 2,
-    ) -> None:
-        self.run_dir, self.device, self.progress, self.keep = run_dir, device, show, keep
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model itself."""
-        return model
-
-    def report(self, epoch: int, metrics: dict[str, float], folder: Path | None) -> None:
-        """Move the checkpoint to its place: a rename within one file system, so that it is there whole or not at all."""
-        assert folder is not None
-        target = self.run_dir / checkpoint.name(epoch)
-        target.mkdir(parents=True, exist_ok=True)
-        (folder / checkpoint.FILE).replace(target / checkpoint.FILE)
-        checkpoint.prune(self.run_dir, self.keep)
 
 
 @dataclass
@@ -131,6 +78,12 @@ class Trainer:
         self.steps_per_epoch = len(splits.train.images) // train.batch_size
         self.total_steps = self.steps_per_epoch * train.epochs
         self.cost = Cost()
+        self.unfinished = journal.folder / "unfinished"  # epoch (0-based) and seconds spent in it
+
+    def facts(self) -> dict[str, str]:
+        """What the configuration left open, for the tags of the run."""
+        bank = len(self.splits.train.images)
+        return {"precision": self.precision, "device": self.runtime.device.type, "knn_k": str(min(KNN_K, bank))}
 
     # --- state -------------------------------------------------------------------------------------------------------------
 
@@ -172,8 +125,13 @@ class Trainer:
                     f"storage.path: the workers see different checkpoints ({seen.tolist()}); it must be shared by all nodes"
                 )
         flops_per_step = count_step(self.config) if self.runtime.rank == 0 else 0.0
-        if done and self.runtime.rank == 0:
-            self.runtime.progress({"resumed": done})
+        if self.runtime.rank == 0:
+            self._count_lost(done)
+        if done:
+            self.runtime.progress({"note": f"going on after epoch {done}"})
+        bank = len(self.splits.train.images)
+        if self.splits.validation is not None and bank < KNN_K:
+            self.runtime.progress({"note": f"kNN with k={bank} in place of {KNN_K}: there are no more training images"})
         end = min(train.epochs, train.stop_after or train.epochs)
         for epoch in range(done, end):
             started = time.perf_counter()
@@ -188,17 +146,29 @@ class Trainer:
         if end == train.epochs and self.runtime.rank == 0:
             self.export()
 
+    def _count_lost(self, epoch: int) -> None:
+        """Add what a crash cost in the epoch that it cut short, as far as it had been noted (about every second)."""
+        try:
+            cut, seconds = map(float, self.unfinished.read_text().split())
+        except (OSError, ValueError):
+            return
+        if cut == epoch:
+            self.cost.lost_seconds += seconds
+        self.unfinished.unlink(missing_ok=True)
+
     def _train_epoch(self, epoch: int) -> tuple[dict[str, Tensor], int]:
         """One pass over the training images; returns the means over steps and workers, and the number of steps."""
         self.parallel.train()
         sums: dict[str, Tensor] = {}
-        shown = time.perf_counter()
+        started = shown = time.perf_counter()
         for i, (images, ctx) in enumerate(self._batches(epoch)):
             logs = self._step(images, ctx)
             for key, value in logs.items():
                 sums[key] = sums[key] + value if key in sums else value.float()
             if time.perf_counter() - shown > 0.5 or i == 0:
                 shown = time.perf_counter()
+                if self.runtime.rank == 0:
+                    self.unfinished.write_text(f"{epoch} {shown - started:.1f}")
                 self.runtime.progress({"epoch": epoch, "step": ctx.step + 1, "total_steps": self.total_steps})
         keys = sorted(sums)
         # The mean over all steps; one collective, and the only place where the host waits for the device.
@@ -220,23 +190,31 @@ class Trainer:
             positions = np.arange(first, first + each)
             yield batch, StepContext(config.seed, epoch, step, step / self.total_steps, positions, i * size, size)
 
+    def _lr(self, step: int) -> float:
+        optim = self.config.optim
+        warmup = round(optim.warmup_epochs * self.steps_per_epoch)
+        return learning_rate(self.peak_lr, step, self.total_steps, warmup, optim.schedule)
+
     def _step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
         config, device = self.config, self.runtime.device
         # Randomness inside the model (dropout) is a function of (seed, step, rank); nothing else draws from torch's generator.
         torch.manual_seed(rng.key(config.train.seed, "model", ctx.step, self.runtime.rank) >> 1)
-        warmup = round(config.optim.warmup_epochs * self.steps_per_epoch)
-        lr = learning_rate(self.peak_lr, ctx.step, self.total_steps, warmup, config.optim.schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = self._lr(ctx.step)
         with torch.no_grad():
             views = [
                 view.contiguous(memory_format=self.layout) for view in self.augment(images, ctx.epoch, ctx.positions)
             ]
+        careful = config.train.on_nan == "skip"
+        before = [buffer.clone() for buffer in self.model.buffers()] if careful else []
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         with nullcontext() if kind is None else torch.autocast(device.type, kind):
             out: Output = self.parallel(views, ctx)
         if ctx.step == 0 and self.runtime.rank == 0:
-            seen = [view[:8].cpu() for view in (*views, *out.new_views)]
+            whole = [
+                view for view in out.new_views if len(view) == len(images)
+            ]  # of a fraction, the rows would not match
+            seen = [view[:8].cpu() for view in (*views, *whole)]
             save_views(seen, self.augment.mean, self.augment.std, self.journal.folder / "views.png")
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(out.loss).backward()
@@ -244,13 +222,16 @@ class Trainer:
         self.model.method.after_backward(ctx)
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
-        skip = config.train.on_nan == "skip" and not bool(torch.isfinite(norm))
-        if not skip:
+        skip = careful and not bool(torch.isfinite(norm))
+        if skip:
+            for buffer, value in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(value)  # the running statistics have seen what broke
+        else:
             self.scaler.step(self.optimizer)
-            self.scaler.update()
             self.model.after_step(ctx)
+        self.scaler.update()
         logs = {**out.logs, "optim/grad_norm": norm}
-        if config.train.on_nan == "skip":
+        if careful:
             logs = {key: torch.nan_to_num(value, 0.0, 0.0, 0.0) if skip else value for key, value in logs.items()}
             logs["optim/skipped_steps"] = torch.tensor(float(skip), device=device)
         return logs
@@ -278,13 +259,11 @@ class Trainer:
             self.cost.samples += steps * self.config.train.batch_size
             self.cost.train_seconds += seconds
             self.cost.flops += steps * flops_per_step
-        warmup = round(self.config.optim.warmup_epochs * self.steps_per_epoch)
-        last = (epoch + 1) * self.steps_per_epoch - 1
         return {
             **{f"cost/{key}": float(value) for key, value in vars(self.cost).items()},
             "cost/device_seconds": self.cost.train_seconds * self.runtime.world_size,
             "throughput/images_per_second": steps * self.config.train.batch_size / seconds,
-            "optim/lr": learning_rate(self.peak_lr, last, self.total_steps, warmup, self.config.optim.schedule),
+            "optim/lr": self._lr((epoch + 1) * self.steps_per_epoch - 1),
         }
 
     # --- evaluation --------------------------------------------------------------------------------------------------------
@@ -298,6 +277,8 @@ class Trainer:
         bank, queries = self.splits.train, self.splits.validation
         assert queries is not None and bank.labels is not None and queries.labels is not None
         bank_features, query_features = self.extract(bank), self.extract(queries)
+        if not bool(torch.isfinite(bank_features).all() and torch.isfinite(query_features).all()):
+            raise RunFailed(f"the encoder's features are no longer finite (optim.lr {self.peak_lr:g})")
         if self.runtime.rank != 0:
             return {}
         to = self.runtime.device
@@ -327,6 +308,7 @@ class Trainer:
         """The student encoder alone, as safetensors, with what is needed to use it beside it."""
         weights = {key: value.detach().cpu().contiguous() for key, value in self.model.encoder.state_dict().items()}
         save_file(weights, self.journal.folder / "encoder.safetensors")
+        (self.journal.folder / "encoder.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
         about = {
             "encoder": self.config.encoder.name,
             "stem": self.config.encoder.stem,
@@ -344,6 +326,7 @@ class Trainer:
             self.runtime.report(epoch + 1, metrics, None)
             return
         self.journal.append(epoch + 1, metrics)
+        self.unfinished.unlink(missing_ok=True)
         self.runtime.progress(
             {
                 "epoch": epoch,
@@ -355,3 +338,4 @@ class Trainer:
         with tempfile.TemporaryDirectory(prefix="rotssl-", dir=self.journal.folder) as scratch:
             checkpoint.save(self.state(epoch + 1), Path(scratch))
             self.runtime.report(epoch + 1, metrics, Path(scratch))
+        self.journal.publish()  # after the checkpoint: a slow server must not put it at risk

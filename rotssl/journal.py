@@ -13,14 +13,14 @@ class Journal:
 
     Args:
         folder: of the run; made if need be.
-        on_append: called with all points when one was added.
+        on_publish: called with all points by publish().
     """
 
     NAME = "metrics.jsonl"
 
-    def __init__(self, folder: Path, on_append: Callable[[Points], None] = lambda points: None) -> None:
+    def __init__(self, folder: Path, on_publish: Callable[[Points], object] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.path, self.on_append = folder, folder / self.NAME, on_append
+        self.folder, self.path, self.on_publish = folder, folder / self.NAME, on_publish
         self._points = read(folder)
 
     def point(self, epoch: int) -> dict[str, float] | None:
@@ -43,7 +43,11 @@ class Journal:
             file.write((b"\n" if torn else b"") + json.dumps({"epoch": epoch, **metrics}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.on_append(self._points)
+
+    def publish(self) -> None:
+        """Tell the listener all points."""
+        if self.on_publish is not None:
+            self.on_publish(self._points)
 
 
 def read(folder: Path) -> Points:

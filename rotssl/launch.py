@@ -40,6 +40,7 @@ class Record:
     status: str = "new"
     uri: str = ""
     run_id: str | None = None
+    synced: bool = False
 
     @classmethod
     def of(cls, config: Config) -> "Record":
@@ -50,9 +51,15 @@ class Record:
         """
         path, ours = config.run_dir / "run.json", cfg.identity(config)
         if not path.exists():
+            if checkpoint.found(config.run_dir):
+                raise ConfigError(
+                    f"storage.path: {config.run_dir} has checkpoints but no run.json; move it away to start anew"
+                )
             return cls(path, ours)
         try:
             record = cls(path, **json.loads(path.read_text()))
+            if not isinstance(record.config, dict):
+                raise ValueError("no configuration in it")
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"storage.path: {path} cannot be read ({error}); move the folder away to start anew"
@@ -68,7 +75,7 @@ class Record:
     def write(self, status: str) -> None:
         """Save with a new status, whole or not at all."""
         self.status = status
-        content = {"config": self.config, "status": status, "uri": self.uri, "run_id": self.run_id}
+        content = {key: value for key, value in vars(self).items() if key != "path"}
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(content, indent=2) + "\n")
         part.replace(self.path)
@@ -153,6 +160,8 @@ def pretrain(config: Config) -> int:
         folder = stack.enter_context(run_folder(config))
         record = Record.of(config)
         if record.status == "finished":
+            if not record.synced:  # MLflow was away when it ended
+                _close(config, record, "finished", "completed")
             print(f"run {config.tracking.run_name} is finished already:")
             report(config, record)
             return EXIT_OK
@@ -167,46 +176,57 @@ def pretrain(config: Config) -> int:
         record.uri, record.run_id = _open_tracking(config, record, workers)
         record.write("running")
         (folder / "config.yaml").write_text(dump(config))
-        tracking.Tracker(record.uri, record.run_id).sync(journal.read(folder))
-        tracker = tracking.Tracker(record.uri, record.run_id)  # asks anew what is there, once the workers have logged
-        failed: str | None = None
         if threading.current_thread() is threading.main_thread():
+            stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             signal.signal(signal.SIGTERM, _interrupt)  # what `ray job stop` sends
         try:
             with ProgressView(config.train.epochs, str(config.tracking.run_name)) as view:
                 if workers is None:
-                    failed = _run_here(config, tracker, view)
+                    failed = _run_here(config, tracking.Tracker(record.uri, record.run_id), view)
                 else:
                     failed = ray_runtime.fit(config, workers, (record.uri, record.run_id), view.handle)
         except KeyboardInterrupt:
-            record.write("interrupted")
-            tracker.finish("KILLED", "interrupted", [])
+            _close(config, record, "interrupted", "interrupted")
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             return EXIT_INTERRUPTED
+        except OSError as error:
+            failed = f"{type(error).__name__}: {error}"
         except BaseException as error:  # not foreseen: recorded, and raised with its traceback
-            record.write("failed")
-            tracker.finish("FAILED", f"{type(error).__name__}: {error}"[:500], [])
+            _close(config, record, "failed", f"{type(error).__name__}: {error}"[:500])
             raise
-        points = journal.read(folder)
-        tracker.sync(points)
+        done = max(journal.read(folder), default=0)
+        if failed is None and done == 0:
+            failed = f"{folder / journal.Journal.NAME} is gone"
         if failed is not None:
-            record.write("failed")
-            tracker.finish("FAILED", failed, [folder / "config.yaml"])
+            _close(config, record, "failed", failed)
             print(f"error: the run failed: {failed}", file=sys.stderr)
             return EXIT_FAILED
-        if max(points) < config.train.epochs:
-            record.write("stopped")
-            tracker.finish("KILLED", "stop_after", [])
-            print(
-                f"stopped after epoch {max(points)} of {config.train.epochs}, as asked; without stop_after it goes on"
-            )
-            report(config, record)
-            return EXIT_OK
-        _plot(config)
-        record.write("finished")
-        tracker.finish("FINISHED", "completed", [folder / name for name in ARTIFACTS])
+        if done < config.train.epochs:
+            _close(config, record, "stopped", "stop_after")
+            print(f"stopped after epoch {done} of {config.train.epochs}, as asked; without stop_after it goes on")
+        else:
+            _close(config, record, "finished", "completed")
         report(config, record)
         return EXIT_OK
+
+
+_MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "stopped": "KILLED"}
+
+
+def _close(config: Config, record: Record, status: str, reason: str) -> None:
+    """Draw the curve, bring MLflow up to the journal, and record how this start ended; what can't be written is said."""
+    folder = config.run_dir
+    points = journal.read(folder)
+    try:
+        if points:
+            _plot(config)
+        tracker = tracking.Tracker(record.uri, str(record.run_id))
+        done = tracker.sync(points)
+        record.synced = tracker.finish(_MLFLOW_STATUS[status], reason, [folder / name for name in ARTIFACTS]) and done
+        record.write(status)
+        checkpoint.prune(folder, keep=2)
+    except OSError as error:
+        print(f"warning: {folder} could not be brought up to date: {error}", file=sys.stderr)
 
 
 def _interrupt(*_: object) -> None:
@@ -226,7 +246,6 @@ def _open_tracking(config: Config, record: Record, workers: Any) -> tuple[str, s
         "git_commit": _git_commit(),
         "config_hash": cfg.fingerprint(config),
         "world_size": str(workers.count if workers else 1),
-        "device": "gpu" if workers and workers.use_gpu else "cpu",
         "status_reason": "running",
         "run_dir": str(config.run_dir),
         "knn_protocol": KNN_PROTOCOL,
@@ -264,13 +283,16 @@ def _check_local_gpu(config: Config) -> None:
 def _run_here(config: Config, tracker: tracking.Tracker, view: ProgressView) -> str | None:
     import torch
 
-    from rotssl.engine import LocalRuntime, RunFailed, Trainer
+    from rotssl.engine import Trainer
+    from rotssl.runtime import LocalRuntime, RunFailed
 
     use_gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
     runtime = LocalRuntime(config.run_dir, torch.device("cuda" if use_gpu else "cpu"), view.handle)
     try:
         splits = datasets.load(config.data, config.evaluation.holdout)
-        Trainer(config, splits, runtime, journal.Journal(config.run_dir, tracker.sync)).run()
+        trainer = Trainer(config, splits, runtime, journal.Journal(config.run_dir, tracker.sync))
+        tracker.tag(trainer.facts())
+        trainer.run()
     except (RunFailed, datasets.DataError) as error:
         return str(error)
     return None
@@ -287,7 +309,8 @@ def report(config: Config, record: Record) -> None:
     """Print the table of a run and where everything is, to stdout."""
     folder = config.run_dir
     points = journal.read(folder)
-    tables.show(tables.result(str(config.tracking.run_name), points))
+    if points:
+        tables.show(tables.result(str(config.tracking.run_name), points))
     checkpoints = checkpoint.found(folder)
     print(f"checkpoint   {checkpoints[0] if checkpoints else 'none'}")
     for label, file in (("encoder", "encoder.safetensors"), ("views", "views.png"), ("plot", "convergence.png")):

@@ -140,19 +140,25 @@ def plan(config: Config, resources: dict[str, float], nodes: list[dict[str, Any]
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     scaling = config.scaling
     use_gpu = gpus > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
-    most = min(gpus, cpus // scaling.cpus_per_worker) if use_gpu else cpus // scaling.cpus_per_worker
-    count = scaling.num_workers if scaling.num_workers != "auto" else most if use_gpu else min(2, most)
+    if use_gpu and gpus == 0:
+        raise ConfigError("scaling.use_gpu: got true, but the cluster has no GPU")
+    alive = [node for node in nodes if node.get("Alive", True)]
+    places = sum(int(node["Resources"].get("CPU", 0)) // scaling.cpus_per_worker for node in alive)
+    if scaling.num_workers == "auto":
+        most = max(1, min(gpus, places) if use_gpu else min(2, places))
+        count = max(n for n in range(1, most + 1) if config.train.batch_size % n == 0)
+    else:
+        count = scaling.num_workers
     if use_gpu and count > gpus:
         raise ConfigError(
             f"scaling.num_workers: got {count} with a GPU each, expected at most the cluster's {gpus} GPUs"
         )
-    if count < 1 or count * scaling.cpus_per_worker > cpus:
+    if count > places:
         raise ConfigError(
             f"scaling.num_workers: got {count} with {scaling.cpus_per_worker} CPU each, but the cluster has {cpus} CPUs"
         )
     cfg.check_workers(config, count)
-    addresses = {node["NodeManagerAddress"] for node in nodes if node.get("Alive", True)}
-    return Workers(count, use_gpu, len(addresses))
+    return Workers(count, use_gpu, len({node["NodeManagerAddress"] for node in alive}))
 
 
 class RayRuntime:
@@ -205,7 +211,8 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
     import ray
     from ray.exceptions import RayTaskError
 
-    from rotssl.engine import RunFailed, Trainer
+    from rotssl.engine import Trainer
+    from rotssl.runtime import RunFailed
 
     config = cfg.build(cfg.flat_dict(task["config"]))
     logging.disable(logging.INFO)  # Ray Train would print every report
@@ -217,8 +224,12 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
         if runtime.rank == 0:
             logging.getLogger("rotssl").addHandler(_Forward(runtime))
         splits = ray.get(task["data"])
-        listeners = {"on_append": Tracker(*task["tracking"]).sync} if runtime.rank == 0 else {}
-        Trainer(config, splits, runtime, Journal(config.run_dir, **listeners)).run()
+        tracker = Tracker(*task["tracking"])
+        journal = Journal(config.run_dir, tracker.sync if runtime.rank == 0 else None)
+        trainer = Trainer(config, splits, runtime, journal)
+        if runtime.rank == 0:
+            tracker.tag(trainer.facts())
+        trainer.run()
     except RunFailed as error:
         return {"failed": str(error)}
     except RayTaskError as error:
@@ -247,6 +258,9 @@ def fit(
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
     from ray.util.queue import Queue
 
+    # The engine finds the newest checkpoint by itself, also one that a run without Ray left. Train's own list of them may name
+    # some that are gone by now, which it would not survive.
+    (config.run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     queue = Queue(actor_options={"num_cpus": 0})
     data = ray.remote(num_cpus=0)(datasets.load).remote(config.data, config.evaluation.holdout)
     trainer = TorchTrainer(

@@ -83,10 +83,8 @@ def open_run(
     Raises:
         ConfigError: the store can't be reached.
     """
-    client = _client(uri)
-    from mlflow.exceptions import MlflowException
-
     try:
+        client = _client(uri)
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage != "active":
             raise ConfigError(
@@ -110,7 +108,7 @@ def open_run(
         )
     except ConfigError:
         raise
-    except (MlflowException, OSError) as error:
+    except Exception as error:  # MLflow's, sqlalchemy's, alembic's, requests': in each case the address is of no use
         raise ConfigError(f"tracking.uri: {uri} cannot be used: {str(error).splitlines()[0][:200]}") from error
     return run_id
 
@@ -137,8 +135,8 @@ class Tracker:
         self._known: set[int] | None = None
         self._client: Any = None
 
-    def sync(self, points: Points) -> None:
-        """Send the epochs that MLflow doesn't have yet."""
+    def sync(self, points: Points) -> bool:
+        """Send the epochs that MLflow doesn't have yet; returns whether it has all of them now."""
         try:
             self._client = self._client or _client(self.uri)
             from mlflow.entities import Metric
@@ -158,9 +156,11 @@ class Tracker:
                 "MLflow could not be updated (%s); the journal has every point, the next epoch sends it", _short(error)
             )
             self._known = None
+            return False
+        return True
 
-    def finish(self, status: str, reason: str, files: list[Path]) -> None:
-        """Log the files as artifacts and close the run.
+    def finish(self, status: str, reason: str, files: list[Path]) -> bool:
+        """Log the files as artifacts and close the run; returns whether that worked.
 
         Args:
             status: MLflow's FINISHED, FAILED or KILLED.
@@ -176,6 +176,8 @@ class Tracker:
             self._client.set_terminated(self.run_id, status)
         except Exception as error:  # as above
             log.warning("MLflow could not be told that the run is %s (%s)", status, _short(error))
+            return False
+        return True
 
     def tag(self, tags: dict[str, str]) -> None:
         """Set tags."""

@@ -11,10 +11,11 @@ import torch
 from rotssl import checkpoint, distributed, journal
 from rotssl import config as cfg
 from rotssl.data import datasets
-from rotssl.engine import LocalRuntime, Trainer
+from rotssl.engine import Trainer
 from rotssl.methods import METHODS
 from rotssl.methods.base import StepContext
 from rotssl.pretrainer import build_pretrainer
+from rotssl.runtime import LocalRuntime
 
 CPU = torch.device("cpu")
 TASKS = {
@@ -240,7 +241,7 @@ def test_crash_between_journal_and_checkpoint_counts_as_lost_time(tmp_path):
 
 
 def test_nan_fails_and_keeps_the_last_checkpoint(tmp_path):
-    from rotssl.engine import RunFailed
+    from rotssl.runtime import RunFailed
 
     config = make_config(tmp_path, "byol", **{"optim.lr": 1e12, "optim.warmup_epochs": 1, "data.limit": 256})
     with pytest.raises(RunFailed, match=r"optim\.lr 1e\+12"):

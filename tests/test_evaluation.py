@@ -135,9 +135,11 @@ def test_paired_difference_refuses_runs_that_are_no_pairs():
 
 def test_a_journal_keeps_the_first_point_of_an_epoch(tmp_path):
     heard = []
-    book = Journal(tmp_path / "run", on_append=lambda points: heard.append(sorted(points)))
+    book = Journal(tmp_path / "run", on_publish=lambda points: heard.append(sorted(points)))
     book.append(1, {"loss/total": 1.5})
+    book.publish()
     book.append(2, {"loss/total": 1.25})
+    book.publish()
     book.append(2, {"loss/total": 9.0})
     again = Journal(tmp_path / "run")
     again.append(1, {"loss/total": 9.0})
@@ -181,7 +183,13 @@ def test_a_journal_that_is_not_there_is_empty_and_odd_lines_are_passed_over(tmp_
 
 def save(run_dir, *epochs):
     for epoch in epochs:
-        state = {"epoch": epoch, "weights": torch.full((3,), float(epoch)), "half": torch.ones(2, dtype=torch.bfloat16)}
+        state = {
+            "epoch": epoch,
+            "model": {},
+            "optimizer": {},
+            "weights": torch.full((3,), float(epoch)),
+            "half": torch.ones(2, dtype=torch.bfloat16),
+        }
         checkpoint.save(state, run_dir / checkpoint.name(epoch))
 
 

@@ -12,10 +12,11 @@ LAYERS = [
     ("rotssl.launch",),
     ("rotssl.ray_runtime", "rotssl.ray_sweep", "rotssl.tracking"),
     ("rotssl.engine",),
+    ("rotssl.runtime",),
     ("rotssl.flops",),
     ("rotssl.pretrainer",),
     ("rotssl.tasks",),
-    ("rotssl.methods.base", "rotssl.methods.byol", "rotssl.methods.simclr"),
+    ("rotssl.methods.*",),  # the methods and their contract
     ("rotssl.models", "rotssl.losses", "rotssl.optim", "rotssl.distributed", "rotssl.data", "rotssl.evaluation"),
     ("rotssl.reporting", "rotssl.checkpoint", "rotssl.journal", "rotssl.cli"),
     ("rotssl.config",),
@@ -50,7 +51,7 @@ def layer(module):
         (len(prefix), index)
         for index, prefixes in enumerate(LAYERS)
         for prefix in prefixes
-        if module == prefix or module.startswith(prefix + ".")
+        if module == prefix or module.startswith(prefix.removesuffix("*").removesuffix(".") + ".")
     ]
     return max(matches)[1] if matches else None
 

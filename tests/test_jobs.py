@@ -1,5 +1,6 @@
 """jobs/pretrain.py as a program: what it refuses, and the run without Ray."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from rotssl import journal
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -127,3 +130,66 @@ def test_dead_tracking_server_is_refused_at_the_start(tmp_path):
 def test_address_of_a_dead_cluster_is_refused_at_once(tmp_path):
     done = job(*flags(SMALL, tmp_path), env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}, timeout=60)
     assert done.returncode == 2 and "RAY_ADDRESS" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_small_fraction_trains(tmp_path):
+    # Fewer rotated images than the picture of the views has rows.
+    done = job(*flags(SMALL, tmp_path), "--scaling.num_workers", "0", "--rotation.fraction", "0.1")
+    assert done.returncode == 0 and (tmp_path / "rotssl" / "run" / "views.png").exists(), done.stderr
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_skipped_steps_leave_the_model_sound(tmp_path, precision):
+    # Every gradient overflows: all steps are skipped, which is said in one line, and nothing else breaks.
+    hard = ["--train.on_nan", "skip", "--optim.lr", "1e30", "--train.precision", precision, "--train.batch_size", "16"]
+    done = job(*flags(SMALL, tmp_path), "--scaling.num_workers", "0", *hard)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
+
+
+def test_run_without_its_record_is_refused(tmp_path):
+    command = [*flags(SMALL, tmp_path), "--scaling.num_workers", "0"]
+    assert job(*command, "--train.stop_after", "1").returncode == 0
+    (tmp_path / "rotssl" / "run" / "run.json").unlink()
+    done = job(*command)
+    assert done.returncode == 2 and "run.json" in done.stderr
+
+
+def test_mlflow_catches_up_with_a_run_that_ended_without_it(tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    command = [*flags(SMALL, tmp_path), "--scaling.num_workers", "0"]
+    assert job(*command).returncode == 0
+    record = tmp_path / "rotssl" / "run" / "run.json"
+    content = json.loads(record.read_text())
+    assert content["synced"]
+    # As if the server had gone away after the first epoch: the run is open, and has one point.
+    client = MlflowClient(content["uri"])
+    experiment = client.get_experiment_by_name("rotssl").experiment_id
+    run_id = client.create_run(experiment).info.run_id
+    for key, value in journal.read(record.parent)[1].items():
+        client.log_metric(run_id, key, value, step=1)
+    record.write_text(json.dumps(content | {"run_id": run_id, "synced": False}))
+    assert job(*command).returncode == 0
+    assert [point.step for point in client.get_metric_history(run_id, "knn/top1")] == [1, 2]
+    assert client.get_run(run_id).info.status == "FINISHED" and json.loads(record.read_text())["synced"]
+    assert "encoder.safetensors" in {item.path for item in client.list_artifacts(run_id)}
+
+
+def test_killed_in_mid_epoch_counts_the_lost_time(tmp_path):
+    fields = {**SMALL, "data.limit": 1024, "train.epochs": 2}
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "pretrain.py"),
+        *flags(fields, tmp_path),
+        "--scaling.num_workers",
+        "0",
+    ]
+    folder = tmp_path / "rotssl" / "run"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (folder / "unfinished").exists() or (folder / "unfinished").read_text().split()[-1:] in ([], ["0.0"]):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert job(*command[2:]).returncode == 0
+    assert journal.read(folder)[1]["cost/lost_seconds"] > 0
+    assert not (folder / "unfinished").exists()

@@ -54,7 +54,8 @@ import torch
 from pathlib import Path
 from rotssl import config as cfg, journal
 from rotssl.data import datasets
-from rotssl.engine import LocalRuntime, Trainer
+from rotssl.engine import Trainer
+from rotssl.runtime import LocalRuntime
 config = cfg.build({{"data.name": "synthetic", "data.limit": 64, "train.batch_size": 16, "train.epochs": 1,
                      "optim.warmup_epochs": 0, "storage.path": {str(tmp_path)!r}}})
 config = cfg.resolve(config, 32, 64)

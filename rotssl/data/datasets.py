@@ -27,6 +27,7 @@ from rotssl.fields import ConfigError
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
+VALIDATION = ("val", "validation", "valid")
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 NATIVE_LIMIT = 96  # pictures of one size up to this side are stored as they are
 MARGIN = 1.15  # larger ones are stored at this multiple of the views' side
@@ -122,8 +123,12 @@ class Folder:
 
 
 def _images_below(folder: Path) -> list[str]:
-    found = []
+    found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add(real)
         folders.sort()
         found += [os.path.join(parent, name) for name in sorted(names) if Path(name).suffix.lower() in EXTENSIONS]
     return found
@@ -150,9 +155,10 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def scan(root: str) -> tuple[dict[str, Folder], tuple[str, ...]]:
-    """Splits (``train``, perhaps ``validation`` and ``test``) and class names of an image folder.
+    """Splits (``train``, perhaps ``validation``) and class names of an image folder.
 
-    Below the root: class folders, or train/ with val/ or test/ beside it that hold them. Without class folders it is unlabelled.
+    Below the root: class folders, or train/ that holds them, perhaps with val/ beside it; test/ is left alone. Without class
+    folders it is unlabelled.
 
     Raises:
         ConfigError: no such folder, no images, an empty class folder, other classes in another split than in train.
@@ -164,9 +170,13 @@ def scan(root: str) -> tuple[dict[str, Folder], tuple[str, ...]]:
         raise ConfigError(f"data.root: cannot read {root}: {error.strerror}") from error
     where = {"train": top}
     if "train" in names:
+        others = set(names) - {"train", "test", *VALIDATION}
+        if others:
+            raise ConfigError(
+                f"data.root: {top} holds train/ beside {sorted(others)[0]}/: are these splits or classes?"
+            )
         where = {"train": top / "train"}
-        for split, spelled in (("validation", ("val", "validation", "valid")), ("test", ("test",))):
-            where |= {split: top / name for name in spelled if name in names}  # noqa: B035
+        where |= {"validation": top / name for name in VALIDATION if name in names}  # noqa: B035
     classes = tuple(_subfolders(where["train"]))
     splits = {}
     for split, folder in where.items():
@@ -190,11 +200,11 @@ def _decode(path: str) -> Image.Image:
         raise DataError(f"{path} cannot be decoded as an image ({type(error).__name__})") from error
 
 
-def _probe(folder: Folder) -> tuple[int, int] | None:
-    """Decode up to 64 files spread over the classes; their common size (height, width), or None where they differ."""
-    index = choose(folder.labels, len(folder.files), PROBED)
+def _probe(splits: dict[str, Folder]) -> tuple[int, int] | None:
+    """Decode up to 64 files of each split, spread over the classes; their common size (height, width), None where they differ."""
+    files = [folder.files[i] for folder in splits.values() for i in choose(folder.labels, len(folder), PROBED)]
     try:
-        sizes = {_decode(folder.files[i]).size for i in index}
+        sizes = {_decode(file).size for file in files}
     except DataError as error:
         raise ConfigError(f"data.root: {error}") from error
     (width, height), *others = sizes
@@ -255,14 +265,13 @@ def _torchvision(config: DataConfig) -> tuple[dict[str, ImageSet], tuple[str, ..
     from torchvision import datasets as tv
 
     cls = {"fashion-mnist": tv.FashionMNIST, "cifar10": tv.CIFAR10}[config.name]
-    splits = {}
-    for split, train in (("train", True), ("test", False)):
-        source = cls(config.root, train=train, download=config.download)
-        data, labels = np.asarray(source.data), np.asarray(source.targets, np.int64)
-        splits[split] = ImageSet(
-            np.ascontiguousarray(data.transpose(0, 3, 1, 2)) if data.ndim == 4 else data[:, None], labels
-        )
-    return splits, tuple(source.classes)
+    try:
+        source = cls(os.path.expanduser(str(config.root)), train=True, download=config.download)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise DataError(f"{config.name} in {config.root} cannot be read: {str(error).splitlines()[0]}") from error
+    data, labels = np.asarray(source.data), np.asarray(source.targets, np.int64)
+    images = np.ascontiguousarray(data.transpose(0, 3, 1, 2)) if data.ndim == 4 else data[:, None]
+    return {"train": ImageSet(images, labels)}, tuple(source.classes)
 
 
 def _synthetic(count: int = 1024, side: int = 32, classes: int = 4) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
@@ -281,8 +290,13 @@ def _synthetic(count: int = 1024, side: int = 32, classes: int = 4) -> tuple[dic
 
 
 _TORCHVISION_FILES = {
-    "fashion-mnist": ("FashionMNIST/raw", 60000, 28),
-    "cifar10": ("cifar-10-batches-py", 50000, 32),
+    "fashion-mnist": (
+        "FashionMNIST/raw",
+        [f"train-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")],
+        60000,
+        28,
+    ),
+    "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], 50000, 32),
 }
 
 
@@ -299,7 +313,7 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
     if config.name == "imagefolder":
         assert config.root is not None
         splits, classes = scan(os.path.expanduser(config.root))
-        native = _probe(splits["train"])
+        native = _probe(splits)
         size = len(splits["train"].files)
         if "validation" not in splits and classes:
             held = round(size * holdout)
@@ -309,11 +323,12 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
         side = min(native) if native else 224
         labelled = bool(classes)
     elif config.name in _TORCHVISION_FILES:
-        folder, total, side = _TORCHVISION_FILES[config.name]
+        folder, needed, total, side = _TORCHVISION_FILES[config.name]
         path = Path(os.path.expanduser(config.root or "")) / folder
-        if not config.download and not any(path.glob("*")):
+        missing = [name for name in needed if not (path / name).is_file()]
+        if missing and not config.download:
             raise ConfigError(
-                f"data.root: nothing in {path}; point it to {config.name}, or let --data.download true fetch it"
+                f"data.root: no {missing[0]} in {path}; point it to {config.name}, or let --data.download true fetch it"
             )
         size, labelled = total - round(total * holdout), True
     else:
@@ -336,7 +351,7 @@ def load(config: DataConfig, holdout: float) -> Splits:
     if config.name == "imagefolder":
         assert config.root is not None and config.image_size != "auto"
         folders, classes = scan(config.root)
-        native = _probe(folders["train"])
+        native = _probe(folders)
         train, validation = _divide(folders["train"], folders.get("validation"), config.limit, holdout)
         parts = [part for part in (train, validation) if part is not None]
         sets = [_load_folder(part, native, config.image_size) for part in parts]

@@ -57,6 +57,6 @@ class MethodSpec:
 
 
 METHODS: dict[str, MethodSpec] = {
-    "byol": MethodSpec(ByolConfig, "rotssl.methods.byol:BYOL", "sgd", 0.12),
+    "byol": MethodSpec(ByolConfig, "rotssl.methods.byol:BYOL", "sgd", 0.24),
     "simclr": MethodSpec(SimclrConfig, "rotssl.methods.simclr:SimCLR", "sgd", 0.06),
 }

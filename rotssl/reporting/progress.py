@@ -61,14 +61,14 @@ class ProgressView:
         """Show an event of the engine.
 
         Args:
-            event: ``warning``, a text; or ``resumed``, the number of epochs done before; or ``epoch`` (0-based), ``step`` and
+            event: ``warning``, a text; or ``note``, likewise; or ``epoch`` (0-based), ``step`` and
                 ``total_steps``, with ``metrics`` at the end of an epoch.
         """
         if "warning" in event:
             self.console.print(f"warning: {event['warning']}", markup=False)
             return
-        if "resumed" in event:
-            self.console.print(f"going on after epoch {event['resumed']}/{self.epochs}")
+        if "note" in event:
+            self.console.print(event["note"], markup=False)
             return
         step, total = event["step"], event["total_steps"]
         now = time.monotonic()

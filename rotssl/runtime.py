@@ -1,0 +1,65 @@
+"""Who runs the engine: the protocol, and the one that needs nothing but this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from rotssl import checkpoint
+
+
+class RunFailed(Exception):
+    """A run that cannot go on, for a reason that trying again would not change; the text is the one line to print."""
+
+
+class Runtime(Protocol):
+    """What the loop needs from whoever runs it."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as it is called: in DDP where there are several workers."""
+
+    def report(self, epoch: int, metrics: dict[str, float], folder: Path | None) -> None:
+        """Take an epoch's metrics and, on rank 0, the folder of its checkpoint; every rank calls it once an epoch."""
+
+    def progress(self, event: dict[str, Any]) -> None:
+        """Show where the run is."""
+
+
+class LocalRuntime:
+    """One process, no Ray: for debugging, and for trials on one worker.
+
+    Args:
+        run_dir: where checkpoints go.
+        device: where to train.
+        show: takes the progress events.
+        keep: number of checkpoints kept.
+    """
+
+    rank, world_size = 0, 1
+
+    def __init__(
+        self,
+        run_dir: Path,
+        device: torch.device,
+        show: Callable[[dict[str, Any]], None] = lambda event: None,
+        keep: int = 2,
+    ) -> None:
+        self.run_dir, self.device, self.progress, self.keep = run_dir, device, show, keep
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model itself."""
+        return model
+
+    def report(self, epoch: int, metrics: dict[str, float], folder: Path | None) -> None:
+        """Move the checkpoint to its place: a rename within one file system, so that it is there whole or not at all."""
+        assert folder is not None
+        target = self.run_dir / checkpoint.name(epoch)
+        target.mkdir(parents=True, exist_ok=True)
+        (folder / checkpoint.FILE).replace(target / checkpoint.FILE)
+        checkpoint.prune(self.run_dir, self.keep)
