@@ -23,10 +23,11 @@ def demo() -> int:
     if asked.evaluation.knn_every == 0:
         raise ConfigError("evaluation.knn_every: got 0, expected at least 1: the demo compares kNN")
     asked = replace(asked, {"tracking.experiment": "demo", "tracking.run_name": None})
-    configs = {
-        "rotation off": prepare(replace(asked, {"rotation.weight": 0.0}))[0],
-        "rotation on": prepare(asked)[0],
-    }
+    weights = {"rotation off": 0.0, "rotation on": asked.rotation.weight}
+    configs = {name: prepare(replace(asked, {"rotation.weight": weight}))[0] for name, weight in weights.items()}
+    for name, config in configs.items():  # names that tell the two apart in MLflow
+        run_name = f"{name.replace(' ', '-')}-{config.tracking.run_name}"
+        configs[name] = replace(config, {"tracking.run_name": run_name})
     with nullcontext() if asked.scaling.num_workers == 0 else connected(asked):  # one cluster for both
         for config in configs.values():
             code = pretrain(config)

@@ -46,7 +46,9 @@ def nt_xent(a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, offset: int, tem
     """
     size = a.shape[0]
     own = torch.arange(offset, offset + size, device=a.device)
-    with torch.autocast("cuda" if a.is_cuda else "cpu", enabled=False):  # which would take the product in half precision
+    with torch.autocast(
+        "cuda" if a.is_cuda else "cpu", enabled=False
+    ):  # which would take the product in half precision
         logits = full_precision(torch.cat([a, b])) @ full_precision(torch.cat([all_a, all_b])).T / temperature
     total = all_a.shape[0]
     itself = torch.cat([own, own + total])
