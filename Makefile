@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/python jobs/demo.py
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not ray and not ddp and not browser and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not jobs and not ray and not ddp and not browser and not gpu"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not browser"

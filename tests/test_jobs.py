@@ -12,6 +12,7 @@ from PIL import Image
 from rotssl import journal
 
 ROOT = Path(__file__).parent.parent
+trains = pytest.mark.jobs
 SMALL = {
     "data.name": "synthetic",
     "data.limit": 128,
@@ -88,6 +89,7 @@ def test_bad_input_is_one_line_and_code_2(folders, arguments, named):
     assert not list(folders.glob("results/rotssl/*/run.json"))
 
 
+@trains
 def test_dry_run_prints_configuration_and_cost_and_writes_nothing(tmp_path):
     done = job(*flags(SMALL, tmp_path / "out"), "--dry-run")
     assert done.returncode == 0 and "FLOPs" in done.stdout and "learned" not in done.stdout
@@ -97,6 +99,7 @@ def test_dry_run_prints_configuration_and_cost_and_writes_nothing(tmp_path):
     assert job("--config", tmp_path / "again.yaml", "--print_config").stdout.strip() in done.stdout
 
 
+@trains
 def test_without_ray_trains_exports_and_continues(tmp_path):
     import torch
 
@@ -111,6 +114,7 @@ def test_without_ray_trains_exports_and_continues(tmp_path):
     assert encoder(torch.zeros(2, 3, 16, 16)).shape == (2, dim)
 
 
+@trains
 def test_a_second_start_of_the_same_run_is_refused(tmp_path):
     import fcntl
 
@@ -122,6 +126,7 @@ def test_a_second_start_of_the_same_run_is_refused(tmp_path):
     assert done.returncode == 2 and "another process" in done.stderr
 
 
+@trains
 def test_dead_tracking_server_is_refused_at_the_start(tmp_path):
     done = job(*flags(SMALL, tmp_path), "--scaling.num_workers", "0", "--tracking.uri", "http://127.0.0.1:9")
     assert done.returncode == 2 and "tracking.uri" in done.stderr.splitlines()[-1]
@@ -132,12 +137,14 @@ def test_address_of_a_dead_cluster_is_refused_at_once(tmp_path):
     assert done.returncode == 2 and "RAY_ADDRESS" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@trains
 def test_small_fraction_trains(tmp_path):
     # Fewer rotated images than the picture of the views has rows.
     done = job(*flags(SMALL, tmp_path), "--scaling.num_workers", "0", "--rotation.fraction", "0.1")
     assert done.returncode == 0 and (tmp_path / "rotssl" / "run" / "views.png").exists(), done.stderr
 
 
+@trains
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_skipped_steps_leave_the_model_sound(tmp_path, precision):
     # Every gradient overflows: all steps are skipped, which is said in one line, and nothing else breaks.
@@ -146,6 +153,7 @@ def test_skipped_steps_leave_the_model_sound(tmp_path, precision):
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
 
 
+@trains
 def test_run_without_its_record_is_refused(tmp_path):
     command = [*flags(SMALL, tmp_path), "--scaling.num_workers", "0"]
     assert job(*command, "--train.stop_after", "1").returncode == 0
@@ -154,6 +162,7 @@ def test_run_without_its_record_is_refused(tmp_path):
     assert done.returncode == 2 and "run.json" in done.stderr
 
 
+@trains
 def test_mlflow_catches_up_with_a_run_that_ended_without_it(tmp_path):
     from mlflow.tracking import MlflowClient
 
@@ -175,6 +184,7 @@ def test_mlflow_catches_up_with_a_run_that_ended_without_it(tmp_path):
     assert "encoder.safetensors" in {item.path for item in client.list_artifacts(run_id)}
 
 
+@trains
 def test_killed_in_mid_epoch_counts_the_lost_time(tmp_path):
     fields = {**SMALL, "data.limit": 1024, "train.epochs": 2}
     command = [
