@@ -40,6 +40,7 @@ class Cost:
     epochs: int = 0
     samples: int = 0
     train_seconds: float = 0.0
+    device_seconds: float = 0.0  # added up, since the number of workers may change from start to start
     lost_seconds: float = 0.0
     flops: float = 0.0
 
@@ -258,10 +259,10 @@ class Trainer:
             self.cost.epochs += 1
             self.cost.samples += steps * self.config.train.batch_size
             self.cost.train_seconds += seconds
+            self.cost.device_seconds += seconds * self.runtime.world_size
             self.cost.flops += steps * flops_per_step
         return {
             **{f"cost/{key}": float(value) for key, value in vars(self.cost).items()},
-            "cost/device_seconds": self.cost.train_seconds * self.runtime.world_size,
             "throughput/images_per_second": steps * self.config.train.batch_size / seconds,
             "optim/lr": self._lr((epoch + 1) * self.steps_per_epoch - 1),
         }

@@ -247,3 +247,15 @@ def test_nan_fails_and_keeps_the_last_checkpoint(tmp_path):
     with pytest.raises(RunFailed, match=r"optim\.lr 1e\+12"):
         trainer(config).run()
     assert not list(Path(config.run_dir).glob("epoch_*/checkpoint.pt"))
+
+
+@pytest.mark.ddp
+def test_device_seconds_add_up_over_numbers_of_workers(tmp_path, pool):
+    overrides = {"folder": tmp_path, "method": "simclr", "data.limit": 64}
+    pool.run(run_to, {**overrides, "train.stop_after": 2})
+    run_to(overrides)  # goes on alone
+    points = journal.read(make_config(**overrides).run_dir)
+    two, whole = points[2], points[4]
+    assert two["cost/device_seconds"] == pytest.approx(2 * two["cost/train_seconds"])
+    alone = whole["cost/train_seconds"] - two["cost/train_seconds"]
+    assert whole["cost/device_seconds"] == pytest.approx(two["cost/device_seconds"] + alone)
