@@ -18,17 +18,14 @@ import csv
 import datetime
 import multiprocessing
 import os
-import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from rotssl import config as cfg
-from rotssl import journal
-from rotssl.data import datasets
+from common import RESULTS, commit, machine, spread, train, trainer
+
 from rotssl.journal import Points
 from rotssl.reporting.convergence import cost_to_reach, paired_difference
 from rotssl.reporting.pictures import save_convergence
@@ -36,74 +33,46 @@ from rotssl.reporting.pictures import save_convergence
 RATES = (0.06, 0.12, 0.24, 0.48)
 WEIGHTS = (0.3, 1.0, 3.0)
 MODES = {"two extra views": "extra", "in place, shared angle": "in_place"}
-RESULTS = Path(__file__).parent / "results"
 Cell = tuple[float, str, float, int]  # learning rate, mode, weight, seed
 
 
 def run_cell(task: tuple[Cell, int, str]) -> tuple[Cell, Points]:
     """One run, in this process."""
     (lr, mode, weight, seed), epochs, work = task
-    import torch
-
-    from rotssl.engine import Trainer
-    from rotssl.runtime import LocalRuntime
-
-    torch.set_num_threads(1)
-    name = f"lr{lr:g}-{mode}-w{weight:g}-seed{seed}-epochs{epochs}"
-    config = cfg.build(
-        {
-            "optim.lr": lr,
-            "rotation.mode": mode,
-            "rotation.weight": weight,
-            "train.seed": seed,
-            "train.epochs": epochs,
-            "tracking.run_name": name,
-            "storage.path": work,
-        }
-    )
-    info = datasets.inspect(config.data, config.evaluation.holdout)
-    config = cfg.resolve(config, info.image_size, info.train_size)
-    splits = datasets.load(config.data, config.evaluation.holdout)
-    Trainer(config, splits, LocalRuntime(config.run_dir, torch.device("cpu")), journal.Journal(config.run_dir)).run()
-    points = journal.read(config.run_dir)
-    print(f"{name}: kNN {points[epochs]['knn/top1']:.1%}, {points[epochs]['cost/train_seconds']:.0f} s", flush=True)
-    return (lr, mode, weight, seed), points
+    overrides = {
+        "optim.lr": lr,
+        "rotation.mode": mode,
+        "rotation.weight": weight,
+        "train.seed": seed,
+        "train.epochs": epochs,
+        "tracking.run_name": f"lr{lr:g}-{mode}-w{weight:g}-seed{seed}-epochs{epochs}",
+        "storage.path": work,
+    }
+    return (lr, mode, weight, seed), train(overrides)
 
 
 def references(seeds: range, work: str) -> list[tuple[str, list[float]]]:
     """KNN top-1 without any training: raw pixels, and the encoder's initial weights with calibrated BatchNorm."""
     import torch
 
-    from rotssl.engine import Trainer
     from rotssl.evaluation.knn import knn_top1
-    from rotssl.runtime import LocalRuntime
+    from rotssl.evaluation.protocol import extract
 
     untrained = []
     for seed in seeds:
-        config = cfg.build(
-            {"train.seed": seed, "storage.path": f"{work}/untrained", "tracking.run_name": f"seed{seed}"}
-        )
-        info = datasets.inspect(config.data, config.evaluation.holdout)
-        config = cfg.resolve(config, info.image_size, info.train_size)
-        splits = datasets.load(config.data, config.evaluation.holdout)
-        trainer = Trainer(
-            config, splits, LocalRuntime(config.run_dir, torch.device("cpu")), journal.Journal(config.run_dir)
-        )
+        run = trainer({"train.seed": seed, "storage.path": f"{work}/untrained", "tracking.run_name": f"seed{seed}"})
         with torch.no_grad():
-            for images, _ in [*trainer._batches(0), *trainer._batches(1)]:
-                trainer.model.encoder.train()(trainer.augment.evaluation(images))
-        bank, queries = splits.train, splits.validation
-        assert queries is not None and bank.labels is not None and queries.labels is not None
+            for images, _ in [*run._batches(0), *run._batches(1)]:
+                run.model.encoder.train()(run.augment.evaluation(images))
+        bank, queries = run.splits.train, run.splits.validation
+        features = [
+            extract(run.model.encoder, part, run.augment, torch.device("cpu"), run.layout) for part in (bank, queries)
+        ]
         labels = torch.from_numpy(bank.labels), torch.from_numpy(queries.labels)
-        untrained.append(knn_top1(trainer.extract(bank), labels[0], trainer.extract(queries), labels[1]))
-        pixels = [trainer.augment.evaluation(torch.from_numpy(part.images)).flatten(1) for part in (bank, queries)]
+        untrained.append(knn_top1(features[0], labels[0], features[1], labels[1]))
+        pixels = [run.augment.evaluation(torch.from_numpy(part.images)).flatten(1) for part in (bank, queries)]
         raw = knn_top1(pixels[0], labels[0], pixels[1], labels[1])
     return [("raw pixels", [raw]), ("untrained encoder, BatchNorm calibrated", untrained)]
-
-
-def spread(values: list[float]) -> str:
-    """Mean and range in percent."""
-    return f"{100 * statistics.mean(values):.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
 def main() -> None:
@@ -201,31 +170,6 @@ def main() -> None:
     }
     save_convergence(curves, target.with_suffix(".png"), title="BYOL on fashion-mnist-sample, seed 0")
     print("\n".join(lines))
-
-
-def commit() -> str:
-    """The commit of this checkout."""
-    return (
-        subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-        ).stdout.strip()
-        or "unknown"
-    )
-
-
-def machine() -> str:
-    """Processor, cores, torch."""
-    import torch
-
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    return f"{model}, {os.cpu_count()} cores, no GPU, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def _sections() -> list[str]:
 def _parser(method: str, program: str, description: str) -> _Parser:
     parser = _Parser(
         prog=program,
-        usage="%(prog)s [--config FILE] [--section.field VALUE ...] [--print_config] [--dry-run]",
+        usage="%(prog)s [--config FILE] [--section.field VALUE ...] [--print_config] [--dry-run] [--smoke]",
         description=description,
         allow_abbrev=False,
     )
@@ -81,6 +81,9 @@ def _parser(method: str, program: str, description: str) -> _Parser:
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print configuration and cost, and exit"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="two steps on a few synthetic images: does this recipe run here?"
     )
     groups: dict[str, Any] = {}
     for key, (hint, spec) in cfg.schema(method).items():
@@ -128,6 +131,9 @@ def parse(argv: Sequence[str], program: str = "pretrain.py", description: str = 
             else nearest(name[2:], cfg.schema(method))
         )
         raise ConfigError(f"{name[2:]}: no such field{why}")
+    if given.smoke:  # flags win over it, but for those on the data
+        overrides |= cfg.smoke({**overrides, **flags})
+        flags = {key: value for key, value in flags.items() if not key.startswith("data.")}
     return Command(cfg.build({**overrides, **flags}), given.print_config, given.dry_run)
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen dataclasses, one a section, with their checks.
+"""The configuration of a run: the sections put together, the rules between their fields, and what is left open resolved.
 
 Imports no torch, ray or mlflow: a bad configuration is refused in milliseconds. ``build`` makes a Config from dotted overrides
 (the one path for recipes, flags and sweeps), ``resolve`` turns every ``auto`` that the configuration alone decides into a value.
@@ -7,170 +7,36 @@ Imports no torch, ray or mlflow: a bad configuration is refused in milliseconds.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
-from rotssl.fields import ConfigError, convert, nearest, opt
+from rotssl import sections
+from rotssl.fields import ConfigError, convert, nearest
 from rotssl.methods import METHODS, MethodConfig
-
-Auto = Literal["auto"]
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images."""
-
-    name: Literal["fashion-mnist-sample", "fashion-mnist", "cifar10", "imagefolder", "synthetic"] = opt(
-        "fashion-mnist-sample", "Data set."
-    )
-    root: str | None = opt(None, "Folder of the data set; the sample and synthetic need none.")
-    limit: int | None = opt(None, "Train on a class-balanced subset of this many images.", ge=1)
-    image_size: int | Auto = opt("auto", "Side of the global views, in pixels; auto: native up to 96, else 224.", ge=8)
-    download: bool = opt(False, "Let torchvision download the data set into data.root.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewsConfig:
-    """How the random views of an image are made. ``blur`` and ``solarize``: one value, or one a view (BYOL's asymmetry)."""
-
-    global_count: int = opt(2, "Number of global views.", ge=2, le=8)
-    global_scale: tuple[float, float] = opt((0.2, 1.0), "Smallest and largest share of the area of a crop.", gt=0, le=1)
-    jitter: tuple[float, float, float, float] = opt(
-        (0.4, 0.4, 0.4, 0.1), "Strength of brightness, contrast, saturation and hue.", ge=0, le=1
-    )
-    jitter_p: float = opt(0.8, "Probability of the colour jitter.", ge=0, le=1)
-    grayscale: float = opt(0.2, "Probability of turning gray.", ge=0, le=1)
-    blur: tuple[float, ...] = opt((0.0,), "Probability of Gaussian blur.", ge=0, le=1)
-    solarize: tuple[float, ...] = opt((0.0,), "Probability of solarisation.", ge=0, le=1)
-    flip: float = opt(0.5, "Probability of a horizontal flip.", ge=0, le=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """The network that is pretrained."""
-
-    name: Literal[
-        "small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"
-    ] = opt("small", "small (three residual blocks, for CPUs) or a torchvision ResNet.")
-    stem: Literal["imagenet", "cifar", "auto"] = opt(
-        "auto",
-        "cifar: 3x3 stride 1, no pooling; imagenet: strided. auto: cifar for a ResNet on images up to 64 pixels.",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What encoder and heads share."""
-
-    norm: Literal["batch", "sync", "group"] = opt(
-        "sync", "BatchNorm per worker, over all workers, or GroupNorm; for sync and group N workers train as one would."
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RotationConfig:
-    """The auxiliary task of predicting a rotation by 0, 90, 180 or 270 degrees (arXiv 2210.09866)."""
-
-    weight: float = opt(1.0, "Weight of the mean cross-entropy over the rotated views; 0 is off.", ge=0)
-    mode: Literal["extra", "in_place"] = opt(
-        "extra",
-        "extra: rotated views get a forward of their own (the paper's recipe); in_place: the method's views turn.",
-    )
-    angles: Literal["shared", "independent"] = opt(
-        "shared",
-        "In place: one angle for all views of an image, or one for each student view (teacher's stay upright).",
-    )
-    views: int = opt(2, "Number of rotated views of an image in extra mode.", ge=1, le=2)
-    fraction: float = opt(1.0, "Share of the images that are rotated and enter the loss.", gt=0, le=1)
-    schedule: Literal["constant", "linear", "cosine"] = opt("constant", "Course of the weight over the run, down to 0.")
-    update_bn: bool = opt(True, "Whether the extra forward also updates BatchNorm's running statistics.")
-    hidden_dim: int = opt(128, "Width of the head's hidden layer.", ge=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """The optimizer and its learning rate."""
-
-    name: Literal["auto", "sgd", "lars", "adamw"] = opt("auto", "Optimizer; auto: the one that suits the method.")
-    lr: float | Auto = opt("auto", "Peak learning rate; auto: the method's, scaled linearly by batch_size / 256.", gt=0)
-    lr_scale: Literal["none", "linear", "sqrt"] = opt("none", "Scale a given lr by batch_size / 256.")
-    weight_decay: float = opt(5e-4, "Weight decay; biases and norm layers are left out.", ge=0)
-    momentum: float = opt(0.9, "Momentum (AdamW: beta 1).", ge=0, lt=1)
-    warmup_epochs: float = opt(1.0, "Epochs of linear warm-up.", ge=0)
-    schedule: Literal["cosine", "constant"] = opt("cosine", "Course of the learning rate after warm-up.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The training loop."""
-
-    epochs: int = opt(10, "Length of the run; the schedules span it.", ge=1)
-    batch_size: int = opt(256, "Images a step over all workers.", ge=2)
-    seed: int = opt(0, "Seed of weights, sample order, views and rotations.", ge=0)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = opt("auto", "auto: bf16 on GPUs that have it, else fp32.")
-    deterministic: bool = opt(False, "Refuse operations that have no deterministic form.")
-    channels_last: bool = opt(True, "Memory layout of images; convolutions are faster with it, on CPUs too.")
-    stop_after: int | None = opt(None, "Stop after this epoch as if interrupted; not part of the run's identity.", ge=1)
-    on_nan: Literal["fail", "skip"] = opt(
-        "fail", "Non-finite loss: end the run as failed, or skip such steps (one host synchronisation a step)."
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScalingConfig:
-    """The workers."""
-
-    num_workers: int | Auto = opt("auto", "Ray Train workers; auto: every GPU, else 2 CPU workers; 0: no Ray.", ge=0)
-    use_gpu: bool | Auto = opt("auto", "Whether each worker takes a GPU.")
-    cpus_per_worker: int = opt(1, "CPU cores a worker reserves.", ge=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """What is measured while training."""
-
-    knn_every: int = opt(1, "Epochs between kNN evaluations on validation; 0: never.", ge=0)
-    holdout: float = opt(
-        0.1, "Share of train held out for validation where the data have no validation split.", gt=0, lt=1
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """MLflow."""
-
-    uri: str | None = opt(None, "MLflow tracking URI; default: an sqlite file below storage.path.")
-    experiment: str = opt("rotssl", "MLflow experiment, and folder below storage.path.")
-    run_name: str | None = opt(None, "Name of the run; default: method-data-hash of the configuration.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StorageConfig:
-    """Results."""
-
-    path: str | None = opt(None, "Folder that all nodes see; default: ./results, inside a Ray job ~/rotssl-results.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """One run."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    views: ViewsConfig = field(default_factory=ViewsConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    data: sections.DataConfig = field(default_factory=sections.DataConfig)
+    views: sections.ViewsConfig = field(default_factory=sections.ViewsConfig)
+    encoder: sections.EncoderConfig = field(default_factory=sections.EncoderConfig)
+    model: sections.ModelConfig = field(default_factory=sections.ModelConfig)
     method: MethodConfig = field(default_factory=METHODS["byol"].config)
-    rotation: RotationConfig = field(default_factory=RotationConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    scaling: ScalingConfig = field(default_factory=ScalingConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    storage: StorageConfig = field(default_factory=StorageConfig)
+    rotation: sections.RotationConfig = field(default_factory=sections.RotationConfig)
+    jigsaw: sections.JigsawConfig = field(default_factory=sections.JigsawConfig)
+    tasks: sections.TasksConfig = field(default_factory=sections.TasksConfig)
+    optim: sections.OptimConfig = field(default_factory=sections.OptimConfig)
+    train: sections.TrainConfig = field(default_factory=sections.TrainConfig)
+    scaling: sections.ScalingConfig = field(default_factory=sections.ScalingConfig)
+    evaluation: sections.EvaluationConfig = field(default_factory=sections.EvaluationConfig)
+    tracking: sections.TrackingConfig = field(default_factory=sections.TrackingConfig)
+    storage: sections.StorageConfig = field(default_factory=sections.StorageConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -231,69 +97,110 @@ def _require(condition: bool, key: str, given: object, expected: str) -> None:
 
 def _check(c: Config) -> None:
     """The rules between fields."""
-    low, high = c.views.global_scale
-    _require(low <= high, "views.global_scale", f"({low}, {high})", "the smaller share first")
-    for name, values in (("blur", c.views.blur), ("solarize", c.views.solarize)):
-        count = c.views.global_count
-        _require(
-            len(values) in (1, count),
-            f"views.{name}",
-            f"{len(values)} values",
-            f"one, or one for each of {count} views",
-        )
-    _require(c.views.jitter[3] <= 0.5, "views.jitter", f"a hue of {c.views.jitter[3]}", "a hue of at most 0.5")
-    _require(c.data.name != "imagefolder" or c.data.root is not None, "data.root", None, "a folder of images")
-    torchvision_set = c.data.name in ("fashion-mnist", "cifar10")
-    _require(not torchvision_set or c.data.root is not None, "data.root", None, f"the folder that holds {c.data.name}")
-    _require(torchvision_set or not c.data.download, "data.download", "true", f"false: {c.data.name} is not downloaded")
-    stop, epochs = c.train.stop_after, c.train.epochs
-    _require(stop is None or stop <= epochs, "train.stop_after", stop, f"at most train.epochs ({epochs})")
-    _require(
-        c.optim.warmup_epochs <= epochs,
-        "optim.warmup_epochs",
-        c.optim.warmup_epochs,
-        f"at most train.epochs ({epochs})",
-    )
-    _require(
-        c.optim.lr != "auto" or c.optim.lr_scale == "none", "optim.lr_scale", c.optim.lr_scale, "none with lr auto"
-    )
-    in_place = c.rotation.mode == "in_place"
-    _require(
-        not in_place or c.rotation.views == 2,
-        "rotation.views",
-        c.rotation.views,
-        "2: in_place turns the method's views",
-    )
-    for key in ("experiment", "run_name"):
-        value = getattr(c.tracking, key)
-        bad = value is not None and (value in (".", "..") or any(ch in value for ch in "/\\\0\n"))
-        _require(not bad, f"tracking.{key}", repr(value), "a name without slashes, fit for a folder")
-    if c.storage.path is not None and "://" in c.storage.path:
-        raise ConfigError(
-            f"storage.path: got {c.storage.path!r}, expected a folder on a file system that every node sees"
-        )
-    odd = c.storage.path is not None and any(ch in c.storage.path for ch in "?#\0")
-    _require(
-        not odd,
-        "storage.path",
-        repr(c.storage.path),
-        "a path without ? and #, which mean something in MLflow's address",
-    )
+    _check_data(c.data)
+    _check_views(c)
+    _check_encoder(c.encoder)
+    _check_tasks(c)
+    _check_training(c)
+    _check_results(c)
     if c.scaling.num_workers != "auto":
         check_workers(c, int(c.scaling.num_workers))
 
 
+def _check_data(data: sections.DataConfig) -> None:
+    name = data.name
+    expected = "a folder of images" if name == "imagefolder" else f"the folder that holds {name}"
+    _require(name in sections.WITHOUT_ROOT or data.root is not None, "data.root", None, expected)
+    downloaded = name in sections.DOWNLOADED
+    _require(downloaded or not data.download, "data.download", "true", f"false: {name} is not downloaded")
+
+
+def _check_views(c: Config) -> None:
+    views, name = c.views, c.method.name
+    scales = {
+        "views.global_scale": views.global_scale,
+        "views.local_scale": views.local_scale,
+        "rotation.crop_scale": c.rotation.crop_scale,
+    }
+    for key, (low, high) in scales.items():
+        _require(low <= high, key, f"({low}, {high})", "the smaller share first")
+    count = views.global_count
+    for key, values in (("blur", views.blur), ("solarize", views.solarize)):
+        expected = f"one, or one for each of {count} views"
+        _require(len(values) in (1, count), f"views.{key}", f"{len(values)} values", expected)
+    _require(views.jitter[3] <= 0.5, "views.jitter", f"a hue of {views.jitter[3]}", "a hue of at most 0.5")
+    takers = [m for m, spec in METHODS.items() if spec.multi_crop]
+    fits = views.local_count == 0 or METHODS[name].multi_crop
+    _require(
+        fits, "views.local_count", views.local_count, f"0: local views are for {', '.join(takers)}, not for {name}"
+    )
+    fits = count == 2 or not METHODS[name].two_views
+    _require(fits, "views.global_count", count, f"2: {name} has one query and one key")
+
+
+def _check_encoder(encoder: sections.EncoderConfig) -> None:
+    known, timm = ("small", *sections.RESNETS), encoder.name.startswith("timm/")
+    expected = f"one of {', '.join(known)}, or timm/NAME{nearest(encoder.name, known)}"
+    _require(timm or encoder.name in known, "encoder.name", repr(encoder.name), expected)
+    for key in ("patch_size", "drop_path"):
+        value, default = getattr(encoder, key), getattr(sections.EncoderConfig, key)
+        _require(timm or value == default, f"encoder.{key}", value, f"{default}: it is for timm's encoders")
+    if timm:
+        _require(encoder.stem != "cifar", "encoder.stem", "cifar", "imagenet or auto: timm's encoders keep their stem")
+        _require(not encoder.zero_init, "encoder.zero_init", "true", "false: timm's encoders start as timm has them")
+
+
+def _check_tasks(c: Config) -> None:
+    rotation, jigsaw = c.rotation, c.jigsaw
+    why = {"in_place": "the method's views turn", "four_way": "a crop of its own turns", "extra": ""}[rotation.mode]
+    fits = rotation.mode == "extra" or rotation.views == 2
+    _require(fits, "rotation.views", rotation.views, f"2, as {why} in mode {rotation.mode}")
+    orders = math.factorial(jigsaw.grid**2)
+    most = f"at most {orders}, the orders of {jigsaw.grid**2} tiles"
+    _require(jigsaw.permutations <= orders, "jigsaw.permutations", jigsaw.permutations, most)
+
+
+def _check_training(c: Config) -> None:
+    train, optim, epochs = c.train, c.optim, c.train.epochs
+    most = f"at most train.epochs ({epochs})"
+    _require(train.stop_after is None or train.stop_after <= epochs, "train.stop_after", train.stop_after, most)
+    _require(optim.warmup_epochs <= epochs, "optim.warmup_epochs", optim.warmup_epochs, most)
+    for key in ("warmup_lr", "final_lr"):
+        value = getattr(optim, key)
+        _require(value == 0 or optim.lr != "auto", f"optim.{key}", value, "0 with lr auto")
+        _require(optim.lr == "auto" or value <= optim.lr, f"optim.{key}", value, f"at most optim.lr ({optim.lr})")
+    _require(optim.lr != "auto" or optim.lr_scale == "none", "optim.lr_scale", optim.lr_scale, "none with lr auto")
+    means = [m for m, spec in METHODS.items() if spec.per_image]
+    expected = (
+        f"1: the loss of {c.method.name} compares the images of a batch (it can be cut up for {', '.join(means)})"
+    )
+    _require(train.accumulate == 1 or c.method.name in means, "train.accumulate", train.accumulate, expected)
+
+
+def _check_results(c: Config) -> None:
+    for key in ("experiment", "run_name"):
+        value = getattr(c.tracking, key)
+        bad = value is not None and (value in (".", "..") or any(ch in value for ch in "/\\\0\n"))
+        _require(not bad, f"tracking.{key}", repr(value), "a name without slashes, fit for a folder")
+    path = c.storage.path
+    if path is not None:
+        _require("://" not in path, "storage.path", repr(path), "a folder on a file system that every node sees")
+        odd = any(ch in path for ch in "?#\0")
+        _require(
+            not odd, "storage.path", repr(path), "a path without ? and #, which mean something in MLflow's address"
+        )
+
+
 def check_workers(c: Config, num_workers: int) -> None:
     """The rules that the number of workers brings."""
-    workers, batch = max(1, num_workers), c.train.batch_size
-    _require(batch % workers == 0, "train.batch_size", batch, f"a multiple of the {workers} workers")
-    each = batch // workers
-    _require(each >= 2, "train.batch_size", batch, f"at least 2 images for each of the {workers} workers")
-    rotated = int(each * c.rotation.fraction)
-    enough = c.rotation.weight == 0 or rotated >= 2  # the head normalises over them
-    _require(
-        enough, "rotation.fraction", c.rotation.fraction, f"at least {2 / each:g}: two rotated images a worker and step"
-    )
+    workers, batch, parts = max(1, num_workers), c.train.batch_size, c.train.accumulate
+    passes = f"the {workers} workers" + (f" x {parts} passes" if parts > 1 else "")
+    _require(batch % (workers * parts) == 0, "train.batch_size", batch, f"a multiple of {passes}")
+    each = batch // (workers * parts)
+    _require(each >= 2, "train.batch_size", batch, f"at least 2 images for each of {passes}")
+    enough = c.rotation.weight == 0 or int(each * c.rotation.fraction) >= 2  # the head normalises over them
+    expected = f"at least {2 / each:g}: two rotated images a worker and step"
+    _require(enough, "rotation.fraction", c.rotation.fraction, expected)
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:
@@ -321,17 +228,19 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
     side = image_size if config.data.image_size == "auto" else config.data.image_size
     stem = config.encoder.stem
     if stem == "auto":
-        stem = "cifar" if config.encoder.name in RESNETS and side <= 64 else "imagenet"
+        stem = "cifar" if config.encoder.name in sections.RESNETS and side <= 64 else "imagenet"
     optimizer = spec.optimizer if config.optim.name == "auto" else config.optim.name
     scale = {"none": 1.0, "linear": batch / 256, "sqrt": (batch / 256) ** 0.5}
-    if config.optim.lr == "auto":
+    optim, factor = config.optim, scale[config.optim.lr_scale]
+    if optim.lr == "auto":
         if optimizer != spec.optimizer:
             raise ConfigError(
                 f"optim.lr: got 'auto', expected a number: {spec.config.__name__} has a rate for {spec.optimizer} only"
             )
         lr = spec.lr * scale["linear"]
     else:
-        lr = config.optim.lr * scale[config.optim.lr_scale]
+        lr = optim.lr * factor
+    crop = max(4, side // 2) if side <= 64 else _part(side)
     config = replace(
         config,
         {
@@ -340,7 +249,12 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
             "encoder.stem": stem,
             "optim.name": optimizer,
             "optim.lr": lr,
+            "optim.warmup_lr": optim.warmup_lr * factor,
+            "optim.final_lr": optim.final_lr * factor,
             "optim.lr_scale": "none",
+            "views.local_size": _part(side) if config.views.local_size == "auto" else config.views.local_size,
+            "rotation.crop_size": crop if config.rotation.crop_size == "auto" else config.rotation.crop_size,
+            **_fit_to_data(config, train_size),
         },
     )
     uri = config.tracking.uri
@@ -350,6 +264,62 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
     path = os.path.abspath(os.path.expanduser(config.storage.path or default))
     run_name = config.tracking.run_name or f"{config.method.name}-{config.data.name}-{fingerprint(config)}"
     return replace(config, {"storage.path": path, "tracking.run_name": run_name, "tracking.uri": uri})
+
+
+def _part(side: int) -> int:
+    """The 96 pixels that go with 224."""
+    return max(4, round(side * 3 / 7))
+
+
+def _fit_to_data(config: Config, train_size: int) -> dict[str, int]:
+    """Queues and prototypes, no more of them than training images."""
+    fitted: dict[str, int] = {}
+    for leaf in ("queue_size", "prototypes"):
+        value = getattr(config.method, leaf, 0)
+        fitted |= {f"method.{leaf}": train_size} if value > train_size else {}
+    queue, batch = getattr(config.method, "queue_size", 0), config.train.batch_size
+    _require(queue == 0 or queue >= batch, "method.queue_size", queue, f"at least train.batch_size ({batch})")
+    return fitted
+
+
+def cut_down(asked: Config, resolved: Config) -> list[str]:
+    """What ``resolve`` had to make smaller, in lines to print."""
+    before, after = flat(asked), flat(resolved)
+    keys = ("method.queue_size", "method.prototypes")
+    cut = [key for key in keys if before.get(key) != after.get(key)]
+    return [f"{key}: {after[key]} in place of {before[key]}: there are no more training images" for key in cut]
+
+
+def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides that shrink a recipe to two steps on a few synthetic images of its own size, in this process."""
+    side = overrides.get("data.image_size", "auto")
+    native = sections.NATIVE_SIDE.get(str(overrides.get("data.name", sections.DataConfig.name)), 224)
+    passes, fraction = (_number(overrides.get(key), 1) for key in ("train.accumulate", "rotation.fraction"))
+    batch = max(2, math.ceil(2 / fraction)) * math.ceil(passes)  # two rotated images a pass
+    return {
+        "data.name": "synthetic",
+        "data.image_size": native if side == "auto" else side,
+        "data.root": None,
+        "data.limit": 2 * batch,
+        "data.download": False,
+        "train.batch_size": batch,
+        "train.epochs": 1,
+        "train.stop_after": None,
+        "train.precision": "auto",  # half precision is slow beyond patience on most CPUs
+        "optim.warmup_epochs": 0,
+        "scaling.num_workers": 0,
+        "tracking.experiment": "smoke",
+        **({"method.queue_size": batch} if _number(overrides.get("method.queue_size"), 0) else {}),
+    }
+
+
+def _number(value: object, default: float) -> float:
+    """A positive number as flags or YAML give it; what is none is left for ``build`` to refuse."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return default
+    return number if 1e-3 <= number < math.inf else default
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:

@@ -64,6 +64,25 @@ def gather(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllGather.apply(x)
 
 
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over all workers, with gradient: like gather(), of the sum over the workers' losses."""
+    return x if world_size() == 1 else _Total.apply(x)
+
+
 def mean(x: Tensor) -> Tensor:
     """The mean of ``x`` over the workers, without gradient."""
     x = x.detach().clone()
@@ -148,7 +167,11 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalise ``input`` (B, C, ...) by the statistics over all workers (training) or by the running ones."""
         if not self.training:
             return super().forward(input)
-        out, mean_, var, total = _GlobalBatchNorm.apply(input, self.weight, self.bias, self.eps)
+        weight, bias = self.weight, self.bias
+        if weight is None or bias is None:
+            assert self.running_mean is not None
+            weight, bias = torch.ones_like(self.running_mean), torch.zeros_like(self.running_mean)
+        out, mean_, var, total = _GlobalBatchNorm.apply(input, weight, bias, self.eps)
         with torch.no_grad():
             momentum = 0.0 if self.momentum is None else self.momentum
             assert (
@@ -179,11 +202,11 @@ def convert_norm(model: nn.Module, norm: str, device: torch.device) -> nn.Module
         norm: ``batch`` (per worker), ``sync`` (over all workers) or ``group`` (GroupNorm: no batch statistics at all).
         device: where the model will run; torch's SyncBatchNorm works on GPUs only.
     """
-    if norm == "sync" and device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world_size() > 1 else model
+    if norm == "batch" or (norm == "sync" and device.type == "cuda" and world_size() == 1):
+        return model
 
     def swap(module: nn.Module) -> nn.Module | None:
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or norm == "batch":
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             return None
         channels = module.num_features
         new: nn.Module
@@ -193,8 +216,20 @@ def convert_norm(model: nn.Module, norm: str, device: torch.device) -> nn.Module
             if module.affine:
                 new.load_state_dict({"weight": module.weight.data, "bias": module.bias.data})
         else:
-            new = GlobalBatchNorm(channels, module.eps, module.momentum, module.affine)
+            cls = nn.SyncBatchNorm if device.type == "cuda" else GlobalBatchNorm
+            new = cls(channels, module.eps, module.momentum, module.affine)
             new.load_state_dict(module.state_dict())
+        for part in (
+            "drop",
+            "act",
+        ):  # timm's BatchNormAct2d brings its activation along; the keys of the state stay as they are
+            if isinstance(after := getattr(module, part, None), nn.Module):
+                new.add_module(part, after)
+                new.register_forward_hook(_then(part))
         return new
 
     return replace_modules(model, swap)
+
+
+def _then(part: str) -> Callable[[nn.Module, Any, Tensor], Any]:
+    return lambda module, _, output: module.get_submodule(part)(output)

@@ -1,9 +1,11 @@
 """The training loop. It knows the world through a small Runtime: rotssl.runtime's LocalRuntime, or Ray Train's."""
 
+import dataclasses
 import json
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,25 +14,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 from rotssl import checkpoint, distributed, rng
 from rotssl import config as cfg
 from rotssl.config import Config
 from rotssl.data.augment import Augment
-from rotssl.data.datasets import ImageSet, Splits, normalization
+from rotssl.data.datasets import Splits, normalization
 from rotssl.evaluation import KNN_K
-from rotssl.evaluation.collapse import effective_rank
-from rotssl.evaluation.knn import knn_top1
+from rotssl.evaluation.protocol import extract, measure
 from rotssl.flops import count_step
 from rotssl.journal import Journal
 from rotssl.methods.base import StepContext
+from rotssl.models.encoders import save_encoder
 from rotssl.optim import build_optimizer
-from rotssl.pretrainer import Output, Pretrainer, build_pretrainer
+from rotssl.pretrainer import Output, Pretrainer, build_pretrainer, compare_gradients
 from rotssl.reporting.pictures import save_views
 from rotssl.runtime import RunFailed, Runtime
-from rotssl.schedules import learning_rate
+from rotssl.schedules import cosine, learning_rate
 
 
 @dataclass
@@ -69,12 +71,16 @@ class Trainer:
         self.model: Pretrainer = build_pretrainer(config, device)
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self.model = self.model.to(memory_format=self.layout)
-        self.optimizer = build_optimizer(self.model, config.optim)
+        method = self.model.method
+        constant = [p for name in method.constant_lr for p in method.get_submodule(name).parameters()]
+        self.optimizer = build_optimizer(self.model, config.optim, constant)
         self.precision = precision(config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.parallel = runtime.wrap(self.model)
         assert config.data.image_size != "auto" and config.optim.lr != "auto"
-        self.augment = Augment(config.views, config.data.image_size, *normalization(config.data.name), train.seed)
+        own = {name: task.crop for name, task in self.model.named_tasks() if task.crop is not None}
+        statistics = normalization(config.data.name)
+        self.augment = Augment(config.views, config.data.image_size, *statistics, train.seed, own)
         self.peak_lr = config.optim.lr
         self.steps_per_epoch = len(splits.train.images) // train.batch_size
         self.total_steps = self.steps_per_epoch * train.epochs
@@ -142,7 +148,7 @@ class Trainer:
             self._check_finite(metrics, epoch)
             metrics.update(self._book(epoch, steps, seconds, flops_per_step))
             if self._evaluates(epoch):
-                metrics.update(self._evaluate())
+                metrics.update(self._evaluate(epoch))
             self._finish_epoch(epoch, metrics)
         if end == train.epochs and self.runtime.rank == 0:
             self.export()
@@ -161,9 +167,11 @@ class Trainer:
         """One pass over the training images; returns the means over steps and workers, and the number of steps."""
         self.parallel.train()
         sums: dict[str, Tensor] = {}
+        counts: Counter[str] = Counter()
         started = shown = time.perf_counter()
         for i, (images, ctx) in enumerate(self._batches(epoch)):
             logs = self._step(images, ctx)
+            counts.update(logs.keys())
             for key, value in logs.items():
                 sums[key] = sums[key] + value if key in sums else value.float()
             if time.perf_counter() - shown > 0.5 or i == 0:
@@ -172,8 +180,8 @@ class Trainer:
                     self.unfinished.write_text(f"{epoch} {shown - started:.1f}")
                 self.runtime.progress({"epoch": epoch, "step": ctx.step + 1, "total_steps": self.total_steps})
         keys = sorted(sums)
-        # The mean over all steps; one collective, and the only place where the host waits for the device.
-        means = distributed.mean(torch.stack([sums[key] for key in keys]) / self.steps_per_epoch)
+        # The mean over the steps that have it; one collective, and the only place where the host waits for the device.
+        means = distributed.mean(torch.stack([sums[key] / counts[key] for key in keys]))
         return dict(zip(keys, means.cpu(), strict=True)), self.steps_per_epoch
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
@@ -188,41 +196,53 @@ class Trainer:
             batch = images[order[first : first + each]]
             if self.runtime.device.type == "cuda":
                 batch = batch.pin_memory().to(self.runtime.device, non_blocking=True)
-            positions = np.arange(first, first + each)
-            yield batch, StepContext(config.seed, epoch, step, step / self.total_steps, positions, i * size, size)
+            yield (
+                batch,
+                StepContext(
+                    seed=config.seed,
+                    epoch=epoch,
+                    step=step,
+                    progress=step / self.total_steps,
+                    positions=np.arange(first, first + each),
+                    batch_start=i * size,
+                    batch_size=size,
+                    global_views=self.config.views.global_count,
+                    passes=config.accumulate,
+                ),
+            )
 
-    def _lr(self, step: int) -> float:
+    def _schedule(self, ctx: StepContext) -> None:
+        """Set the rate and the decay of this step."""
         optim = self.config.optim
         warmup = round(optim.warmup_epochs * self.steps_per_epoch)
-        return learning_rate(self.peak_lr, step, self.total_steps, warmup, optim.schedule)
+        for group in self.optimizer.param_groups:
+            shape = "constant" if group["constant_lr"] else optim.schedule
+            ends = optim.warmup_lr, optim.final_lr
+            group["lr"] = learning_rate(self.peak_lr, ctx.step, self.total_steps, warmup, shape, *ends)
+            if group["decays"] and optim.weight_decay_end is not None:
+                group["weight_decay"] = cosine(optim.weight_decay, optim.weight_decay_end, ctx.progress)
 
     def _step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
-        config, device = self.config, self.runtime.device
         # Randomness inside the model (dropout) is a function of (seed, step, rank); nothing else draws from torch's generator.
-        torch.manual_seed(rng.key(config.train.seed, "model", ctx.step, self.runtime.rank) >> 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr(ctx.step)
-        with torch.no_grad():
-            views = [
-                view.contiguous(memory_format=self.layout) for view in self.augment(images, ctx.epoch, ctx.positions)
-            ]
-        careful = config.train.on_nan == "skip"
+        torch.manual_seed(rng.key(self.config.train.seed, "model", ctx.step, self.runtime.rank) >> 1)
+        self._schedule(ctx)
+        careful, clip = self.config.train.on_nan == "skip", self.config.optim.clip_norm
         before = [buffer.clone() for buffer in self.model.buffers()] if careful else []
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        with nullcontext() if kind is None else torch.autocast(device.type, kind):
-            out: Output = self.parallel(views, ctx)
-        if ctx.step == 0 and self.runtime.rank == 0:
-            whole = [
-                view for view in out.new_views if len(view) == len(images)
-            ]  # of a fraction, the rows would not match
-            seen = [view[:8].cpu() for view in (*views, *whole)]
-            save_views(seen, self.augment.mean, self.augment.std, self.journal.folder / "views.png")
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(out.loss).backward()
+        logs: dict[str, Tensor] = {}
+        each = len(images) // ctx.passes
+        for first in range(0, len(images), each):
+            part = dataclasses.replace(ctx, positions=ctx.positions[first : first + each])
+            last = first + each == len(images)
+            with self.parallel.no_sync() if isinstance(self.parallel, DDP) and not last else nullcontext():
+                for key, value in self._pass(images[first : first + each], part).items():
+                    logs[key] = logs.get(key, 0) + value / ctx.passes
         self.scaler.unscale_(self.optimizer)
         self.model.method.after_backward(ctx)
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        params = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        if clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(params, clip, norm)
         skip = careful and not bool(torch.isfinite(norm))
         if skip:
             for buffer, value in zip(self.model.buffers(), before, strict=True):
@@ -231,10 +251,29 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.model.after_step(ctx)
         self.scaler.update()
-        logs = {**out.logs, "optim/grad_norm": norm}
+        logs["optim/grad_norm"] = norm
         if careful:
             logs = {key: torch.nan_to_num(value, 0.0, 0.0, 0.0) if skip else value for key, value in logs.items()}
-            logs["optim/skipped_steps"] = torch.tensor(float(skip), device=device)
+            logs["optim/skipped_steps"] = torch.tensor(float(skip), device=self.runtime.device)
+        return logs
+
+    def _pass(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
+        """Forward and backward of one part of a step's batch; returns its logs."""
+        device, every = self.runtime.device, self.config.tasks.log_gradients_every
+        with torch.no_grad():
+            views = self.augment(images, ctx.epoch, ctx.positions)
+            views = views.map(lambda view: view.contiguous(memory_format=self.layout))
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        with nullcontext() if kind is None else torch.autocast(device.type, kind):
+            out: Output = self.parallel(views, ctx)
+        if ctx.step == 0 and ctx.positions[0] == 0:
+            path = self.journal.folder / "views.png"
+            save_views([*views.full, *views.local, *out.new_views], self.augment.mean, self.augment.std, path)
+        logs = dict(out.logs)
+        if every and ctx.step % every == 0:
+            parts = {name: self.scaler.scale(part) for name, part in out.parts.items()}
+            logs.update(compare_gradients(parts, self.model.encoder))
+        self.scaler.scale(out.loss / ctx.passes).backward()
         return logs
 
     def _check_finite(self, metrics: dict[str, float], epoch: int) -> None:
@@ -264,7 +303,7 @@ class Trainer:
         return {
             **{f"cost/{key}": float(value) for key, value in vars(self.cost).items()},
             "throughput/images_per_second": steps * self.config.train.batch_size / seconds,
-            "optim/lr": self._lr((epoch + 1) * self.steps_per_epoch - 1),
+            "optim/lr": self.optimizer.param_groups[0]["lr"],
         }
 
     # --- evaluation --------------------------------------------------------------------------------------------------------
@@ -274,52 +313,32 @@ class Trainer:
         last = epoch + 1 == self.config.train.epochs
         return self.splits.validation is not None and every > 0 and ((epoch + 1) % every == 0 or last)
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, epoch: int) -> dict[str, float]:
         bank, queries = self.splits.train, self.splits.validation
         assert queries is not None and bank.labels is not None and queries.labels is not None
-        bank_features, query_features = self.extract(bank), self.extract(queries)
-        if not bool(torch.isfinite(bank_features).all() and torch.isfinite(query_features).all()):
+        encoder, device = self.model.encoder, self.runtime.device
+        features = [extract(encoder, part, self.augment, device, self.layout) for part in (bank, queries)]
+        if not all(bool(torch.isfinite(part).all()) for part in features):
             raise RunFailed(f"the encoder's features are no longer finite (optim.lr {self.peak_lr:g})")
         if self.runtime.rank != 0:
             return {}
-        to = self.runtime.device
-        labels = [torch.from_numpy(part.labels).to(to) for part in (bank, queries)]
-        return {
-            "knn/top1": knn_top1(bank_features, labels[0], query_features, labels[1]),
-            "feature/effective_rank": effective_rank(query_features),
-        }
-
-    @torch.no_grad()
-    def extract(self, data: ImageSet, batch: int = 512) -> Tensor:
-        """Features (N, D) of all images, by the student encoder in evaluation mode; every worker encodes its share."""
-        encoder = self.model.encoder.eval()
-        count, world = len(data.images), self.runtime.world_size
-        share = -(-count // world)
-        own = (
-            np.arange(self.runtime.rank * share, (self.runtime.rank + 1) * share) % count
-        )  # the last share wraps around
-        images = torch.from_numpy(data.images)
-        parts = []
-        for index in torch.from_numpy(own).split(batch):
-            x = self.augment.evaluation(images[index].to(self.runtime.device)).contiguous(memory_format=self.layout)
-            parts.append(encoder(x).float())
-        return distributed.gather(torch.cat(parts))[:count]
+        labels = [torch.from_numpy(part).to(device) for part in (bank.labels, queries.labels)]
+        probe = self.config.evaluation.linear and epoch + 1 == self.config.train.epochs
+        return measure(features[0], labels[0], features[1], labels[1], probe)
 
     def export(self) -> None:
-        """The student encoder alone, as safetensors, with what is needed to use it beside it."""
-        weights = {key: value.detach().cpu().contiguous() for key, value in self.model.encoder.state_dict().items()}
-        save_file(weights, self.journal.folder / "encoder.safetensors")
-        (self.journal.folder / "encoder.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
+        """The student encoder alone, with what is needed to use it beside it."""
+        config = self.config
         about = {
-            "encoder": self.config.encoder.name,
-            "stem": self.config.encoder.stem,
-            "norm": self.config.model.norm,
-            "image_size": self.config.data.image_size,
+            "encoder": config.encoder.name,
+            "stem": config.encoder.stem,
+            "patch_size": config.encoder.patch_size,
+            "norm": config.model.norm,
+            "image_size": config.data.image_size,
             "mean": self.augment.mean,
             "std": self.augment.std,
-            "load": "rotssl.models.encoders.load_encoder(FOLDER)",
         }
-        (self.journal.folder / "encoder.json").write_text(json.dumps(about, indent=2) + "\n")
+        save_encoder(self.model.encoder, about, self.journal.folder)
 
     def _finish_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Journal first, then the checkpoint: a crash in between repeats the epoch and finds its point already there."""

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rotssl import config as cfg
 from rotssl import distributed
 from rotssl.config import Config
+from rotssl.data.augment import Augment, Crop, Views
 from rotssl.methods.base import StepContext
 from rotssl.pretrainer import build_pretrainer
 
@@ -25,8 +26,19 @@ def count_step(config: Config) -> float:
     meta = torch.device("meta")
     with distributed.alone(), meta:
         model = build_pretrainer(cfg.replace(config, {"model.norm": "batch"}), meta)
-    ctx = StepContext(config.train.seed, 0, 0, 0.0, np.arange(batch), 0, batch)
-    views = [torch.empty(batch, 3, side, side, device=meta) for _ in range(config.views.global_count)]
+    count = config.views.global_count
+    ctx = StepContext(config.train.seed, 0, 0, 0.0, np.arange(batch), 0, batch, count)
+    own = {name: task.crop for name, task in model.named_tasks() if task.crop is not None}
+    augment = Augment(config.views, side, (0.0,), (1.0,), config.train.seed, own)
+
+    def empty(crop: Crop) -> torch.Tensor:
+        return torch.empty(batch, 3, crop.size, crop.size, device=meta)
+
+    views = Views(
+        [empty(crop) for crop in augment.full],
+        [empty(crop) for crop in augment.local],
+        {name: [empty(crop)] for name, crop in augment.own.items()},
+    )
     with distributed.alone(), FlopCounterMode(display=False) as counter:
         model(views, ctx).loss.backward()
     return float(counter.get_total_flops())

@@ -22,7 +22,8 @@ from rotssl import config as cfg
 from rotssl.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Command
 from rotssl.config import Config
 from rotssl.data import datasets
-from rotssl.evaluation import KNN_PROTOCOL
+from rotssl.data.images import DataError
+from rotssl.evaluation import KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.fields import ConfigError
 from rotssl.reporting import tables
 from rotssl.reporting.progress import ProgressView
@@ -105,16 +106,37 @@ def run_folder(config: Config) -> Iterator[Path]:
 
 
 def prepare(config: Config) -> tuple[Config, datasets.DataInfo]:
-    """Check the data and resolve what was left open; also returns what is known of the data.
+    """Check the data and resolve what was left open, saying what had to be cut; also returns what is known of the data.
 
     Raises:
         ConfigError: as the parts do.
     """
     info = datasets.inspect(config.data, config.evaluation.holdout)
-    config = cfg.resolve(config, info.image_size, info.train_size)
+    asked, config = config, cfg.resolve(config, info.image_size, info.train_size)
+    for line in cfg.cut_down(asked, config):
+        print(line, file=sys.stderr)
+    if config.encoder.name.startswith("timm/"):  # only timm knows what it has, and what that takes
+        _check_encoder(config)
     if config.tracking.uri is not None:
         tracking.check_uri(config.tracking.uri)
     return config, info
+
+
+def _check_encoder(config: Config) -> None:
+    import torch
+
+    from rotssl.models.encoders import build_encoder
+
+    sides = {"data.image_size": config.data.image_size}
+    sides |= {"views.local_size": config.views.local_size} if config.views.local_count else {}
+    sides |= {"rotation.crop_size": config.rotation.crop_size} if config.rotation.mode == "four_way" else {}
+    with torch.device("meta"):
+        encoder, _ = build_encoder(image_size=int(config.data.image_size), **vars(config.encoder))
+        for key, side in sides.items():
+            try:
+                encoder(torch.empty(2, 3, int(side), int(side)))
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise ConfigError(f"{key}: got {side}, which {config.encoder.name} does not take ({error})") from error
 
 
 def run(command: Command) -> int:
@@ -243,12 +265,14 @@ def _open_tracking(config: Config, record: Record, workers: Any) -> tuple[str, s
         "method": config.method.name,
         "data": config.data.name,
         "rotation": "on" if config.rotation.weight > 0 else "off",
+        "jigsaw": "on" if config.jigsaw.weight > 0 else "off",
         "git_commit": _git_commit(),
         "config_hash": cfg.fingerprint(config),
         "world_size": str(workers.count if workers else 1),
         "status_reason": "running",
         "run_dir": str(config.run_dir),
         "knn_protocol": KNN_PROTOCOL,
+        "linear_protocol": LINEAR_PROTOCOL,
         **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
     }
     params = {
@@ -293,7 +317,7 @@ def _run_here(config: Config, tracker: tracking.Tracker, view: ProgressView) -> 
         trainer = Trainer(config, splits, runtime, journal.Journal(config.run_dir, tracker.sync))
         tracker.tag(trainer.facts())
         trainer.run()
-    except (RunFailed, datasets.DataError) as error:
+    except (RunFailed, DataError) as error:
         return str(error)
     return None
 

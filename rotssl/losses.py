@@ -1,4 +1,10 @@
-"""Losses as pure functions of tensors. D is the embedding dimension, B the local and G the global batch."""
+"""Losses as pure functions of tensors. D is the embedding dimension, B the local and G the global batch.
+
+Losses whose terms are statistics of the global batch take ``total``, which sums a tensor over all workers with gradient; the
+default is the sum of one worker.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,6 +14,17 @@ from torch.nn import functional as F
 def full_precision(x: Tensor) -> Tensor:
     """Half-precision tensors as float32, others as they are: losses are never taken in half precision."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def one_worker(x: Tensor) -> Tensor:
+    """The sum over a single worker."""
+    return x
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Products of all rows, (B, D) and (N, D) -> (B, N), in full precision also under autocast."""
+    with torch.autocast("cuda" if a.is_cuda else "cpu", enabled=False):
+        return full_precision(a) @ full_precision(b).T
 
 
 def byol_regression(prediction: Tensor, target: Tensor) -> Tensor:
@@ -22,9 +39,23 @@ def byol_regression(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 4].
     """
+    return 2 + 2 * negative_cosine(prediction, target)
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """Negative cosine similarity, averaged over the batch; no gradient reaches the target.
+
+    SimSiam, Chen and He 2021 (arXiv 2011.10566), eq. 1.
+
+    Args:
+        prediction: predictor outputs of one view, (B, D).
+        target: projections of another view, (B, D).
+
+    Returns:
+        A scalar in [-1, 1].
+    """
     prediction, target = full_precision(prediction), full_precision(target.detach())
-    cos = (F.normalize(prediction, dim=1) * F.normalize(target, dim=1)).sum(dim=1)
-    return (2 - 2 * cos).mean()
+    return -(F.normalize(prediction, dim=1) * F.normalize(target, dim=1)).sum(dim=1).mean()
 
 
 def nt_xent(a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, offset: int, temperature: float) -> Tensor:
@@ -46,11 +77,141 @@ def nt_xent(a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, offset: int, tem
     """
     size = a.shape[0]
     own = torch.arange(offset, offset + size, device=a.device)
-    with torch.autocast(
-        "cuda" if a.is_cuda else "cpu", enabled=False
-    ):  # which would take the product in half precision
-        logits = full_precision(torch.cat([a, b])) @ full_precision(torch.cat([all_a, all_b])).T / temperature
+    logits = similarity(torch.cat([a, b]), torch.cat([all_a, all_b])) / temperature
     total = all_a.shape[0]
     itself = torch.cat([own, own + total])
     logits = logits.scatter(1, itself[:, None], float("-inf"))
     return F.cross_entropy(logits, torch.cat([own + total, own]))
+
+
+def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of finding each query's key among the negatives.
+
+    MoCo, He et al. 2020 (arXiv 1911.05722), eq. 1.
+
+    Args:
+        query: L2-normalised, (B, D).
+        key: L2-normalised positives, (B, D); no gradient reaches them.
+        negatives: L2-normalised keys of other images, (K, D).
+        temperature: tau > 0.
+
+    Returns:
+        The scalar mean over the queries.
+    """
+    positive = (full_precision(query) * full_precision(key.detach())).sum(1, keepdim=True)
+    logits = torch.cat([positive, similarity(query, negatives.detach())], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+
+
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int, total: Callable[[Tensor], Tensor] = one_worker) -> Tensor:
+    """Codes: soft assignments of samples to prototypes, with all prototypes used alike over the global batch.
+
+    SwAV, Caron et al. 2020 (arXiv 2006.09882), eq. 3 to 5, in the order of the official code: each iteration gives the
+    prototypes equal mass, then the samples.
+
+    Args:
+        scores: cosines of this worker's samples with the prototypes, (B, K).
+        epsilon: entropy regularisation; the smaller, the sharper the codes.
+        iterations: of Sinkhorn-Knopp.
+        total: sum over all workers.
+
+    Returns:
+        (B, K), rows that sum to 1, never in half precision.
+    """
+    # Double precision, since exp(-2 / epsilon) leaves the range of single precision at an epsilon of 0.02.
+    code = ((scores.double() - 1) / epsilon).exp()
+    for _ in range(iterations):
+        code = code / total(code.sum(0))
+        code = code / code.sum(1, keepdim=True)
+    return code.to(full_precision(scores).dtype)
+
+
+def swapped_prediction(scores: Tensor, code: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy between the code of one view and the prediction from another.
+
+    SwAV, Caron et al. 2020 (arXiv 2006.09882), eq. 2.
+
+    Args:
+        scores: cosines of one view's embeddings with the prototypes, (B, K).
+        code: of another view, (B, K), rows that sum to 1.
+        temperature: tau > 0.
+
+    Returns:
+        The scalar mean over the batch; ln K where the prediction is uniform.
+    """
+    return -(code * F.log_softmax(full_precision(scores) / temperature, dim=1)).sum(1).mean()
+
+
+def barlow_twins(a: Tensor, b: Tensor, off_diagonal: float, total: Callable[[Tensor], Tensor] = one_worker) -> Tensor:
+    """Squared distance of the cross-correlation matrix from the identity.
+
+    Barlow Twins, Zbontar et al. 2021 (arXiv 2103.03230), eq. 1 and 2: the sum over the diagonal of (1 - c_ii)^2, plus lambda x
+    the sum over all others of c_ij^2. Statistics are of the global batch.
+
+    Args:
+        a: outputs for one view, (B, D).
+        b: outputs for the other view, (B, D).
+        off_diagonal: lambda.
+        total: sum over all workers.
+    """
+    count = total(full_precision(a).new_tensor(float(len(a))))
+
+    def standardized(x: Tensor) -> Tensor:
+        x = full_precision(x)
+        x = x - total(x.sum(0)) / count
+        return x / torch.sqrt(total(x.square().sum(0)) / count + 1e-5)
+
+    c = total(similarity(standardized(a).T, standardized(b).T)) / count
+    diagonal = c.diagonal()
+    return (diagonal - 1).square().sum() + off_diagonal * (c.square().sum() - diagonal.square().sum())
+
+
+def vicreg(
+    a: Tensor,
+    b: Tensor,
+    weights: tuple[float, float, float],
+    total: Callable[[Tensor], Tensor] = one_worker,
+) -> Tensor:
+    """Invariance, variance and covariance terms.
+
+    VICReg, Bardes, Ponce and LeCun 2022 (arXiv 2105.04906), eq. 1 to 6, as in the official code (main_vicreg.py), which differs
+    from the paper in two factors: the squared distance is a mean over dimensions as well (the paper sums them), and the variance
+    terms of the two views are averaged (the paper adds them). Statistics are of the global batch, divided by G - 1.
+
+    Args:
+        a: outputs for one view, (B, D).
+        b: outputs for the other view, (B, D).
+        weights: lambda (invariance), mu (variance), nu (covariance).
+        total: sum over all workers.
+    """
+    a, b = full_precision(a), full_precision(b)
+    count, dim = total(a.new_tensor(float(len(a)))), a.shape[1]
+    variance = covariance = a.new_zeros(())
+    for x in (a, b):
+        centred = x - total(x.sum(0)) / count
+        c = total(similarity(centred.T, centred.T)) / (count - 1)
+        diagonal = c.diagonal()
+        variance = variance + F.relu(1 - torch.sqrt(diagonal + 1e-4)).mean() / 2
+        covariance = covariance + (c.square().sum() - diagonal.square().sum()) / dim
+    return weights[0] * F.mse_loss(a, b) + weights[1] * variance + weights[2] * covariance
+
+
+def dino_cross_entropy(
+    student: Tensor, teacher: Tensor, center: Tensor, temperature: float, teacher_temperature: float
+) -> Tensor:
+    """Cross-entropy between the teacher's centred and sharpened distribution and the student's.
+
+    DINO, Caron et al. 2021 (arXiv 2104.14294), eq. 1 to 3. No gradient reaches the teacher.
+
+    Args:
+        student: outputs for one view, (B, K).
+        teacher: the teacher's outputs for another view, (B, K).
+        center: (K,).
+        temperature: of the student.
+        teacher_temperature: of the teacher.
+
+    Returns:
+        The scalar mean over the batch.
+    """
+    target = F.softmax((full_precision(teacher.detach()) - center) / teacher_temperature, dim=1)
+    return -(target * F.log_softmax(full_precision(student) / temperature, dim=1)).sum(1).mean()

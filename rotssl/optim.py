@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rotssl.config import OptimConfig
+from rotssl.sections import OptimConfig
 
 
 class LARS(torch.optim.Optimizer):
@@ -54,23 +54,30 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, constant: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """The optimizer of a model's trainable parameters; biases and norm layers are left out of decay and adaptation.
 
     Args:
         model: whose parameters with ``requires_grad`` are trained.
-        config: the section, resolved; the rate is set anew at every step by the engine.
+        config: the section, resolved; rates and decay are set anew at every step by the engine.
+        constant: parameters whose learning rate doesn't decay; their groups say so by ``constant_lr``.
     """
-    params = [p for p in model.parameters() if p.requires_grad]
-    matrices, vectors = [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
     assert config.lr != "auto"
+    kept = {id(p) for p in constant}
+    groups: list[dict[str, Any]] = []
+    for fixed in (False, True):
+        params = [p for p in model.parameters() if p.requires_grad and (id(p) in kept) == fixed]
+        for matrix in (True, False):
+            chosen = [p for p in params if (p.ndim > 1) == matrix]
+            decay = config.weight_decay if matrix else 0.0
+            groups.append({"params": chosen, "weight_decay": decay, "decays": matrix, "constant_lr": fixed})
+    groups = [group for group in groups if group["params"]]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
     if config.name == "lars":
-        groups[1]["adapt"] = False
-        return LARS(groups, lr=config.lr, momentum=config.momentum)
+        for group in groups:
+            group["adapt"] = group["decays"]
+        return LARS(groups, lr=config.lr, momentum=config.momentum, trust=config.trust)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)

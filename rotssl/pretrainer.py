@@ -4,36 +4,53 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rotssl import distributed, rng
 from rotssl.config import Config
+from rotssl.data.augment import Views
 from rotssl.evaluation.collapse import feature_std
 from rotssl.methods import METHODS
 from rotssl.methods.base import Method, StepContext
 from rotssl.models.encoders import build_encoder
 from rotssl.tasks import TASKS, Task
+from rotssl.tasks.base import Targets
 
 
 @dataclass(frozen=True)
 class Output:
-    """The total loss, and the scalars of a step: ``loss/*`` unweighted parts, ``<task>/accuracy``, ``feature/std``.
+    """What a forward pass gives.
 
-    ``new_views`` are the ones that tasks made, in extra mode or in place.
+    Attributes:
+        loss: the total.
+        parts: what it is the sum of, with gradient: ``ssl``, and the weighted loss of each task.
+        logs: the scalars of a step: ``loss/*`` unweighted parts, ``<task>/accuracy``, ``feature/std``.
+        new_views: what tasks made of whole batches, in blocks of B rows.
     """
 
     loss: Tensor
+    parts: dict[str, Tensor]
     logs: dict[str, Tensor]
     new_views: list[Tensor]
 
 
 def encode(encoder: nn.Module, views: list[Tensor], joint: bool) -> list[Tensor]:
-    """Features of each view, in one pass over all of them or in one pass a view."""
-    if joint:
-        return list(encoder(torch.cat(views)).split([len(view) for view in views]))
-    return [encoder(view) for view in views]
+    """Features of each view, in one pass over all neighbours of one resolution or in one pass a view."""
+    if not joint:
+        return [encoder(view) for view in views]
+    features: list[Tensor] = []
+    for _, group in groupby(views, key=lambda view: view.shape):
+        alike = list(group)
+        features += encoder(torch.cat(alike)).split([len(view) for view in alike])
+    return features
+
+
+def _spread(z: list[Tensor]) -> Tensor:
+    return torch.stack([feature_std(view.detach()) for view in z]).mean()
 
 
 @contextmanager
@@ -69,42 +86,46 @@ class Pretrainer(nn.Module):
                 False
             )
 
-    def forward(self, views: list[Tensor], ctx: StepContext) -> Output:
+    def forward(self, views: Views, ctx: StepContext) -> Output:
         """The losses of a batch.
 
         Args:
-            views: the global views, one (B, 3, S, S) each.
+            views: of the batch.
             ctx: where in the run this is.
         """
-        student, teacher, targets = views, views, {}
+        student = teacher = views.full
+        targets: dict[str, Targets] = {}
         new_views: list[Tensor] = []
-        for name, task in self._tasks():
+        for name, task in self.named_tasks():
             if task.in_place:
-                student, targets[name] = task.transform(views, ctx)
-                teacher = student if task.teacher_too else views
+                student, targets[name] = task.transform(views.full, ctx)
+                teacher = student if task.teacher_too else views.full
                 new_views += student
-        features = encode(self.encoder, student, self.method.joint_views)
-        z = [self.method.projector(h) for h in features]
+        if self.method.asymmetric:
+            student, teacher = student[:1], teacher[1:2]
+        features = encode(self.encoder, [*student, *views.local], self.method.joint_views)
+        z = encode(self.method.projector, features, self.method.joint_views)
         out = self.method.loss(z, self._teach(teacher), ctx)
-        loss = out.loss
-        logs = {"loss/ssl": loss.detach(), "feature/std": torch.stack([feature_std(v.detach()) for v in z]).mean()}
+        parts = {"ssl": out.loss}
+        logs = {"loss/ssl": out.loss.detach(), "feature/std": _spread(z)}
         logs.update(out.logs)
-        for name, task in self._tasks():
+        for name, task in self.named_tasks():
+            judged = features[: len(student)]
             if not task.in_place:
-                transformed, targets[name] = task.transform(views, ctx)
-                new_views += transformed
+                made, targets[name] = task.transform(views.own.get(name, views.full), ctx)
+                new_views += made if targets[name].rows is None else []
                 with nullcontext() if task.update_bn else frozen_bn_statistics(self.encoder):
-                    judged = encode(self.encoder, transformed, joint=False)
-            else:
-                judged = features
+                    judged = encode(self.encoder, made, joint=False)
             part = task.loss(judged, targets[name])
-            loss = loss + task.weight(ctx.progress) * part.loss
+            parts[name] = task.weight(ctx.progress) * part.loss
             logs[f"loss/{name}"] = part.loss.detach()
             logs.update({f"{name}/{key}": value for key, value in part.logs.items()})
+        loss = torch.stack(list(parts.values())).sum()
         logs["loss/total"] = loss.detach()
-        return Output(loss, logs, new_views)
+        return Output(loss, parts, logs, new_views)
 
-    def _tasks(self) -> list[tuple[str, Task]]:
+    def named_tasks(self) -> list[tuple[str, Task]]:
+        """The tasks by name, in the order of their registry."""
         return list(self.tasks.items())  # type: ignore[arg-type]
 
     @torch.no_grad()
@@ -112,7 +133,7 @@ class Pretrainer(nn.Module):
         if self.teacher is None:
             return None
         encoder, projector = self.teacher
-        return [projector(h) for h in encode(encoder, views, self.method.joint_views)]
+        return encode(projector, encode(encoder, views, self.method.joint_views), self.method.joint_views)
 
     @torch.no_grad()
     def after_step(self, ctx: StepContext) -> None:
@@ -124,11 +145,38 @@ class Pretrainer(nn.Module):
         self.method.after_step(ctx)
 
 
+def compare_gradients(parts: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
+    """How each task's gradient stands to the method's, at the encoder's weights.
+
+    Args:
+        parts: the weighted losses with gradient, the method's as ``ssl``; their graph is kept.
+        encoder: whose parameters all of them reach.
+
+    Returns:
+        For each task ``<task>/grad_ratio``, the norm of its gradient over that of the method's, and ``<task>/grad_cosine``, of
+        the angle between the two, both of the mean gradients over all workers.
+    """
+    weights = [p for p in encoder.parameters() if p.requires_grad]
+
+    def gradient(loss: Tensor) -> Tensor:
+        grads = torch.autograd.grad(loss, weights, retain_graph=True)
+        return distributed.mean(torch.cat([grad.flatten() for grad in grads]))
+
+    method, logs = gradient(parts["ssl"]), {}
+    for name, loss in parts.items():
+        if name != "ssl":
+            task = gradient(loss)
+            logs[f"{name}/grad_ratio"] = task.norm() / method.norm()
+            logs[f"{name}/grad_cosine"] = F.cosine_similarity(task, method, dim=0)
+    return logs
+
+
 def build_pretrainer(config: Config, device: torch.device) -> Pretrainer:
     """The Pretrainer of a configuration, on a device, with weights that depend on (seed, module path) alone."""
     seed = config.train.seed
     with rng.seeded(seed, "encoder"):
-        encoder, dim = build_encoder(config.encoder.name, config.encoder.stem)
+        assert config.data.image_size != "auto"
+        encoder, dim = build_encoder(image_size=config.data.image_size, **vars(config.encoder))
     with rng.seeded(seed, "method"):
         method = METHODS[config.method.name].load()(config.method, dim)
     tasks = {}

@@ -20,6 +20,7 @@ from rotssl import checkpoint
 from rotssl import config as cfg
 from rotssl.config import Config
 from rotssl.data import datasets
+from rotssl.data.images import DataError
 from rotssl.fields import ConfigError
 from rotssl.journal import Journal
 from rotssl.tracking import Tracker
@@ -233,7 +234,7 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
     except RunFailed as error:
         return {"failed": str(error)}
     except RayTaskError as error:
-        if isinstance(error.cause, datasets.DataError):
+        if isinstance(error.cause, DataError):
             return {"failed": str(error.cause)}
         raise
     return {}

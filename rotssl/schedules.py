@@ -8,21 +8,25 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def learning_rate(peak: float, step: int, total_steps: int, warmup_steps: int, shape: str) -> float:
-    """Learning rate of a step: linear warm-up to the peak, then ``cosine`` to 0 or ``constant``.
+def learning_rate(
+    peak: float, step: int, total_steps: int, warmup_steps: int, shape: str, start: float = 0.0, final: float = 0.0
+) -> float:
+    """Learning rate of a step: linear warm-up to the peak, then ``cosine`` to the final rate or ``constant``.
 
     Args:
         peak: the highest rate.
         step: 0-based index of the optimizer step.
         total_steps: steps of the whole run.
-        warmup_steps: steps of the warm-up; step i of them has peak x (i + 1) / warmup_steps, so that no step is wasted at 0.
+        warmup_steps: steps of the warm-up; step i of them is (i + 1) / warmup_steps of the way, so that none is wasted at 0.
         shape: ``cosine`` or ``constant``.
+        start: where the warm-up comes from.
+        final: where the cosine goes to, just after the last step.
     """
     if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
+        return start + (peak - start) * (step + 1) / warmup_steps
     if shape == "constant":
         return peak
-    return cosine(peak, 0.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return cosine(peak, final, (step - warmup_steps) / max(1, total_steps - warmup_steps))
 
 
 def task_weight(weight: float, progress: float, shape: str) -> float:

@@ -87,8 +87,8 @@ train.epochs=3 | 'train.epochs=3'
 --train.on_nan ignore | train.on_nan: got 'ignore' | 'fail', 'skip'
 --encoder.name resnet5 | encoder.name: got 'resnet5' | did you mean 'resnet50'?
 --method.name simclrr | method.name: got 'simclrr' | byol | did you mean 'simclr'?
---method.temperature 0.1 | method.temperature: no such field | of simclr, not of byol
---method.name simclr --method.momentum 0.9 | method.momentum: no such field | of byol, not of simclr
+--method.temperature 0.1 | method.temperature: no such field | of simclr, mocov2, swav, dino, not of byol
+--method.name simclr --method.momentum 0.9 | method.momentum: no such field | of mocov2, byol, dino, not of simclr
 --views.jitter 0.1,0.2 | views.jitter: got '0.1,0.2' | 4 comma-separated numbers
 --views.global_scale 0.1 | views.global_scale: got '0.1', expected 2
 --config a.yaml --config=b.yaml | --config | 2 recipes, expected one
@@ -101,10 +101,49 @@ train.epochs=3 | 'train.epochs=3'
 --views.jitter 0,0,0,0.6 | views.jitter | 0.6 | at most 0.5
 --data.name imagefolder | data.root: got None | a folder of images
 --data.name cifar10 | data.root: got None | cifar10
+--data.name cifar100 --data.download true | data.root: got None | cifar100
+--data.name tiny-imagenet | data.root: got None | the folder that holds tiny-imagenet
+--data.name tiny-imagenet --data.root x --data.download true | data.download: got true | tiny-imagenet is not downloaded
 --data.download true | data.download: got true | not downloaded
 --optim.lr_scale linear | optim.lr_scale: got linear | none with lr auto
 --rotation.mode in_place --rotation.views 1 | rotation.views: got 1
 --rotation.fraction 0.1 --train.batch_size 16 --scaling.num_workers 1 | rotation.fraction: got 0.1 | at least 0.125
+--method.name simclr --train.accumulate 2 | train.accumulate: got 2, expected 1 | of simclr compares | byol, simsiam, dino
+--method.name mocov2 --train.accumulate 2 | train.accumulate: got 2 | mocov2
+--method.name swav --train.accumulate 2 | train.accumulate: got 2 | swav
+--method.name barlow --train.accumulate 2 | train.accumulate: got 2 | barlow
+--method.name vicreg --train.accumulate 2 | train.accumulate: got 2 | vicreg
+--train.accumulate 3 --train.batch_size 16 --scaling.num_workers 2 | train.batch_size: got 16 | 2 workers x 3 passes
+--train.accumulate 4 --train.batch_size 8 --scaling.num_workers 2 | train.batch_size: got 8 | at least 2 images
+--rotation.fraction 0.25 --train.batch_size 8 --train.accumulate 2 --scaling.num_workers 1 | rotation.fraction | at least 0.5
+--method.name mocov2 --views.local_count 2 | views.local_count: got 2, expected 0 | simclr, byol, simsiam, swav, dino | mocov2
+--method.name barlow --views.local_count 2 | views.local_count: got 2 | barlow
+--method.name vicreg --views.local_count 2 | views.local_count: got 2 | vicreg
+--method.name mocov2 --views.global_count 3 | views.global_count: got 3, expected 2: mocov2
+--method.name swav --views.global_count 3 | views.global_count: got 3, expected 2: swav
+--views.global_count 1 | views.global_count: got '1', expected an integer at least 2
+--views.global_count 3 --views.blur 1,0 | views.blur: got 2 values | each of 3 views
+--views.solarize 0,0,0.2 | views.solarize: got 3 values | each of 2 views
+--views.local_scale 0.4,0.1 | views.local_scale: got (0.4, 0.1) | smaller share first
+--rotation.crop_scale 0.4,0.1 | rotation.crop_scale: got (0.4, 0.1) | smaller share first
+--encoder.name timm/resnet18 --encoder.stem cifar | encoder.stem: got cifar | timm's encoders keep their stem
+--encoder.name timm/resnet18 --encoder.zero_init true | encoder.zero_init: got true, expected false | timm
+--encoder.name resnet18 --encoder.patch_size 8 | encoder.patch_size: got 8, expected auto
+--encoder.drop_path 0.1 | encoder.drop_path: got 0.1, expected 0.0
+--encoder.name tim/resnet18 | encoder.name: got 'tim/resnet18' | timm/NAME | did you mean 'resnet18'?
+--jigsaw.grid 2 | jigsaw.permutations: got 100, expected at most 24 | 4 tiles
+--jigsaw.grid 2 --jigsaw.permutations 25 | jigsaw.permutations: got 25
+--rotation.mode four_way --rotation.views 1 | rotation.views: got 1, expected 2 | four_way
+--optim.warmup_lr 0.01 | optim.warmup_lr: got 0.01, expected 0 with lr auto
+--optim.final_lr 0.01 | optim.final_lr: got 0.01, expected 0 with lr auto
+--optim.lr 0.1 --optim.warmup_lr 0.2 | optim.warmup_lr: got 0.2, expected at most optim.lr (0.1)
+--optim.lr 0.1 --optim.final_lr 0.2 | optim.final_lr: got 0.2, expected at most optim.lr (0.1)
+--data.name cifar100 | data.root: got None | cifar100
+--data.name tiny-imagenet --data.root x --data.download true | data.download: got true | tiny-imagenet is not downloaded
+--method.name simsiam --method.layers 4 | method.layers: got '4' | at most 3
+--method.name swav --method.epsilon 0.001 | method.epsilon: got '0.001' | at least 0.003
+--method.name dino --method.center_momentum 1 | method.center_momentum: got '1' | less than 1
+--optim.clip_norm 0 | optim.clip_norm: got '0' | greater than 0
 --tracking.run_name a/b | tracking.run_name: got 'a/b'
 --storage.path s3://bucket | storage.path: got 's3://bucket'
 """
@@ -116,6 +155,28 @@ def test_a_bad_command_line_is_refused_by_name(line):
     assert "\n" not in refused(flags.split(), *words)
 
 
+GOOD_FLAGS = """
+--train.accumulate 4 --train.batch_size 16 --scaling.num_workers 2
+--method.name dino --train.accumulate 2 --views.local_count 8
+--method.name simsiam --train.accumulate 2 --views.global_count 3 --views.blur 1,0,0
+--method.name barlow --views.global_count 4
+--encoder.name timm/vit_small_patch16_224 --encoder.patch_size 8 --encoder.drop_path 0.1
+--encoder.name resnet18 --encoder.stem cifar --encoder.zero_init true
+--jigsaw.grid 2 --jigsaw.permutations 24
+--rotation.mode extra --rotation.views 1
+--optim.lr 0.1 --optim.warmup_lr 0.1 --optim.final_lr 0.1
+--data.name cifar100 --data.root x --data.download true
+"""
+
+
+@pytest.mark.parametrize("line", GOOD_FLAGS.strip().splitlines())
+def test_what_is_just_allowed_is_taken(line):
+    flags, given = line.split(), cfg.flat(parse(line.split()).config)
+    for key, value in zip(flags[::2], flags[1::2], strict=True):
+        shown = given[key[2:]]
+        assert (",".join(f"{v:g}" for v in shown) if isinstance(shown, list) else str(shown).lower()) == value.lower()
+
+
 BAD_RECIPES = r"""
 train: {epochs: 3 | line 1 | not valid YAML
 train: {epochs: 2020-99-99} | not valid YAML
@@ -123,7 +184,7 @@ train: {epochs: !!int abc} | not valid YAML
 train: {epochs: !!python/name:os.system ''} | not valid YAML
 - train | holds list | sections
 trian: {epochs: 3} | trian.epochs: no such field | did you mean 'train.epochs'?
-method: {name: [byol]} | method.name: got ['byol'] | byol, simclr
+method: {name: [byol]} | method.name: got ['byol'] | simclr, mocov2, byol
 train: {epochs: 2.5} | train.epochs: got 2.5, expected an integer
 """
 
@@ -158,6 +219,19 @@ encoder.name=resnet18 data.image_size=65 | encoder.stem=imagenet data.image_size
 optim.lr=0.1 train.batch_size=64 optim.lr_scale=linear | optim.lr=0.025 optim.lr_scale=none
 optim.lr=0.1 train.batch_size=64 optim.lr_scale=sqrt | optim.lr=0.05 optim.lr_scale=none
 optim.lr=0.1 train.batch_size=64 | optim.lr=0.1 optim.lr_scale=none
+optim.lr=1 optim.warmup_lr=0.5 optim.final_lr=0.1 train.batch_size=64 optim.lr_scale=sqrt | optim.warmup_lr=0.25
+optim.lr=1 optim.final_lr=0.1 train.batch_size=64 optim.lr_scale=sqrt | optim.final_lr=0.05
+data.image_size=64 encoder.name=resnet18 | encoder.stem=cifar views.local_size=27 rotation.crop_size=32
+data.image_size=65 | views.local_size=28 rotation.crop_size=28
+data.image_size=224 | views.local_size=96 rotation.crop_size=96
+data.image_size=32 | views.local_size=14 rotation.crop_size=16
+data.image_size=28 | views.local_size=12 rotation.crop_size=14
+data.image_size=8 | views.local_size=4 rotation.crop_size=4
+data.image_size=224 views.local_size=64 rotation.crop_size=80 | views.local_size=64 rotation.crop_size=80
+encoder.name=timm/resnet18 data.image_size=32 | encoder.stem=imagenet
+method.name=mocov2 | method.queue_size=2048
+method.name=mocov2 method.queue_size=5001 | method.queue_size=5000
+method.name=swav method.prototypes=5001 | method.prototypes=5000 method.queue_size=0
 """
 
 
@@ -178,6 +252,83 @@ def test_an_auto_rate_is_the_method_s_at_its_own_optimizer_scaled_by_the_batch(m
         cfg.resolve(cfg.replace(config, {"optim.name": "lars"}), 28, 5000)
     with pytest.raises(ConfigError, match=r"train.batch_size: got 64, expected at most the 63"):
         cfg.resolve(config, 28, 63)
+
+
+@pytest.mark.parametrize("method", ["mocov2", "swav"])
+def test_a_queue_that_holds_no_batch_is_refused(method):
+    config = cfg.build({"method.name": method, "method.queue_size": 255, "train.batch_size": 256})
+    with pytest.raises(ConfigError, match=r"method.queue_size: got 255, expected at least train.batch_size \(256\)"):
+        cfg.resolve(config, 28, 5000)
+    exact = cfg.replace(config, {"method.queue_size": 256})
+    assert cfg.resolve(exact, 28, 5000).method.queue_size == 256
+
+
+@pytest.mark.parametrize(
+    ("given", "cut"),
+    [
+        ({"method.name": "mocov2"}, {"queue_size": (2048, 500)}),
+        ({"method.name": "mocov2", "method.queue_size": 500}, {}),
+        ({"method.name": "swav", "method.queue_size": 501}, {"queue_size": (501, 500)}),
+        (
+            {"method.name": "swav", "method.queue_size": 600, "method.prototypes": 700},
+            {"queue_size": (600, 500), "prototypes": (700, 500)},
+        ),
+        ({"method.name": "byol"}, {}),
+    ],
+)
+def test_what_had_to_be_cut_is_said(given, cut):
+    asked = cfg.build(given)
+    resolved = cfg.resolve(asked, 28, 500)
+    lines = [f"method.{key}: {now} in place of {was}" for key, (was, now) in cut.items()]
+    assert [line.split(": there")[0] for line in cfg.cut_down(asked, resolved)] == lines
+    for key, (_, now) in cut.items():
+        assert getattr(resolved.method, key) == now
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "batch", "side"),
+    [
+        ("data: {name: imagefolder, root: /x, download: false}\ntrain: {batch_size: 4096, epochs: 300}", "", 2, 224),
+        ("data: {name: cifar10, root: /x, download: true}\noptim: {warmup_epochs: 10, lr: 0.1}", "", 2, 32),
+        (
+            "data: {name: imagefolder, root: /x, image_size: 96}\ntrain: {accumulate: 4, stop_after: 50, epochs: 90}",
+            "",
+            8,
+            96,
+        ),
+        ("", "--train.accumulate 4", 8, 28),
+        ("rotation: {fraction: 0.25}\ntrain: {accumulate: 2}", "", 16, 28),
+        ("method: {name: swav, prototypes: 3000, queue_size: 3840}\ntrain: {epochs: 400}", "", 2, 28),
+        ("method: {name: swav, queue_size: 0}", "", 2, 28),
+        ("method: {name: mocov2, queue_size: 65536}", "--method.momentum 0.999", 2, 28),
+    ],
+)
+def test_smoke_shrinks_any_recipe_to_two_steps(tmp_path, content, flags, batch, side):
+    argv = ["--config", recipe(tmp_path, content or "# nothing"), *flags.split()]
+    asked, config = parse(argv).config, parse([*argv, "--smoke"]).config
+    assert (
+        config.data
+        == cfg.replace(
+            asked,
+            {
+                "data.name": "synthetic",
+                "data.image_size": side,
+                "data.root": None,
+                "data.download": False,
+                "data.limit": 2 * batch,
+            },
+        ).data
+    )
+    assert (config.train.batch_size, config.train.epochs, config.optim.warmup_epochs) == (batch, 1, 0)
+    assert (config.scaling.num_workers, config.tracking.experiment) == (0, "smoke")
+    resolved = cfg.resolve(config, side, 2 * batch)  # two steps
+    queue = getattr(asked.method, "queue_size", 0)
+    assert getattr(resolved.method, "queue_size", 0) == (batch if queue else 0)
+    kept = {"method.queue_size", "train.batch_size", "train.epochs", "train.stop_after", "optim.warmup_epochs"}
+    before, after = cfg.flat(asked), cfg.flat(config)
+    for key in before.keys() - kept:
+        if not key.startswith(("data.", "scaling.", "tracking.")):
+            assert after[key] == before[key], key
 
 
 def test_resolved_paths_are_absolute_and_a_ray_job_writes_to_the_home(monkeypatch, tmp_path):

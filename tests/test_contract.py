@@ -1,7 +1,9 @@
 """What every method must do with every form of every task; a new entry in METHODS is tested by being there."""
 
+import dataclasses
 import hashlib
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from rotssl import checkpoint, distributed, journal
 from rotssl import config as cfg
 from rotssl.data import datasets
+from rotssl.data.augment import Augment, Views
 from rotssl.engine import Trainer
 from rotssl.methods import METHODS
 from rotssl.methods.base import StepContext
@@ -18,19 +21,36 @@ from rotssl.pretrainer import build_pretrainer
 from rotssl.runtime import LocalRuntime
 
 CPU = torch.device("cpu")
+JIGSAW = {"jigsaw.weight": 1.0, "jigsaw.grid": 2, "jigsaw.permutations": 10}
 TASKS = {
     "off": {"rotation.weight": 0},
     "extra": {},
     "one view": {"rotation.views": 1},
     "extra, half": {"rotation.fraction": 0.5},
     "extra, BN kept": {"rotation.update_bn": False},
+    "four way": {"rotation.mode": "four_way"},
+    "four way, half": {"rotation.mode": "four_way", "rotation.fraction": 0.5},
+    "jigsaw": {"rotation.weight": 0, **JIGSAW},
+    "rotation and jigsaw": JIGSAW,
     "shared": {"rotation.mode": "in_place"},
     "independent": {"rotation.mode": "in_place", "rotation.angles": "independent"},
     "shared, half": {"rotation.mode": "in_place", "rotation.fraction": 0.5},
+    "shared and jigsaw": {"rotation.mode": "in_place", **JIGSAW},
 }
 ON = {name: task for name, task in TASKS.items() if name != "off"}
-both = pytest.mark.parametrize("method", METHODS)
+EXTRA = {name: task for name, task in ON.items() if task.get("rotation.mode") != "in_place"}
+# What a method wants to be small, or to show all that it has within a few steps; a new method needs no line here.
+SMALL = {
+    "mocov2": {"method.queue_size": 40},
+    "swav": {"method.prototypes": 12, "method.queue_size": 40, "method.queue_after": 1, "method.freeze_steps": 3},
+    "simsiam": {"method.predictor_dim": 8},
+    "dino": {"method.out_dim": 24, "method.bottleneck_dim": 8, "method.freeze_steps": 3},
+}
+PER_IMAGE = [method for method, spec in METHODS.items() if spec.per_image]
+MULTI_CROP = [method for method, spec in METHODS.items() if spec.multi_crop]
+every = pytest.mark.parametrize("method", METHODS)
 forms = pytest.mark.parametrize("task", ON.values(), ids=ON.keys())
+extra_forms = pytest.mark.parametrize("task", EXTRA.values(), ids=EXTRA.keys())
 
 
 def make_config(folder, method, **fields):
@@ -43,40 +63,46 @@ def make_config(folder, method, **fields):
         "method.name": method,
         "method.hidden_dim": 32,
         "method.out_dim": 16,
+        "rotation.crop_size": 8,
         "tracking.run_name": "run",
         "storage.path": str(folder),
+        **SMALL.get(method, {}),
     }
     return cfg.resolve(cfg.build(small | fields), 32, 512)
 
 
-def batch(config, seed=0):
-    size = config.train.batch_size
-    views = [torch.randn(size, 3, 16, 16, generator=torch.Generator().manual_seed(seed + v)) for v in range(2)]
-    return views, StepContext(config.train.seed, 0, 0, 0.0, np.arange(size), 0, size)
+def batch(config, model):
+    """Random views, of every kind that the configuration has, and the first step's context."""
+    size, gen = config.train.batch_size, torch.Generator().manual_seed(7)
+    own = {name: task.crop for name, task in model.named_tasks() if task.crop is not None}
+    crops = Augment(config.views, 16, (0.0,), (1.0,), 0, own)
+    full, local = (
+        [torch.randn(size, 3, c.size, c.size, generator=gen) for c in kind] for kind in (crops.full, crops.local)
+    )
+    views = Views(full, local, {name: [torch.randn(size, 3, crop.size, crop.size)] for name, crop in own.items()})
+    return views, StepContext(config.train.seed, 0, 0, 0.0, np.arange(size), 0, size, config.views.global_count)
 
 
 def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
-@both
-@pytest.mark.parametrize(
-    "task",
-    [t for n, t in ON.items() if not t.get("rotation.mode")],
-    ids=[n for n, t in ON.items() if not t.get("rotation.mode")],
-)
+@every
+@extra_forms
 def test_extra_task_leaves_the_method_alone(tmp_path, method, task):
     off = make_config(tmp_path, method, **TASKS["off"])
-    on = make_config(tmp_path, method, **task, **{"rotation.schedule": "linear"})
+    falling = {f"{name}.schedule": "linear" for name in ("rotation", "jigsaw")}
+    on = make_config(tmp_path, method, **task, **falling)
     plain, joined = build_pretrainer(off, CPU), build_pretrainer(on, CPU)
     for name, value in plain.state_dict().items():
         assert torch.equal(value, joined.state_dict()[name]), name
-    views, ctx = batch(off)
+    views, ctx = batch(on, joined)
     a, b = plain(views, ctx), joined(views, ctx)
     assert torch.equal(a.logs["loss/ssl"], b.logs["loss/ssl"])
-    assert torch.allclose(b.loss, b.logs["loss/ssl"] + b.logs["loss/rotation"])
-    # At the end of a linear schedule the task weighs 0: what is left of the gradient is the method's part.
-    end = StepContext(ctx.seed, 0, 0, 1.0, ctx.positions, 0, ctx.batch_size)
+    tasks = [b.logs[f"loss/{name}"] for name, _ in joined.named_tasks()]
+    assert len(tasks) >= 1 and torch.allclose(b.loss, b.logs["loss/ssl"] + sum(tasks))
+    # At the end of a linear schedule the tasks weigh 0: what is left of the gradient is the method's part.
+    end = dataclasses.replace(ctx, progress=1.0)
     plain, joined = build_pretrainer(off, CPU), build_pretrainer(on, CPU)
     plain(views, end).loss.backward()
     joined(views, end).loss.backward()
@@ -85,26 +111,57 @@ def test_extra_task_leaves_the_method_alone(tmp_path, method, task):
         assert torch.equal(grad, ours[name]), name
 
 
-@both
+@every
 @forms
 def test_every_parameter_gets_a_gradient(tmp_path, method, task):
     config = make_config(tmp_path, method, **task)
     model = build_pretrainer(config, CPU)
-    views, ctx = batch(config)
+    views, ctx = batch(config, model)
     model(views, ctx).loss.backward()
     for name, grad in gradients(model).items():
         assert grad is not None and grad.abs().sum() > 0, name
 
 
-@both
+@pytest.mark.parametrize("method", MULTI_CROP)
+def test_local_views_take_part(tmp_path, method):
+    config = make_config(tmp_path, method, **{"views.local_count": 2})
+    model = build_pretrainer(config, CPU)
+    views, ctx = batch(config, model)
+    assert [tuple(view.shape[2:]) for view in views.local] == [(7, 7), (7, 7)]
+    passes = []
+    model.encoder.register_forward_pre_hook(lambda _, args: passes.append(tuple(args[0].shape)))
+    leaf = views.local[1].requires_grad_()
+    model(views, ctx).loss.backward()
+    assert leaf.grad.abs().sum() > 0
+    rotated = [(16, 3, 16, 16)] * 2
+    if model.method.joint_views:  # one pass a resolution
+        assert passes == [(32, 3, 16, 16), (32, 3, 7, 7), *rotated]
+    else:
+        assert passes == [(16, 3, 16, 16)] * 2 + [(16, 3, 7, 7)] * 2 + rotated
+
+
+@every
+def test_collapse_shows_in_the_spread(tmp_path, method):
+    config = make_config(tmp_path, method)
+    model = build_pretrainer(config, CPU)
+    views, ctx = batch(config, model)
+    assert model(views, ctx).logs["feature/std"] > 0.1
+    with torch.no_grad():
+        for p in model.encoder.parameters():  # every image gets the same features
+            p.zero_()
+    assert model(views, ctx).logs["feature/std"] < 1e-3
+
+
+@every
 @pytest.mark.parametrize("kept", [True, False])
-def test_update_bn_decides_about_running_statistics(tmp_path, method, kept):
-    on, off = (
-        make_config(tmp_path, method, **{"rotation.update_bn": kept}),
-        make_config(tmp_path, method, **TASKS["off"]),
+@pytest.mark.parametrize("task", ["rotation", "jigsaw"])
+def test_update_bn_decides_about_running_statistics(tmp_path, method, kept, task):
+    fields = (
+        {"rotation.weight": 0, **JIGSAW, "jigsaw.update_bn": kept} if task == "jigsaw" else {"rotation.update_bn": kept}
     )
+    on, off = make_config(tmp_path, method, **fields), make_config(tmp_path, method, **TASKS["off"])
     models = [build_pretrainer(c, CPU) for c in (on, off)]
-    views, ctx = batch(on)
+    views, ctx = batch(on, models[0])
     for model in models:
         model(views, ctx)
     means = [model.encoder.state_dict()["stem.1.running_mean"] for model in models]
@@ -127,7 +184,10 @@ class Group(LocalRuntime):
 
 
 def trainer(config):
-    return Trainer(config, datasets.load(config.data, 0.1), Group(config.run_dir), journal.Journal(config.run_dir))
+    run = Trainer(config, datasets.load(config.data, 0.1), Group(config.run_dir), journal.Journal(config.run_dir))
+    normalize, kind = run.augment.normalize, torch.get_default_dtype()
+    run.augment.normalize = lambda images: normalize(images).to(kind)  # views as the weights are
+    return run
 
 
 @contextmanager
@@ -139,48 +199,50 @@ def arithmetic(kind):
         torch.set_default_dtype(torch.float32)
 
 
-def first_steps(overrides, steps, kind=torch.float32):
-    """Losses of the first steps (means over ranks), and a digest of every view and rotation that this rank saw."""
-    with arithmetic(kind):
-        return _first_steps(overrides, steps, kind)
+def digest(tensor):
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
 
 
-def _first_steps(overrides, steps, kind):
-    run = trainer(make_config(**overrides))
-    normalize = run.augment.normalize
-    run.augment.normalize = lambda images: normalize(images).to(kind)
-    losses, seen = [], []
-    tasks = run.model.tasks
-    for images, ctx in list(run._batches(0))[:steps]:
-        views = run.augment(images, ctx.epoch, ctx.positions)
-        turned = [task.transform(views, ctx) for task in tasks.values()]
-        rows = [*views, *(t for turned_views, _ in turned for t in turned_views if len(t) == len(views[0]))]
-        seen.append([hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for view in rows for row in view])
-        seen[-1] = list(np.array(seen[-1]).reshape(len(rows), -1).T.tolist())
-        logs = run._step(images, ctx)
-        losses.append({key: float(distributed.mean(value)) for key, value in logs.items() if key.startswith("loss/")})
-    return losses, seen
+def first_steps(overrides, steps):
+    """In double precision: losses of the first steps (means over ranks), digests of what this rank saw and of its last state."""
+    with arithmetic(torch.float64):
+        run = trainer(make_config(**overrides))
+        losses, seen = [], []
+        batches = (item for epoch in range(4) for item in run._batches(epoch))
+        for images, ctx in islice(batches, steps):
+            views = run.augment(images, ctx.epoch, ctx.positions)
+            made = [*views.full, *views.local]
+            for name, task in run.model.named_tasks():
+                made += task.transform(views.own.get(name, views.full), ctx)[0]
+            versions = [block for view in made if len(view) % len(images) == 0 for block in view.split(len(images))]
+            seen.append([[digest(block[i]) for block in versions] for i in range(len(images))])
+            logs = run._step(images, ctx)
+            losses.append({key: float(distributed.mean(logs[key])) for key in sorted(logs) if key.startswith("loss/")})
+        return losses, seen, {name: digest(value) for name, value in run.model.state_dict().items()}
 
 
 @pytest.mark.ddp
-@both
+@every
 @pytest.mark.parametrize("norm", ["sync", "group"])
 @pytest.mark.parametrize(
-    "task", [TASKS["extra"], TASKS["shared"], TASKS["extra, half"]], ids=["extra", "shared", "extra, half"]
+    "task",
+    [{"views.local_count": 2}, TASKS["shared, half"], TASKS["four way"] | JIGSAW],
+    ids=["extra, local views", "shared, half", "four way and jigsaw"],
 )
-@pytest.mark.parametrize(
-    ("kind", "lr", "tolerance"), [(torch.float32, 1e-5, 1e-4), (torch.float64, 0.1, 1e-7)], ids=["single", "double"]
-)
-def test_two_workers_equal_one(tmp_path, pool, method, norm, task, kind, lr, tolerance):
-    # Training amplifies rounding (a ReLU that flips moves the next steps), the more the higher the rate. So single precision is
-    # compared at a low rate, and double precision, where 1e-16 has room to grow, at one that trains.
-    overrides = {"folder": tmp_path, "method": method, "model.norm": norm, "optim.lr": lr, **task}
-    alone, seen_alone = first_steps(overrides, 20, kind)
-    (losses, seen_first), (_, seen_second) = pool.run(first_steps, overrides, 20, kind)
-    for step in range(20):
+def test_two_workers_equal_one(tmp_path, pool, method, norm, task):
+    # Training amplifies rounding (a ReLU that flips moves the next steps), so this is in double precision, where 1e-16 has room
+    # to grow, at a rate that trains. Four steps an epoch: queues take part, and what was frozen moves.
+    if method not in MULTI_CROP:
+        task = {key: value for key, value in task.items() if key != "views.local_count"}
+    overrides = {"folder": tmp_path, "method": method, "model.norm": norm, "optim.lr": METHODS[method].lr, **task}
+    overrides |= {"data.limit": 64}
+    alone, seen_alone, _ = first_steps(overrides, 10)
+    (losses, seen_first, first), (_, seen_second, second) = pool.run(first_steps, overrides, 10)
+    assert first == second  # queues, prototypes and centres are the same on all ranks
+    for step in range(10):
         assert seen_alone[step] == seen_first[step] + seen_second[step]
         for key, value in alone[step].items():
-            assert losses[step][key] == pytest.approx(value, rel=tolerance), (step, key)
+            assert losses[step][key] == pytest.approx(value, rel=1e-7, abs=1e-9), (step, key)
 
 
 def gradient_of_step(overrides):
@@ -191,7 +253,7 @@ def gradient_of_step(overrides):
 
 
 @pytest.mark.ddp
-@both
+@every
 @forms
 def test_two_workers_have_the_gradient_of_one(tmp_path, pool, method, task):
     overrides = {"folder": tmp_path, "method": method, **task}
@@ -203,6 +265,25 @@ def test_two_workers_have_the_gradient_of_one(tmp_path, pool, method, task):
         np.testing.assert_allclose(first[name], grad, rtol=1e-3, atol=1e-5 * scale, err_msg=name)
 
 
+def one_step(overrides):
+    """Weights and buffers after one step on a whole batch, and the step's logs."""
+    run = trainer(make_config(**overrides))
+    logs = run._step(*next(iter(run._batches(0))))
+    return run.model.state_dict(), logs
+
+
+@pytest.mark.parametrize("method", PER_IMAGE)
+@forms
+def test_accumulated_step_equals_that_of_the_whole_batch(tmp_path, method, task):
+    overrides = {"folder": tmp_path, "method": method, "model.norm": "group", "optim.clip_norm": 0.5, **task}
+    with arithmetic(torch.float64):
+        (whole, logs), (cut, cut_logs) = (one_step(overrides | {"train.accumulate": passes}) for passes in (1, 4))
+    for name, value in whole.items():
+        torch.testing.assert_close(cut[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    for name in logs.keys() - {"feature/std"}:  # a spread over fewer images
+        torch.testing.assert_close(cut_logs[name], logs[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
 def run_to(overrides):
     """Final weights of a run."""
     run = trainer(make_config(**overrides))
@@ -210,7 +291,7 @@ def run_to(overrides):
     return {name: value.numpy().copy() for name, value in run.model.state_dict().items()}
 
 
-@both
+@every
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.ddp)])
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, request, method, workers):
     def execute(**fields):

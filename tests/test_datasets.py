@@ -2,6 +2,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import CIFAR100
 
-from rotssl.config import DataConfig
-from rotssl.data import datasets
+from rotssl import config as cfg
+from rotssl.data import datasets, folders, images
 from rotssl.fields import ConfigError
+from rotssl.sections import DataConfig
 
 REAL = Path(os.environ.get("ROTSSL_DATA", "")) / "FashionMNIST" / "raw"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="ROTSSL_DATA names no folder with FashionMNIST/raw")
@@ -33,17 +36,17 @@ def folder(root, *splits, classes=("ant", "bee"), each=5):
     return root
 
 
-def config(root, **options):
-    return DataConfig(name="imagefolder", root=str(root), image_size=16, **options)
+def config(root, name="imagefolder", **options):
+    return DataConfig(name=name, root=str(root), image_size=16, **options)
 
 
-def rows(images):
-    return {image.tobytes() for image in images}
+def rows(pictures):
+    return {picture.tobytes() for picture in pictures}
 
 
-def check_refused(root, *words):
+def check_refused(root, *words, name="imagefolder"):
     with pytest.raises(ConfigError) as caught:
-        datasets.inspect(config(root), 0.2)
+        datasets.inspect(config(root, name), 0.2)
     assert str(caught.value).startswith("data.root: ")
     assert all(str(word) in str(caught.value) for word in words)
     assert "\n" not in str(caught.value)
@@ -71,21 +74,21 @@ def test_a_damaged_sample_is_noticed(monkeypatch, tmp_path):
     content[1000] ^= 1
     (tmp_path / "sample" / "images.npz").write_bytes(content)
     monkeypatch.setattr(datasets.resources, "files", lambda package: tmp_path / "sample")
-    with pytest.raises(datasets.DataError, match=r"images\.npz"):
+    with pytest.raises(images.DataError, match=r"images\.npz"):
         datasets.load(DataConfig(), 0.1)
 
 
 def test_choose_is_balanced_sorted_and_the_same_each_time():
     labels = np.repeat([0, 1, 2, 3], [50, 50, 50, 3])
-    index = datasets.choose(labels, 153, 43)
+    index = images.choose(labels, 153, 43)
     assert index.tolist() == sorted(set(index.tolist()))
     # The class of three gives all it has; what it lacks goes to the others.
     assert sorted(np.bincount(labels[index]).tolist()) == [3, 13, 13, 14]
-    assert np.array_equal(index, datasets.choose(labels, 153, 43))
+    assert np.array_equal(index, images.choose(labels, 153, 43))
     assert index.tolist() != list(range(43))
-    assert len(datasets.choose(None, 100, 7)) == 7
-    assert datasets.choose(labels, 153, 500).tolist() == list(range(153))
-    assert set(datasets.choose(labels, 153, 20)) < set(index)
+    assert len(images.choose(None, 100, 7)) == 7
+    assert images.choose(labels, 153, 500).tolist() == list(range(153))
+    assert set(images.choose(labels, 153, 20)) < set(index)
 
 
 @pytest.mark.parametrize("limit", [10, 1000])
@@ -148,17 +151,17 @@ def test_a_square_is_the_centre_of_the_picture_with_its_short_side_whole(tmp_pat
     pixels[:, 20:60] = 200  # the central square
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     draw(tmp_path / "other.png")
-    images = datasets.load(config(tmp_path), 0.2).train.images[1:]
-    assert images.shape == (1, 3, 19, 19)
-    assert (images[:, :, :, 1:-1] == 200).all()
-    assert (images[:, :, :, [0, -1]] >= 100).all()
+    squares = datasets.load(config(tmp_path), 0.2).train.images[1:]
+    assert squares.shape == (1, 3, 19, 19)
+    assert (squares[:, :, :, 1:-1] == 200).all()
+    assert (squares[:, :, :, [0, -1]] >= 100).all()
 
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_one_late_picture_of_another_size_makes_all_squares(tmp_path, held_out):
     folder(tmp_path, classes=("ant",), each=200)
-    files, labels = datasets.scan(str(tmp_path))[0]["train"].files, np.zeros(200, np.int64)
-    probed, held = (set(datasets.choose(labels, 200, count).tolist()) for count in (datasets.PROBED, 80))
+    files, labels = folders.scan(str(tmp_path))[0]["train"].files, np.zeros(200, np.int64)
+    probed, held = (set(images.choose(labels, 200, count).tolist()) for count in (folders.PROBED, 80))
     late = sorted((held if held_out else set(range(200)) - held) - probed)[0]
     draw(Path(files[late]), (20, 24))
     assert datasets.inspect(config(tmp_path), 0.4).image_size == 16
@@ -200,21 +203,147 @@ def test_missing_and_empty_folders_are_refused_by_path(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut short"])
 def test_a_corrupt_file_is_named_before_the_start_or_where_it_is_met(tmp_path, content):
     folder(tmp_path, classes=("ant",), each=70)
-    files = datasets.scan(str(tmp_path))[0]["train"].files
-    probed = datasets.choose(np.zeros(70, np.int64), 70, datasets.PROBED).tolist()
+    files = folders.scan(str(tmp_path))[0]["train"].files
+    probed = images.choose(np.zeros(70, np.int64), 70, folders.PROBED).tolist()
     late = sorted(set(range(70)) - set(probed))[0]
     whole = Path(files[late]).read_bytes()
     bad = whole[: len(whole) // 2] if content is None else content
     Path(files[late]).write_bytes(bad)
     assert datasets.inspect(config(tmp_path), 0.1).train_size == 63
-    with pytest.raises(datasets.DataError, match=f"^{files[late]} "):
+    with pytest.raises(images.DataError, match=f"^{files[late]} "):
         datasets.load(config(tmp_path), 0.1)
     Path(files[probed[0]]).write_bytes(bad)
     check_refused(tmp_path, files[probed[0]], "cannot be decoded")
 
 
-@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
-@pytest.mark.parametrize("inside", ["", "cifar-10-batches-py", "FashionMNIST/raw"])
+WNIDS = ("n02", "n01", "n03")
+
+
+def tiny_imagenet(root, each=10, boxes="\t0\t32\t44\t62\n"):
+    """The published zip's layout: order of wnids.txt is not sorted, the last of the classes' val pictures come first."""
+    lines = []
+    for wnid in WNIDS:
+        for i in range(each):
+            draw(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", (64, 64))
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("n02_0.JPEG\t0\t32\t44\t62\n")
+    for i in range(6):
+        colour = (80 * (2 - i % 3), 0, 0)  # tells the class
+        draw(root / "val" / "images" / f"val_{i}.JPEG", (64, 64), colour, quality=100)
+        lines.append(f"val_{i}.JPEG\t{sorted(WNIDS)[2 - i % 3]}{boxes}")
+    draw(root / "test" / "images" / "test_0.JPEG", (99, 99))  # another size: would be noticed
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    (root / "wnids.txt").write_text("\n".join(WNIDS) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("boxes", ["\t0\t32\t44\t62\n", "\n"], ids=["boxes", "no boxes"])
+@pytest.mark.parametrize("inside", ["", "tiny-imagenet-200"])
+def test_tiny_imagenet_is_read_as_its_zip_unpacks(tmp_path, inside, boxes):
+    tiny_imagenet(tmp_path / inside, boxes=boxes)
+    data = config(tmp_path, "tiny-imagenet", limit=9)
+    assert datasets.inspect(data, 0.1) == datasets.DataInfo(9, 64, True)
+    got = datasets.load(data, 0.1)
+    assert got.classes == ("n01", "n02", "n03")
+    assert got.train.images.shape == (9, 3, 64, 64)
+    assert np.bincount(got.train.labels).tolist() == [3, 3, 3]
+    assert got.validation.labels.tolist() == [2, 1, 0] * 2
+    assert np.abs(got.validation.images.mean((2, 3))[:, 0] - 80 * got.validation.labels).max() < 2
+    for label, wnid in enumerate(got.classes):
+        files = (tmp_path / inside / "train" / wnid / "images").iterdir()
+        allowed = {np.asarray(Image.open(file)).transpose(2, 0, 1).tobytes() for file in files}
+        assert rows(got.train.images[got.train.labels == label]) <= allowed
+    assert len(datasets.load(config(tmp_path, "tiny-imagenet"), 0.1).train) == 30
+
+
+@pytest.mark.parametrize("part", ["", "wnids.txt", "train", "val", "val/val_annotations.txt"])
+def test_a_tiny_imagenet_that_lacks_a_part_is_refused_by_what_is_expected(tmp_path, part):
+    path = tiny_imagenet(tmp_path / "data") / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    missing = path / {"": "wnids.txt", "val": "val_annotations.txt"}.get(part, "")
+    check_refused(tmp_path / "data", missing, "No such file", "tiny-imagenet-200/", name="tiny-imagenet")
+
+
+CONTRADICTIONS = r"""
+val/val_annotations.txt | val_9.JPEG\tn01\t0 | line 7 | no file 'val_9.JPEG'
+val/val_annotations.txt | val_0.JPEG\tn09\t0 | line 7 | no class 'n09' | wnids.txt
+val/val_annotations.txt | val_0.JPEG | line 7 | no class ''
+wnids.txt | n04 | differ in their classes (n04)
+"""
+
+
+@pytest.mark.parametrize("line", CONTRADICTIONS.strip().splitlines())
+def test_a_tiny_imagenet_that_contradicts_itself_is_refused(tmp_path, line):
+    file, added, *words = line.split(" | ")
+    with (tiny_imagenet(tmp_path) / file).open("a") as opened:
+        opened.write(added.replace("\\t", "\t") + "\n")
+    check_refused(tmp_path, tmp_path / file, *words, name="tiny-imagenet")
+
+
+def test_a_tiny_imagenet_with_pictures_missing_unnamed_or_damaged_is_refused(tmp_path):
+    extra = draw(tiny_imagenet(tmp_path) / "val" / "images" / "val_6.JPEG", (64, 64))
+    check_refused(tmp_path, "val_annotations.txt", "6 of the 7 images", name="tiny-imagenet")
+    extra.unlink()
+    hurt = tmp_path / "val" / "images" / "val_3.JPEG"
+    hurt.write_bytes(b"no image")
+    check_refused(tmp_path, hurt, "cannot be decoded", name="tiny-imagenet")
+    hurt.unlink()
+    check_refused(tmp_path, "line 4", "val_3.JPEG", name="tiny-imagenet")
+    shutil.rmtree(tmp_path / "train" / "n03" / "images")
+    shutil.rmtree(tmp_path / "val" / "images")
+    (tmp_path / "val" / "val_annotations.txt").write_text("")
+    check_refused(tmp_path, "0 of the 0 images", name="tiny-imagenet")
+    tiny_imagenet(tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "train" / "n03" / "images")
+    check_refused(tmp_path / "other", Path("train", "n03"), "no images", name="tiny-imagenet")
+
+
+@pytest.fixture
+def cifar100(tmp_path, monkeypatch):
+    """Forty images in the files that torchvision reads, which is told the checksums of these."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 3072), np.uint8)
+    entry = {"data": pixels, "fine_labels": [i % 4 for i in range(40)], "coarse_labels": [9] * 40}
+    contents = {"train": entry, "test": entry, "meta": {"fine_label_names": ["ant", "bee", "cow", "dog"]}}
+    (tmp_path / "cifar-100-python").mkdir()
+    sums = {}
+    for name, content in contents.items():
+        (tmp_path / "cifar-100-python" / name).write_bytes(raw := pickle.dumps(content))
+        sums[name] = hashlib.md5(raw).hexdigest()
+    for split in ("train", "test"):
+        monkeypatch.setattr(CIFAR100, f"{split}_list", [[split, sums[split]]])
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": sums["meta"]})
+    return tmp_path, pixels
+
+
+def test_cifar100_has_fine_labels_and_its_pixels_in_place(cifar100):
+    root, pixels = cifar100
+    assert datasets.inspect(config(root, "cifar100"), 0.1) == datasets.DataInfo(45000, 32, True)
+    got = datasets.load(config(root, "cifar100"), 0.2)
+    assert got.classes == ("ant", "bee", "cow", "dog")
+    assert np.bincount(got.train.labels).tolist() == [8] * 4
+    assert np.bincount(got.validation.labels).tolist() == [2] * 4
+    for part in (got.train, got.validation):  # stored as one channel after the other
+        for image, label in zip(part.images, part.labels, strict=True):
+            (row,) = np.flatnonzero((pixels == image.ravel()).all(1))
+            assert (image.shape, row % 4) == ((3, 32, 32), label)
+    assert datasets.normalization("cifar100") not in (datasets.IMAGENET, datasets.normalization("cifar10"))
+
+
+def test_a_damaged_cifar100_is_noticed(cifar100):
+    file = cifar100[0] / "cifar-100-python" / "train"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(images.DataError, match=r"^cifar100 in .* cannot be read"):
+        datasets.load(config(cifar100[0], "cifar100"), 0.2)
+
+
+def test_what_is_to_be_downloaded_need_not_be_there(tmp_path):
+    given = {"data.name": "cifar100", "data.root": str(tmp_path)}
+    assert datasets.inspect(cfg.build(given | {"data.download": True}).data, 0.1).train_size == 45000
+    with pytest.raises(ConfigError, match=r"no train in .*cifar-100-python"):
+        datasets.inspect(cfg.build(given).data, 0.1)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist"])
+@pytest.mark.parametrize("inside", ["", "cifar-10-batches-py", "cifar-100-python", "FashionMNIST/raw"])
 def test_a_root_without_the_set_s_files_is_refused(tmp_path, name, inside):
     (tmp_path / inside).mkdir(parents=True, exist_ok=True)  # even the set's own folder, with nothing in it
     with pytest.raises(ConfigError, match=rf"^data\.root: .*{tmp_path}.*{name}"):

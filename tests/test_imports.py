@@ -20,7 +20,7 @@ LAYERS = [
     ("rotssl.models", "rotssl.losses", "rotssl.optim", "rotssl.distributed", "rotssl.data", "rotssl.evaluation"),
     ("rotssl.reporting", "rotssl.checkpoint", "rotssl.journal", "rotssl.cli"),
     ("rotssl.config",),
-    ("rotssl.methods", "rotssl.schedules", "rotssl.rng", "rotssl.fields"),
+    ("rotssl.methods", "rotssl.schedules", "rotssl.rng", "rotssl.sections", "rotssl.fields"),
 ]
 
 

@@ -1,12 +1,14 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from rotssl.config import OptimConfig
 from rotssl.optim import LARS, build_optimizer
 from rotssl.schedules import cosine, learning_rate, task_weight
+from rotssl.sections import OptimConfig
+from tests.test_contract import make_config, trainer
 
 
 def parameters(seed=0):
@@ -135,6 +137,36 @@ def test_the_rate_warms_up_to_its_peak_and_follows_its_course(step, shape, expec
     assert learning_rate(2.0, step, 110, 10, shape) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 0.3 + 0.09),
+        (4, 0.75),
+        (9, 1.2),
+        (10, 1.2),
+        (60, 0.6006),
+        (109, 0.0012 + 0.5994 * (1 + math.cos(0.99 * math.pi))),
+    ],
+)
+def test_the_rate_starts_and_ends_where_it_is_told_to(step, expected):
+    assert learning_rate(1.2, step, 110, 10, "cosine", start=0.3, final=0.0012) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_rate_is_that_of_swav_s_official_code():
+    # main_swav.py, with 100 epochs of 7 steps and 10 of warm-up. Its warm-up spends a step at the start's rate, ours doesn't.
+    base, final, start, warmup, rest = 1.2, 0.0012, 0.3, 10 * 7, 90 * 7
+    ours = [learning_rate(base, step, warmup + rest, warmup, "cosine", start, final) for step in range(warmup + rest)]
+    cosine_part = [final + 0.5 * (base - final) * (1 + math.cos(math.pi * t / rest)) for t in range(rest)]
+    assert ours[warmup:] == pytest.approx(cosine_part, rel=1e-12)
+    assert ours[:warmup] == pytest.approx(list(np.linspace(start, base, warmup + 1)[1:]), rel=1e-12)
+    assert learning_rate(base, warmup + rest, warmup + rest, warmup, "cosine", start, final) == pytest.approx(final)
+
+
+def test_a_constant_rate_warms_up_from_its_start_and_ignores_the_final_one():
+    rates = [learning_rate(1.2, step, 100, 3, "constant", start=0.3, final=0.1) for step in (0, 1, 2, 3, 99)]
+    assert rates == pytest.approx([0.6, 0.9, 1.2, 1.2, 1.2])
+
+
 def test_the_rate_without_warm_up_and_with_nothing_else():
     assert learning_rate(2.0, 0, 100, 0, "cosine") == 2.0
     assert [learning_rate(2.0, step, 4, 4, "cosine") for step in range(4)] == [0.5, 1.0, 1.5, 2.0]
@@ -147,3 +179,72 @@ def test_the_rate_without_warm_up_and_with_nothing_else():
 def test_the_weight_of_a_task_follows_its_course(shape, first, quarter, middle, last):
     got = [task_weight(0.8, progress, shape) for progress in (0.0, 0.25, 0.5, 1.0)]
     assert got == pytest.approx([first, quarter, middle, last])
+
+
+@pytest.mark.parametrize("trust", [0.001, 0.02])
+def test_lars_takes_its_trust_from_the_configuration(trust):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 4).double()
+    optimizer = build_optimizer(model, OptimConfig(name="lars", lr=0.3, trust=trust, weight_decay=0.0))
+    set_gradients(list(model.parameters()), 0)
+    weight, bias = model.weight.detach().clone(), model.bias.detach().clone()
+    slope, bias_slope = model.weight.grad, model.bias.grad
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), weight - 0.3 * trust * weight.norm() / slope.norm() * slope)
+    torch.testing.assert_close(model.bias.detach(), bias - 0.3 * bias_slope)
+
+
+def test_every_parameter_is_in_the_one_group_that_fits_it():
+    model = nn.ModuleDict({"body": nn.Linear(3, 4), "predictor": nn.Linear(4, 2)})
+    optimizer = build_optimizer(
+        model, OptimConfig(name="sgd", lr=0.1, weight_decay=0.3), model["predictor"].parameters()
+    )
+    found = {
+        id(p): (group["constant_lr"], group["decays"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(found) == 4
+    for name, constant in (("body", False), ("predictor", True)):
+        assert found[id(model[name].weight)] == (constant, True, 0.3)
+        assert found[id(model[name].bias)] == (constant, False, 0.0)
+
+
+# --- through the engine -------------------------------------------------------------------------------------------------
+
+
+def test_weight_decay_follows_its_cosine_where_there_is_decay(tmp_path):
+    fields = {"optim.weight_decay": 0.04, "optim.weight_decay_end": 0.4, "data.limit": 64}
+    run = trainer(make_config(tmp_path, "dino", **fields))
+    for epoch in range(4):
+        for _, ctx in run._batches(epoch):
+            run._schedule(ctx)
+            # DINO's utils.cosine_scheduler.
+            expected = 0.4 + 0.5 * (0.04 - 0.4) * (1 + math.cos(math.pi * ctx.step / 16))
+            for group in run.optimizer.param_groups:
+                assert group["weight_decay"] == (pytest.approx(expected) if group["decays"] else 0.0)
+    assert {group["decays"] for group in run.optimizer.param_groups} == {True, False}
+    fixed = trainer(make_config(tmp_path, "dino", **{**fields, "optim.weight_decay_end": None}))
+    fixed._schedule(ctx)
+    assert {group["weight_decay"] for group in fixed.optimizer.param_groups} == {0.04, 0.0}
+
+
+def first_update(tmp_path, **fields):
+    """How each trained parameter moves in the first step of plain SGD, and the norm of its whole gradient."""
+    plain = {"optim.lr": 0.1, "optim.warmup_epochs": 0, "optim.momentum": 0, "optim.weight_decay": 0, "data.limit": 64}
+    run = trainer(make_config(tmp_path, "simclr", **plain, **fields))
+    params = [p for p in run.model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in params]
+    logs = run._step(*next(iter(run._batches(0))))
+    return torch.cat([(p.detach() - old).flatten() for p, old in zip(params, before, strict=True)]), logs[
+        "optim/grad_norm"
+    ]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 2.0])
+def test_a_gradient_longer_than_clip_norm_is_scaled_to_it(tmp_path, share):
+    free, norm = first_update(tmp_path)
+    torch.testing.assert_close(free.norm(), 0.1 * norm, rtol=1e-3, atol=0)
+    clipped, logged = first_update(tmp_path, **{"optim.clip_norm": share * float(norm)})
+    assert logged == norm  # as it was before
+    torch.testing.assert_close(clipped, min(1.0, share) * free, rtol=1e-3, atol=1e-6)

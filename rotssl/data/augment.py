@@ -5,7 +5,9 @@ for each sample); the parameters are pure functions of (seed, epoch, position), 
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rotssl import rng
-from rotssl.config import ViewsConfig
 from rotssl.rng import Floats, Positions
+from rotssl.sections import ViewsConfig
 
 Mask = npt.NDArray[np.bool_]
 
@@ -178,22 +180,61 @@ def colour_jitter(x: Tensor, stream: int, positions: Positions, strengths: tuple
     return x
 
 
+@dataclass(frozen=True)
+class Crop:
+    """What one view differs in from others: side in pixels, share of the area, probabilities of blur and solarisation."""
+
+    size: int
+    scale: tuple[float, float]
+    blur: float = 0.0
+    solarize: float = 0.0
+
+
+class Views(NamedTuple):
+    """The views of a batch, each (B, 3, S, S) with its own S: global, local, and those that tasks asked for, by task."""
+
+    full: list[Tensor]
+    local: list[Tensor]
+    own: dict[str, list[Tensor]]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Views":
+        """Every view changed alike."""
+        own = {name: [change(view) for view in views] for name, views in self.own.items()}
+        return Views([change(view) for view in self.full], [change(view) for view in self.local], own)
+
+
 class Augment:
     """Makes the views of a batch.
 
     Args:
-        views: the section of the configuration.
+        views: the section of the configuration, resolved.
         size: side of the global views in pixels.
         mean: channel means for the normalisation, of images in [0, 1].
         std: channel standard deviations.
         seed: of the run.
+        own: crops that tasks want for themselves, by task.
     """
 
     def __init__(
-        self, views: ViewsConfig, size: int, mean: tuple[float, ...], std: tuple[float, ...], seed: int
+        self,
+        views: ViewsConfig,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        seed: int,
+        own: Mapping[str, Crop] | None = None,
     ) -> None:
         self.views, self.size, self.seed = views, size, seed
         self.mean, self.std = mean, std
+        self.full = [
+            Crop(size, views.global_scale, views.blur[v % len(views.blur)], views.solarize[v % len(views.solarize)])
+            for v in range(views.global_count)
+        ]
+        self.local: list[Crop] = []
+        if views.local_count:
+            assert views.local_size != "auto"
+            self.local = [Crop(views.local_size, views.local_scale, views.local_blur)] * views.local_count
+        self.own = dict(own or {})
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W) with the data set's mean and deviation taken out."""
@@ -207,44 +248,48 @@ class Augment:
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         return self.normalize(x)
 
-    def __call__(self, images: Tensor, epoch: int, positions: Positions) -> list[Tensor]:
-        """The global views of a batch.
+    def __call__(self, images: Tensor, epoch: int, positions: Positions) -> Views:
+        """The views of a batch.
 
         Args:
             images: uint8 (B, C, H, W), on the device where the views are wanted.
             epoch: 0-based.
             positions: place of each sample in the epoch's global order, (B,).
-
-        Returns:
-            One float tensor (B, 3, size, size) a view.
         """
         x = images.float() / 255
-        return [self._view(x, v, epoch, positions) for v in range(self.views.global_count)]
 
-    def _view(self, x: Tensor, view: int, epoch: int, positions: Positions) -> Tensor:
+        def make(crop: Crop, *name: int | str) -> Tensor:
+            return self._view(x, crop, (self.seed, epoch, *name), positions)
+
+        return Views(
+            [make(crop, "view", v) for v, crop in enumerate(self.full)],
+            [make(crop, "local", v) for v, crop in enumerate(self.local)],
+            {name: [make(crop, "task", name)] for name, crop in self.own.items()},
+        )
+
+    def _view(self, x: Tensor, crop: Crop, name: tuple[int | str, ...], positions: Positions) -> Tensor:
         config, device = self.views, x.device
 
         def stream(purpose: str) -> int:
-            return rng.key(self.seed, epoch, "view", view, purpose)
+            return rng.key(*name, purpose)
 
         def chance(purpose: str, p: float) -> Mask:
             return rng.uniform(stream(purpose), positions, 1)[:, 0] < p
 
-        crops = draw_crops(stream("crop"), positions, x.shape[2], x.shape[3], config.global_scale)
-        x = crop_resize(x, crops, chance("flip", config.flip), self.size)
+        boxes = draw_crops(stream("crop"), positions, x.shape[2], x.shape[3], crop.scale)
+        x = crop_resize(x, boxes, chance("flip", config.flip), crop.size)
         if config.jitter_p > 0:
             x = colour_jitter(x, stream("jitter"), positions, config.jitter, config.jitter_p)
         if config.grayscale > 0 and x.shape[1] == 3:
             gray = _to(device, chance("grayscale", config.grayscale).astype(np.float64)).view(-1, 1, 1, 1)
             x = torch.lerp(x, luma(x).expand_as(x), gray)
-        chosen = np.flatnonzero(chance("blur", config.blur[view % len(config.blur)]))
+        chosen = np.flatnonzero(chance("blur", crop.blur))
         if len(chosen):
             low, high = BLUR_SIGMA
             sigma = low + (high - low) * rng.uniform(stream("sigma"), positions[chosen], 1)[:, 0]
             index = _to(device, chosen)
             x[index] = gaussian_blur(x[index], _to(device, sigma))
-        p = config.solarize[view % len(config.solarize)]
-        if p > 0:
-            turned = _to(device, chance("solarize", p).astype(np.float64)).view(-1, 1, 1, 1)
+        if crop.solarize > 0:
+            turned = _to(device, chance("solarize", crop.solarize).astype(np.float64)).view(-1, 1, 1, 1)
             x = torch.where((x >= 0.5) & (turned > 0), 1 - x, x)
         return self.normalize(x)

@@ -20,6 +20,8 @@ class StepContext:
         positions: places of this worker's samples in the epoch's global order, (B,).
         batch_start: position of the global batch's first sample.
         batch_size: of all workers together.
+        global_views: how many of the views are global; they come first.
+        passes: forward passes that the step's batch is cut into; this is one of them.
     """
 
     seed: int
@@ -29,6 +31,8 @@ class StepContext:
     positions: Positions
     batch_start: int
     batch_size: int
+    global_views: int = 2
+    passes: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,47 @@ class StepOutput:
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Pending:
+    """Tensors of the forward passes of a step, kept until the step is taken; those of a step that was skipped are dropped."""
+
+    def __init__(self) -> None:
+        self.step, self.parts = -1, list[Tensor]()
+
+    def add(self, part: Tensor, ctx: StepContext) -> None:
+        """Keep a tensor, without gradient."""
+        if ctx.step != self.step:
+            self.step, self.parts = ctx.step, []
+        self.parts.append(part.detach())
+
+    def take(self) -> list[Tensor]:
+        """What was kept, which is then forgotten."""
+        parts, self.parts = self.parts, []
+        return parts
+
+
+def other_views(views: int, targets: int) -> list[tuple[int, int]]:
+    """Pairs (view, target) of every view with every one of the first ``targets`` views but itself."""
+    return [(i, j) for j in range(targets) for i in range(views) if i != j]
+
+
 class Method(nn.Module, ABC):
     """Instance similarity on projections; never sees images, the encoder, other tasks, configuration files or loggers.
 
-    A subclass sets ``projector`` (D -> out_dim; applied by the Pretrainer, and copied for the teacher) and declares two traits:
+    A subclass sets ``projector`` (D -> out_dim; applied by the Pretrainer, and copied for the teacher) and declares traits.
+    State that outlives a step is in buffers, equal on all workers.
 
     Attributes:
         uses_teacher: whether the Pretrainer keeps an EMA copy of encoder and projector and passes its projections.
-        joint_views: whether all views go through the encoder in one pass (changes BatchNorm's statistics) or each in its own.
+        joint_views: whether views go through the encoder in one pass for each resolution, and through the projector in one
+            pass (which changes BatchNorm's statistics), or each in its own.
+        asymmetric: whether the student sees the first global view only, and the teacher the second only (query and key).
+        constant_lr: names of the submodules whose learning rate doesn't decay.
     """
 
     uses_teacher: bool
     joint_views: bool
+    asymmetric: bool = False
+    constant_lr: tuple[str, ...] = ()
     projector: nn.Module
 
     @abstractmethod
@@ -58,7 +91,7 @@ class Method(nn.Module, ABC):
         """The loss of a step.
 
         Args:
-            z: projections of the student, one (B, out_dim) a view.
+            z: projections of the student, one (B, out_dim) a view, the global ones first.
             z_teacher: projections of the teacher without gradient, one (B, out_dim) a global view, or None without a teacher.
             ctx: where in the run this is.
         """
@@ -71,4 +104,4 @@ class Method(nn.Module, ABC):
         """Hook between the backward pass and the optimizer step."""
 
     def after_step(self, ctx: StepContext) -> None:
-        """Hook after the optimizer step."""
+        """Hook after the optimizer step, without gradient."""

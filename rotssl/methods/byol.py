@@ -5,13 +5,13 @@ from torch import Tensor
 
 from rotssl.losses import byol_regression
 from rotssl.methods import ByolConfig
-from rotssl.methods.base import Method, StepContext, StepOutput
+from rotssl.methods.base import Method, StepContext, StepOutput, other_views
 from rotssl.models.heads import mlp
 from rotssl.schedules import cosine
 
 
 class BYOL(Method):
-    """The student predicts, from one view, the teacher's projection of every other view.
+    """The student predicts, from each view, the teacher's projection of every other global view.
 
     Args:
         config: its fields.
@@ -23,7 +23,7 @@ class BYOL(Method):
 
     def __init__(self, config: ByolConfig, dim: int) -> None:
         super().__init__()
-        self.momentum = config.momentum
+        self.config = config
         self.projector = mlp([dim, config.hidden_dim, config.out_dim])
         self.predictor = mlp([config.out_dim, config.hidden_dim, config.out_dim])
 
@@ -35,9 +35,9 @@ class BYOL(Method):
         """
         assert z_teacher is not None
         predictions = [self.predictor(view) for view in z]
-        terms = [byol_regression(p, t) for i, p in enumerate(predictions) for j, t in enumerate(z_teacher) if i != j]
-        return StepOutput(torch.stack(terms).mean())
+        pairs = other_views(len(z), len(z_teacher))
+        return StepOutput(torch.stack([byol_regression(predictions[i], z_teacher[j]) for i, j in pairs]).mean())
 
     def teacher_momentum(self, progress: float) -> float:
         """1 - (1 - tau) (cos(pi k / K) + 1) / 2, section 3.2."""
-        return cosine(self.momentum, 1.0, progress)
+        return cosine(self.config.momentum, self.config.momentum_end, progress)

@@ -30,12 +30,13 @@ class SimCLR(Method):
         self.projector = mlp([dim, config.hidden_dim, config.out_dim])
 
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
-        """NT-Xent (eq. 1) with the negatives of all workers, averaged over the pairs of views."""
+        """NT-Xent (eq. 1) with the negatives of all workers, averaged over the pairs of views of which one is global."""
         own = [F.normalize(full_precision(view), dim=1) for view in z]
         everyone = [distributed.gather(view) for view in own]
         offset = distributed.rank() * len(own[0])
         terms = [
             nt_xent(own[i], own[j], everyone[i], everyone[j], offset, self.temperature)
             for i, j in combinations(range(len(own)), 2)
+            if i < ctx.global_views
         ]
         return StepOutput(torch.stack(terms).mean())

@@ -1,15 +1,18 @@
 """Encoders: name and stem -> a network from images to feature vectors."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from rotssl.distributed import convert_norm
+from rotssl.fields import ConfigError, nearest
 
 
 class SmallResNet(nn.Module):
@@ -17,9 +20,10 @@ class SmallResNet(nn.Module):
 
     Args:
         stem: ``imagenet`` for a 3 x 3 convolution of stride 2, ``cifar`` for stride 1.
+        zero_init: whether the last norm of each block starts at 0.
     """
 
-    def __init__(self, stem: str) -> None:
+    def __init__(self, stem: str, zero_init: bool = False) -> None:
         super().__init__()
         width = 24
         self.stem = nn.Sequential(
@@ -33,6 +37,8 @@ class SmallResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_init and isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
 
     @staticmethod
     def _half(before: int, after: int) -> BasicBlock:
@@ -44,20 +50,37 @@ class SmallResNet(nn.Module):
         return self.blocks(self.stem(x)).mean((2, 3))  # type: ignore[no-any-return]
 
 
-def build_encoder(name: str, stem: str) -> tuple[nn.Module, int]:
+def build_encoder(
+    name: str,
+    stem: str,
+    image_size: int = 224,
+    zero_init: bool = False,
+    patch_size: int | str = "auto",
+    drop_path: float = 0.0,
+) -> tuple[nn.Module, int]:
     """An encoder with fresh weights, and the dimension D of its features.
 
     Args:
-        name: ``small`` or a torchvision ResNet.
+        name: ``small``, a torchvision ResNet, or ``timm/NAME``.
         stem: ``imagenet`` as torchvision has it; ``cifar`` replaces the first 7 x 7 convolution of stride 2 by a 3 x 3 one of
             stride 1 and leaves out the pooling (SimCLR, arXiv 2002.05709, appendix B.9).
+        image_size: side of the global views in pixels; timm's vision transformers have position embeddings for it, and
+            interpolate them for other sides.
+        zero_init: whether the last norm of each residual block starts at 0 (Goyal et al. 2017, arXiv 1706.02677).
+        patch_size: of timm's vision transformers, in pixels; ``auto``: as the name has it.
+        drop_path: rate of stochastic depth, of timm's encoders.
 
     Returns:
         The module, (B, 3, H, W) -> (B, D), and D.
+
+    Raises:
+        ConfigError: timm is not installed, does not know the name, or the encoder does not take what was asked for.
     """
+    if name.startswith("timm/"):
+        return _timm(name.removeprefix("timm/"), image_size, patch_size, drop_path)
     if name == "small":
-        return SmallResNet(stem), 96
-    model = torchvision.models.get_model(name, weights=None)
+        return SmallResNet(stem, zero_init), 96
+    model = torchvision.models.get_model(name, weights=None, zero_init_residual=zero_init)
     dim = model.fc.in_features
     model.fc = nn.Identity()
     if stem == "cifar":
@@ -65,6 +88,49 @@ def build_encoder(name: str, stem: str) -> tuple[nn.Module, int]:
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
     return model, dim
+
+
+def _timm(name: str, image_size: int, patch_size: int | str, drop_path: float) -> tuple[nn.Module, int]:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(f"encoder.name: got 'timm/{name}', but timm is not installed") from error
+    if not timm.is_model(name):
+        raise ConfigError(f"encoder.name: timm has no {name!r}{nearest(name, timm.list_models())}")
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    with torch.device("meta"):
+        sketch = timm.create_model(name, pretrained=False, num_classes=0)
+    if isinstance(sketch, timm.models.VisionTransformer):
+        # Views of several sides go through one network; sides that are no multiple of the patch are padded.
+        options |= {"img_size": image_size, "dynamic_img_size": True, "dynamic_img_pad": True}
+        options |= {} if patch_size == "auto" else {"patch_size": patch_size}
+        patch = sketch.patch_embed.patch_size[0] if patch_size == "auto" else int(patch_size)
+        if patch > image_size:
+            raise ConfigError(f"encoder.patch_size: got {patch}, expected at most the side of the views ({image_size})")
+    elif patch_size != "auto":
+        raise ConfigError(f"encoder.patch_size: got {patch_size}, expected auto: {name} is no vision transformer")
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    except TypeError as error:
+        raise ConfigError(f"encoder.drop_path: {name} does not take it ({error})") from error
+    dim = getattr(model, "head_hidden_size", None) or model.num_features
+    assert isinstance(dim, int)
+    return model, dim
+
+
+def save_encoder(encoder: nn.Module, about: Mapping[str, Any], folder: Path) -> None:
+    """Write an encoder's weights and how to build it, for ``load_encoder``: ``encoder.safetensors`` and ``encoder.json``.
+
+    Args:
+        encoder: its state is saved as it is.
+        about: ``encoder``, ``stem``, ``patch_size``, ``norm``, ``image_size``, ``mean`` and ``std`` of the images.
+        folder: where to.
+    """
+    weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    save_file(weights, folder / "encoder.safetensors")
+    (folder / "encoder.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
+    content = {**about, "load": "rotssl.models.encoders.load_encoder(FOLDER)"}
+    (folder / "encoder.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def load_encoder(folder: str | Path) -> tuple[nn.Module, int]:
@@ -76,7 +142,8 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, int]:
         The module in evaluation mode, (B, 3, S, S) -> (B, D), and D.
     """
     about = json.loads((Path(folder) / "encoder.json").read_text())
-    encoder, dim = build_encoder(about["encoder"], about["stem"])
+    shape = {key: about[key] for key in ("image_size", "patch_size") if key in about}
+    encoder, dim = build_encoder(about["encoder"], about["stem"], **shape)
     if about["norm"] == "group":
         convert_norm(encoder, "group", torch.device("cpu"))
     encoder.load_state_dict(load_file(Path(folder) / "encoder.safetensors"))

@@ -14,23 +14,33 @@ if TYPE_CHECKING:
 
 
 def save_views(
-    views: "Sequence[Tensor]", mean: Sequence[float], std: Sequence[float], path: Path, scale: int = 3
+    views: "Sequence[Tensor]", mean: Sequence[float], std: Sequence[float], path: Path, rows: int = 8
 ) -> None:
-    """A grid with one row an image and one column a view, magnified without smoothing.
+    """A grid with one row an image and one column a view, magnified without smoothing; smaller views stand in the middle.
 
     Args:
-        views: one (B, 3, S, S) a view, normalised.
+        views: one (B, 3, S, S) a view, or (k x B, 3, S, S) for k versions of it in blocks of B rows; normalised. The first one
+            tells B.
         mean: what was subtracted.
         std: what was divided by.
         path: of the PNG.
-        scale: pixels a pixel.
+        rows: images shown.
     """
-    columns = [view.float().numpy() * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1)) for view in views]
-    stack = np.stack(columns, axis=1).clip(0, 1)  # (B, V, 3, S, S)
-    stack = np.pad(stack, ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1.0)
-    rows, cols, _, side, _ = stack.shape
-    grid = (stack.transpose(0, 3, 1, 4, 2).reshape(rows * side, cols * side, 3) * 255).astype(np.uint8)
-    Image.fromarray(grid).resize((cols * side * scale, rows * side * scale), Image.Resampling.NEAREST).save(path)
+    count, side = len(views[0]), max(view.shape[-1] for view in views)
+    shown = min(rows, count)
+    columns = []
+    for view in views:
+        for version in view.detach().split(count):
+            pixels = version[:shown].float().cpu().numpy() * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))
+            before = (side - pixels.shape[-1]) // 2
+            pad = (before + 1, side - pixels.shape[-1] - before + 1)
+            columns.append(np.pad(pixels.clip(0, 1), ((0, 0), (0, 0), pad, pad), constant_values=1.0))
+    stack = np.stack(columns, axis=1)  # (rows, columns, 3, S, S)
+    cell = side + 2
+    grid = (stack.transpose(0, 3, 1, 4, 2).reshape(shown * cell, len(columns) * cell, 3) * 255).astype(np.uint8)
+    scale = max(1, 100 // side)
+    picture = Image.fromarray(grid).resize((grid.shape[1] * scale, grid.shape[0] * scale), Image.Resampling.NEAREST)
+    picture.save(path)
 
 
 def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "knn/top1", title: str = "") -> None:

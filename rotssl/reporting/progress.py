@@ -9,14 +9,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], left: float) -> str:
-    """One line on an epoch (1-based): losses, rotation accuracy, kNN, images a second, seconds left."""
+    """One line on an epoch (1-based): losses, accuracy of the tasks, kNN, images a second, seconds left."""
     parts = [
         f"epoch {epoch:>{len(str(epochs))}}/{epochs}",
         f"loss {metrics['loss/total']:.3f}",
         f"ssl {metrics['loss/ssl']:.3f}",
     ]
-    if "loss/rotation" in metrics:
-        parts.append(f"rotation {metrics['loss/rotation']:.3f} (accuracy {metrics['rotation/accuracy']:.1%})")
+    for task in (key.removesuffix("/accuracy") for key in metrics if key.endswith("/accuracy")):
+        parts.append(f"{task} {metrics[f'loss/{task}']:.3f} (accuracy {metrics[f'{task}/accuracy']:.1%})")
     if "knn/top1" in metrics:
         parts.append(f"kNN {metrics['knn/top1']:.1%}")
     parts.append(f"{metrics['throughput/images_per_second']:.0f} images/s")

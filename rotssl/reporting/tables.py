@@ -10,9 +10,16 @@ from rotssl.journal import Points
 
 _ROWS = (
     ("kNN top-1 on validation", "knn/top1", "{:.1%}"),
+    ("linear probe top-1 on validation", "linear/top1", "{:.1%}"),
     ("loss, method", "loss/ssl", "{:.4f}"),
     ("loss, rotation", "loss/rotation", "{:.4f}"),
     ("rotation accuracy (training views)", "rotation/accuracy", "{:.1%}"),
+    ("rotation's gradient over the method's, norms", "rotation/grad_ratio", "{:.3g}"),
+    ("cosine between the two", "rotation/grad_cosine", "{:.3f}"),
+    ("loss, jigsaw", "loss/jigsaw", "{:.4f}"),
+    ("jigsaw accuracy (training views)", "jigsaw/accuracy", "{:.1%}"),
+    ("jigsaw's gradient over the method's, norms", "jigsaw/grad_ratio", "{:.3g}"),
+    ("cosine between the two", "jigsaw/grad_cosine", "{:.3f}"),
     ("feature spread (1 = even, 0 = collapsed)", "feature/std", "{:.2f}"),
     ("effective rank of features", "feature/effective_rank", "{:.1f}"),
     ("training time", "cost/train_seconds", "{:.1f} s"),

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rotssl.data.augment import Crop
 from rotssl.methods.base import StepContext, StepOutput
 
 
@@ -16,12 +17,14 @@ class Targets:
     Attributes:
         labels: one int64 tensor a view, for the rows that count.
         rows: the rows of each view that count, (b,), or None for all of them.
-        count: of such rows over all workers, for a mean that doesn't depend on how they are spread.
+        count: of the images in the step's whole batch that count, for a mean that doesn't depend on how they are spread.
+        passes: forward passes that the step's batch is cut into; their losses are averaged.
     """
 
     labels: list[Tensor]
     rows: Tensor | None
     count: int
+    passes: int = 1
 
 
 class Task(nn.Module, ABC):
@@ -36,11 +39,13 @@ class Task(nn.Module, ABC):
             transformed views get a forward of their own, after the method's.
         teacher_too: in place, whether the teacher's views are the transformed ones.
         update_bn: whether that extra forward updates BatchNorm's running statistics.
+        crop: a view of each image that is made for this task alone; None: it works on the global views.
     """
 
-    in_place: bool
-    teacher_too: bool
-    update_bn: bool
+    in_place: bool = False
+    teacher_too: bool = False
+    update_bn: bool = True
+    crop: Crop | None = None
 
     @abstractmethod
     def __init__(self, config: Any, dim: int) -> None:
@@ -48,11 +53,20 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
-        """The views (each (B, 3, S, S)) that the encoder shall see, and what is asked of their features."""
+        """What the encoder shall see, and what is asked of its features.
+
+        Args:
+            views: the global views, or the task's own crop, each (B, 3, S, S).
+            ctx: where in the run this is.
+
+        Returns:
+            One tensor (n, 3, s, s) a forward pass (in place: one a global view), and the targets. Several versions of
+            each image in one tensor are blocks of B rows.
+        """
 
     @abstractmethod
     def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
-        """The unweighted loss from the encoder's features, one (b, D) a transformed view."""
+        """The unweighted loss from the encoder's features, one (n, D) a tensor; in place, of the student's global views."""
 
     @abstractmethod
     def weight(self, progress: float) -> float:

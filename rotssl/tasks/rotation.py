@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rotssl import distributed, rng
-from rotssl.config import RotationConfig
+from rotssl.data.augment import Crop
 from rotssl.losses import full_precision
 from rotssl.methods.base import StepContext, StepOutput
 from rotssl.models.heads import mlp
 from rotssl.rng import Positions
 from rotssl.schedules import task_weight
+from rotssl.sections import RotationConfig
 from rotssl.tasks.base import Targets, Task
 
 
@@ -50,6 +51,9 @@ class Rotation(Task):
         super().__init__(config, dim)
         self.config = config
         self.head = mlp([dim, config.hidden_dim, 4])
+        if config.mode == "four_way":
+            assert config.crop_size != "auto"
+            self.crop = Crop(config.crop_size, config.crop_scale)
         self.in_place = config.mode == "in_place"
         self.teacher_too = self.in_place and config.angles == "shared"
         self.update_bn = config.update_bn
@@ -65,29 +69,34 @@ class Rotation(Task):
         return np.floor(4 * rng.uniform(stream, ctx.positions, 1)[:, 0]).astype(np.int64)
 
     def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
-        """Extra mode: the first one or two views, rotated, chosen rows only. In place: all views, chosen rows rotated."""
+        """Extra: the first one or two views, rotated, chosen rows only. In place: all views, chosen rows rotated.
+
+        Four-way: the chosen rows of the task's crop, at 0, 90, 180 and 270 degrees, in one tensor.
+        """
         device = views[0].device
         picked = chosen(ctx.positions, self.config.fraction)
         rows = None if self.config.fraction == 1 else torch.from_numpy(np.flatnonzero(picked)).to(device)
         if not self.in_place:
-            views = views[: self.config.views]
+            views = [view if rows is None else view[rows] for view in views[: self.config.views]]
         turned, labels = [], []
         for v, view in enumerate(views):
+            if self.crop is not None:
+                labels.append(torch.arange(4, device=device).repeat_interleave(len(view)))
+                turned.append(rotate(view.repeat(4, 1, 1, 1), labels[-1]))
+                continue
             turns = self.turns(v, ctx)
             labels.append(torch.from_numpy(turns[picked]).to(device))
-            if self.in_place:
-                turned.append(rotate(view, torch.from_numpy(turns * picked).to(device)))
-            else:
-                turned.append(rotate(view if rows is None else view[rows], labels[-1]))
+            turned.append(rotate(view, torch.from_numpy(turns * picked).to(device) if self.in_place else labels[-1]))
         batch = np.arange(ctx.batch_start, ctx.batch_start + ctx.batch_size)
-        return turned, Targets(labels, rows, int(chosen(batch, self.config.fraction).sum()))
+        return turned, Targets(labels, rows, int(chosen(batch, self.config.fraction).sum()), ctx.passes)
 
     def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
         """Cross-entropy averaged over the chosen rows of all workers and over the views; logs the accuracy."""
         # DDP averages over workers: world x local sum / global count is then the mean over the global batch.
-        share = distributed.world_size() / max(1, targets.count) / len(features)
+        versions = 1 if self.crop is None else 4
+        share = distributed.world_size() * targets.passes / max(1, targets.count) / len(features) / versions
         loss = correct = torch.zeros((), device=features[0].device)
-        for view, labels in zip(features, targets.labels, strict=True):
+        for view, labels in zip(features, targets.labels, strict=False):  # MoCo's student has but the first view
             if self.in_place and targets.rows is not None:
                 view = view[targets.rows]
             logits = full_precision(self.head(view))

@@ -1,0 +1,61 @@
+"""What a run measures on its encoder: features of all images, and the numbers on them."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rotssl import distributed
+from rotssl.data.augment import Augment
+from rotssl.data.images import ImageSet
+from rotssl.evaluation.collapse import effective_rank
+from rotssl.evaluation.knn import knn_top1
+from rotssl.evaluation.linear import linear_top1
+
+
+@torch.no_grad()
+def extract(
+    encoder: nn.Module,
+    data: ImageSet,
+    augment: Augment,
+    device: torch.device,
+    layout: torch.memory_format,
+    batch: int = 512,
+) -> Tensor:
+    """Features (N, D) of all images, by the encoder in evaluation mode, in which it stays; every worker encodes its share.
+
+    Args:
+        encoder: (B, 3, S, S) -> (B, D).
+        data: the images.
+        augment: for its normalisation.
+        device: where the encoder is.
+        layout: memory format of the images.
+        batch: images a forward pass.
+    """
+    encoder.eval()
+    count, share = len(data.images), -(-len(data.images) // distributed.world_size())
+    own = np.arange(distributed.rank() * share, (distributed.rank() + 1) * share) % count  # the last share wraps around
+    images = torch.from_numpy(data.images)
+    parts = []
+    for index in torch.from_numpy(own).split(batch):
+        x = augment.evaluation(images[index].to(device)).contiguous(memory_format=layout)
+        parts.append(encoder(x).float())
+    return distributed.gather(torch.cat(parts))[:count]
+
+
+def measure(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, probe: bool) -> dict[str, float]:
+    """The metrics of DESIGN's names: ``knn/top1``, ``feature/effective_rank``, and ``linear/top1`` where a probe is asked for.
+
+    Args:
+        bank: training features, (N, D).
+        bank_labels: (N,) int64.
+        queries: validation features, (M, D).
+        query_labels: (M,) int64.
+        probe: whether to train a linear probe.
+    """
+    metrics = {
+        "knn/top1": knn_top1(bank, bank_labels, queries, query_labels),
+        "feature/effective_rank": effective_rank(queries),
+    }
+    if probe:
+        metrics["linear/top1"] = linear_top1(bank, bank_labels, queries, query_labels)
+    return metrics

@@ -1,0 +1,35 @@
+"""Barlow Twins: Zbontar et al. 2021 (arXiv 2103.03230)."""
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from rotssl import distributed
+from rotssl.losses import barlow_twins
+from rotssl.methods import BarlowConfig
+from rotssl.methods.base import Method, StepContext, StepOutput
+from rotssl.models.heads import mlp
+
+
+class BarlowTwins(Method):
+    """The correlations between the outputs for two views shall be the identity matrix.
+
+    Args:
+        config: its fields.
+        dim: dimension of the encoder's features.
+    """
+
+    uses_teacher = False
+    joint_views = False
+
+    def __init__(self, config: BarlowConfig, dim: int) -> None:
+        super().__init__()
+        self.off_diagonal = config.off_diagonal
+        self.projector = mlp([dim, config.hidden_dim, config.hidden_dim, config.out_dim], last_bias=False)
+
+    def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
+        """Eq. 1 over the global batch, averaged over the pairs of views."""
+        pairs = combinations(z, 2)
+        terms = [barlow_twins(a, b, self.off_diagonal, distributed.total) for a, b in pairs]
+        return StepOutput(torch.stack(terms).mean())

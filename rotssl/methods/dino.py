@@ -1,0 +1,81 @@
+"""DINO: self-distillation with no labels, Caron et al. 2021 (arXiv 2104.14294)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rotssl import distributed
+from rotssl.losses import dino_cross_entropy, full_precision
+from rotssl.methods import DinoConfig
+from rotssl.methods.base import Method, Pending, StepContext, StepOutput, other_views
+from rotssl.schedules import cosine
+
+
+class Head(nn.Module):
+    """Three layers with GELU and without BatchNorm, then the cosines with K directions (the official code's norm_last_layer)."""
+
+    def __init__(self, dim: int, hidden: int, bottleneck: int, out: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last = nn.Linear(bottleneck, out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, K), each from -1 to 1."""
+        return F.linear(F.normalize(self.layers(x), dim=1), F.normalize(self.last.weight, dim=1))
+
+
+class DINO(Method):
+    """The student's distribution over K outputs follows the centred, sharpened one of the teacher for other views.
+
+    Args:
+        config: its fields.
+        dim: dimension of the encoder's features.
+    """
+
+    uses_teacher = True
+    joint_views = True
+    center: Tensor
+
+    def __init__(self, config: DinoConfig, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.projector: Head = Head(dim, config.hidden_dim, config.bottleneck_dim, config.out_dim)
+        self.register_buffer("center", torch.zeros(config.out_dim))
+        self.means = Pending()
+
+    def teacher_temperature(self, epoch: int) -> float:
+        """Linear from the start's value in epoch 0 to the final one in the warm-up's last epoch; constant after it."""
+        config = self.config
+        start, end, epochs = config.teacher_temperature_start, config.teacher_temperature, config.teacher_warmup_epochs
+        return end if epoch >= epochs else start + (end - start) * epoch / max(1, epochs - 1)
+
+    def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
+        """Eq. 3: the mean over the ordered pairs of a view and another global one."""
+        assert z_teacher is not None
+        self.means.add(full_precision(torch.cat(z_teacher)).mean(0), ctx)
+        temperatures = self.config.temperature, self.teacher_temperature(ctx.epoch)
+        pairs = other_views(len(z), len(z_teacher))
+        terms = [dino_cross_entropy(z[i], z_teacher[j], self.center, *temperatures) for i, j in pairs]
+        return StepOutput(torch.stack(terms).mean())
+
+    def teacher_momentum(self, progress: float) -> float:
+        """Along a cosine, section 3.1."""
+        return cosine(self.config.momentum, self.config.momentum_end, progress)
+
+    def after_backward(self, ctx: StepContext) -> None:
+        """The last layer stays as it is at the start (``freeze_last_layer`` of the official code)."""
+        if ctx.step < self.config.freeze_steps:
+            self.projector.last.weight.grad = None
+
+    def after_step(self, ctx: StepContext) -> None:
+        """The centre follows the mean of the teacher's outputs over all workers (eq. 4)."""
+        means = self.means.take()
+        if means:
+            mean = distributed.mean(torch.stack(means).mean(0)).to(self.center.dtype)
+            self.center.lerp_(mean, 1 - self.config.center_momentum)

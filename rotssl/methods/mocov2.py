@@ -1,0 +1,53 @@
+"""MoCo v2: Momentum Contrast, He et al. 2020 (arXiv 1911.05722), with the changes of Chen et al. 2020 (arXiv 2003.04297)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rotssl import distributed
+from rotssl.losses import full_precision, info_nce
+from rotssl.methods import Mocov2Config
+from rotssl.methods.base import Method, Pending, StepContext, StepOutput
+from rotssl.models.heads import mlp
+from rotssl.schedules import cosine
+
+
+class MoCoV2(Method):
+    """The query of one view finds the key of the other among the keys of earlier batches.
+
+    The official code shuffles batches between GPUs, so that BatchNorm gives nothing away about which key belongs to a query;
+    synchronised BatchNorm (``model.norm sync``) has the same effect, and with it N workers equal one.
+
+    Args:
+        config: its fields.
+        dim: dimension of the encoder's features.
+    """
+
+    uses_teacher = True
+    joint_views = False
+    asymmetric = True
+    queue: Tensor
+
+    def __init__(self, config: Mocov2Config, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.projector = mlp([dim, config.hidden_dim, config.out_dim], norm=False)
+        self.register_buffer("queue", F.normalize(torch.randn(config.queue_size, config.out_dim), dim=1))
+        self.keys = Pending()
+
+    def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
+        """InfoNCE, eq. 1 of MoCo."""
+        assert z_teacher is not None
+        query, key = (F.normalize(full_precision(view[0]), dim=1) for view in (z, z_teacher))
+        self.keys.add(key, ctx)
+        return StepOutput(info_nce(query, key, self.queue, self.config.temperature))
+
+    def teacher_momentum(self, progress: float) -> float:
+        """Constant in the paper; a course along a cosine where ``momentum_end`` differs."""
+        return cosine(self.config.momentum, self.config.momentum_end, progress)
+
+    def after_step(self, ctx: StepContext) -> None:
+        """The keys of all workers take the place of the oldest in the queue."""
+        for keys in self.keys.take():
+            place = ctx.step * ctx.batch_size + torch.arange(ctx.batch_size, device=keys.device)
+            self.queue[place % len(self.queue)] = distributed.gather(keys).to(self.queue.dtype)

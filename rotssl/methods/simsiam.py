@@ -1,0 +1,35 @@
+"""SimSiam: Chen and He 2021 (arXiv 2011.10566)."""
+
+import torch
+from torch import Tensor
+
+from rotssl.losses import negative_cosine
+from rotssl.methods import SimsiamConfig
+from rotssl.methods.base import Method, StepContext, StepOutput, other_views
+from rotssl.models.heads import mlp
+
+
+class SimSiam(Method):
+    """From each view a predictor finds the projection of every other global view, which gets no gradient.
+
+    Args:
+        config: its fields.
+        dim: dimension of the encoder's features.
+    """
+
+    uses_teacher = False
+    joint_views = False
+
+    def __init__(self, config: SimsiamConfig, dim: int) -> None:
+        super().__init__()
+        hidden = [config.hidden_dim] * (config.layers - 1)
+        self.projector = mlp([dim, *hidden, config.out_dim], last_norm=True)
+        self.predictor = mlp([config.out_dim, config.predictor_dim, config.out_dim])
+        if config.predictor_lr == "constant":
+            self.constant_lr = ("predictor",)
+
+    def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
+        """Eq. 2: the mean negative cosine over all ordered pairs of views, from -1 to 1."""
+        predictions = [self.predictor(view) for view in z]
+        pairs = other_views(len(z), ctx.global_views)
+        return StepOutput(torch.stack([negative_cosine(predictions[i], z[j]) for i, j in pairs]).mean())

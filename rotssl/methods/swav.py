@@ -1,0 +1,76 @@
+"""SwAV: Swapping Assignments between Views, Caron et al. 2020 (arXiv 2006.09882)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rotssl import distributed
+from rotssl.losses import full_precision, similarity, sinkhorn, swapped_prediction
+from rotssl.methods import SwavConfig
+from rotssl.methods.base import Method, Pending, StepContext, StepOutput, other_views
+from rotssl.models.heads import mlp
+
+
+class SwAV(Method):
+    """From each view the code (soft assignment to prototypes) of every other global view is predicted.
+
+    Codes are balanced over the global batch, and over a queue of earlier embeddings where there is one. Its place is a function
+    of the step, so that the queue is the only state.
+
+    Args:
+        config: its fields.
+        dim: dimension of the encoder's features.
+    """
+
+    uses_teacher = False
+    joint_views = True
+    queue: Tensor
+
+    def __init__(self, config: SwavConfig, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.projector = mlp([dim, config.hidden_dim, config.out_dim])
+        self.prototypes = nn.Linear(config.out_dim, config.prototypes, bias=False)
+        self._normalize()
+        if config.queue_size:
+            self.register_buffer("queue", torch.zeros(2, config.queue_size, config.out_dim))
+        self.recent = Pending()
+
+    @torch.no_grad()
+    def _normalize(self) -> None:
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+
+    def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
+        """Eq. 1 and 2: the mean over the ordered pairs of a view and another global one, whose code it predicts."""
+        unit = [F.normalize(full_precision(view), dim=1) for view in z]
+        scores = [similarity(view, self.prototypes.weight) for view in unit]
+        if self.config.queue_size:
+            self.recent.add(torch.stack(unit[: ctx.global_views]), ctx)
+        codes = [self._codes(scores[j], j, ctx) for j in range(ctx.global_views)]
+        pairs = other_views(len(z), ctx.global_views)
+        terms = [swapped_prediction(scores[i], codes[j], self.config.temperature) for i, j in pairs]
+        return StepOutput(torch.stack(terms).mean())
+
+    @torch.no_grad()
+    def _codes(self, scores: Tensor, view: int, ctx: StepContext) -> Tensor:
+        """Codes (B, K) of this worker's rows, balanced together with all other workers' and the queue's."""
+        config, count = self.config, len(scores)
+        full = ctx.step * ctx.batch_size >= config.queue_size
+        if config.queue_size and full and ctx.epoch >= config.queue_after:
+            # Each worker brings its part of it.
+            share = self.queue[view, distributed.rank() :: distributed.world_size()]
+            scores = torch.cat([scores, similarity(share, self.prototypes.weight)])
+        return sinkhorn(scores, config.epsilon, config.sinkhorn_iterations, distributed.total)[:count]
+
+    def after_backward(self, ctx: StepContext) -> None:
+        """Prototypes stay as they are at the start (``freeze_prototypes_niters`` of the official code)."""
+        if ctx.step < self.config.freeze_steps:
+            self.prototypes.weight.grad = None
+
+    def after_step(self, ctx: StepContext) -> None:
+        """Prototypes back to length 1; the embeddings of all workers take the place of the oldest in the queue."""
+        self._normalize()
+        for recent in self.recent.take():
+            everyone = torch.stack([distributed.gather(view) for view in recent])
+            place = ctx.step * ctx.batch_size + torch.arange(ctx.batch_size, device=recent.device)
+            self.queue[:, place % self.config.queue_size] = everyone.to(self.queue.dtype)

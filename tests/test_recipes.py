@@ -1,0 +1,60 @@
+"""Every recipe builds and takes two steps, on synthetic images of its own size, by its ``--smoke`` switch."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from rotssl import cli, journal
+from rotssl.data import datasets
+from rotssl.engine import Trainer
+from rotssl.launch import prepare
+from rotssl.methods import METHODS
+from rotssl.runtime import LocalRuntime
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))
+SIDES = {"cifar10": 32, "cifar100": 32, "fashion-mnist-sample": 28, "tiny-imagenet": 64, "imagefolder": 224}
+
+
+def test_all_recipes_were_found():
+    assert len(RECIPES) == 36
+    names = {path.stem for path in RECIPES}
+    for data in ("cifar10", "cifar100", "fashion_mnist_sample"):
+        assert {f"{method}_{data}" for method in METHODS} <= names
+    assert {"swav_imagenet_30ep", "swav_imagenet_50ep"} <= names
+
+
+def test_rotation_is_a_field_never_a_second_recipe():
+    for path in RECIPES:
+        assert cli.load_recipe(path)["rotation.weight"] > 0, path.name
+        assert not re.search("rot|plain", path.stem), path.name
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_says_what_it_is_and_takes_two_steps(tmp_path, path):
+    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    for word in ("Paper:", "Command:", "Cost:", "Score:"):
+        assert word in header, f"{path.name} does not state its {word}"
+    (command,) = re.findall(r"Command: python jobs/pretrain.py (.*)", header)
+    flags = command.replace(f"jobs/recipes/{path.name}", str(path)).split()
+    asked = cli.parse(flags).config  # the command of the header parses as it stands
+    small = cli.parse([*flags, "--smoke", "--storage.path", str(tmp_path), "--evaluation.knn_every", "0"])
+    config, _ = prepare(small.config)
+    assert config.data.name == "synthetic" and config.data.image_size == SIDES[asked.data.name]
+    for section in ("views", "encoder", "rotation", "optim"):  # what the recipe is about is left alone
+        ours, theirs = vars(getattr(asked, section)), vars(getattr(small.config, section))
+        assert {key for key in ours if ours[key] != theirs[key]} <= {"warmup_epochs"}
+    config.run_dir.mkdir(parents=True)
+    run = Trainer(
+        config,
+        datasets.load(config.data, config.evaluation.holdout),
+        LocalRuntime(config.run_dir, torch.device("cpu")),
+        journal.Journal(config.run_dir),
+    )
+    assert run.total_steps == 2
+    run.run()
+    (point,) = journal.read(config.run_dir).values()
+    assert point["cost/samples"] == 2 * config.train.batch_size and point["loss/rotation"] > 0
+    assert (config.run_dir / "views.png").exists()
