@@ -268,7 +268,8 @@ class Trainer:
             out: Output = self.parallel(views, ctx)
         if ctx.step == 0 and ctx.positions[0] == 0:
             path = self.journal.folder / "views.png"
-            save_views([*views.full, *views.local, *out.new_views], self.augment.mean, self.augment.std, path)
+            seen = {"global": views.full, "local": views.local, **out.new_views}
+            save_views(seen, self.augment.mean, self.augment.std, path)
         logs = dict(out.logs)
         if every and ctx.step % every == 0:
             parts = {name: self.scaler.scale(part) for name, part in out.parts.items()}

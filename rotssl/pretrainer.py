@@ -29,13 +29,13 @@ class Output:
         loss: the total.
         parts: what it is the sum of, with gradient: ``ssl``, and the weighted loss of each task.
         logs: the scalars of a step: ``loss/*`` unweighted parts, ``<task>/accuracy``, ``feature/std``.
-        new_views: what tasks made of whole batches, in blocks of B rows.
+        new_views: what each task made of a whole batch, in blocks of B rows.
     """
 
     loss: Tensor
     parts: dict[str, Tensor]
     logs: dict[str, Tensor]
-    new_views: list[Tensor]
+    new_views: dict[str, list[Tensor]]
 
 
 def encode(encoder: nn.Module, views: list[Tensor], joint: bool) -> list[Tensor]:
@@ -95,12 +95,12 @@ class Pretrainer(nn.Module):
         """
         student = teacher = views.full
         targets: dict[str, Targets] = {}
-        new_views: list[Tensor] = []
+        new_views: dict[str, list[Tensor]] = {}
         for name, task in self.named_tasks():
             if task.in_place:
                 student, targets[name] = task.transform(views.full, ctx)
                 teacher = student if task.teacher_too else views.full
-                new_views += student
+                new_views[name] = student
         if self.method.asymmetric:
             student, teacher = student[:1], teacher[1:2]
         features = encode(self.encoder, [*student, *views.local], self.method.joint_views)
@@ -113,7 +113,7 @@ class Pretrainer(nn.Module):
             judged = features[: len(student)]
             if not task.in_place:
                 made, targets[name] = task.transform(views.own.get(name, views.full), ctx)
-                new_views += made if targets[name].rows is None else []
+                new_views |= {name: made} if targets[name].rows is None else {}
                 with nullcontext() if task.update_bn else frozen_bn_statistics(self.encoder):
                     judged = encode(self.encoder, made, joint=False)
             part = task.loss(judged, targets[name])

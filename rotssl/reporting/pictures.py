@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from rotssl.journal import Points
 
@@ -14,32 +14,37 @@ if TYPE_CHECKING:
 
 
 def save_views(
-    views: "Sequence[Tensor]", mean: Sequence[float], std: Sequence[float], path: Path, rows: int = 8
+    views: "Mapping[str, Sequence[Tensor]]", mean: Sequence[float], std: Sequence[float], path: Path, rows: int = 8
 ) -> None:
     """A grid with one row an image and one column a view, magnified without smoothing; smaller views stand in the middle.
 
     Args:
-        views: one (B, 3, S, S) a view, or (k x B, 3, S, S) for k versions of it in blocks of B rows; normalised. The first one
-            tells B.
+        views: name -> views of that kind, each (B, 3, S, S), or (k x B, 3, S, S) for k versions of it in blocks of B rows;
+            normalised. The first one tells B.
         mean: what was subtracted.
         std: what was divided by.
         path: of the PNG.
         rows: images shown.
     """
-    count, side = len(views[0]), max(view.shape[-1] for view in views)
-    shown = min(rows, count)
-    columns = []
-    for view in views:
+    everything = [(name, view) for name, group in views.items() for view in group]
+    count, side = len(everything[0][1]), max(view.shape[-1] for _, view in everything)
+    columns, names = [], []
+    for name, view in everything:
         for version in view.detach().split(count):
-            pixels = version[:shown].float().cpu().numpy() * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))
+            pixels = version[:rows].float().cpu().numpy() * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))
             before = (side - pixels.shape[-1]) // 2
             pad = (before + 1, side - pixels.shape[-1] - before + 1)
             columns.append(np.pad(pixels.clip(0, 1), ((0, 0), (0, 0), pad, pad), constant_values=1.0))
+            names.append(name)
     stack = np.stack(columns, axis=1)  # (rows, columns, 3, S, S)
-    cell = side + 2
+    shown, cell = len(stack), side + 2
     grid = (stack.transpose(0, 3, 1, 4, 2).reshape(shown * cell, len(columns) * cell, 3) * 255).astype(np.uint8)
-    scale = max(1, 100 // side)
-    picture = Image.fromarray(grid).resize((grid.shape[1] * scale, grid.shape[0] * scale), Image.Resampling.NEAREST)
+    scale, head = max(1, 100 // side), 16
+    pixels = Image.fromarray(grid).resize((grid.shape[1] * scale, grid.shape[0] * scale), Image.Resampling.NEAREST)
+    picture = Image.new("RGB", (pixels.width, pixels.height + head), "white")
+    picture.paste(pixels, (0, head))
+    for i, name in enumerate(names):
+        ImageDraw.Draw(picture).text((i * cell * scale + 2, 2), name, fill="black")
     picture.save(path)
 
 

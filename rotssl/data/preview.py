@@ -1,0 +1,66 @@
+"""A picture of what a recipe shows to the model: views, local crops, rotations, tiles; without training.
+
+    python -m rotssl.data.preview --config jobs/recipes/NAME.yaml [--section.field VALUE ...] [--output FILE]
+
+Takes the flags of jobs/pretrain.py. Reads 64 images, class-balanced, of the data set, or with --smoke synthetic ones.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rotssl.cli import EXIT_OK, parse, run_command
+from rotssl.config import replace
+from rotssl.fields import ConfigError
+from rotssl.launch import prepare
+
+ROWS = 8
+
+
+def preview(argv: Sequence[str]) -> int:
+    """Write the picture and say where it is; returns the exit code."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--output", type=Path, default=Path("views.png"))
+    given, rest = own.parse_known_args(argv)
+    asked = parse(rest, "rotssl.data.preview", __doc__).config
+    batch = max(ROWS, round(2 / asked.rotation.fraction))
+    config, _ = prepare(
+        replace(asked, {"data.limit": max(64, batch), "train.batch_size": batch, "train.accumulate": 1})
+    )
+    import numpy as np
+    import torch
+
+    from rotssl import rng
+    from rotssl.data import datasets
+    from rotssl.data.augment import Augment
+    from rotssl.methods.base import StepContext
+    from rotssl.pretrainer import build_pretrainer
+    from rotssl.reporting.pictures import save_views
+
+    tasks = build_pretrainer(config, torch.device("meta")).named_tasks()  # transforms need no weights
+    mean, std = datasets.normalization(config.data.name)
+    own_crops = {name: task.crop for name, task in tasks if task.crop is not None}
+    augment = Augment(config.views, int(config.data.image_size), mean, std, config.train.seed, own_crops)
+    images = datasets.load(config.data, config.evaluation.holdout).train.images
+    order = rng.permutation(rng.key(config.train.seed, 0, "order"), len(images))[:batch]
+    positions = np.arange(batch)
+    views = augment(torch.from_numpy(images[order]), 0, positions)
+    ctx = StepContext(config.train.seed, 0, 0, 0.0, positions, 0, batch, config.views.global_count)
+    seen = {"global": views.full, "local": views.local}
+    for name, task in tasks:
+        made, targets = task.transform(views.own.get(name, views.full), ctx)
+        if task.in_place or targets.rows is None:
+            seen[name] = made
+        else:
+            print(f"{name}: not shown, as it takes part of the images (a fraction)", file=sys.stderr)
+    try:
+        save_views(seen, mean, std, given.output, ROWS)
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write {given.output}: {error.strerror}") from error
+    print(given.output.absolute())
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    run_command(lambda: preview(sys.argv[1:]))
