@@ -291,6 +291,7 @@ def run_to(overrides):
     return {name: value.numpy().copy() for name, value in run.model.state_dict().items()}
 
 
+@pytest.mark.jobs
 @every
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.ddp)])
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, request, method, workers):

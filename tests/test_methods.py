@@ -10,6 +10,8 @@ import torch
 from lightly.loss import SwaVLoss
 from torch.nn import functional as F
 
+from rotssl import config as cfg
+from rotssl import journal
 from rotssl.losses import byol_regression, dino_cross_entropy, info_nce, negative_cosine, nt_xent
 from rotssl.methods import METHODS
 from rotssl.methods.base import Pending, StepContext, other_views
@@ -331,3 +333,25 @@ def test_dino_s_outputs_are_cosines():
     x = torch.randn(5, 8)
     expected = F.cosine_similarity(head.layers(x)[:, None], head.last.weight[None], dim=2)
     torch.testing.assert_close(head(x), expected)
+
+
+@pytest.mark.jobs
+def test_swav_leaves_the_uniform_prediction_within_two_epochs_of_the_sample_in_half_precision(tmp_path):
+    asked = cfg.build(
+        {
+            "method.name": "swav",
+            "rotation.weight": 0,
+            "train.stop_after": 2,
+            "train.precision": "bf16",
+            "evaluation.knn_every": 0,
+            "storage.path": str(tmp_path),
+            "tracking.run_name": "run",
+        }
+    )
+    run = trainer(cfg.resolve(asked, 28, 5000))
+    run.run()
+    first, second = journal.read(run.config.run_dir).values()
+    uniform = math.log(asked.method.prototypes)
+    assert first["loss/ssl"] < uniform + 0.2  # the prototypes are random at first
+    assert second["loss/ssl"] < uniform - 0.15
+    assert second["feature/std"] > 0.3

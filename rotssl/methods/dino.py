@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rotssl import distributed
-from rotssl.losses import dino_cross_entropy, full_precision
+from rotssl.losses import dino_cross_entropy, full_precision, similarity
 from rotssl.methods import DinoConfig
 from rotssl.methods.base import Method, Pending, StepContext, StepOutput, other_views
 from rotssl.schedules import cosine
@@ -27,7 +27,8 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> (B, K), each from -1 to 1."""
-        return F.linear(F.normalize(self.layers(x), dim=1), F.normalize(self.last.weight, dim=1))
+        unit = F.normalize(full_precision(self.layers(x)), dim=1)  # temperatures of 0.04 would magnify half precision
+        return similarity(unit, F.normalize(self.last.weight, dim=1))
 
 
 class DINO(Method):
