@@ -37,12 +37,13 @@ RATES = {
     "byol": (0.12, 0.24, 0.48),
     "simsiam": (0.06, 0.12, 0.24),
     "swav": (0.06, 0.12, 0.24),
-    "barlow": (0.001, 0.002, 0.004),
+    "barlow": (0.0005, 0.001, 0.002),
     "vicreg": (0.005, 0.01, 0.02),
     "dino": (0.0005, 0.001, 0.002),
 }
-# The losses of Barlow Twins and VICReg are sums with values of tens, the others' are means of about 1.
-WEIGHTS = dict.fromkeys(METHODS, (0.3, 1.0)) | dict.fromkeys(("barlow", "vicreg"), (3.0, 10.0))
+# At the encoder, rotation's gradient with weight 1 is 3 to 20 times that of the method in the first epochs (tasks.log_gradients_every);
+# with Barlow Twins and VICReg, whose losses are sums, it takes a weight of some hundreds and of about 10 for that.
+WEIGHTS = dict.fromkeys(METHODS, (0.3, 1.0)) | {"barlow": (300.0, 1000.0), "vicreg": (3.0, 10.0)}
 STATISTICS_KEPT = ("simclr", "byol", "swav")
 TUNING_SEED = 100
 METRICS = {"kNN": "knn/top1", "linear": "linear/top1"}
@@ -53,7 +54,7 @@ def run_cell(task: tuple[Cell, int, str]) -> tuple[Cell, Points]:
     """One run, in this process."""
     cell, epochs, work = task
     method, lr, weight, update_bn, seed = cell
-    name = f"{method}-lr{lr:g}-w{weight:g}{'' if update_bn else '-bn-kept'}-seed{seed}-epochs{epochs}"
+    name = f"{method}-{METHODS[method].optimizer}-lr{lr:g}-w{weight:g}{'' if update_bn else '-bn-kept'}-seed{seed}-epochs{epochs}"
     overrides = {
         "method.name": method,
         "optim.lr": lr,

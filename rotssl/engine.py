@@ -223,8 +223,6 @@ class Trainer:
                 group["weight_decay"] = cosine(optim.weight_decay, optim.weight_decay_end, ctx.progress)
 
     def _step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
-        # Randomness inside the model (dropout) is a function of (seed, step, rank); nothing else draws from torch's generator.
-        torch.manual_seed(rng.key(self.config.train.seed, "model", ctx.step, self.runtime.rank) >> 1)
         self._schedule(ctx)
         careful, clip = self.config.train.on_nan == "skip", self.config.optim.clip_norm
         before = [buffer.clone() for buffer in self.model.buffers()] if careful else []
@@ -260,6 +258,9 @@ class Trainer:
     def _pass(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
         """Forward and backward of one part of a step's batch; returns its logs."""
         device, every = self.runtime.device, self.config.tasks.log_gradients_every
+        # Randomness inside the model (drop path) is a function of seed, step and the first sample's place, which tells worker and
+        # pass apart; nothing else draws from torch's generator.
+        torch.manual_seed(rng.key(ctx.seed, "model", ctx.step, int(ctx.positions[0])) >> 1)
         with torch.no_grad():
             views = self.augment(images, ctx.epoch, ctx.positions)
             views = views.map(lambda view: view.contiguous(memory_format=self.layout))

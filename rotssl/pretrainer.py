@@ -82,9 +82,13 @@ class Pretrainer(nn.Module):
         self.tasks: nn.ModuleDict = nn.ModuleDict(tasks)
         self.teacher: nn.ModuleList | None = None
         if method.uses_teacher:
-            self.teacher = nn.ModuleList([copy.deepcopy(encoder), copy.deepcopy(method.projector)]).requires_grad_(
-                False
-            )
+            parts = [copy.deepcopy(encoder), copy.deepcopy(method.projector)]
+            self.teacher = nn.ModuleList(parts).requires_grad_(False)
+            for module in self.teacher.modules():  # its targets are without noise, as in DINO's official code
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.p = 0.0
+                elif isinstance(getattr(module, "drop_prob", None), float):  # timm's DropPath
+                    module.drop_prob = 0.0  # type: ignore[assignment]
 
     def forward(self, views: Views, ctx: StepContext) -> Output:
         """The losses of a batch.

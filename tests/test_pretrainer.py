@@ -1,12 +1,12 @@
-"""What a task's gradient is beside the method's."""
+"""What a task's gradient is beside the method's, and the teacher's silence."""
 
 import pytest
 import torch
 from torch import nn
 
 from rotssl import distributed
-from rotssl.pretrainer import compare_gradients
-from tests.test_contract import arithmetic, make_config, trainer
+from rotssl.pretrainer import build_pretrainer, compare_gradients
+from tests.test_contract import CPU, arithmetic, make_config, trainer
 
 
 def test_ratio_and_cosine_are_those_of_the_written_out_gradients():
@@ -76,3 +76,11 @@ def test_two_workers_compare_as_one_does(tmp_path, pool, method):
     for rank in pool.run(compared, overrides):
         for ours, theirs in zip(rank, alone, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_the_teacher_s_targets_are_without_noise_and_the_student_s_features_with_it(tmp_path):
+    fields = {"encoder.name": "timm/vit_tiny_patch16_224", "encoder.patch_size": 4, "encoder.drop_path": 0.5}
+    model = build_pretrainer(make_config(tmp_path, "dino", **fields), CPU).train()
+    images = torch.randn(8, 3, 16, 16)
+    assert torch.equal(model._teach([images])[0], model._teach([images])[0])
+    assert not torch.equal(model.encoder(images), model.encoder(images))

@@ -146,14 +146,14 @@ class MethodSpec:
 
 
 METHODS: dict[str, MethodSpec] = {
-    "simclr": MethodSpec(SimclrConfig, "rotssl.methods.simclr:SimCLR", "sgd", 0.06, multi_crop=True),
-    "mocov2": MethodSpec(Mocov2Config, "rotssl.methods.mocov2:MoCoV2", "sgd", 0.06, two_views=True),
+    "simclr": MethodSpec(SimclrConfig, "rotssl.methods.simclr:SimCLR", "sgd", 0.24, multi_crop=True),
+    "mocov2": MethodSpec(Mocov2Config, "rotssl.methods.mocov2:MoCoV2", "sgd", 0.12, two_views=True),
     "byol": MethodSpec(ByolConfig, "rotssl.methods.byol:BYOL", "sgd", 0.24, multi_crop=True, per_image=True),
     "simsiam": MethodSpec(
-        SimsiamConfig, "rotssl.methods.simsiam:SimSiam", "sgd", 0.12, multi_crop=True, per_image=True
+        SimsiamConfig, "rotssl.methods.simsiam:SimSiam", "sgd", 0.06, multi_crop=True, per_image=True
     ),
-    "swav": MethodSpec(SwavConfig, "rotssl.methods.swav:SwAV", "sgd", 0.12, multi_crop=True, two_views=True),
-    "barlow": MethodSpec(BarlowConfig, "rotssl.methods.barlow:BarlowTwins", "sgd", 0.03),
-    "vicreg": MethodSpec(VicregConfig, "rotssl.methods.vicreg:VICReg", "sgd", 0.03),
-    "dino": MethodSpec(DinoConfig, "rotssl.methods.dino:DINO", "adamw", 0.001, multi_crop=True, per_image=True),
+    "swav": MethodSpec(SwavConfig, "rotssl.methods.swav:SwAV", "sgd", 0.48, multi_crop=True, two_views=True),
+    "barlow": MethodSpec(BarlowConfig, "rotssl.methods.barlow:BarlowTwins", "adamw", 0.001),
+    "vicreg": MethodSpec(VicregConfig, "rotssl.methods.vicreg:VICReg", "sgd", 0.005),
+    "dino": MethodSpec(DinoConfig, "rotssl.methods.dino:DINO", "adamw", 0.00025, multi_crop=True, per_image=True),
 }
