@@ -41,8 +41,8 @@ RATES = {
     "vicreg": (0.005, 0.01, 0.02),
     "dino": (0.0005, 0.001, 0.002),
 }
-# At the encoder, rotation's gradient with weight 1 is 3 to 20 times that of the method in the first epochs (tasks.log_gradients_every);
-# with Barlow Twins and VICReg, whose losses are sums, it takes a weight of some hundreds and of about 10 for that.
+# At the encoder, rotation's gradient with weight 1 is 3 to 20 times that of the method in the first epochs, as measured by
+# tasks.log_gradients_every; with Barlow Twins and VICReg, whose losses are sums, that takes some hundreds and about 10.
 WEIGHTS = dict.fromkeys(METHODS, (0.3, 1.0)) | {"barlow": (300.0, 1000.0), "vicreg": (3.0, 10.0)}
 STATISTICS_KEPT = ("simclr", "byol", "swav")
 TUNING_SEED = 100

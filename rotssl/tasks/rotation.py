@@ -96,7 +96,7 @@ class Rotation(Task):
         versions = 1 if self.crop is None else 4
         share = distributed.world_size() * targets.passes / max(1, targets.count) / len(features) / versions
         loss = correct = torch.zeros((), device=features[0].device)
-        for view, labels in zip(features, targets.labels, strict=False):  # MoCo's student has but the first view
+        for view, labels in zip(features, targets.labels, strict=False):  # a student may see but the first view
             if self.in_place and targets.rows is not None:
                 view = view[targets.rows]
             logits = full_precision(self.head(view))
