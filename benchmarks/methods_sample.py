@@ -40,7 +40,7 @@ RATES = {
     "barlow": (0.0005, 0.001, 0.002),
     "vicreg": (0.005, 0.01, 0.02),
     "dino": (0.0005, 0.001, 0.002),
-}
+}  # of others: the registry's, its half and its double
 # At the encoder, rotation's gradient with weight 1 is 3 to 20 times that of the method in the first epochs, as measured by
 # tasks.log_gradients_every; with Barlow Twins and VICReg, whose losses are sums, that takes some hundreds and about 10.
 WEIGHTS = dict.fromkeys(METHODS, (0.3, 1.0)) | {"barlow": (300.0, 1000.0), "vicreg": (3.0, 10.0)}
@@ -89,7 +89,8 @@ class Study:
 
     def rates(self, methods: Sequence[str]) -> dict[str, dict[float, float]]:
         """Rate -> kNN of each method, with the best inside of the rates tried (or six of them tried)."""
-        tried = {method: list(RATES[method]) for method in methods}
+        rate = {m: METHODS[m].lr for m in methods}
+        tried = {m: list(RATES.get(m, (rate[m] / 2, rate[m], 2 * rate[m]))) for m in methods}
         while True:
             self.need([(m, lr, 0.0, True, TUNING_SEED) for m in methods for lr in tried[m]])
             found = {m: {lr: self.score((m, lr, 0.0, True, TUNING_SEED)) for lr in sorted(tried[m])} for m in methods}

@@ -88,7 +88,7 @@ train.epochs=3 | 'train.epochs=3'
 --encoder.name resnet5 | encoder.name: got 'resnet5' | did you mean 'resnet50'?
 --method.name simclrr | method.name: got 'simclrr' | byol | did you mean 'simclr'?
 --method.temperature 0.1 | method.temperature: no such field | of simclr, mocov2, swav, dino, not of byol
---method.name simclr --method.momentum 0.9 | method.momentum: no such field | of mocov2, byol, dino, not of simclr
+--method.name simclr --method.momentum 0.9 | method.momentum: no such field | of mocov2, byol | not of simclr
 --views.jitter 0.1,0.2 | views.jitter: got '0.1,0.2' | 4 comma-separated numbers
 --views.global_scale 0.1 | views.global_scale: got '0.1', expected 2
 --config a.yaml --config=b.yaml | --config | 2 recipes, expected one
@@ -116,7 +116,7 @@ train.epochs=3 | 'train.epochs=3'
 --train.accumulate 3 --train.batch_size 16 --scaling.num_workers 2 | train.batch_size: got 16 | 2 workers x 3 passes
 --train.accumulate 4 --train.batch_size 8 --scaling.num_workers 2 | train.batch_size: got 8 | at least 2 images
 --rotation.fraction 0.25 --train.batch_size 8 --train.accumulate 2 --scaling.num_workers 1 | rotation.fraction | at least 0.5
---method.name mocov2 --views.local_count 2 | views.local_count: got 2, expected 0 | simclr, byol, simsiam, swav, dino | mocov2
+--method.name mocov2 --views.local_count 2 | views.local_count: got 2, expected 0 | simclr, byol, simsiam, swav | not for mocov2
 --method.name barlow --views.local_count 2 | views.local_count: got 2 | barlow
 --method.name vicreg --views.local_count 2 | views.local_count: got 2 | vicreg
 --method.name mocov2 --views.global_count 3 | views.global_count: got 3, expected 2: mocov2

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -263,6 +264,30 @@ def test_two_workers_have_the_gradient_of_one(tmp_path, pool, method, task):
     for name, grad in alone.items():
         np.testing.assert_array_equal(first[name], second[name])
         np.testing.assert_allclose(first[name], grad, rtol=1e-3, atol=1e-5 * scale, err_msg=name)
+
+
+@every
+def test_state_moves_with_a_step_and_stays_in_one_that_is_skipped(tmp_path, method):
+    run = trainer(make_config(tmp_path, method, **{"train.on_nan": "skip", "data.limit": 64}))
+    normalization = ("running_mean", "running_var", "num_batches_tracked")
+
+    def state():
+        return {
+            name: value.clone() for name, value in run.model.method.named_buffers() if not name.endswith(normalization)
+        }
+
+    start, batches, normalize = state(), list(run._batches(0)), run.augment.normalize
+    assert run._step(*batches[0])["optim/skipped_steps"] == 0
+    moved = state()
+    for name, value in moved.items():
+        assert torch.isfinite(value).all() and not torch.equal(value, start[name]), name
+    run.augment.normalize = lambda images: normalize(images) * math.nan
+    assert run._step(*batches[1])["optim/skipped_steps"] == 1
+    for name, value in state().items():
+        assert torch.equal(value, moved[name]), name
+    run.augment.normalize = normalize
+    run._step(*batches[2])  # what the skipped one saw is dropped
+    assert all(torch.isfinite(value).all() for value in state().values())
 
 
 def one_step(overrides):

@@ -69,11 +69,14 @@ def other_views(views: int, targets: int) -> list[tuple[int, int]]:
 class Method(nn.Module, ABC):
     """Instance similarity on projections; never sees images, the encoder, other tasks, configuration files or loggers.
 
-    A subclass sets ``projector`` (D -> out_dim; applied by the Pretrainer, and copied for the teacher) and declares traits.
-    State that outlives a step is in buffers, equal on all workers.
+    A subclass is built with its configuration and the dimension D of the features, sets ``projector`` (D -> out_dim; applied by
+    the Pretrainer, and copied for the teacher) and declares traits; others, which the command line must know, are in its
+    MethodSpec. State that outlives a step is in buffers, equal on all workers; ``loss`` reads them, ``after_step`` writes them,
+    and both may gather.
 
     Attributes:
-        uses_teacher: whether the Pretrainer keeps an EMA copy of encoder and projector and passes its projections.
+        uses_teacher: whether the Pretrainer keeps an EMA copy of encoder and projector and passes its projections; then
+            ``teacher_momentum`` is asked for.
         joint_views: whether views go through the encoder in one pass for each resolution, and through the projector in one
             pass (which changes BatchNorm's statistics), or each in its own.
         asymmetric: whether the student sees the first global view only, and the teacher the second only (query and key).
