@@ -135,7 +135,7 @@ def _check_views(c: Config) -> None:
         fits, "views.local_count", views.local_count, f"0: local views are for {', '.join(takers)}, not for {name}"
     )
     fits = count == 2 or not METHODS[name].two_views
-    _require(fits, "views.global_count", count, f"2: {name} has one query and one key")
+    _require(fits, "views.global_count", count, f"2: {name} is made for two")
 
 
 def _check_encoder(encoder: sections.EncoderConfig) -> None:
@@ -171,9 +171,7 @@ def _check_training(c: Config) -> None:
         _require(optim.lr == "auto" or value <= optim.lr, f"optim.{key}", value, f"at most optim.lr ({optim.lr})")
     _require(optim.lr != "auto" or optim.lr_scale == "none", "optim.lr_scale", optim.lr_scale, "none with lr auto")
     means = [m for m, spec in METHODS.items() if spec.per_image]
-    expected = (
-        f"1: the loss of {c.method.name} compares the images of a batch (it can be cut up for {', '.join(means)})"
-    )
+    expected = f"1: the loss of {c.method.name} is no mean over images (a batch can be cut up for {', '.join(means)})"
     _require(train.accumulate == 1 or c.method.name in means, "train.accumulate", train.accumulate, expected)
 
 

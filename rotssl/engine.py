@@ -29,7 +29,7 @@ from rotssl.journal import Journal
 from rotssl.methods.base import StepContext
 from rotssl.models.encoders import save_encoder
 from rotssl.optim import build_optimizer
-from rotssl.pretrainer import Output, Pretrainer, build_pretrainer, compare_gradients
+from rotssl.pretrainer import Output, Pretrainer, build_pretrainer, compare_gradients, encoder_gradients
 from rotssl.reporting.pictures import save_views
 from rotssl.runtime import RunFailed, Runtime
 from rotssl.schedules import cosine, learning_rate
@@ -228,13 +228,17 @@ class Trainer:
         before = [buffer.clone() for buffer in self.model.buffers()] if careful else []
         self.optimizer.zero_grad(set_to_none=True)
         logs: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
         each = len(images) // ctx.passes
         for first in range(0, len(images), each):
             part = dataclasses.replace(ctx, positions=ctx.positions[first : first + each])
             last = first + each == len(images)
             with self.parallel.no_sync() if isinstance(self.parallel, DDP) and not last else nullcontext():
-                for key, value in self._pass(images[first : first + each], part).items():
-                    logs[key] = logs.get(key, 0) + value / ctx.passes
+                found = self._pass(images[first : first + each], part, gradients)
+            for key, value in found.items():
+                logs[key] = logs.get(key, 0) + value / ctx.passes
+        if gradients:
+            logs.update(compare_gradients(gradients))
         self.scaler.unscale_(self.optimizer)
         self.model.method.after_backward(ctx)
         params = [p for p in self.model.parameters() if p.grad is not None]
@@ -249,14 +253,16 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.model.after_step(ctx)
         self.scaler.update()
-        logs["optim/grad_norm"] = norm
+        if not skip:
+            logs["optim/grad_norm"] = norm
+        elif not bool(torch.isfinite(distributed.mean(logs["loss/total"]))):
+            logs = {}  # nothing to be averaged over the epoch, on any worker
         if careful:
-            logs = {key: torch.nan_to_num(value, 0.0, 0.0, 0.0) if skip else value for key, value in logs.items()}
             logs["optim/skipped_steps"] = torch.tensor(float(skip), device=self.runtime.device)
         return logs
 
-    def _pass(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
-        """Forward and backward of one part of a step's batch; returns its logs."""
+    def _pass(self, images: Tensor, ctx: StepContext, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Forward and backward of one part of a step's batch; returns its logs, and adds to the gradients to be compared."""
         device, every = self.runtime.device, self.config.tasks.log_gradients_every
         # Randomness inside the model (drop path) is a function of seed, step and the first sample's place, which tells worker and
         # pass apart; nothing else draws from torch's generator.
@@ -271,20 +277,23 @@ class Trainer:
             path = self.journal.folder / "views.png"
             seen = {"global": views.full, "local": views.local, **out.new_views}
             save_views(seen, self.augment.mean, self.augment.std, path)
-        logs = dict(out.logs)
         if every and ctx.step % every == 0:
             parts = {name: self.scaler.scale(part) for name, part in out.parts.items()}
-            logs.update(compare_gradients(parts, self.model.encoder))
+            for name, gradient in encoder_gradients(parts, self.model.encoder).items():
+                gradients[name] = gradients[name] + gradient if name in gradients else gradient
         self.scaler.scale(out.loss / ctx.passes).backward()
-        return logs
+        return out.logs
 
     def _check_finite(self, metrics: dict[str, float], epoch: int) -> None:
-        bad = [key for key, value in metrics.items() if not math.isfinite(value) and key != "optim/grad_norm"]
+        if not math.isfinite(metrics.get("optim/grad_norm", 0.0)):
+            del metrics["optim/grad_norm"]  # half precision: a step whose scale was too large
+        bad = [key for key, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise RunFailed(
                 f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {self.peak_lr:g}); the last checkpoint is kept"
             )
-        if metrics.get("optim/skipped_steps") == 1.0:
+        backing_off = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if "loss/total" not in metrics or (metrics.get("optim/skipped_steps") == 1.0 and not backing_off):
             raise RunFailed(
                 f"every step of epoch {epoch + 1} had a non-finite gradient and was skipped (optim.lr {self.peak_lr:g})"
             )

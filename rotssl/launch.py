@@ -126,17 +126,23 @@ def _check_encoder(config: Config) -> None:
     import torch
 
     from rotssl.models.encoders import build_encoder
+    from rotssl.tasks.jigsaw import tile_side
 
     sides = {"data.image_size": config.data.image_size}
     sides |= {"views.local_size": config.views.local_size} if config.views.local_count else {}
-    sides |= {"rotation.crop_size": config.rotation.crop_size} if config.rotation.mode == "four_way" else {}
+    if config.rotation.weight > 0 and config.rotation.mode == "four_way":
+        sides["rotation.crop_size"] = config.rotation.crop_size
+    if config.jigsaw.weight > 0:
+        sides["jigsaw.grid"] = tile_side(int(config.data.image_size), config.jigsaw.grid)
     with torch.device("meta"):
         encoder, _ = build_encoder(image_size=int(config.data.image_size), **vars(config.encoder))
         for key, side in sides.items():
             try:
                 encoder(torch.empty(2, 3, int(side), int(side)))
             except (AssertionError, RuntimeError, ValueError) as error:
-                raise ConfigError(f"{key}: got {side}, which {config.encoder.name} does not take ({error})") from error
+                raise ConfigError(
+                    f"{key}: {config.encoder.name} does not take images of {side} pixels ({error})"
+                ) from error
 
 
 def run(command: Command) -> int:

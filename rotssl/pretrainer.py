@@ -149,30 +149,37 @@ class Pretrainer(nn.Module):
         self.method.after_step(ctx)
 
 
-def compare_gradients(parts: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
-    """How each task's gradient stands to the method's, at the encoder's weights.
+def encoder_gradients(parts: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
+    """The gradient of each part of the loss at the encoder's weights, flat, on this worker; the parts' graph is kept.
 
     Args:
-        parts: the weighted losses with gradient, the method's as ``ssl``; their graph is kept.
-        encoder: whose parameters all of them reach.
-
-    Returns:
-        For each task ``<task>/grad_ratio``, the norm of its gradient over that of the method's, and ``<task>/grad_cosine``, of
-        the angle between the two, both of the mean gradients over all workers.
+        parts: losses with gradient, as ``Output.parts``.
+        encoder: whose trainable parameters all of them reach.
     """
     weights = [p for p in encoder.parameters() if p.requires_grad]
 
     def gradient(loss: Tensor) -> Tensor:
-        grads = torch.autograd.grad(loss, weights, retain_graph=True)
-        return distributed.mean(torch.cat([grad.flatten() for grad in grads]))
+        return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, weights, retain_graph=True)])
 
-    method, logs = gradient(parts["ssl"]), {}
-    for name, loss in parts.items():
-        if name != "ssl":
-            task = gradient(loss)
-            logs[f"{name}/grad_ratio"] = task.norm() / method.norm()
-            logs[f"{name}/grad_cosine"] = F.cosine_similarity(task, method, dim=0)
-    return logs
+    return {name: gradient(loss) for name, loss in parts.items()}
+
+
+def compare_gradients(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How each task's gradient stands to the method's, both being means over all workers.
+
+    Args:
+        gradients: of each task's weighted loss and of the method's as ``ssl``, flat, on this worker.
+
+    Returns:
+        For each task ``<task>/grad_ratio``, the norm of its gradient over that of the method's, and ``<task>/grad_cosine``, of
+        the angle between the two; nothing where they are not finite (a step in half precision that overflows, say).
+    """
+    whole = {name: distributed.mean(gradient) for name, gradient in gradients.items()}
+    method, logs = whole.pop("ssl"), dict[str, Tensor]()
+    for name, task in whole.items():
+        logs[f"{name}/grad_ratio"] = task.norm() / method.norm()
+        logs[f"{name}/grad_cosine"] = F.cosine_similarity(task, method, dim=0)
+    return logs if all(bool(torch.isfinite(value)) for value in logs.values()) else {}
 
 
 def build_pretrainer(config: Config, device: torch.device) -> Pretrainer:

@@ -108,7 +108,7 @@ train.epochs=3 | 'train.epochs=3'
 --optim.lr_scale linear | optim.lr_scale: got linear | none with lr auto
 --rotation.mode in_place --rotation.views 1 | rotation.views: got 1
 --rotation.fraction 0.1 --train.batch_size 16 --scaling.num_workers 1 | rotation.fraction: got 0.1 | at least 0.125
---method.name simclr --train.accumulate 2 | train.accumulate: got 2, expected 1 | of simclr compares | byol, simsiam, dino
+--method.name simclr --train.accumulate 2 | train.accumulate: got 2, expected 1 | of simclr is no mean | byol, simsiam
 --method.name mocov2 --train.accumulate 2 | train.accumulate: got 2 | mocov2
 --method.name swav --train.accumulate 2 | train.accumulate: got 2 | swav
 --method.name barlow --train.accumulate 2 | train.accumulate: got 2 | barlow

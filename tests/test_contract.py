@@ -301,6 +301,7 @@ def one_step(overrides):
 @forms
 def test_accumulated_step_equals_that_of_the_whole_batch(tmp_path, method, task):
     overrides = {"folder": tmp_path, "method": method, "model.norm": "group", "optim.clip_norm": 0.5, **task}
+    overrides["tasks.log_gradients_every"] = 1
     with arithmetic(torch.float64):
         (whole, logs), (cut, cut_logs) = (one_step(overrides | {"train.accumulate": passes}) for passes in (1, 4))
     for name, value in whole.items():

@@ -106,9 +106,10 @@ def test_drop_path_reaches_the_last_block():
     ("name", "options", "words"),
     [
         ("timm/resnet81", {}, ["encoder.name", "'resnet81'", "did you mean 'resnet18'"]),
+        ("timm/resnet18.foo", {}, ["encoder.name: timm cannot build", "tag"]),
         ("timm/qqqqq", {}, ["encoder.name", "timm has no 'qqqqq'"]),
         ("timm/resnet18", {"patch_size": 8}, ["encoder.patch_size: got 8", "no vision transformer"]),
-        ("timm/vgg11", {"drop_path": 0.1}, ["encoder.drop_path: vgg11 does not take it"]),
+        ("timm/vgg11", {"drop_path": 0.1}, ["encoder.name: vgg11 does not take {'drop_path_rate': 0.1}"]),
         (VIT, {"image_size": 8}, ["encoder.patch_size: got 16", "at most the side of the views (8)"]),
         (VIT, {"image_size": 28, "patch_size": 32}, ["encoder.patch_size: got 32", "(28)"]),
     ],

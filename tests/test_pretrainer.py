@@ -1,11 +1,13 @@
 """What a task's gradient is beside the method's, and the teacher's silence."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from rotssl import distributed
-from rotssl.pretrainer import build_pretrainer, compare_gradients
+from rotssl.pretrainer import build_pretrainer, compare_gradients, encoder_gradients
 from tests.test_contract import CPU, arithmetic, make_config, trainer
 
 
@@ -18,7 +20,7 @@ def test_ratio_and_cosine_are_those_of_the_written_out_gradients():
     x, y = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 0.0]])
     # The output is v (w . x) + b: its gradient is (v x, w . x).
     parts = {"ssl": encoder(x).sum(), "rotation": 2 * encoder(y).sum(), "jigsaw": -0.5 * encoder(x).sum()}
-    logs = compare_gradients(parts, encoder)
+    logs = compare_gradients(encoder_gradients(parts, encoder))
     ssl, rotation = torch.tensor([3.0, 3.0, -1.0]), 2 * torch.tensor([6.0, 0.0, 2.0])
     cosine = ssl @ rotation / (ssl.norm() * rotation.norm())
     expected = {
@@ -31,6 +33,21 @@ def test_ratio_and_cosine_are_those_of_the_written_out_gradients():
     assert not any(value.requires_grad for value in logs.values())
     sum(parts.values()).backward()  # the graph is still there, and nothing has been added to the gradients
     torch.testing.assert_close(encoder[0].weight.grad[0], 0.5 * ssl[:2] + rotation[:2])
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, 0.0])
+def test_what_cannot_be_compared_is_left_out(odd):
+    task, method = torch.tensor([1.0, 2.0]), torch.tensor([0.0, odd])
+    assert compare_gradients({"ssl": method, "rotation": task}) == {}
+
+
+@pytest.mark.parametrize("method", ["simclr", "barlow"])
+def test_half_precision_that_overflows_at_first_does_not_end_a_run_that_compares(tmp_path, method):
+    fields = {"train.precision": "fp16", "tasks.log_gradients_every": 1, "data.limit": 64, **JIGSAW}
+    run = trainer(make_config(tmp_path, method, **fields))
+    assert not math.isfinite(run._step(*next(run._batches(0)))["optim/grad_norm"])  # it does overflow
+    run.run()
+    assert all(math.isfinite(value) for value in run.journal.point(4).values())
 
 
 def compared(overrides, every=2):

@@ -38,6 +38,7 @@ def test_grid_has_a_row_an_image_a_column_a_version_and_small_views_in_the_middl
             8,
         ),
         (["--rotation.fraction", "0.5"], 2),
+        (["--method.name", "mocov2"], 4),
     ],
 )
 def test_preview_shows_every_kind_of_view(tmp_path, capsys, flags, columns):
@@ -47,6 +48,16 @@ def test_preview_shows_every_kind_of_view(tmp_path, capsys, flags, columns):
     assert (width, height) == (columns * 34 * 3, 8 * 34 * 3 + 16)
 
 
-def test_preview_says_where_it_cannot_write(tmp_path):
-    with pytest.raises(ConfigError, match=r"--output: cannot write .*No such file"):
-        preview([*SMOKE, "--output", str(tmp_path / "none" / "views.png")])
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        (["none/views.png"], "cannot write .*No such file"),
+        (["views.xyz"], "ends in .png"),
+        (["."], "ends in .png"),
+        ([], "expected one argument"),
+    ],
+)
+def test_preview_says_where_it_cannot_write(tmp_path, monkeypatch, output, why):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"--output: .*{why}"):
+        preview([*SMOKE, "--output", *output])

@@ -20,14 +20,18 @@ ROWS = 8
 
 def preview(argv: Sequence[str]) -> int:
     """Write the picture and say where it is; returns the exit code."""
+    if list(argv[-1:]) == ["--output"]:
+        raise ConfigError("--output: expected one argument, a file that ends in .png")
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--output", type=Path, default=Path("views.png"))
     given, rest = own.parse_known_args(argv)
+    if given.output.suffix.lower() != ".png":
+        raise ConfigError(f"--output: got '{given.output}', expected a file that ends in .png")
     asked = parse(rest, "rotssl.data.preview", __doc__).config
     batch = max(ROWS, round(2 / asked.rotation.fraction))
-    config, _ = prepare(
-        replace(asked, {"data.limit": max(64, batch), "train.batch_size": batch, "train.accumulate": 1})
-    )
+    few = {"data.limit": max(64, batch), "train.batch_size": batch, "train.accumulate": 1}
+    few |= {"method.queue_size": batch} if getattr(asked.method, "queue_size", 0) else {}
+    config, _ = prepare(replace(asked, few))
     import numpy as np
     import torch
 

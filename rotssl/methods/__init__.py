@@ -153,7 +153,7 @@ METHODS: dict[str, MethodSpec] = {
         SimsiamConfig, "rotssl.methods.simsiam:SimSiam", "sgd", 0.06, multi_crop=True, per_image=True
     ),
     "swav": MethodSpec(SwavConfig, "rotssl.methods.swav:SwAV", "sgd", 0.48, multi_crop=True, two_views=True),
-    "barlow": MethodSpec(BarlowConfig, "rotssl.methods.barlow:BarlowTwins", "adamw", 0.001),
+    "barlow": MethodSpec(BarlowConfig, "rotssl.methods.barlow:BarlowTwins", "adamw", 0.004),
     "vicreg": MethodSpec(VicregConfig, "rotssl.methods.vicreg:VICReg", "sgd", 0.005),
     "dino": MethodSpec(DinoConfig, "rotssl.methods.dino:DINO", "adamw", 0.00025, multi_crop=True, per_image=True),
 }

@@ -15,8 +15,8 @@ from rotssl.schedules import cosine
 class MoCoV2(Method):
     """The query of one view finds the key of the other among the keys of earlier batches.
 
-    The official code shuffles batches between GPUs, so that BatchNorm gives nothing away about which key belongs to a query;
-    synchronised BatchNorm (``model.norm sync``) has the same effect, and with it N workers equal one.
+    The official code shuffles batches between GPUs, so that BatchNorm's statistics don't tell which key belongs to a query. Here
+    they are to be those of all workers (``model.norm sync``), which tell nothing either, and make N workers equal one.
 
     Args:
         config: its fields.

@@ -14,8 +14,8 @@ from rotssl.models.heads import mlp
 class SwAV(Method):
     """From each view the code (soft assignment to prototypes) of every other global view is predicted.
 
-    Codes are balanced over the global batch, and over a queue of earlier embeddings where there is one. Its place is a function
-    of the step, so that the queue is the only state.
+    Codes are balanced over the global batch, and over a queue of earlier embeddings where there is one. It is filled from the
+    first step on, and takes part after ``queue_after`` epochs. Its place is a function of the step, so it is the only state.
 
     Args:
         config: its fields.

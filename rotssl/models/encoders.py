@@ -98,8 +98,11 @@ def _timm(name: str, image_size: int, patch_size: int | str, drop_path: float) -
     if not timm.is_model(name):
         raise ConfigError(f"encoder.name: timm has no {name!r}{nearest(name, timm.list_models())}")
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-    with torch.device("meta"):
-        sketch = timm.create_model(name, pretrained=False, num_classes=0)
+    try:
+        with torch.device("meta"):
+            sketch = timm.create_model(name, pretrained=False, num_classes=0)
+    except (RuntimeError, ValueError, TypeError) as error:  # a tag of weights that there is not, say
+        raise ConfigError(f"encoder.name: timm cannot build {name!r} ({error})") from error
     if isinstance(sketch, timm.models.VisionTransformer):
         # Views of several sides go through one network; sides that are no multiple of the patch are padded.
         options |= {"img_size": image_size, "dynamic_img_size": True, "dynamic_img_pad": True}
@@ -111,8 +114,8 @@ def _timm(name: str, image_size: int, patch_size: int | str, drop_path: float) -
         raise ConfigError(f"encoder.patch_size: got {patch_size}, expected auto: {name} is no vision transformer")
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0, **options)
-    except TypeError as error:
-        raise ConfigError(f"encoder.drop_path: {name} does not take it ({error})") from error
+    except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(f"encoder.name: {name} does not take {options} ({error})") from error
     dim = getattr(model, "head_hidden_size", None) or model.num_features
     assert isinstance(dim, int)
     return model, dim

@@ -22,6 +22,11 @@ TILE_SHARE = 0.85
 FLAT = 0.01
 
 
+def tile_side(side: int, grid: int) -> int:
+    """Side of a tile, in pixels, of an image of the given side."""
+    return max(1, round(TILE_SHARE * (side // grid)))
+
+
 def cut(images: Tensor, tops: Tensor, lefts: Tensor, side: int) -> Tensor:
     """Square tiles of each image, without a host synchronisation.
 
@@ -82,8 +87,7 @@ class Jigsaw(Task):
             The index of the order, (B,); the first row and column of the tile at each place, (B, P, 2); the side of the tiles.
         """
         grid = self.config.grid
-        cell = side // grid
-        tile = max(1, round(TILE_SHARE * cell))
+        cell, tile = side // grid, tile_side(side, grid)
         draws = [
             rng.uniform(rng.key(ctx.seed, ctx.epoch, "jigsaw", purpose), ctx.positions, count)
             for purpose, count in (("order", 1), ("offset", 2 * self.places))
