@@ -41,6 +41,7 @@ def test_what_cannot_be_compared_is_left_out(odd):
     assert compare_gradients({"ssl": method, "rotation": task}) == {}
 
 
+@pytest.mark.jobs
 @pytest.mark.parametrize("method", ["simclr", "barlow"])
 def test_half_precision_that_overflows_at_first_does_not_end_a_run_that_compares(tmp_path, method):
     fields = {"train.precision": "fp16", "tasks.log_gradients_every": 1, "data.limit": 64, **JIGSAW}
