@@ -9,6 +9,8 @@ import hashlib
 import json
 import math
 import os
+import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -307,6 +309,8 @@ def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
         "optim.warmup_epochs": 0,
         "scaling.num_workers": 0,
         "tracking.experiment": "smoke",
+        # A place of its own each time: a finished run would not run again.
+        "storage.path": os.path.join(tempfile.gettempdir(), f"rotssl-smoke-{uuid.uuid4().hex[:8]}"),
         **({"method.queue_size": batch} if _number(overrides.get("method.queue_size"), 0) else {}),
     }
 

@@ -327,7 +327,7 @@ def test_smoke_shrinks_any_recipe_to_two_steps(tmp_path, content, flags, batch, 
     kept = {"method.queue_size", "train.batch_size", "train.epochs", "train.stop_after", "optim.warmup_epochs"}
     before, after = cfg.flat(asked), cfg.flat(config)
     for key in before.keys() - kept:
-        if not key.startswith(("data.", "scaling.", "tracking.")):
+        if not key.startswith(("data.", "scaling.", "tracking.", "storage.")):
             assert after[key] == before[key], key
 
 
@@ -390,3 +390,9 @@ run_command(lambda: parse(["--train.epochs", "0"]) and 0)
     assert done.returncode == 2
     assert done.stdout == "[]\n"
     assert done.stderr.splitlines() == ["error: train.epochs: got '0', expected an integer at least 1"]
+
+
+def test_every_smoke_run_is_a_new_one(tmp_path):
+    first, second = (parse(["--smoke"]).config.storage.path for _ in range(2))
+    assert first != second
+    assert parse(["--smoke", "--storage.path", str(tmp_path)]).config.storage.path == str(tmp_path)
