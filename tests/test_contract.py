@@ -317,6 +317,23 @@ def run_to(overrides):
     return {name: value.numpy().copy() for name, value in run.model.state_dict().items()}
 
 
+def accumulated(overrides):
+    """Weights and buffers after one step, in double precision."""
+    with arithmetic(torch.float64):
+        return {name: value.numpy().copy() for name, value in one_step(overrides)[0].items()}
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("method", PER_IMAGE)
+def test_accumulated_step_of_two_workers_equals_that_of_one_on_the_whole_batch(tmp_path, pool, method):
+    overrides = {"folder": tmp_path, "method": method, "model.norm": "group", **JIGSAW}
+    whole = accumulated(overrides)
+    first, second = pool.run(accumulated, overrides | {"train.accumulate": 4})
+    for name, value in whole.items():
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+        np.testing.assert_allclose(first[name], value, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
 @pytest.mark.jobs
 @every
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.ddp)])
