@@ -78,9 +78,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.parallel = runtime.wrap(self.model)
         assert config.data.image_size != "auto" and config.optim.lr != "auto"
-        own = {name: task.crop for name, task in self.model.named_tasks() if task.crop is not None}
         statistics = normalization(config.data.name)
-        self.augment = Augment(config.views, config.data.image_size, *statistics, train.seed, own)
+        self.augment = Augment(config.views, config.data.image_size, *statistics, train.seed, self.model.own_crops())
         self.peak_lr = config.optim.lr
         self.steps_per_epoch = len(splits.train.images) // train.batch_size
         self.total_steps = self.steps_per_epoch * train.epochs

@@ -28,8 +28,7 @@ def count_step(config: Config) -> float:
         model = build_pretrainer(cfg.replace(config, {"model.norm": "batch"}), meta)
     count = config.views.global_count
     ctx = StepContext(config.train.seed, 0, 0, 0.0, np.arange(batch), 0, batch, count)
-    own = {name: task.crop for name, task in model.named_tasks() if task.crop is not None}
-    augment = Augment(config.views, side, (0.0,), (1.0,), config.train.seed, own)
+    augment = Augment(config.views, side, (0.0,), (1.0,), config.train.seed, model.own_crops())
 
     def empty(crop: Crop) -> torch.Tensor:
         return torch.empty(batch, 3, crop.size, crop.size, device=meta)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rotssl import distributed, rng
 from rotssl.config import Config
-from rotssl.data.augment import Views
+from rotssl.data.augment import Crop, Views
 from rotssl.evaluation.collapse import feature_std
 from rotssl.methods import METHODS
 from rotssl.methods.base import Method, StepContext
@@ -131,6 +131,10 @@ class Pretrainer(nn.Module):
     def named_tasks(self) -> list[tuple[str, Task]]:
         """The tasks by name, in the order of their registry."""
         return list(self.tasks.items())  # type: ignore[arg-type]
+
+    def own_crops(self) -> dict[str, Crop]:
+        """The crops that tasks want for themselves, by task."""
+        return {name: task.crop for name, task in self.named_tasks() if task.crop is not None}
 
     @torch.no_grad()
     def _teach(self, views: list[Tensor]) -> list[Tensor] | None:

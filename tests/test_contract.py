@@ -75,12 +75,11 @@ def make_config(folder, method, **fields):
 def batch(config, model):
     """Random views, of every kind that the configuration has, and the first step's context."""
     size, gen = config.train.batch_size, torch.Generator().manual_seed(7)
-    own = {name: task.crop for name, task in model.named_tasks() if task.crop is not None}
-    crops = Augment(config.views, 16, (0.0,), (1.0,), 0, own)
+    crops = Augment(config.views, 16, (0.0,), (1.0,), 0, model.own_crops())
     full, local = (
         [torch.randn(size, 3, c.size, c.size, generator=gen) for c in kind] for kind in (crops.full, crops.local)
     )
-    views = Views(full, local, {name: [torch.randn(size, 3, crop.size, crop.size)] for name, crop in own.items()})
+    views = Views(full, local, {name: [torch.randn(size, 3, crop.size, crop.size)] for name, crop in crops.own.items()})
     return views, StepContext(config.train.seed, 0, 0, 0.0, np.arange(size), 0, size, config.views.global_count)
 
 

@@ -42,17 +42,16 @@ def preview(argv: Sequence[str]) -> int:
     from rotssl.pretrainer import build_pretrainer
     from rotssl.reporting.pictures import save_views
 
-    tasks = build_pretrainer(config, torch.device("meta")).named_tasks()  # transforms need no weights
+    model = build_pretrainer(config, torch.device("meta"))  # transforms need no weights
     mean, std = datasets.normalization(config.data.name)
-    own_crops = {name: task.crop for name, task in tasks if task.crop is not None}
-    augment = Augment(config.views, int(config.data.image_size), mean, std, config.train.seed, own_crops)
+    augment = Augment(config.views, int(config.data.image_size), mean, std, config.train.seed, model.own_crops())
     images = datasets.load(config.data, config.evaluation.holdout).train.images
     order = rng.permutation(rng.key(config.train.seed, 0, "order"), len(images))[:batch]
     positions = np.arange(batch)
     views = augment(torch.from_numpy(images[order]), 0, positions)
     ctx = StepContext(config.train.seed, 0, 0, 0.0, positions, 0, batch, config.views.global_count)
     seen = {"global": views.full, "local": views.local}
-    for name, task in tasks:
+    for name, task in model.named_tasks():
         made, targets = task.transform(views.own.get(name, views.full), ctx)
         if task.in_place or targets.rows is None:
             seen[name] = made
