@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,11 +30,11 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Dotted overrides from a YAML file of sections.
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; an empty one where it holds nothing.
 
     Raises:
-        ConfigError: the file can't be read, is not YAML, or is not a mapping of sections.
+        ConfigError: the file can't be read, is not YAML, or is not a mapping.
     """
     try:
         content = yaml.safe_load(Path(path).read_bytes().decode())
@@ -54,16 +54,32 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"--config: {path} is nested too deeply") from error
     if content is None:
         return {}
-    if isinstance(content, dict):  # a section whose fields are all commented out
-        content = {section: {} if fields is None else fields for section, fields in content.items()}
     if not isinstance(content, dict):
         raise ConfigError(f"--config: {path} holds {type(content).__name__}, expected sections such as 'train:'")
+    return content
+
+
+def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted overrides from sections, of which some may be empty.
+
+    Raises:
+        ConfigError: something is not a section.
+    """
     for section, fields in content.items():
-        if not isinstance(fields, dict):
+        if not isinstance(fields, dict | None):
             raise ConfigError(
                 f"{section}: got {fields!r}, expected a section with fields below it{nearest(str(section), _sections())}"
             )
-    return cfg.flat_dict(content)
+    return cfg.flat_dict({section: fields or {} for section, fields in content.items()})
+
+
+def load_recipe(path: str | Path) -> dict[str, Any]:
+    """Dotted overrides from a YAML file of sections.
+
+    Raises:
+        ConfigError: as ``read_yaml`` and ``flatten``.
+    """
+    return flatten(read_yaml(path))
 
 
 def _sections() -> list[str]:

@@ -357,15 +357,9 @@ class Trainer:
             return
         self.journal.append(epoch + 1, metrics)
         self.unfinished.unlink(missing_ok=True)
-        self.runtime.progress(
-            {
-                "epoch": epoch,
-                "step": (epoch + 1) * self.steps_per_epoch,
-                "total_steps": self.total_steps,
-                "metrics": metrics,
-            }
-        )
         with tempfile.TemporaryDirectory(prefix="rotssl-", dir=self.journal.folder) as scratch:
             checkpoint.save(self.state(epoch + 1), Path(scratch))
             self.runtime.report(epoch + 1, metrics, Path(scratch))
         self.journal.publish()  # after the checkpoint: a slow server must not put it at risk
+        step = (epoch + 1) * self.steps_per_epoch
+        self.runtime.progress({"epoch": epoch, "step": step, "total_steps": self.total_steps, "metrics": metrics})

@@ -1,17 +1,13 @@
 """The driver of a run: checks, run folder, tracking, workers, and what is printed at the end."""
 
-import fcntl
-import json
 import logging
-import os
 import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,84 +21,12 @@ from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.evaluation import KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.fields import ConfigError
+from rotssl.record import Record, check_writable, run_folder
 from rotssl.reporting import tables
 from rotssl.reporting.progress import ProgressView
 
 log = logging.getLogger(__name__)
 ARTIFACTS = ("config.yaml", "convergence.png", "views.png", "encoder.safetensors", "encoder.json")
-
-
-@dataclass
-class Record:
-    """``run.json`` in the run's folder: what the run is, and how its last start ended."""
-
-    path: Path
-    config: dict[str, Any]
-    status: str = "new"
-    uri: str = ""
-    run_id: str | None = None
-    synced: bool = False
-
-    @classmethod
-    def of(cls, config: Config) -> "Record":
-        """The record of a run, read from its folder if it was started before.
-
-        Raises:
-            ConfigError: it was started with another configuration, or the record can't be read.
-        """
-        path, ours = config.run_dir / "run.json", cfg.identity(config)
-        if not path.exists():
-            if checkpoint.found(config.run_dir):
-                raise ConfigError(
-                    f"storage.path: {config.run_dir} has checkpoints but no run.json; move it away to start anew"
-                )
-            return cls(path, ours)
-        try:
-            record = cls(path, **json.loads(path.read_text()))
-            if not isinstance(record.config, dict):
-                raise ValueError("no configuration in it")
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"storage.path: {path} cannot be read ({error}); move the folder away to start anew"
-            ) from error
-        for key in sorted(ours.keys() | record.config.keys()):
-            if ours.get(key) != record.config.get(key):
-                before, now = record.config.get(key), ours.get(key)
-                raise ConfigError(
-                    f"{key}: got {now}, but run {config.tracking.run_name!r} was started with {before}; choose another run_name"
-                )
-        return record
-
-    def write(self, status: str) -> None:
-        """Save with a new status, whole or not at all."""
-        self.status = status
-        content = {key: value for key, value in vars(self).items() if key != "path"}
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(content, indent=2) + "\n")
-        part.replace(self.path)
-
-
-@contextmanager
-def run_folder(config: Config) -> Iterator[Path]:
-    """The run's folder, made and held for this process alone.
-
-    Raises:
-        ConfigError: it can't be written, or another process runs this very run.
-    """
-    folder = config.run_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
-    except OSError as error:
-        raise ConfigError(f"storage.path: cannot write to {error.filename or folder}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"tracking.run_name: {config.tracking.run_name!r} is being run by another process right now"
-            ) from error
-        yield folder
 
 
 def prepare(config: Config) -> tuple[Config, datasets.DataInfo]:
@@ -166,18 +90,6 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(cfg.to_dict(config), sort_keys=False)
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that could not be made or written, leaving nothing behind.
-
-    Raises:
-        ConfigError: so it is.
-    """
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigError(f"storage.path: cannot write to {folder}")
-
-
 def pretrain(config: Config) -> int:
     """Run a resolved configuration to its end, or go on with it; returns the exit code.
 
@@ -185,11 +97,11 @@ def pretrain(config: Config) -> int:
         ConfigError: what the machine, the cluster, the store or an earlier start forbid.
     """
     with ExitStack() as stack:
-        folder = stack.enter_context(run_folder(config))
+        stack.enter_context(run_folder(config))
         record = Record.of(config)
         if record.status == "finished":
             if not record.synced:  # MLflow was away when it ended
-                _close(config, record, "finished", "completed")
+                close(config, record, "finished", record.reason)
             print(f"run {config.tracking.run_name} is finished already:")
             report(config, record)
             return EXIT_OK
@@ -201,47 +113,74 @@ def pretrain(config: Config) -> int:
 
             workers = stack.enter_context(ray_runtime.connected(config))
             print(f"training on {workers.count} {'GPU' if workers.use_gpu else 'CPU'} workers", file=sys.stderr)
-        record.uri, record.run_id = _open_tracking(config, record, workers)
-        record.write("running")
-        (folder / "config.yaml").write_text(dump(config))
         if threading.current_thread() is threading.main_thread():
             stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             signal.signal(signal.SIGTERM, _interrupt)  # what `ray job stop` sends
-        try:
-            with ProgressView(config.train.epochs, str(config.tracking.run_name)) as view:
-                if workers is None:
-                    failed = _run_here(config, tracking.Tracker(record.uri, record.run_id), view)
-                else:
-                    failed = ray_runtime.fit(config, workers, (record.uri, record.run_id), view.handle)
-        except KeyboardInterrupt:
-            _close(config, record, "interrupted", "interrupted")
+        open_tracking(config, record, workers)
+        with ProgressView(config.train.epochs, str(config.tracking.run_name)) as view:
+            status = execute(config, record, workers, view.handle)
+        if status == "interrupted":
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             return EXIT_INTERRUPTED
-        except OSError as error:
-            failed = f"{type(error).__name__}: {error}"
-        except BaseException as error:  # not foreseen: recorded, and raised with its traceback
-            _close(config, record, "failed", f"{type(error).__name__}: {error}"[:500])
-            raise
-        done = max(journal.read(folder), default=0)
-        if failed is None and done == 0:
-            failed = f"{folder / journal.Journal.NAME} is gone"
-        if failed is not None:
-            _close(config, record, "failed", failed)
-            print(f"error: the run failed: {failed}", file=sys.stderr)
+        if status == "failed":
+            print(f"error: the run failed: {record.reason}", file=sys.stderr)
             return EXIT_FAILED
-        if done < config.train.epochs:
-            _close(config, record, "stopped", "stop_after")
+        if status == "stopped":
+            done = max(journal.read(config.run_dir))
             print(f"stopped after epoch {done} of {config.train.epochs}, as asked; without stop_after it goes on")
-        else:
-            _close(config, record, "finished", "completed")
         report(config, record)
         return EXIT_OK
 
 
-_MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "stopped": "KILLED"}
+def execute(
+    config: Config, record: Record, workers: Any, show: Callable[[dict[str, Any]], None], splits: Any = None
+) -> str:
+    """Train from where the run is, and close it; returns the record's new status.
+
+    Args:
+        config: resolved.
+        record: of the run, with its place in MLflow (``open_tracking``).
+        workers: of ``ray_runtime.connected``, or None to train in this process.
+        show: takes the progress events.
+        splits: the images, if the caller has them: in memory for this process, in Ray's object store for workers.
+    """
+    folder = config.run_dir
+    record.write("running")
+    (folder / "config.yaml").write_text(dump(config))
+    try:
+        if workers is None:
+            failed = _run_here(config, tracking.Tracker(record.uri, str(record.run_id)), show, splits)
+        else:
+            from rotssl import ray_runtime
+
+            failed = ray_runtime.fit(config, workers, (record.uri, str(record.run_id)), show, splits)
+    except KeyboardInterrupt:
+        return close(config, record, "interrupted", "interrupted")
+    except OSError as error:
+        failed = f"{type(error).__name__}: {error}"
+    except Exception as error:  # not foreseen: recorded, and raised with its traceback
+        close(config, record, "failed", f"{type(error).__name__}: {error}"[:500])
+        raise
+    done = max(journal.read(folder), default=0)
+    if failed is None and done == 0:
+        failed = f"{folder / journal.Journal.NAME} is gone"
+    if failed is not None:
+        return close(config, record, "failed", failed)
+    if done < config.train.epochs:
+        return close(config, record, "stopped", "stop_after")
+    return close(config, record, "finished", "completed")
 
 
-def _close(config: Config, record: Record, status: str, reason: str) -> None:
+_MLFLOW_STATUS = {
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+    "stopped": "KILLED",
+    "pruned": "KILLED",
+}
+
+
+def close(config: Config, record: Record, status: str, reason: str) -> str:
     """Draw the curve, bring MLflow up to the journal, and record how this start ended; what can't be written is said."""
     folder = config.run_dir
     points = journal.read(folder)
@@ -251,17 +190,30 @@ def _close(config: Config, record: Record, status: str, reason: str) -> None:
         tracker = tracking.Tracker(record.uri, str(record.run_id))
         done = tracker.sync(points)
         record.synced = tracker.finish(_MLFLOW_STATUS[status], reason, [folder / name for name in ARTIFACTS]) and done
-        record.write(status)
+        record.write(status, reason)
         checkpoint.prune(folder, keep=2)
     except OSError as error:
+        record.status, record.reason = status, reason
         print(f"warning: {folder} could not be brought up to date: {error}", file=sys.stderr)
+    return status
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _open_tracking(config: Config, record: Record, workers: Any) -> tuple[str, str]:
+def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[str, str] | None = None) -> None:
+    """Make the run in MLflow, or take it up again, and note its place in the record.
+
+    Args:
+        config: resolved.
+        record: of the run.
+        workers: of ``ray_runtime.connected``, or None.
+        more: further tags.
+
+    Raises:
+        ConfigError: the store can't be used, or not from the cluster's nodes.
+    """
     uri = config.tracking.uri or tracking.default_uri(str(config.storage.path))
     if uri.startswith("sqlite") and workers is not None and workers.nodes > 1:
         raise ConfigError(
@@ -280,6 +232,7 @@ def _open_tracking(config: Config, record: Record, workers: Any) -> tuple[str, s
         "knn_protocol": KNN_PROTOCOL,
         "linear_protocol": LINEAR_PROTOCOL,
         **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
+        **(more or {}),
     }
     params = {
         key: value
@@ -289,10 +242,10 @@ def _open_tracking(config: Config, record: Record, workers: Any) -> tuple[str, s
     params.pop("train.stop_after")
     known = record.run_id if record.uri == uri else None
     artifacts = Path(str(config.storage.path)) / "mlartifacts" / config.tracking.experiment
-    run_id = tracking.open_run(
+    record.run_id = tracking.open_run(
         uri, config.tracking.experiment, str(config.tracking.run_name), known, params, tags, artifacts
     )
-    return uri, run_id
+    record.uri = uri
 
 
 def _git_commit() -> str:
@@ -310,16 +263,18 @@ def _check_local_gpu(config: Config) -> None:
         raise ConfigError("scaling.use_gpu: got true, but this machine has no GPU that torch can use")
 
 
-def _run_here(config: Config, tracker: tracking.Tracker, view: ProgressView) -> str | None:
+def _run_here(
+    config: Config, tracker: tracking.Tracker, show: Callable[[dict[str, Any]], None], splits: datasets.Splits | None
+) -> str | None:
     import torch
 
     from rotssl.engine import Trainer
     from rotssl.runtime import LocalRuntime, RunFailed
 
     use_gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
-    runtime = LocalRuntime(config.run_dir, torch.device("cuda" if use_gpu else "cpu"), view.handle)
+    runtime = LocalRuntime(config.run_dir, torch.device("cuda" if use_gpu else "cpu"), show)
     try:
-        splits = datasets.load(config.data, config.evaluation.holdout)
+        splits = splits or datasets.load(config.data, config.evaluation.holdout)
         trainer = Trainer(config, splits, runtime, journal.Journal(config.run_dir, tracker.sync))
         tracker.tag(trainer.facts())
         trainer.run()

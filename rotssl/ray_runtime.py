@@ -241,7 +241,11 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit(
-    config: Config, workers: Workers, tracking: tuple[str, str], show: Callable[[dict[str, Any]], None]
+    config: Config,
+    workers: Workers,
+    tracking: tuple[str, str],
+    show: Callable[[dict[str, Any]], None],
+    data: Any = None,
 ) -> str | None:
     """Run the engine on Ray Train workers; returns None, or the reason why the run failed.
 
@@ -250,8 +254,9 @@ def fit(
         workers: from connected().
         tracking: MLflow's URI and run id, for rank 0.
         show: takes the progress events, in a thread of its own.
+        data: the images in Ray's object store; loaded if None.
     """
-    ray = _import_ray()
+    _import_ray()
     from ray.exceptions import RayActorError
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -263,7 +268,7 @@ def fit(
     # some that are gone by now, which it would not survive.
     (config.run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     queue = Queue(actor_options={"num_cpus": 0})
-    data = ray.remote(num_cpus=0)(datasets.load).remote(config.data, config.evaluation.holdout)
+    data = data or load(config)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"config": cfg.to_dict(config), "data": data, "queue": queue, "tracking": tracking},
@@ -289,6 +294,11 @@ def fit(
         except SystemExit as error:  # how Ray Train ends an interrupted fit()
             raise KeyboardInterrupt from error
     return outcome.get("failed")
+
+
+def load(config: Config) -> Any:
+    """A reference to the images of a run, to be loaded by some node of the cluster."""
+    return _import_ray().remote(num_cpus=0)(datasets.load).remote(config.data, config.evaluation.holdout)
 
 
 def _resources(config: Config, workers: Workers) -> dict[str, float]:

@@ -22,7 +22,7 @@ LAYERS = [
     ("rotssl.tasks",),
     ("rotssl.methods.*",),  # the methods and their contract
     ("rotssl.models", "rotssl.losses", "rotssl.optim", "rotssl.distributed", "rotssl.data", "rotssl.evaluation"),
-    ("rotssl.reporting", "rotssl.checkpoint", "rotssl.journal", "rotssl.cli"),
+    ("rotssl.reporting", "rotssl.checkpoint", "rotssl.journal", "rotssl.record", "rotssl.cli"),
     ("rotssl.config",),
     ("rotssl.methods", "rotssl.schedules", "rotssl.rng", "rotssl.sections", "rotssl.fields"),
 ]
