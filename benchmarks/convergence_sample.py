@@ -62,7 +62,7 @@ def references(seeds: range, work: str) -> list[tuple[str, list[float]]]:
     for seed in seeds:
         run = trainer({"train.seed": seed, "storage.path": f"{work}/untrained", "tracking.run_name": f"seed{seed}"})
         with torch.no_grad():
-            for images, _ in [*run._batches(0), *run._batches(1)]:
+            for images, _ in [*run.batches(0), *run.batches(1)]:
                 run.model.encoder.train()(run.augment.evaluation(images))
         bank, queries = run.splits.train, run.splits.validation
         features = [

@@ -1,8 +1,9 @@
 """The command line: a recipe and flags make one Config, whatever their order; every error is one line and exit code 2."""
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -86,26 +87,26 @@ def _sections() -> list[str]:
     return list(dict.fromkeys(key.split(".")[0] for key in cfg.schema()))
 
 
-def _parser(method: str, program: str, description: str) -> _Parser:
-    parser = _Parser(
-        prog=program,
-        usage="%(prog)s [--config FILE] [--section.field VALUE ...] [--print_config] [--dry-run] [--smoke]",
-        description=description,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="append", metavar="FILE", help="recipe (YAML); flags win over it")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, print configuration and cost, and exit"
-    )
-    parser.add_argument(
-        "--smoke", action="store_true", help="two steps on a few synthetic images: does this recipe run here?"
-    )
+def parser(method: str, program: str, description: str, usage: str) -> argparse.ArgumentParser:
+    """A parser of --config, --dry-run and every field of a run with the given method."""
+    made = _Parser(prog=program, usage=usage, description=description, allow_abbrev=False)
+    made.add_argument("--config", action="append", metavar="FILE", help="YAML file; flags win over it")
+    made.add_argument("--dry-run", action="store_true", help="check everything, print what it would cost, and exit")
+    add_fields(made, cfg.schema(method), {"method": f"method: {method}'s"})
+    return made
+
+
+def add_fields(
+    parser: argparse.ArgumentParser,
+    schema: Mapping[str, tuple[Any, dataclasses.Field[Any]]],
+    titles: Mapping[str, str] | None = None,
+) -> None:
+    """A flag for each dotted field, in groups by section; what is not given is not in the result."""
     groups: dict[str, Any] = {}
-    for key, (hint, spec) in cfg.schema(method).items():
+    for key, (hint, spec) in schema.items():
         section = key.split(".")[0]
         if section not in groups:
-            groups[section] = parser.add_argument_group(f"{section}: {method}'s" if section == "method" else section)
+            groups[section] = parser.add_argument_group((titles or {}).get(section, section))
         default = spec.default
         text = (
             ",".join(map(str, default))
@@ -117,7 +118,33 @@ def _parser(method: str, program: str, description: str) -> _Parser:
         valid = ", ".join(METHODS) if key == "method.name" else describe(hint, spec.metadata["bounds"])
         text = f"{spec.metadata['help']} [{valid}; default: {'null' if text is None else text}]".replace("%", "%%")
         groups[section].add_argument(f"--{key}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
-    return parser
+
+
+def one_file(given: Sequence[str] | None) -> str | None:
+    """The file of --config, if one was given.
+
+    Raises:
+        ConfigError: several.
+    """
+    if given and len(given) > 1:
+        raise ConfigError(f"--config: got {len(given)} files, expected one")
+    return given[0] if given else None
+
+
+def refuse_unknown(unknown: Sequence[str], known: Iterable[str], method: str) -> None:
+    """Name the first argument that no flag takes, and the nearest one that there is.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if not unknown:
+        return
+    name = unknown[0].split("=")[0]
+    if not name.startswith("--"):
+        raise ConfigError(f"got {unknown[0]!r}, expected flags such as --train.epochs 10")
+    other = [m for m in METHODS if name[2:] in cfg.schema(m)]
+    why = f"; it is a field of {', '.join(other)}, not of {method}" if other else nearest(name[2:], known)
+    raise ConfigError(f"{name[2:]}: no such field{why}")
 
 
 def parse(argv: Sequence[str], program: str = "pretrain.py", description: str = "") -> Command:
@@ -126,27 +153,25 @@ def parse(argv: Sequence[str], program: str = "pretrain.py", description: str = 
     Raises:
         ConfigError: anything wrong with flags, recipe or the values in them.
     """
-    first, _ = _parser("byol", program, description).parse_known_args([a for a in argv if a not in ("-h", "--help")])
-    recipes = first.config or []
-    if len(recipes) > 1:
-        raise ConfigError(f"--config: got {len(recipes)} recipes, expected one")
-    overrides = load_recipe(recipes[0]) if recipes else {}
+    usage = "%(prog)s [--config FILE] [--section.field VALUE ...] [--print_config] [--dry-run] [--smoke]"
+
+    def make(method: str) -> argparse.ArgumentParser:
+        made = parser(method, program, description, usage)
+        made.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
+        made.add_argument(
+            "--smoke", action="store_true", help="two steps on a few synthetic images: does this recipe run here?"
+        )
+        return made
+
+    first, _ = make("byol").parse_known_args([a for a in argv if a not in ("-h", "--help")])
+    recipe = one_file(first.config)
+    overrides = load_recipe(recipe) if recipe else {}
     method = str(getattr(first, "method.name", overrides.get("method.name", "byol")))
     # Fields of a method that is not known are judged by build(), which names the nearest one.
-    parser = _parser(method if method in METHODS else "byol", program, description)
-    given, unknown = parser.parse_known_args(list(argv))
+    given, unknown = make(method if method in METHODS else "byol").parse_known_args(list(argv))
     flags = {key: value for key, value in vars(given).items() if "." in key}
-    if method in METHODS and unknown:
-        name = unknown[0].split("=")[0]
-        if not name.startswith("--"):
-            raise ConfigError(f"got {unknown[0]!r}, expected flags such as --train.epochs 10")
-        other = [m for m in METHODS if name[2:] in cfg.schema(m)]
-        why = (
-            f"; it is a field of {', '.join(other)}, not of {method}"
-            if other
-            else nearest(name[2:], cfg.schema(method))
-        )
-        raise ConfigError(f"{name[2:]}: no such field{why}")
+    if method in METHODS:
+        refuse_unknown(unknown, cfg.schema(method), method)
     if given.smoke:  # flags win over it, but for those on the data
         overrides |= cfg.smoke({**overrides, **flags})
         flags = {key: value for key, value in flags.items() if not key.startswith("data.")}

@@ -48,16 +48,21 @@ class Config:
 
 
 # Not part of what a run computes: they may change between a start and the next.
-_NOT_IDENTITY = ("tracking.", "storage.", "scaling.", "train.stop_after", "data.download")
+NOT_IDENTITY = ("tracking.", "storage.", "scaling.", "train.stop_after", "data.download")
+
+
+def fields_of(section: str, cls: type) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+    """Dotted name -> (type, field) of a section's fields."""
+    hints = get_type_hints(cls)
+    return {f"{section}.{f.name}": (hints[f.name], f) for f in dataclasses.fields(cls)}
 
 
 def schema(method: str = "byol") -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
     """Dotted name -> (type, field) of every field, with the fields of the given method."""
+    classes = get_type_hints(Config) | {"method": METHODS[method].config}
     result = {}
     for section in dataclasses.fields(Config):
-        cls = METHODS[method].config if section.name == "method" else get_type_hints(Config)[section.name]
-        hints = get_type_hints(cls)
-        result.update({f"{section.name}.{f.name}": (hints[f.name], f) for f in dataclasses.fields(cls)})
+        result.update(fields_of(section.name, classes[section.name]))
     return result
 
 
@@ -341,7 +346,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 def identity(config: Config) -> dict[str, Any]:
     """The fields that decide what is computed; a run goes on only under the same ones."""
-    return {key: value for key, value in flat(config).items() if not key.startswith(_NOT_IDENTITY)}
+    return {key: value for key, value in flat(config).items() if not key.startswith(NOT_IDENTITY)}
 
 
 def fingerprint(config: Config) -> str:

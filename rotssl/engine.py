@@ -147,7 +147,7 @@ class Trainer:
             self._check_finite(metrics, epoch)
             metrics.update(self._book(epoch, steps, seconds, flops_per_step))
             if self._evaluates(epoch):
-                metrics.update(self._evaluate(epoch))
+                metrics.update(self.evaluate(epoch))
             self._finish_epoch(epoch, metrics)
         if end == train.epochs and self.runtime.rank == 0:
             self.export()
@@ -168,8 +168,8 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         counts: Counter[str] = Counter()
         started = shown = time.perf_counter()
-        for i, (images, ctx) in enumerate(self._batches(epoch)):
-            logs = self._step(images, ctx)
+        for i, (images, ctx) in enumerate(self.batches(epoch)):
+            logs = self.step(images, ctx)
             counts.update(logs.keys())
             for key, value in logs.items():
                 sums[key] = sums[key] + value if key in sums else value.float()
@@ -183,7 +183,7 @@ class Trainer:
         means = distributed.mean(torch.stack([sums[key] / counts[key] for key in keys]))
         return dict(zip(keys, means.cpu(), strict=True)), self.steps_per_epoch
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
         """This worker's uint8 images of each step, and the step's context; the rest that fills no batch is left out."""
         config, images = self.config.train, torch.from_numpy(self.splits.train.images)
         size = config.batch_size
@@ -221,7 +221,8 @@ class Trainer:
             if group["decays"] and optim.weight_decay_end is not None:
                 group["weight_decay"] = cosine(optim.weight_decay, optim.weight_decay_end, ctx.progress)
 
-    def _step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
+    def step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
+        """One step of the optimizer; returns what there is to log, on the device."""
         self._schedule(ctx)
         careful, clip = self.config.train.on_nan == "skip", self.config.optim.clip_norm
         before = [buffer.clone() for buffer in self.model.buffers()] if careful else []
@@ -323,7 +324,8 @@ class Trainer:
         last = epoch + 1 == self.config.train.epochs
         return self.splits.validation is not None and every > 0 and ((epoch + 1) % every == 0 or last)
 
-    def _evaluate(self, epoch: int) -> dict[str, float]:
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """The measures on validation after an epoch (0-based), on rank 0."""
         bank, queries = self.splits.train, self.splits.validation
         assert queries is not None and bank.labels is not None and queries.labels is not None
         encoder, device = self.model.encoder, self.runtime.device

@@ -29,13 +29,17 @@ log = logging.getLogger(__name__)
 ARTIFACTS = ("config.yaml", "convergence.png", "views.png", "encoder.safetensors", "encoder.json")
 
 
-def prepare(config: Config) -> tuple[Config, datasets.DataInfo]:
+def prepare(config: Config, info: datasets.DataInfo | None = None) -> tuple[Config, datasets.DataInfo]:
     """Check the data and resolve what was left open, saying what had to be cut; also returns what is known of the data.
+
+    Args:
+        config: as built.
+        info: of its data, if they were looked at already.
 
     Raises:
         ConfigError: as the parts do.
     """
-    info = datasets.inspect(config.data, config.evaluation.holdout)
+    info = info or datasets.inspect(config.data, config.evaluation.holdout)
     asked, config = config, cfg.resolve(config, info.image_size, info.train_size)
     for line in cfg.cut_down(asked, config):
         print(line, file=sys.stderr)
@@ -115,7 +119,7 @@ def pretrain(config: Config) -> int:
             print(f"training on {workers.count} {'GPU' if workers.use_gpu else 'CPU'} workers", file=sys.stderr)
         if threading.current_thread() is threading.main_thread():
             stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-            signal.signal(signal.SIGTERM, _interrupt)  # what `ray job stop` sends
+            signal.signal(signal.SIGTERM, interrupt)  # what `ray job stop` sends
         open_tracking(config, record, workers)
         with ProgressView(config.train.epochs, str(config.tracking.run_name)) as view:
             status = execute(config, record, workers, view.handle)
@@ -198,7 +202,8 @@ def close(config: Config, record: Record, status: str, reason: str) -> str:
     return status
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
+    """A signal handler that ends what runs as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
@@ -215,16 +220,13 @@ def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[st
         ConfigError: the store can't be used, or not from the cluster's nodes.
     """
     uri = config.tracking.uri or tracking.default_uri(str(config.storage.path))
-    if uri.startswith("sqlite") and workers is not None and workers.nodes > 1:
-        raise ConfigError(
-            f"tracking.uri: got {uri!r}, expected http(s)://HOST:PORT: sqlite is for one machine, the cluster has {workers.nodes}"
-        )
+    check_store(uri, workers.nodes if workers is not None else 1)
     tags = {
         "method": config.method.name,
         "data": config.data.name,
         "rotation": "on" if config.rotation.weight > 0 else "off",
         "jigsaw": "on" if config.jigsaw.weight > 0 else "off",
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "config_hash": cfg.fingerprint(config),
         "world_size": str(workers.count if workers else 1),
         "status_reason": "running",
@@ -240,15 +242,34 @@ def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[st
         if not key.startswith(("scaling.", "storage.", "tracking."))
     }
     params.pop("train.stop_after")
+    open_in_mlflow(config, record, uri, params, tags)
+
+
+def check_store(uri: str, nodes: int) -> None:
+    """Refuse a file as the store of several machines.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if uri.startswith("sqlite") and nodes > 1:
+        raise ConfigError(
+            f"tracking.uri: got {uri!r}, expected http(s)://HOST:PORT: sqlite is for one machine, the cluster has {nodes}"
+        )
+
+
+def open_in_mlflow(
+    config: Config, record: Record, uri: str, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> None:
+    """Make the record's run with these parameters and tags, or take it up again, and note its place."""
     known = record.run_id if record.uri == uri else None
     artifacts = Path(str(config.storage.path)) / "mlartifacts" / config.tracking.experiment
-    record.run_id = tracking.open_run(
-        uri, config.tracking.experiment, str(config.tracking.run_name), known, params, tags, artifacts
-    )
+    name = str(config.tracking.run_name)
+    record.run_id = tracking.open_run(uri, config.tracking.experiment, name, known, dict(params), dict(tags), artifacts)
     record.uri = uri
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
+    """The commit of this checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -45,7 +45,8 @@ class Workers:
     nodes: int
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """Ray, with the environment that it reads when it is imported."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     # Ray's processes inherit the environment; without bytecode each of them would compile its imports anew.
@@ -62,7 +63,7 @@ def connected(config: Config) -> Iterator[Workers]:
     Raises:
         ConfigError: no connection, or the workers don't fit into the cluster.
     """
-    ray = _import_ray()
+    ray = import_ray()
     ours = not ray.is_initialized()
     if ours:
         address = _address()
@@ -256,7 +257,7 @@ def fit(
         show: takes the progress events, in a thread of its own.
         data: the images in Ray's object store; loaded if None.
     """
-    _import_ray()
+    import_ray()
     from ray.exceptions import RayActorError
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -298,7 +299,7 @@ def fit(
 
 def load(config: Config) -> Any:
     """A reference to the images of a run, to be loaded by some node of the cluster."""
-    return _import_ray().remote(num_cpus=0)(datasets.load).remote(config.data, config.evaluation.holdout)
+    return import_ray().remote(num_cpus=0)(datasets.load).remote(config.data, config.evaluation.holdout)
 
 
 def _resources(config: Config, workers: Workers) -> dict[str, float]:

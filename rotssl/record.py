@@ -39,12 +39,28 @@ class Record:
             ConfigError: it was started with another configuration, or the record can't be read.
         """
         path, ours = config.run_dir / "run.json", cfg.identity(config)
-        if not path.exists():
-            if checkpoint.found(config.run_dir):
+        if not path.exists() and checkpoint.found(config.run_dir):
+            raise ConfigError(
+                f"storage.path: {config.run_dir} has checkpoints but no run.json; move it away to start anew"
+            )
+        record = cls.read(path, ours)
+        for key in sorted(ours.keys() | record.config.keys()):
+            if ours.get(key) != record.config.get(key):
+                before, now = record.config.get(key), ours.get(key)
                 raise ConfigError(
-                    f"storage.path: {config.run_dir} has checkpoints but no run.json; move it away to start anew"
+                    f"{key}: got {now}, but run {config.tracking.run_name!r} was started with {before}; choose another run_name"
                 )
-            return cls(path, ours)
+        return record
+
+    @classmethod
+    def read(cls, path: Path, config: dict[str, Any]) -> "Record":
+        """The record in a file, or a new one with this configuration where there is none.
+
+        Raises:
+            ConfigError: it can't be read.
+        """
+        if not path.exists():
+            return cls(path, config)
         try:
             record = cls(path, **json.loads(path.read_text()))
             if not isinstance(record.config, dict):
@@ -53,12 +69,6 @@ class Record:
             raise ConfigError(
                 f"storage.path: {path} cannot be read ({error}); move the folder away to start anew"
             ) from error
-        for key in sorted(ours.keys() | record.config.keys()):
-            if ours.get(key) != record.config.get(key):
-                before, now = record.config.get(key), ours.get(key)
-                raise ConfigError(
-                    f"{key}: got {now}, but run {config.tracking.run_name!r} was started with {before}; choose another run_name"
-                )
         return record
 
     def write(self, status: str, reason: str = "") -> None:

@@ -47,6 +47,22 @@ def check_uri(uri: str) -> None:
         raise ConfigError(f"tracking.uri: {file} is not a file that can be written")
 
 
+def reachable(uri: str) -> str:
+    """What keeps this machine from using a tracking store; empty if nothing does. A file that is not there is not made."""
+    if uri.startswith("sqlite"):
+        file = Path(uri.removeprefix("sqlite:///"))
+        above = next(path for path in (file, *file.parents) if path.exists())
+        if not os.access(above, os.W_OK):
+            return f"tracking.uri: {file} cannot be written there"
+        if above != file:
+            return ""
+    try:
+        _client(uri).search_experiments(max_results=1)
+    except Exception as error:  # as in open_run
+        return f"tracking.uri: {uri} cannot be used there: {_short(error)}"
+    return ""
+
+
 def _client(uri: str) -> Any:
     for key, value in _PATIENCE.items():
         os.environ.setdefault(key, value)

@@ -91,7 +91,7 @@ train.epochs=3 | 'train.epochs=3'
 --method.name simclr --method.momentum 0.9 | method.momentum: no such field | of mocov2, byol | not of simclr
 --views.jitter 0.1,0.2 | views.jitter: got '0.1,0.2' | 4 comma-separated numbers
 --views.global_scale 0.1 | views.global_scale: got '0.1', expected 2
---config a.yaml --config=b.yaml | --config | 2 recipes, expected one
+--config a.yaml --config=b.yaml | --config | 2 files, expected one
 --train.batch_size 10 --scaling.num_workers 3 | train.batch_size: got 10 | multiple of the 3 workers
 --train.batch_size 3 --scaling.num_workers 3 | train.batch_size: got 3 | at least 2 images
 --train.epochs 2 --train.stop_after 3 | train.stop_after: got 3 | at most train.epochs (2)

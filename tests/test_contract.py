@@ -208,7 +208,7 @@ def first_steps(overrides, steps):
     with arithmetic(torch.float64):
         run = trainer(make_config(**overrides))
         losses, seen = [], []
-        batches = (item for epoch in range(4) for item in run._batches(epoch))
+        batches = (item for epoch in range(4) for item in run.batches(epoch))
         for images, ctx in islice(batches, steps):
             views = run.augment(images, ctx.epoch, ctx.positions)
             made = [*views.full, *views.local]
@@ -216,7 +216,7 @@ def first_steps(overrides, steps):
                 made += task.transform(views.own.get(name, views.full), ctx)[0]
             versions = [block for view in made if len(view) % len(images) == 0 for block in view.split(len(images))]
             seen.append([[digest(block[i]) for block in versions] for i in range(len(images))])
-            logs = run._step(images, ctx)
+            logs = run.step(images, ctx)
             losses.append({key: float(distributed.mean(logs[key])) for key in sorted(logs) if key.startswith("loss/")})
         return losses, seen, {name: digest(value) for name, value in run.model.state_dict().items()}
 
@@ -247,7 +247,7 @@ def test_two_workers_equal_one(tmp_path, pool, method, norm, task):
 
 def gradient_of_step(overrides):
     run = trainer(make_config(**overrides))
-    images, ctx = next(iter(run._batches(0)))
+    images, ctx = next(iter(run.batches(0)))
     run.parallel(run.augment(images, 0, ctx.positions), ctx).loss.backward()
     return {name: grad.numpy() for name, grad in gradients(run.model).items()}
 
@@ -275,24 +275,24 @@ def test_state_moves_with_a_step_and_stays_in_one_that_is_skipped(tmp_path, meth
             name: value.clone() for name, value in run.model.method.named_buffers() if not name.endswith(normalization)
         }
 
-    start, batches, normalize = state(), list(run._batches(0)), run.augment.normalize
-    assert run._step(*batches[0])["optim/skipped_steps"] == 0
+    start, batches, normalize = state(), list(run.batches(0)), run.augment.normalize
+    assert run.step(*batches[0])["optim/skipped_steps"] == 0
     moved = state()
     for name, value in moved.items():
         assert torch.isfinite(value).all() and not torch.equal(value, start[name]), name
     run.augment.normalize = lambda images: normalize(images) * math.nan
-    assert run._step(*batches[1])["optim/skipped_steps"] == 1
+    assert run.step(*batches[1])["optim/skipped_steps"] == 1
     for name, value in state().items():
         assert torch.equal(value, moved[name]), name
     run.augment.normalize = normalize
-    run._step(*batches[2])  # what the skipped one saw is dropped
+    run.step(*batches[2])  # what the skipped one saw is dropped
     assert all(torch.isfinite(value).all() for value in state().values())
 
 
 def one_step(overrides):
     """Weights and buffers after one step on a whole batch, and the step's logs."""
     run = trainer(make_config(**overrides))
-    logs = run._step(*next(iter(run._batches(0))))
+    logs = run.step(*next(iter(run.batches(0))))
     return run.model.state_dict(), logs
 
 

@@ -13,8 +13,10 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "rotssl").rglob("*.py"))
 # From the top down; a module imports only from its own layer or from those below it.
 LAYERS = [
+    ("rotssl.ablation",),
     ("rotssl.launch", "rotssl.data.preview"),
     ("rotssl.ray_runtime", "rotssl.ray_sweep", "rotssl.tracking"),
+    ("rotssl.timing",),
     ("rotssl.engine",),
     ("rotssl.runtime",),
     ("rotssl.flops",),
@@ -22,7 +24,7 @@ LAYERS = [
     ("rotssl.tasks",),
     ("rotssl.methods.*",),  # the methods and their contract
     ("rotssl.models", "rotssl.losses", "rotssl.optim", "rotssl.distributed", "rotssl.data", "rotssl.evaluation"),
-    ("rotssl.reporting", "rotssl.checkpoint", "rotssl.journal", "rotssl.record", "rotssl.cli"),
+    ("rotssl.reporting", "rotssl.checkpoint", "rotssl.journal", "rotssl.record", "rotssl.cli", "rotssl.sweep"),
     ("rotssl.config",),
     ("rotssl.methods", "rotssl.schedules", "rotssl.rng", "rotssl.sections", "rotssl.fields"),
 ]

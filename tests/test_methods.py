@@ -37,9 +37,9 @@ def random_views(count, size=4, seed=0, dim=DIM):
 
 def steps(run, count):
     """Take the first steps of a run, and yield their contexts after each."""
-    batches = (item for epoch in range(run.config.train.epochs) for item in run._batches(epoch))
+    batches = (item for epoch in range(run.config.train.epochs) for item in run.batches(epoch))
     for images, ctx in islice(batches, count):
-        run._step(images, ctx)
+        run.step(images, ctx)
         yield ctx
 
 
@@ -136,11 +136,11 @@ def test_a_skipped_step_leaves_a_hole_in_the_queue(tmp_path, name):
     run = trainer(make_config(tmp_path, name, **{"train.on_nan": "skip", "data.limit": 64}))
     queue, normalize = run.model.method.queue, run.augment.normalize
     list(steps(run, 1))
-    once, batches = queue.clone(), list(run._batches(0))
+    once, batches = queue.clone(), list(run.batches(0))
     run.augment.normalize = lambda images: normalize(images) * math.nan
-    run._step(*batches[1])
+    run.step(*batches[1])
     run.augment.normalize = normalize
-    run._step(*batches[2])
+    run.step(*batches[2])
     for places in (queue != once).any(-1).view(-1, 40):  # 16 places moved, after a hole of 16
         assert places.nonzero().flatten().tolist() == [*range(8), *range(32, 40)]
 
@@ -203,7 +203,7 @@ def test_simsiam_s_predictor_keeps_its_rate_while_the_others_decay(tmp_path, kin
     predictor = {id(p) for p in run.model.method.predictor.parameters()}
     rates = {True: [], False: []}
     for epoch in range(4):
-        for _, ctx in run._batches(epoch):
+        for _, ctx in run.batches(epoch):
             run._schedule(ctx)
             for whose in rates:
                 found = {

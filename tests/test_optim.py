@@ -217,7 +217,7 @@ def test_weight_decay_follows_its_cosine_where_there_is_decay(tmp_path):
     fields = {"optim.weight_decay": 0.04, "optim.weight_decay_end": 0.4, "data.limit": 64}
     run = trainer(make_config(tmp_path, "dino", **fields))
     for epoch in range(4):
-        for _, ctx in run._batches(epoch):
+        for _, ctx in run.batches(epoch):
             run._schedule(ctx)
             # DINO's utils.cosine_scheduler.
             expected = 0.4 + 0.5 * (0.04 - 0.4) * (1 + math.cos(math.pi * ctx.step / 16))
@@ -235,7 +235,7 @@ def first_update(tmp_path, **fields):
     run = trainer(make_config(tmp_path, "simclr", **plain, **fields))
     params = [p for p in run.model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in params]
-    logs = run._step(*next(iter(run._batches(0))))
+    logs = run.step(*next(iter(run.batches(0))))
     return torch.cat([(p.detach() - old).flatten() for p, old in zip(params, before, strict=True)]), logs[
         "optim/grad_norm"
     ]

@@ -46,7 +46,7 @@ def test_what_cannot_be_compared_is_left_out(odd):
 def test_half_precision_that_overflows_at_first_does_not_end_a_run_that_compares(tmp_path, method):
     fields = {"train.precision": "fp16", "tasks.log_gradients_every": 1, "data.limit": 64, **JIGSAW}
     run = trainer(make_config(tmp_path, method, **fields))
-    assert not math.isfinite(run._step(*next(run._batches(0)))["optim/grad_norm"])  # it does overflow
+    assert not math.isfinite(run.step(*next(run.batches(0)))["optim/grad_norm"])  # it does overflow
     run.run()
     assert all(math.isfinite(value) for value in run.journal.point(4).values())
 
@@ -56,8 +56,8 @@ def compared(overrides, every=2):
     with arithmetic(torch.float64):
         run = trainer(make_config(**overrides, **{"tasks.log_gradients_every": every, "data.limit": 64}))
         return [
-            {key: float(distributed.mean(value)) for key, value in run._step(images, ctx).items() if "/grad_" in key}
-            for images, ctx in run._batches(0)
+            {key: float(distributed.mean(value)) for key, value in run.step(images, ctx).items() if "/grad_" in key}
+            for images, ctx in run.batches(0)
         ]
 
 
@@ -79,8 +79,8 @@ def test_comparing_changes_nothing(tmp_path):
     weights = []
     for every in (0, 1):
         run = trainer(make_config(tmp_path, "byol", **{"tasks.log_gradients_every": every, "data.limit": 64}))
-        for images, ctx in run._batches(0):
-            run._step(images, ctx)
+        for images, ctx in run.batches(0):
+            run.step(images, ctx)
         weights.append(run.model.state_dict())
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name

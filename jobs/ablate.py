@@ -1,0 +1,13 @@
+"""Run a sweep over auxiliary weights, epoch budgets, methods and seeds on a Ray cluster, and say what the auxiliary task saves.
+
+Each budget is a run of its own with its own schedule. Started again, the same command runs only what is missing.
+"""
+
+import sys
+
+from rotssl.ablation import run
+from rotssl.cli import run_command
+from rotssl.sweep import parse
+
+if __name__ == "__main__":
+    run_command(lambda: run(parse(sys.argv[1:], "jobs/ablate.py", __doc__)))

@@ -1,0 +1,354 @@
+"""The driver of a sweep: what is to be run, whether it can be, running it, and the report at the end.
+
+A trial is a run like those of jobs/pretrain.py, in a folder that its configuration names: a sweep that is started again finds
+there what is finished, goes on with what is not, and adds what is new. Nothing else is remembered.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rotssl import config as cfg
+from rotssl import journal, launch, tracking
+from rotssl.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from rotssl.config import Config
+from rotssl.data import datasets
+from rotssl.data.images import DataError
+from rotssl.fields import ConfigError
+from rotssl.record import Record, check_writable, run_folder
+from rotssl.sweep import Command, Sweep, expand, run_name
+
+# An actor that lost its driver needs some seconds to notice.
+PATIENCE_S = 90
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of the sweep: its resolved configuration, what is varied in it, and the number of training images."""
+
+    config: Config
+    label: str
+    train_size: int
+
+    @property
+    def name(self) -> str:
+        """The run's name, which its configuration decides."""
+        return str(self.config.tracking.run_name)
+
+    @property
+    def title(self) -> str:
+        """For the eye."""
+        return f"{self.label} seed={self.config.train.seed}"
+
+    def record(self) -> Record:
+        """How far it is."""
+        return Record.of(self.config)
+
+    def is_done(self, prunes: bool) -> bool:
+        """Whether nothing is left to run; what a scheduler stopped is done for a sweep that has one."""
+        return self.record().status in ("finished", *(["pruned"] if prunes else []))
+
+
+def trials_of(sweep: Sweep) -> list[Trial]:
+    """The trials that a sweep stands for, each once.
+
+    Raises:
+        ConfigError: a configuration that can't be run, the data's or their own.
+    """
+    trials: dict[str, Trial] = {}
+    infos: dict[tuple[Any, float], datasets.DataInfo] = {}
+    for cell in expand(sweep):
+        key = cell.config.data, cell.config.evaluation.holdout
+        if key not in infos:
+            infos[key] = datasets.inspect(*key)
+        asked = cell.config
+        if asked.scaling.num_workers in ("auto", 1):  # one worker needs no Ray Train: the engine runs in Tune's own
+            asked = cfg.replace(asked, {"scaling.num_workers": 0})
+        config, info = launch.prepare(asked, infos[key])
+        if config.evaluation.knn_every == 0 and sweep.settings.scheduler != "none":
+            raise ConfigError(f"evaluation.knn_every: got 0, but {sweep.settings.scheduler} compares kNN")
+        config = cfg.replace(config, {"tracking.run_name": run_name(config)})
+        trials.setdefault(str(config.tracking.run_name), Trial(config, cell.label, info.train_size))
+    return list(trials.values())
+
+
+def run(command: Command) -> int:
+    """What jobs/ablate.py does; returns the exit code.
+
+    Raises:
+        ConfigError: what the sweep file, the cluster, the stores or an earlier start forbid.
+    """
+    sweep, prunes = command.sweep, command.sweep.settings.scheduler != "none"
+    trials = trials_of(sweep)
+    whole = cfg.replace(trials[0].config, {"tracking.run_name": sweep.name})  # the sweep's own folder
+    if command.resume and not (whole.run_dir / "run.json").exists():
+        raise ConfigError(f"--resume: {whole.run_dir} holds no sweep that was started")
+    check_writable(whole.run_dir)
+    statuses = [trial.record().status for trial in trials]
+    todo = [trial for trial in trials if not trial.is_done(prunes)]
+    print(f"sweep {sweep.name}: {len(trials)} trials: {_counts(statuses)}; {len(todo)} to run")
+    if command.dry_run and not todo:
+        return EXIT_OK
+    with contextlib.ExitStack() as stack:
+        if not command.dry_run:
+            stack.enter_context(run_folder(whole))
+        parent = Record.read(whole.run_dir / "run.json", {})
+        if not todo:
+            print("nothing to do: all trials are finished already")
+            return _conclude(sweep, whole, parent, trials)
+        code = _start(sweep, whole, parent, trials, todo, command.dry_run)
+        return EXIT_OK if command.dry_run else _conclude(sweep, whole, parent, trials, code)
+
+
+def _counts(statuses: Sequence[str]) -> str:
+    words = {"running": "cut short", "pruned": "stopped early", "failed": "failed (they are tried again)"}
+    return ", ".join(f"{count} {words.get(status, status)}" for status, count in sorted(Counter(statuses).items()))
+
+
+def _start(
+    sweep: Sweep, whole: Config, parent: Record, trials: list[Trial], todo: list[Trial], dry_run: bool
+) -> int | None:
+    """Check, and unless it is a dry run, run; returns 130 if interrupted."""
+    from rotssl import ray_runtime, ray_sweep
+
+    settings, config = sweep.settings, todo[0].config
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(ray_runtime.connected(config))
+        slots = ray_sweep.plan(config, settings, ray_sweep.nodes())
+        uri = config.tracking.uri or tracking.default_uri(str(config.storage.path))
+        launch.check_store(uri, cluster.nodes)
+        kind = "in Tune's workers" if slots.workers == 1 else f"on {slots.workers} Ray Train workers"
+        each = f"{config.scaling.cpus_per_worker} CPU" + (
+            f" and {slots.resources.get('GPU', 1):g} GPU" if slots.use_gpu else ""
+        )
+        print(f"cluster: {cluster.nodes} node(s), {slots.count} trials at a time {kind}, each worker {each}")
+        print(f"working directory: {_megabytes(Path.cwd())}")
+        # A dry run leaves no trace: without a folder yet, the nodes are asked about the one above it.
+        folder = whole.run_dir
+        while not folder.exists():
+            folder = folder.parent
+        if not dry_run:
+            _open(sweep, whole, parent, uri)
+        roots = sorted({str(trial.config.data.root) for trial in todo if trial.config.data.root})
+        ray_sweep.check_nodes(folder, uri, roots)
+        print(f"code, storage, data and tracking: as the driver has them, on {cluster.nodes} node(s)")
+        if slots.workers > 1:
+            print(f"collective: two workers added up, {ray_sweep.check_collective(whole, slots):.0f} s")
+        else:
+            print("collective: none, a trial has one worker")
+        seconds = ray_sweep.estimate([t.config for t in todo], [t.train_size for t in todo], slots)
+        left = [_share_left(t) * s for t, s in zip(todo, seconds, strict=True)]
+        wall = max(sum(left) / min(slots.count, len(todo)), *left)
+        print(
+            f"estimate: {sum(left) * slots.workers / 3600:.3g} device-hours, {wall / 60:.3g} minutes "
+            "(from a few timed steps, without start-up and communication)"
+        )
+        if dry_run:
+            return None
+        longest = dict(zip((t.name for t in todo), left, strict=True))
+        # Long ones first: the last to end are short. A scheduler learns what it knew from those that are done.
+        if settings.scheduler == "none":
+            chosen = sorted(todo, key=lambda trial: -longest[trial.name])
+        else:
+            chosen = [*(t for t in trials if t.name not in longest), *todo]
+        interrupted = _run(sweep, whole, parent, chosen, slots)
+    for trial in chosen:
+        record = trial.record()
+        if record.status == "running":  # its actor is gone by now
+            launch.close(trial.config, record, "interrupted", "interrupted")
+    return EXIT_INTERRUPTED if interrupted else None
+
+
+def _share_left(trial: Trial) -> float:
+    return 1 - max(journal.read(trial.config.run_dir), default=0) / trial.config.train.epochs
+
+
+def _megabytes(folder: Path) -> str:
+    """The size of what a job uploads from here, which .rayignore keeps small."""
+    skipped = {"results", "data", "datasets", "benchmarks", "tests", "docs", "mlruns", "__pycache__"}
+    total = 0
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in skipped]
+        total += sum(os.lstat(os.path.join(path, name)).st_size for name in files)
+    return f"{total / 1e6:.1f} MB" + (" (Ray refuses to upload more than 500 MiB)" if total > 100e6 else "")
+
+
+def _open(sweep: Sweep, whole: Config, parent: Record, uri: str) -> None:
+    """The sweep's own run in MLflow, made or taken up again."""
+    axes = {**sweep.grid, **{key: {kind: values} for key, (kind, values) in sweep.distributions.items()}}
+    lines = [f"- `{key}`: {values}" for key, values in axes.items()]
+    tags = {
+        "kind": "sweep",
+        "sweep": sweep.name,
+        "git_commit": launch.git_commit(),
+        "status_reason": "running",
+        "run_dir": str(whole.run_dir),
+        "mlflow.note.content": "\n".join(
+            [f"Sweep of `{sweep.file.name}`, {sweep.settings.seeds} seed(s):", "", *lines]
+        ),
+        **{f"sweep.{key}": str(value) for key, value in vars(sweep.settings).items()},
+    }
+    launch.open_in_mlflow(whole, parent, uri, {}, tags)
+    parent.write("running")
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, launch.interrupt)  # what `ray job stop` sends
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots: Any) -> bool:
+    """Hand the trials to Tune and show how they go; returns whether they were interrupted."""
+    from rotssl import ray_runtime, ray_sweep
+
+    prunes = sweep.settings.scheduler != "none"
+    data: dict[str, Any] = {}
+    specs = []
+    for trial in chosen:
+        key = repr((trial.config.data, trial.config.evaluation.holdout))
+        if key not in data and not trial.is_done(prunes):
+            data[key] = ray_runtime.load(trial.config)
+        tags = {
+            "mlflow.parentRunId": str(parent.run_id),
+            "kind": "trial",
+            "sweep": sweep.name,
+            "cell": trial.label,
+            "seed": str(trial.config.train.seed),
+            "budget": str(trial.config.train.epochs),
+        }
+        specs.append({"config": cfg.to_dict(trial.config), "tags": tags, "data": key, "prunes": prunes})
+    done = [max(journal.read(trial.config.run_dir), default=0) for trial in chosen]
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+    ended = 0
+
+    def on_epoch(index: int, metrics: dict[str, Any]) -> None:
+        epoch = int(metrics["epoch"])
+        if epoch > done[index]:
+            bar.advance(task, epoch - done[index])
+            done[index] = epoch
+
+    def on_end(index: int, error: str | None) -> None:
+        nonlocal ended
+        ended += 1
+        trial = chosen[index]
+        record = trial.record()
+        if error is not None and record.status != "finished":
+            _give_up(trial, record, error)
+        elif record.status == "running":
+            reason = f"stopped by {sweep.settings.scheduler} after epoch {done[index]}"
+            launch.close(trial.config, record, "pruned", reason)
+        console.print(f"[{ended}/{len(chosen)}] {_line(trial, record)}", markup=False)
+
+    with _sigterm_interrupts(), bar:
+        task = bar.add_task(sweep.name, total=sum(t.config.train.epochs for t in chosen), completed=sum(done))
+        try:
+            ray_sweep.run(
+                run_trial,
+                specs,
+                [trial.config for trial in chosen],
+                slots,
+                sweep.settings,
+                data,
+                whole.run_dir / "tune",
+                on_epoch,
+                on_end,
+            )
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _give_up(trial: Trial, record: Record, reason: str) -> None:
+    if record.run_id is None:  # it never came to be a run
+        trial.config.run_dir.mkdir(parents=True, exist_ok=True)
+        record.write("failed", reason)
+    else:
+        launch.close(trial.config, record, "failed", reason)
+
+
+def _line(trial: Trial, record: Record) -> str:
+    points = journal.read(trial.config.run_dir)
+    if record.status != "finished" or not points:
+        return f"{trial.title}: {record.status}: {record.reason}"
+    last = points[max(points)]
+    knn = f"kNN {last['knn/top1']:.1%}, " if "knn/top1" in last else ""
+    also = "" if record.reason == "completed" else f"; {record.reason}"
+    return f"{trial.title}: {knn}{last['cost/train_seconds']:.1f} s{also}"
+
+
+def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> None:
+    """One trial, in a Tune actor: tell what it did before, then go on to its end.
+
+    Args:
+        spec: its configuration and tags.
+        data: references to the images.
+        report: takes an epoch and its metrics; ends this function where the scheduler stops the trial.
+    """
+    from rotssl import ray_runtime, ray_sweep
+
+    logging.disable(logging.INFO)
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    config = cfg.build(cfg.flat_dict(spec["config"]))
+    told = 0
+
+    def tell(epoch: int, metrics: Mapping[str, float]) -> None:
+        nonlocal told
+        if epoch > told:
+            told = epoch
+            report(epoch, metrics)
+
+    def show(event: dict[str, Any]) -> None:
+        if "metrics" in event:
+            tell(event["epoch"] + 1, event["metrics"])
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run_folder(config, PATIENCE_S))
+        record = Record.of(config)
+        done = record.status in ("finished", *(["pruned"] if spec["prunes"] else []))
+        if not done:
+            record.write("running")  # what is found like this when the actor is gone was stopped or killed
+        for epoch, metrics in sorted(journal.read(config.run_dir).items()):
+            tell(epoch, metrics)
+        if done:
+            return
+        nested = config.scaling.num_workers != 0
+        workers = stack.enter_context(ray_runtime.connected(config)) if nested else None
+        launch.open_tracking(config, record, workers, spec["tags"])
+        try:
+            images = data[spec["data"]] if nested else ray_sweep.fetch(data[spec["data"]])
+        except DataError as error:
+            launch.close(config, record, "failed", str(error))
+            return
+        launch.execute(config, record, workers, show, images)
+
+
+def _conclude(sweep: Sweep, whole: Config, parent: Record, trials: Sequence[Trial], code: int | None = None) -> int:
+    """Say how all trials ended, compare them, close the sweep's run; returns the exit code."""
+    records = [trial.record() for trial in trials]
+    failed = [(t, r) for t, r in zip(trials, records, strict=True) if r.status == "failed"]
+    missing = [r for r in records if r.status not in ("finished", "pruned", "failed")]
+    print(f"sweep {sweep.name}: {_counts([record.status for record in records])}")
+    for trial, record in failed:
+        print(f"failed: {trial.title}: {record.reason}", file=sys.stderr)
+    for trial, record in zip(trials, records, strict=True):
+        if record.status in ("finished", "pruned", "failed") and not record.synced and record.run_id:
+            launch.close(trial.config, record, record.status, record.reason)  # MLflow was away when it ended
+    return code or (EXIT_FAILED if failed or missing else EXIT_OK)
