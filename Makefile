@@ -9,7 +9,7 @@ ifneq ($(wildcard ../shared/data),)
 export ROTSSL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo test test-fast test-all lint format bench clean
+.PHONY: setup demo test test-fast test-all lint format bench screenshots clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,10 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/convergence_sample.py
 	$(BIN)/python benchmarks/methods_sample.py
+
+# Needs a Chromium; without one it says so and leaves the picture as it is.
+screenshots: $(STAMP)
+	ROTSSL_SCREENSHOT=docs/mlflow_compare.png $(BIN)/python -m pytest tests/test_browser.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
