@@ -31,6 +31,8 @@ from rotssl.sweep import Command, Sweep, expand, run_name
 
 # An actor that lost its driver needs some seconds to notice.
 PATIENCE_S = 90
+# Of the runs in MLflow's charts, one for each thing that is compared, whatever its budget and seed.
+COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
     prunes = sweep.settings.scheduler != "none"
     data: dict[str, Any] = {}
     specs = []
+    arms = list(dict.fromkeys(_arm(trial) for trial in chosen))
     for trial in chosen:
         key = repr((trial.config.data, trial.config.evaluation.holdout))
         if key not in data and not trial.is_done(prunes):
@@ -231,6 +234,7 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
             "cell": trial.label,
             "seed": str(trial.config.train.seed),
             "budget": str(trial.config.train.epochs),
+            "mlflow.runColor": COLORS[arms.index(_arm(trial)) % len(COLORS)],
         }
         specs.append({"config": cfg.to_dict(trial.config), "tags": tags, "data": key, "prunes": prunes})
     done = [max(journal.read(trial.config.run_dir), default=0) for trial in chosen]
@@ -274,6 +278,10 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
         except KeyboardInterrupt:
             return True
     return False
+
+
+def _arm(trial: Trial) -> str:
+    return " ".join(part for part in trial.label.split(" ") if not part.startswith("train.epochs="))
 
 
 def _give_up(trial: Trial, record: Record, reason: str) -> None:
