@@ -4,7 +4,9 @@ A trial is a run like those of jobs/pretrain.py, in a folder that its configurat
 there what is finished, goes on with what is not, and adds what is new. Nothing else is remembered.
 """
 
+import builtins
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -29,6 +31,8 @@ from rotssl.fields import ConfigError
 from rotssl.record import Record, check_writable, run_folder
 from rotssl.sweep import Command, Sweep, expand, run_name
 
+# At once, also into the log of a job.
+print = functools.partial(builtins.print, flush=True)
 # An actor that lost its driver needs some seconds to notice.
 PATIENCE_S = 90
 # Of the runs in MLflow's charts, one for each thing that is compared, whatever its budget and seed.
@@ -142,6 +146,7 @@ def _start(
             folder = folder.parent
         if not dry_run:
             _open(sweep, whole, parent, uri)
+        estimate = ray_sweep.start_estimate([t.config for t in todo], [t.train_size for t in todo], slots)
         roots = sorted({str(trial.config.data.root) for trial in todo if trial.config.data.root})
         ray_sweep.check_nodes(folder, uri, roots)
         print(f"code, storage, data and tracking: as the driver has them, on {cluster.nodes} node(s)")
@@ -149,12 +154,11 @@ def _start(
             print(f"collective: two workers added up, {ray_sweep.check_collective(whole, slots):.0f} s")
         else:
             print("collective: none, a trial has one worker")
-        seconds = ray_sweep.estimate([t.config for t in todo], [t.train_size for t in todo], slots)
-        left = [_share_left(t) * s for t, s in zip(todo, seconds, strict=True)]
+        left = [_share_left(t) * s for t, s in zip(todo, ray_sweep.fetch(estimate), strict=True)]
         wall = max(sum(left) / min(slots.count, len(todo)), *left)
         print(
-            f"estimate: {sum(left) * slots.workers / 3600:.3g} device-hours, {wall / 60:.3g} minutes "
-            "(from a few timed steps, without start-up and communication)"
+            f"estimate: {_duration(sum(left) * slots.workers)} of device time, {_duration(wall)} by the clock "
+            "(a few steps timed; without start-up and communication)"
         )
         if dry_run:
             return None
@@ -170,6 +174,16 @@ def _start(
         if record.status == "running":  # its actor is gone by now
             launch.close(trial.config, record, "interrupted", "interrupted")
     return EXIT_INTERRUPTED if interrupted else None
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _share_left(trial: Trial) -> float:
@@ -249,6 +263,9 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
             bar.advance(task, epoch - done[index])
             done[index] = epoch
 
+    def on_retry(index: int) -> None:
+        console.print(f"{chosen[index].title}: its worker died; going on after epoch {done[index]}", markup=False)
+
     def on_end(index: int, error: str | None) -> None:
         nonlocal ended
         ended += 1
@@ -273,6 +290,7 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
                 data,
                 whole.run_dir / "tune",
                 on_epoch,
+                on_retry,
                 on_end,
             )
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from start to start: each trial reports the epochs of its journal first, and the
 """
 
 import contextlib
+import logging
 import math
 import os
 import shutil
@@ -228,13 +229,12 @@ def _add_up() -> float:
     return float(value)
 
 
-def estimate(configs: Sequence[Config], train_sizes: Sequence[int], slots: Slots) -> list[float]:
-    """Seconds of each trial on its own, from a few steps timed on a worker."""
+def start_estimate(configs: Sequence[Config], train_sizes: Sequence[int], slots: Slots) -> Any:
+    """A reference to the seconds of each trial on its own, from a few steps that are timed on a worker meanwhile."""
     ray = import_ray()
     share = {"num_gpus": slots.resources.get("GPU", 1.0)} if slots.use_gpu else {}
     task = ray.remote(num_cpus=configs[0].scaling.cpus_per_worker, max_retries=0, **share)(_estimate)
-    found: list[float] = ray.get(task.remote([cfg.to_dict(config) for config in configs], train_sizes, slots))
-    return found
+    return task.remote([cfg.to_dict(config) for config in configs], train_sizes, slots)
 
 
 def _estimate(configs: Sequence[dict[str, Any]], train_sizes: Sequence[int], slots: Slots) -> list[float]:
@@ -317,6 +317,7 @@ def run(
     shared: Any,
     scratch: Path,
     on_epoch: Callable[[int, dict[str, Any]], None],
+    on_retry: Callable[[int], None],
     on_end: Callable[[int, str | None], None],
 ) -> None:
     """Run the trials, in their order, as many at a time as there are slots.
@@ -330,13 +331,19 @@ def run(
         shared: handed to every trial; may hold references to Ray's object store.
         scratch: folder for Tune's own files, removed afterwards.
         on_epoch: takes a trial's index and an epoch's metrics.
+        on_retry: takes the index of a trial whose actor died and is started again.
         on_end: takes a trial's index, and why its actor died for good, or None. Called once for each, as they end.
     """
     tune = _import_tune()
+    from ray.tune.progress_reporter import TrialProgressCallback
 
-    class Tell(tune.Callback):  # type: ignore[misc,name-defined]
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that dies is told below, in one line
+
+    class Tell(TrialProgressCallback):  # type: ignore[misc]
+        """In place of Tune's own, which would print."""
+
         def __reduce__(self) -> tuple[Any, ...]:
-            return tune.Callback, ()  # for Tune's own record of the experiment, which nobody reads
+            return TrialProgressCallback, ()  # for Tune's own record of the experiment, which nobody reads
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
@@ -345,6 +352,9 @@ def run(
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             on_end(trial.config["trial"], None)
+
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            on_retry(trial.config["trial"])
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]

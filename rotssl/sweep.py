@@ -239,6 +239,9 @@ def canonical(config: Config) -> Config:
     return cfg.replace(config, off)
 
 
+_TASKS = {"rotation.weight": "rotation", "jigsaw.weight": "jigsaw"}
+
+
 def expand(sweep: Sweep) -> Iterator[Cell]:
     """All cells, each once, in the order of the file, a baseline before what it is compared with.
 
@@ -253,15 +256,18 @@ def expand(sweep: Sweep) -> Iterator[Cell]:
         recipe = axes.pop("recipe", settings.recipe)
         base = cli.load_recipe(_find(str(recipe), sweep.file)) if recipe is not None else {}
         built = cfg.build({**base, **sweep.common, **axes})
+        shown = [*axes, *(["method.name"] if "recipe" in sweep.grid else [])]
+        if settings.baseline:  # a baseline that was added differs in these, whether or not the grid has them
+            shown += [key for key, task in _TASKS.items() if getattr(built, task).weight > 0]
         for offset in range(settings.seeds):
             config = cfg.replace(built, {"train.seed": built.train.seed + offset})
-            plain = cfg.replace(config, {"rotation.weight": 0.0, "jigsaw.weight": 0.0})
+            plain = cfg.replace(config, dict.fromkeys(_TASKS, 0.0))
             for variant in (plain, config) if settings.baseline else (config,):
                 variant = canonical(variant)
                 digest = cfg.fingerprint(variant)
                 if digest not in seen:
                     seen.add(digest)
-                    yield Cell(variant, _label(variant, [*axes, *(["method.name"] if "recipe" in sweep.grid else [])]))
+                    yield Cell(variant, _label(variant, shown))
 
 
 def _find(recipe: str, sweep_file: Path) -> Path:
@@ -272,7 +278,7 @@ def _find(recipe: str, sweep_file: Path) -> Path:
 def _label(config: Config, axes: Sequence[str]) -> str:
     """What is varied, with the values of this configuration; fields of tasks that are off are left out."""
     values = cfg.flat(config)
-    off = [name for name in ("rotation", "jigsaw") if values[f"{name}.weight"] == 0]
+    off = [task for key, task in _TASKS.items() if values[key] == 0]
     shown = [
         f"{key}={values[key]:g}" if isinstance(values[key], float) else f"{key}={values[key]}"
         for key in dict.fromkeys(axes)
