@@ -103,7 +103,10 @@ def run(command: Command) -> int:
     check_writable(whole.run_dir)
     statuses = [trial.record().status for trial in trials]
     todo = [trial for trial in trials if not trial.is_done(prunes)]
-    print(f"sweep {sweep.name}: {len(trials)} trials: {_counts(statuses)}; {len(todo)} to run")
+    print(
+        f"sweep {sweep.name}: {len(trials)} trials: {_counts(statuses)}; {len(todo)} to run"
+        + (" (what failed is tried again)" if "failed" in statuses else "")
+    )
     if command.dry_run and not todo:
         return EXIT_OK
     with contextlib.ExitStack() as stack:
@@ -118,7 +121,7 @@ def run(command: Command) -> int:
 
 
 def _counts(statuses: Sequence[str]) -> str:
-    words = {"running": "cut short", "pruned": "stopped early", "failed": "failed (they are tried again)"}
+    words = {"running": "cut short", "pruned": "stopped early"}
     return ", ".join(f"{count} {words.get(status, status)}" for status, count in sorted(Counter(statuses).items()))
 
 
@@ -252,6 +255,7 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
         }
         specs.append({"config": cfg.to_dict(trial.config), "tags": tags, "data": key, "prunes": prunes})
     done = [max(journal.read(trial.config.run_dir), default=0) for trial in chosen]
+    silent = {index for index, trial in enumerate(chosen) if trial.is_done(prunes)}  # they only tell the scheduler
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
@@ -268,6 +272,8 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
 
     def on_end(index: int, error: str | None) -> None:
         nonlocal ended
+        if index in silent:
+            return
         ended += 1
         trial = chosen[index]
         record = trial.record()
@@ -276,7 +282,7 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
         elif record.status == "running":
             reason = f"stopped by {sweep.settings.scheduler} after epoch {done[index]}"
             launch.close(trial.config, record, "pruned", reason)
-        console.print(f"[{ended}/{len(chosen)}] {_line(trial, record)}", markup=False)
+        console.print(f"[{ended}/{len(chosen) - len(silent)}] {_line(trial, record)}", markup=False)
 
     with _sigterm_interrupts(), bar:
         task = bar.add_task(sweep.name, total=sum(t.config.train.epochs for t in chosen), completed=sum(done))
@@ -369,12 +375,20 @@ def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> 
 def _conclude(sweep: Sweep, whole: Config, parent: Record, trials: Sequence[Trial], code: int | None = None) -> int:
     """Say how all trials ended, compare them, close the sweep's run; returns the exit code."""
     records = [trial.record() for trial in trials]
-    failed = [(t, r) for t, r in zip(trials, records, strict=True) if r.status == "failed"]
-    missing = [r for r in records if r.status not in ("finished", "pruned", "failed")]
-    print(f"sweep {sweep.name}: {_counts([record.status for record in records])}")
-    for trial, record in failed:
-        print(f"failed: {trial.title}: {record.reason}", file=sys.stderr)
     for trial, record in zip(trials, records, strict=True):
         if record.status in ("finished", "pruned", "failed") and not record.synced and record.run_id:
             launch.close(trial.config, record, record.status, record.reason)  # MLflow was away when it ended
-    return code or (EXIT_FAILED if failed or missing else EXIT_OK)
+    counts = _counts([record.status for record in records])
+    print(f"sweep {sweep.name}: {counts}")
+    failed = [(t, r) for t, r in zip(trials, records, strict=True) if r.status == "failed"]
+    for trial, record in failed:
+        print(f"failed: {trial.title}: {record.reason}", file=sys.stderr)
+    left = [record for record in records if record.status not in ("finished", "pruned", "failed")]
+    status = "interrupted" if code else "failed" if failed or left else "finished"
+    tracker = tracking.Tracker(parent.uri, str(parent.run_id))
+    parent.synced = tracker.finish(launch.MLFLOW_STATUS[status], counts, [sweep.file])
+    parent.write(status, counts)
+    if code:
+        print("interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
+        return code
+    return EXIT_FAILED if failed or left else EXIT_OK

@@ -175,7 +175,7 @@ def execute(
     return close(config, record, "finished", "completed")
 
 
-_MLFLOW_STATUS = {
+MLFLOW_STATUS = {
     "finished": "FINISHED",
     "failed": "FAILED",
     "interrupted": "KILLED",
@@ -193,7 +193,7 @@ def close(config: Config, record: Record, status: str, reason: str) -> str:
             _plot(config)
         tracker = tracking.Tracker(record.uri, str(record.run_id))
         done = tracker.sync(points)
-        record.synced = tracker.finish(_MLFLOW_STATUS[status], reason, [folder / name for name in ARTIFACTS]) and done
+        record.synced = tracker.finish(MLFLOW_STATUS[status], reason, [folder / name for name in ARTIFACTS]) and done
         record.write(status, reason)
         checkpoint.prune(folder, keep=2)
     except OSError as error:

@@ -1,0 +1,234 @@
+"""Sweeps on a real Ray cluster: killed, widened, failing, stopped early, on several workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from rotssl import journal
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+SWEEP = {
+    "sweep": {"seeds": 2},
+    "grid": {"rotation.weight": [0, 1.0], "train.epochs": [3]},
+    "data": {"name": "fashion-mnist-sample", "limit": 512},
+    "method": {"hidden_dim": 32, "out_dim": 16},
+    "train": {"batch_size": 64},
+    "tracking": {"experiment": "study"},
+}
+TIMED = ("seconds", "images_per_second")
+
+
+class Ablation:
+    """A sweep file, the command that runs it, and what it left."""
+
+    def __init__(self, folder, **sections):
+        self.folder, self.file = folder, folder / "sweep.yaml"
+        self.write(**sections)
+
+    def write(self, **sections):
+        self.file.write_text(yaml.safe_dump({**SWEEP, **sections}))
+
+    def start(self, *flags):
+        env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        command = [sys.executable, str(ROOT / "jobs" / "ablate.py"), "--config", str(self.file)]
+        command += ["--storage.path", str(self.folder / "results"), *flags]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=env, cwd=ROOT, **pipes)
+
+    def run(self, *flags, timeout=240):
+        process = self.start(*flags)
+        out, err = process.communicate(timeout=timeout)
+        return process.returncode, out, err
+
+    def runs(self):
+        """Folder of each trial, by its name."""
+        return {path.parent.name: path.parent for path in (self.folder / "results" / "study").glob("byol-*/run.json")}
+
+    def record(self, name):
+        return json.loads((self.runs()[name] / "run.json").read_text())
+
+    def wait_for(self, condition, process):
+        """Until a condition holds of a sweep that is running."""
+        deadline = time.monotonic() + 150
+        while not condition():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def logged(self):
+        """MLflow's runs by name, and metric -> its points of each."""
+        client = MlflowClient(f"sqlite:///{self.folder}/results/mlflow.db")
+        experiment = client.get_experiment_by_name("study").experiment_id
+        runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+        points = {
+            name: {
+                key: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
+                for key in run.data.metrics
+            }
+            for name, run in runs.items()
+        }
+        return runs, points
+
+
+def without_times(points):
+    return {
+        name: {key: values for key, values in metrics.items() if not key.endswith(TIMED)}
+        for name, metrics in points.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A sweep that nothing disturbed."""
+    ablation = Ablation(tmp_path_factory.mktemp("whole"))
+    code, out, err = ablation.run()
+    assert code == 0, out + err
+    return ablation
+
+
+def test_a_sweep_leaves_nested_runs_and_says_what_it_did(whole):
+    runs, points = whole.logged()
+    parent = runs.pop("sweep")
+    assert parent.info.status == "FINISHED" and parent.data.tags["kind"] == "sweep"
+    assert len(runs) == 4 and set(runs) == set(whole.runs())
+    for name, run in runs.items():
+        assert run.info.status == "FINISHED" and run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["kind"] == "trial" and run.data.tags["sweep"] == "sweep"
+        assert [step for step, _ in points[name]["knn/top1"]] == [1, 2, 3]
+    cells = {(run.data.tags["cell"], run.data.tags["seed"]) for run in runs.values()}
+    assert cells == {(f"rotation.weight={w} train.epochs=3", seed) for w in (0, 1) for seed in "01"}
+    assert not (whole.folder / "results" / "study" / "sweep" / "tune").exists()  # nothing of Tune's is kept
+
+
+def test_started_again_it_does_nothing_and_widened_only_what_is_new(whole):
+    before = {name: (folder / "run.json").stat().st_mtime_ns for name, folder in whole.runs().items()}
+    started = time.monotonic()
+    code, out, err = whole.run()
+    assert code == 0 and "nothing to do" in out and "4 finished; 0 to run" in out, out + err
+    assert time.monotonic() - started < 30
+    whole.write(grid={"rotation.weight": [0, 1.0, 0.5], "train.epochs": [3]})
+    try:
+        code, out, err = whole.run()
+    finally:
+        whole.write()
+    assert code == 0 and "2 new; 2 to run" in out, out + err
+    new = set(whole.runs()) - set(before)
+    assert len(new) == 2 and all(name.startswith("byol-rotation0.5-3ep-") for name in new)
+    assert {name: (whole.runs()[name] / "run.json").stat().st_mtime_ns for name in before} == before
+
+
+def test_killed_driver_goes_on_as_if_nothing_had_been(whole, tmp_path):
+    ablation = Ablation(tmp_path)
+    process = ablation.start()
+
+    def status(state):
+        return [name for name in ablation.runs() if ablation.record(name)["status"] == state]
+
+    def in_the_middle():
+        return status("finished") and any(journal.read(ablation.runs()[name]) for name in status("running"))
+
+    ablation.wait_for(in_the_middle, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    finished, cut = status("finished"), status("running")
+    before = {name: ((ablation.runs()[name] / "metrics.jsonl").read_bytes()) for name in finished}
+    ids = {name: ablation.record(name)["run_id"] for name in [*finished, *cut]}
+    code, out, err = ablation.run("--resume")
+    assert code == 0 and f"{len(finished)} finished" in out and "cut short" in out, out + err
+    runs, points = ablation.logged()
+    for name in finished:
+        assert (ablation.runs()[name] / "metrics.jsonl").read_bytes() == before[name]
+    assert {name: runs[name].info.run_id for name in ids} == ids
+    names = [name for name in runs if name != "sweep"]
+    assert len(names) == 4 and all(runs[name].info.status == "FINISHED" for name in names)
+    undisturbed = without_times(whole.logged()[1])
+    assert without_times(points) == {name: undisturbed[name] for name in points}
+
+
+def holder(folder):
+    """The process that holds a run's lock."""
+    for process in psutil.process_iter():
+        try:
+            if any(file.path == str(folder / ".lock") for file in process.open_files()):
+                return process
+        except psutil.Error:
+            continue  # it ended meanwhile, or is not ours
+    return None
+
+
+def test_killed_worker_goes_on_and_a_failing_trial_does_not_stop_the_others(tmp_path):
+    ablation = Ablation(
+        tmp_path,
+        sweep={"baseline": False},
+        grid={"optim.lr": [0.05, 1e9], "train.epochs": [6]},
+        data={"name": "fashion-mnist-sample", "limit": 2048},
+    )
+    process = ablation.start()
+
+    def good():
+        return [name for name, folder in ablation.runs().items() if len(journal.read(folder)) == 2]
+
+    ablation.wait_for(good, process)
+    (name,) = good()
+    victim, run_id = holder(ablation.runs()[name]), ablation.record(name)["run_id"]
+    assert victim is not None
+    victim.kill()
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1, out + err
+    assert "optim.lr=0.05 train.epochs=6 seed=0: its worker died; going on after epoch " in err
+    runs, points = ablation.logged()
+    assert runs[name].info.run_id == run_id and runs[name].info.status == "FINISHED"
+    assert [step for step, _ in points[name]["knn/top1"]] == list(range(1, 7))
+    (bad,) = set(runs) - {name, "sweep"}
+    assert runs[bad].info.status == "FAILED" and "optim.lr 1e+09" in runs[bad].data.tags["status_reason"]
+    assert "1 failed, 1 finished" in out and "failed: optim.lr=1e+09 train.epochs=6 seed=0: " in err
+    assert runs["sweep"].info.status == "FAILED"
+
+
+def test_asha_closes_what_it_stops_and_interrupted_trials_go_on(tmp_path):
+    ablation = Ablation(
+        tmp_path,
+        sweep={"seeds": 1, "scheduler": "asha", "concurrency": 1},
+        grid={"optim.lr": [0.05, 1e-5, 1e-6], "rotation.weight": [1.0], "train.epochs": [4]},
+    )
+    process = ablation.start()
+    ablation.wait_for(lambda: sum(len(journal.read(folder)) for folder in ablation.runs().values()) >= 5, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    (cut,) = [name for name in ablation.runs() if ablation.record(name)["status"] == "interrupted"]
+    assert ablation.logged()[0][cut].info.status == "KILLED"
+    code, out, err = ablation.run()
+    assert code == 0 and "stopped early" in out, out + err
+    runs, points = ablation.logged()
+    assert len(runs) == 7
+    pruned = [name for name in ablation.runs() if ablation.record(name)["status"] == "pruned"]
+    assert pruned and all(name.startswith("byol-rotation1") for name in pruned)  # never a baseline
+    for name in pruned:
+        last = len(points[name]["knn/top1"])
+        assert last < 4 and runs[name].info.status == "KILLED"
+        assert runs[name].data.tags["status_reason"] == f"stopped by asha after epoch {last}"
+    assert runs["sweep"].info.status == "FINISHED"
+    for name in set(runs) - {"sweep", *pruned}:
+        assert [step for step, _ in points[name]["knn/top1"]] == [1, 2, 3, 4] and runs[name].info.status == "FINISHED"
+
+
+def test_trials_on_several_workers_are_ray_train_runs(tmp_path):
+    ablation = Ablation(tmp_path, sweep={}, grid={"rotation.weight": [0, 1.0]}, train={"batch_size": 64, "epochs": 2})
+    code, out, err = ablation.run("--scaling.num_workers", "2")
+    assert code == 0 and "collective: two workers added up" in out, out + err
+    runs, points = ablation.logged()
+    runs.pop("sweep")
+    for name, run in runs.items():
+        assert run.info.status == "FINISHED" and run.data.tags["world_size"] == "2"
+        assert [step for step, _ in points[name]["knn/top1"]] == [1, 2]
