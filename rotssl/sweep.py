@@ -6,6 +6,7 @@ function of its configuration alone, so a sweep that is widened or started again
 mlflow.
 """
 
+import argparse
 import hashlib
 import itertools
 import math
@@ -91,34 +92,28 @@ def parse(argv: Sequence[str], program: str, description: str) -> Command:
     """
     usage = "%(prog)s --config FILE [--sweep.field VALUE ...] [--section.field VALUE ...] [--dry-run] [--resume]"
     known = cfg.fields_of("sweep", SweepConfig)
+    every = dict.fromkeys(key for name in METHODS for key in cfg.schema(name))
 
-    def make(method: str) -> Any:
+    def make(method: str) -> argparse.ArgumentParser:
         parser = cli.parser(method, program, description, usage)
         parser.add_argument("--resume", action="store_true", help="refuse to start a sweep that was never started")
         cli.add_fields(parser, known)
+        # A field of any method is a flag; each trial's configuration judges whether it is its own.
+        for key in every:
+            if key not in cfg.schema(method):
+                parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         return parser
 
     first, _ = make("byol").parse_known_args([a for a in argv if a not in ("-h", "--help")])
-    file = cli.one_file(first.config)
-    content = cli.read_yaml(file) if file else {}
-    asked = getattr(first, "method.name", None) or _methods(content)
-    names = [name for name in ([asked] if isinstance(asked, str) else asked) if name in METHODS] or ["byol"]
-    parsed = [make(name).parse_known_args(list(argv)) for name in names]
-    # A field of any method that the sweep has is a flag; each trial's configuration judges whether it is its own.
-    given, unknown = min(parsed, key=lambda pair: len(pair[1]))
-    cli.refuse_unknown(unknown, [*known, *cfg.schema(names[0])], names[0])
-    if file is None:
-        raise ConfigError("--config: expected a sweep file, such as jobs/sweeps/weight_budget_sample.yaml")
+    asked = getattr(first, "method.name", "byol")
+    method = asked if asked in METHODS else "byol"
+    given, unknown = make(method).parse_known_args(list(argv))
+    cli.refuse_unknown(unknown, [*known, *every], method)
+    file = cli.one_file(given.config)
+    if not file:
+        raise ConfigError("--config: expected a sweep file, such as jobs/sweeps/weight_budget_demo.yaml")
     flags = {key: value for key, value in vars(given).items() if "." in key}
-    return Command(read(Path(file), content, flags), given.dry_run, given.resume)
-
-
-def _methods(content: Mapping[str, Any]) -> list[Any]:
-    """The method names that a sweep file mentions; a hint for the parser, nothing is refused here."""
-    grid, section = content.get("grid"), content.get("method")
-    listed = grid.get("method.name") if isinstance(grid, dict) else None
-    named = section.get("name") if isinstance(section, dict) else None
-    return [*(listed if isinstance(listed, list) else []), *([named] if named else [])]
+    return Command(read(Path(file), cli.read_yaml(file), flags), given.dry_run, given.resume)
 
 
 def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sweep:
