@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ from rotssl.config import NOT_IDENTITY, Config
 from rotssl.fields import ConfigError, convert, nearest, opt
 from rotssl.methods import METHODS
 from rotssl.sections import Auto
+
+
+MOST = 10_000  # configurations; more are a slip
+SHARED = ("scaling.", "storage.", "tracking.uri", "tracking.experiment")  # the same for all trials of a sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +138,12 @@ def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sw
         settings[key.split(".")[1]] = convert(key, value, hint, spec.metadata["bounds"])
     settings_ = SweepConfig(**settings)
     name = settings_.name or file.stem
-    if any(ch in name for ch in "/\\\0\n") or name in (".", ".."):
-        raise ConfigError(f"sweep.name: got {name!r}, expected a name without slashes, fit for a folder")
+    if any(ch in name for ch in "/\\\0\n") or name in (".", "..") or len(name.encode()) > 200:
+        raise ConfigError(f"sweep.name: got {name!r}, expected a short name without slashes, fit for a folder")
+    valid = dict.fromkeys([*own, *(key.split(".")[0] for key in cfg.schema())])
+    for section in content:
+        if section not in valid:
+            raise ConfigError(f"{section}: no such section{nearest(str(section), valid)}")
     common = cli.flatten({key: value for key, value in content.items() if key not in own})
     grid, distributions = _grid(content.get("grid")), _distributions(content.get("distributions"))
     for key in (*grid, *distributions):
@@ -143,20 +152,27 @@ def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sw
     for key, value in flags.items():
         if not key.startswith("sweep."):
             common[key] = value
-            grid.pop(key, None)
-            distributions.pop(key, None)
+        replaced = "recipe" if key == "sweep.recipe" else key
+        grid.pop(replaced, None)
+        distributions.pop(replaced, None)
+    if "recipe" in grid and settings_.recipe is not None:
+        raise ConfigError(f"sweep.recipe: given twice in {file}: as a value for all trials and as one to be varied")
     if not grid and not distributions and settings_.seeds == 1:
         raise ConfigError(f"grid: {file} varies nothing; expected lists of values, such as rotation.weight: [0, 1]")
     if "tracking.run_name" in common:
         raise ConfigError("tracking.run_name: a sweep's runs are named after their configuration")
     if settings_.seeds > 1 and ("train.seed" in grid or "train.seed" in distributions):
         raise ConfigError(f"sweep.seeds: got {settings_.seeds}, but train.seed is varied in {file} already")
+    draws = settings_.samples if distributions else 1
+    count = draws * settings_.seeds * math.prod(map(len, grid.values()))
+    if count > MOST:
+        raise ConfigError(f"grid: {file} stands for {count} configurations, expected at most {MOST}")
     common.setdefault("tracking.experiment", name)
     return Sweep(name, file, settings_, common, grid, distributions)
 
 
 def _axes(section: str, content: Any) -> dict[str, Any]:
-    """The mapping below ``grid`` or ``distributions``, whose fields are dotted or in sections."""
+    """The mapping below ``grid`` or ``distributions``, whose fields are dotted."""
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -176,6 +192,8 @@ def _grid(content: Any) -> dict[str, list[Any]]:
     for key, values in axes.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"grid.{key}: got {values!r}, expected a list of values")
+        if key == "recipe" and not all(isinstance(value, str) for value in values):
+            raise ConfigError(f"grid.recipe: got {values}, expected a list of files")
     if content is not None and not axes:
         raise ConfigError("grid: is empty; expected lists of values, such as rotation.weight: [0, 1]")
     return axes
@@ -196,11 +214,12 @@ def _distributions(content: Any) -> dict[str, tuple[str, list[Any]]]:
         if kind not in _KINDS or not isinstance(values, list) or len(values) < _KINDS[kind]:
             raise ConfigError(expected)
         if kind != "choice":
-            numbers = [convert(f"distributions.{key}", value, float, {}) for value in values]
+            hint = int if kind == "integer" else float
+            numbers = [convert(f"distributions.{key}", value, hint, {}) for value in values]
             lowest = "two numbers, the smaller first" + (", above 0" if kind == "log_uniform" else "")
             if len(numbers) != 2 or numbers[0] >= numbers[1] or (kind == "log_uniform" and numbers[0] <= 0):
                 raise ConfigError(f"distributions.{key}: got {values}, expected {lowest}")
-            values = [round(number) for number in numbers] if kind == "integer" else numbers
+            values = numbers
         result[key] = (kind, values)
     return result
 
@@ -215,7 +234,7 @@ def draw(key: str, sample: int, kind: str, values: Sequence[Any]) -> Any:
     if kind == "integer":
         return low + int(u * (high - low + 1))
     number = low + u * (high - low) if kind == "uniform" else math.exp(math.log(low) + u * math.log(high / low))
-    return float(f"{number:.4g}")
+    return min(max(float(f"{number:.4g}"), low), high)
 
 
 def is_baseline(config: Config) -> bool:
@@ -240,14 +259,13 @@ def expand(sweep: Sweep) -> Iterator[Cell]:
     Raises:
         ConfigError: a value that its field does not take, or that does not go together with the others.
     """
-    settings, seen = sweep.settings, set()
+    settings, seen, recipes = sweep.settings, set(), _recipes(sweep)
     samples = range(settings.samples if sweep.distributions else 1)
     for sample, *point in itertools.product(samples, *sweep.grid.values()):
         axes = dict(zip(sweep.grid, point, strict=True))
         axes |= {key: draw(key, sample, *spec) for key, spec in sweep.distributions.items()}
         recipe = axes.pop("recipe", settings.recipe)
-        base = cli.load_recipe(_find(str(recipe), sweep.file)) if recipe is not None else {}
-        built = cfg.build({**base, **sweep.common, **axes})
+        built = cfg.build({**recipes[recipe], **sweep.common, **axes})
         for offset in range(settings.seeds):
             config = cfg.replace(built, {"train.seed": built.train.seed + offset})
             plain = cfg.replace(config, {"rotation.weight": 0.0, "jigsaw.weight": 0.0})
@@ -259,9 +277,24 @@ def expand(sweep: Sweep) -> Iterator[Cell]:
                     yield Cell(variant, _label(variant, [*axes, *(["method.name"] if "recipe" in sweep.grid else [])]))
 
 
-def _find(recipe: str, sweep_file: Path) -> Path:
-    beside = sweep_file.parent / recipe
-    return beside if beside.exists() else Path(recipe)
+def _recipes(sweep: Sweep) -> dict[str | None, dict[str, Any]]:
+    """The recipes of a sweep, by the names that it has for them; None stands for the defaults."""
+    key = "grid.recipe" if "recipe" in sweep.grid else "sweep.recipe"
+    found: dict[str | None, dict[str, Any]] = {}
+    for name in sweep.grid.get("recipe", [sweep.settings.recipe]):
+        beside = sweep.file.parent / str(name)
+        found[name] = {} if name is None else cli.load_recipe(beside if os.path.exists(beside) else name, key)
+    # The cluster is divided into equal slots, and there is one place for the results.
+    asked = [{k: v for k, v in (recipe | sweep.common).items() if k.startswith(SHARED)} for recipe in found.values()]
+    for other in asked[1:]:
+        for field in sorted(asked[0].keys() | other.keys()):
+            ours, theirs = asked[0].get(field, "nothing"), other.get(field, "nothing")
+            if ours != theirs:
+                raise ConfigError(
+                    f"{field}: got {ours} and {theirs} from the recipes, expected one value for all trials: "
+                    f"set it in {sweep.file} or as a flag"
+                )
+    return found
 
 
 def _label(config: Config, axes: Sequence[str]) -> str:
