@@ -25,6 +25,7 @@ from rotssl.sections import Auto
 
 
 MOST = 10_000  # configurations; more are a slip
+WEIGHTS = ("rotation.weight", "jigsaw.weight")
 SHARED = ("scaling.", "storage.", "tracking.uri", "tracking.experiment")  # the same for all trials of a sweep
 
 
@@ -266,15 +267,19 @@ def expand(sweep: Sweep) -> Iterator[Cell]:
         axes |= {key: draw(key, sample, *spec) for key, spec in sweep.distributions.items()}
         recipe = axes.pop("recipe", settings.recipe)
         built = cfg.build({**recipes[recipe], **sweep.common, **axes})
+        values = {"rotation.weight": built.rotation.weight, "jigsaw.weight": built.jigsaw.weight}
+        # A label tells a baseline from what it was made of, and a recipe from another.
+        shown = [*axes, *(key for key in WEIGHTS if settings.baseline and values[key] > 0)]
+        more = {"recipe": Path(str(recipe)).stem} if "recipe" in sweep.grid else {}
         for offset in range(settings.seeds):
             config = cfg.replace(built, {"train.seed": built.train.seed + offset})
-            plain = cfg.replace(config, {"rotation.weight": 0.0, "jigsaw.weight": 0.0})
+            plain = cfg.replace(config, dict.fromkeys(WEIGHTS, 0.0))
             for variant in (plain, config) if settings.baseline else (config,):
                 variant = canonical(variant)
                 digest = cfg.fingerprint(variant)
                 if digest not in seen:
                     seen.add(digest)
-                    yield Cell(variant, _label(variant, [*axes, *(["method.name"] if "recipe" in sweep.grid else [])]))
+                    yield Cell(variant, _label(variant, shown, more))
 
 
 def _recipes(sweep: Sweep) -> dict[str | None, dict[str, Any]]:
@@ -297,13 +302,13 @@ def _recipes(sweep: Sweep) -> dict[str | None, dict[str, Any]]:
     return found
 
 
-def _label(config: Config, axes: Sequence[str]) -> str:
+def _label(config: Config, axes: Sequence[str], more: Mapping[str, str]) -> str:
     """What is varied, with the values of this configuration; fields of tasks that are off are left out."""
-    values = cfg.flat(config)
+    values = cfg.flat(config) | more
     off = [name for name in ("rotation", "jigsaw") if values[f"{name}.weight"] == 0]
     shown = [
-        f"{key}={values[key]:g}" if isinstance(values[key], float) else f"{key}={values[key]}"
-        for key in dict.fromkeys(axes)
+        f"{key}={values[key]:.12g}" if isinstance(values[key], float) else f"{key}={values[key]}"
+        for key in dict.fromkeys([*more, *axes])
         if key != "train.seed" and (key.split(".")[0] not in off or key.endswith(".weight"))
     ]
     return " ".join(shown) or config.method.name
