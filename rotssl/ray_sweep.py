@@ -301,8 +301,12 @@ def scheduler(settings: SweepConfig, configs: Sequence[Config]) -> Any:
             if epoch <= self.seen.get(index, 0) or METRIC not in result:
                 return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
             self.seen[index] = epoch
-            action = self.parts[comparable(config)].on_trial_result(tune_controller, trial, result)
-            stays = is_baseline(config) or epoch >= config.train.epochs
+            part, stays = self.parts[comparable(config)], is_baseline(config) or epoch >= config.train.epochs
+            if stays and settings.scheduler == "median":
+                # Tune's rule fails on what comes after its answer to stop, so it is told and not asked.
+                part.on_trial_complete(tune_controller, trial, result)
+                return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
+            action = part.on_trial_result(tune_controller, trial, result)
             return TrialScheduler.STOP if action == TrialScheduler.STOP and not stays else TrialScheduler.CONTINUE  # type: ignore[no-any-return]
 
     return FIFOScheduler() if settings.scheduler == "none" else WithinBudget()
