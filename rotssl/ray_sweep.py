@@ -261,8 +261,11 @@ def _trial(config: dict[str, Any], body: Body, specs: Sequence[Any], shared: Any
 
 
 def comparable(config: Config) -> Hashable:
-    """Trials whose accuracies at the same epoch may be compared: one method, one data set, one budget."""
-    return config.method.name, config.data, config.evaluation.holdout, config.train.epochs
+    """Trials whose accuracies at the same epoch may be compared: one method, one data set, one budget, one way to measure.
+
+    How often is part of that: rungs that fall between two measurements take the next one.
+    """
+    return config.method.name, config.data, config.evaluation, config.train.epochs
 
 
 def scheduler(settings: SweepConfig, configs: Sequence[Config]) -> Any:
