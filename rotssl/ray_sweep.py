@@ -5,7 +5,6 @@ from start to start: each trial reports the epochs of its journal first, and the
 """
 
 import contextlib
-import math
 import os
 import shutil
 import time
@@ -30,6 +29,7 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 METRIC = "knn/top1"
+RAY_UNITS = 10_000  # parts of a resource that Ray can tell apart
 
 
 def _import_tune() -> Any:
@@ -80,6 +80,7 @@ def plan(config: Config, settings: SweepConfig, nodes: Sequence[Mapping[str, Any
     if use_gpu and gpus == 0:
         raise ConfigError("scaling.use_gpu: got true, but the cluster has no GPU")
     share = 1.0 if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
+    units = max(1, round(share * RAY_UNITS))
     if share < 1 and workers > 1:
         raise ConfigError(f"sweep.gpus_per_trial: got {share}, expected auto: {workers} workers take a GPU each")
 
@@ -87,7 +88,7 @@ def plan(config: Config, settings: SweepConfig, nodes: Sequence[Mapping[str, Any
         """Workers that fit on a node."""
         room = int(node.get("CPU", 0)) // scaling.cpus_per_worker
         # A worker does not span two GPUs: as many fit on one, times the GPUs.
-        return min(room, int(node.get("GPU", 0)) * math.floor(1 / share + 1e-9)) if use_gpu else room
+        return min(room, int(node.get("GPU", 0)) * (RAY_UNITS // units)) if use_gpu else room
 
     fit = sum(map(places, alive)) // workers
     each = f"{workers} x {scaling.cpus_per_worker} CPU" + (f" and {share:g} GPU" if use_gpu else "")
