@@ -23,7 +23,6 @@ from rotssl.fields import ConfigError, convert, nearest, opt
 from rotssl.methods import METHODS
 from rotssl.sections import Auto
 
-
 MOST = 10_000  # configurations; more are a slip
 WEIGHTS = ("rotation.weight", "jigsaw.weight")
 SHARED = ("scaling.", "storage.", "tracking.uri", "tracking.experiment")  # the same for all trials of a sweep
@@ -302,7 +301,7 @@ def _recipes(sweep: Sweep) -> dict[str | None, dict[str, Any]]:
     return found
 
 
-def _label(config: Config, axes: Sequence[str], more: Mapping[str, str]) -> str:
+def _label(config: Config, axes: Sequence[str], more: dict[str, str]) -> str:
     """What is varied, with the values of this configuration; fields of tasks that are off are left out."""
     values = cfg.flat(config) | more
     off = [name for name in ("rotation", "jigsaw") if values[f"{name}.weight"] == 0]
