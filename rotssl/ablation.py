@@ -81,6 +81,7 @@ def trials_of(sweep: Sweep) -> list[Trial]:
         asked = cell.config
         if asked.scaling.num_workers in ("auto", 1):  # one worker needs no Ray Train: the engine runs in Tune's own
             asked = cfg.replace(asked, {"scaling.num_workers": 0})
+            cfg.check_workers(asked, 1)
         config, info = launch.prepare(asked, infos[key])
         if config.evaluation.knn_every == 0 and sweep.settings.scheduler != "none":
             raise ConfigError(f"evaluation.knn_every: got 0, but {sweep.settings.scheduler} compares kNN")

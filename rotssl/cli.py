@@ -31,32 +31,50 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key is given twice: of two, YAML keeps the last and says nothing."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"{key.value} is given twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+def read_yaml(path: str | Path, key: str = "--config") -> dict[str, Any]:
     """The mapping that a YAML file holds; an empty one where it holds nothing.
+
+    Args:
+        path: of the file.
+        key: what named it, for the message.
 
     Raises:
         ConfigError: the file can't be read, is not YAML, or is not a mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_bytes().decode())
+        content = yaml.load(Path(path).read_bytes().decode(), _Loader)
     except OSError as error:
-        raise ConfigError(f"--config: cannot read {path}: {error.strerror}") from error
+        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--config: {path} is not a text file") from error
+        raise ConfigError(f"{key}: {path} is not a text file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(
-            f"--config: {path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'bad character'})"
+            f"{key}: {path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'bad character'})"
         ) from error
     except ValueError as error:  # a date of 2020-99-99, say
-        raise ConfigError(f"--config: {path}: not valid YAML ({error})") from error
+        raise ConfigError(f"{key}: {path}: not valid YAML ({error})") from error
     except RecursionError as error:
-        raise ConfigError(f"--config: {path} is nested too deeply") from error
+        raise ConfigError(f"{key}: {path} is nested too deeply") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"--config: {path} holds {type(content).__name__}, expected sections such as 'train:'")
+        raise ConfigError(f"{key}: {path} holds {type(content).__name__}, expected sections such as 'train:'")
     return content
 
 
@@ -74,13 +92,17 @@ def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
     return cfg.flat_dict({section: fields or {} for section, fields in content.items()})
 
 
-def load_recipe(path: str | Path) -> dict[str, Any]:
+def load_recipe(path: str | Path, key: str = "--config") -> dict[str, Any]:
     """Dotted overrides from a YAML file of sections.
+
+    Args:
+        path: of the file.
+        key: what named it, for the message.
 
     Raises:
         ConfigError: as ``read_yaml`` and ``flatten``.
     """
-    return flatten(read_yaml(path))
+    return flatten(read_yaml(path, key))
 
 
 def _sections() -> list[str]:

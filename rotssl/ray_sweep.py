@@ -6,7 +6,6 @@ from start to start: each trial reports the epochs of its journal first, and the
 
 import contextlib
 import logging
-import math
 import os
 import shutil
 import time
@@ -31,6 +30,7 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 METRIC = "knn/top1"
+RAY_UNITS = 10_000  # parts of a resource that Ray can tell apart
 
 
 def _import_tune() -> Any:
@@ -81,6 +81,7 @@ def plan(config: Config, settings: SweepConfig, nodes: Sequence[Mapping[str, Any
     if use_gpu and gpus == 0:
         raise ConfigError("scaling.use_gpu: got true, but the cluster has no GPU")
     share = 1.0 if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
+    units = max(1, round(share * RAY_UNITS))
     if share < 1 and workers > 1:
         raise ConfigError(f"sweep.gpus_per_trial: got {share}, expected auto: {workers} workers take a GPU each")
 
@@ -88,7 +89,7 @@ def plan(config: Config, settings: SweepConfig, nodes: Sequence[Mapping[str, Any
         """Workers that fit on a node."""
         room = int(node.get("CPU", 0)) // scaling.cpus_per_worker
         # A worker does not span two GPUs: as many fit on one, times the GPUs.
-        return min(room, int(node.get("GPU", 0)) * math.floor(1 / share + 1e-9)) if use_gpu else room
+        return min(room, int(node.get("GPU", 0)) * (RAY_UNITS // units)) if use_gpu else room
 
     fit = sum(map(places, alive)) // workers
     each = f"{workers} x {scaling.cpus_per_worker} CPU" + (f" and {share:g} GPU" if use_gpu else "")
@@ -261,8 +262,11 @@ def _trial(config: dict[str, Any], body: Body, specs: Sequence[Any], shared: Any
 
 
 def comparable(config: Config) -> Hashable:
-    """Trials whose accuracies at the same epoch may be compared: one method, one data set, one budget."""
-    return config.method.name, config.data, config.evaluation.holdout, config.train.epochs
+    """Trials whose accuracies at the same epoch may be compared: one method, one data set, one budget, one way to measure.
+
+    How often is part of that: rungs that fall between two measurements take the next one.
+    """
+    return config.method.name, config.data, config.evaluation, config.train.epochs
 
 
 def scheduler(settings: SweepConfig, configs: Sequence[Config]) -> Any:
@@ -301,8 +305,12 @@ def scheduler(settings: SweepConfig, configs: Sequence[Config]) -> Any:
             if epoch <= self.seen.get(index, 0) or METRIC not in result:
                 return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
             self.seen[index] = epoch
-            action = self.parts[comparable(config)].on_trial_result(tune_controller, trial, result)
-            stays = is_baseline(config) or epoch >= config.train.epochs
+            part, stays = self.parts[comparable(config)], is_baseline(config) or epoch >= config.train.epochs
+            if stays and settings.scheduler == "median":
+                # Tune's rule fails on what comes after its answer to stop, so it is told and not asked.
+                part.on_trial_complete(tune_controller, trial, result)
+                return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
+            action = part.on_trial_result(tune_controller, trial, result)
             return TrialScheduler.STOP if action == TrialScheduler.STOP and not stays else TrialScheduler.CONTINUE  # type: ignore[no-any-return]
 
     return FIFOScheduler() if settings.scheduler == "none" else WithinBudget()

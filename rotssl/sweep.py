@@ -6,9 +6,11 @@ function of its configuration alone, so a sweep that is widened or started again
 mlflow.
 """
 
+import argparse
 import hashlib
 import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,10 @@ from rotssl.config import NOT_IDENTITY, Config
 from rotssl.fields import ConfigError, convert, nearest, opt
 from rotssl.methods import METHODS
 from rotssl.sections import Auto
+
+MOST = 10_000  # configurations; more are a slip
+WEIGHTS = ("rotation.weight", "jigsaw.weight")
+SHARED = ("scaling.", "storage.", "tracking.uri", "tracking.experiment")  # the same for all trials of a sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,34 +97,28 @@ def parse(argv: Sequence[str], program: str, description: str) -> Command:
     """
     usage = "%(prog)s --config FILE [--sweep.field VALUE ...] [--section.field VALUE ...] [--dry-run] [--resume]"
     known = cfg.fields_of("sweep", SweepConfig)
+    every = dict.fromkeys(key for name in METHODS for key in cfg.schema(name))
 
-    def make(method: str) -> Any:
+    def make(method: str) -> argparse.ArgumentParser:
         parser = cli.parser(method, program, description, usage)
         parser.add_argument("--resume", action="store_true", help="refuse to start a sweep that was never started")
         cli.add_fields(parser, known)
+        # A field of any method is a flag; each trial's configuration judges whether it is its own.
+        for key in every:
+            if key not in cfg.schema(method):
+                parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         return parser
 
     first, _ = make("byol").parse_known_args([a for a in argv if a not in ("-h", "--help")])
-    file = cli.one_file(first.config)
-    content = cli.read_yaml(file) if file else {}
-    asked = getattr(first, "method.name", None) or _methods(content)
-    names = [name for name in ([asked] if isinstance(asked, str) else asked) if name in METHODS] or ["byol"]
-    parsed = [make(name).parse_known_args(list(argv)) for name in names]
-    # A field of any method that the sweep has is a flag; each trial's configuration judges whether it is its own.
-    given, unknown = min(parsed, key=lambda pair: len(pair[1]))
-    cli.refuse_unknown(unknown, [*known, *cfg.schema(names[0])], names[0])
-    if file is None:
-        raise ConfigError("--config: expected a sweep file, such as jobs/sweeps/weight_budget_sample.yaml")
+    asked = getattr(first, "method.name", "byol")
+    method = asked if asked in METHODS else "byol"
+    given, unknown = make(method).parse_known_args(list(argv))
+    cli.refuse_unknown(unknown, [*known, *every], method)
+    file = cli.one_file(given.config)
+    if not file:
+        raise ConfigError("--config: expected a sweep file, such as jobs/sweeps/weight_budget_demo.yaml")
     flags = {key: value for key, value in vars(given).items() if "." in key}
-    return Command(read(Path(file), content, flags), given.dry_run, given.resume)
-
-
-def _methods(content: Mapping[str, Any]) -> list[Any]:
-    """The method names that a sweep file mentions; a hint for the parser, nothing is refused here."""
-    grid, section = content.get("grid"), content.get("method")
-    listed = grid.get("method.name") if isinstance(grid, dict) else None
-    named = section.get("name") if isinstance(section, dict) else None
-    return [*(listed if isinstance(listed, list) else []), *([named] if named else [])]
+    return Command(read(Path(file), cli.read_yaml(file), flags), given.dry_run, given.resume)
 
 
 def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sweep:
@@ -138,8 +138,12 @@ def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sw
         settings[key.split(".")[1]] = convert(key, value, hint, spec.metadata["bounds"])
     settings_ = SweepConfig(**settings)
     name = settings_.name or file.stem
-    if any(ch in name for ch in "/\\\0\n") or name in (".", ".."):
-        raise ConfigError(f"sweep.name: got {name!r}, expected a name without slashes, fit for a folder")
+    if any(ch in name for ch in "/\\\0\n") or name in (".", "..") or len(name.encode()) > 200:
+        raise ConfigError(f"sweep.name: got {name!r}, expected a short name without slashes, fit for a folder")
+    valid = dict.fromkeys([*own, *(key.split(".")[0] for key in cfg.schema())])
+    for section in content:
+        if section not in valid:
+            raise ConfigError(f"{section}: no such section{nearest(str(section), valid)}")
     common = cli.flatten({key: value for key, value in content.items() if key not in own})
     grid, distributions = _grid(content.get("grid")), _distributions(content.get("distributions"))
     for key in (*grid, *distributions):
@@ -148,20 +152,27 @@ def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sw
     for key, value in flags.items():
         if not key.startswith("sweep."):
             common[key] = value
-            grid.pop(key, None)
-            distributions.pop(key, None)
+        replaced = "recipe" if key == "sweep.recipe" else key
+        grid.pop(replaced, None)
+        distributions.pop(replaced, None)
+    if "recipe" in grid and settings_.recipe is not None:
+        raise ConfigError(f"sweep.recipe: given twice in {file}: as a value for all trials and as one to be varied")
     if not grid and not distributions and settings_.seeds == 1:
         raise ConfigError(f"grid: {file} varies nothing; expected lists of values, such as rotation.weight: [0, 1]")
     if "tracking.run_name" in common:
         raise ConfigError("tracking.run_name: a sweep's runs are named after their configuration")
     if settings_.seeds > 1 and ("train.seed" in grid or "train.seed" in distributions):
         raise ConfigError(f"sweep.seeds: got {settings_.seeds}, but train.seed is varied in {file} already")
+    draws = settings_.samples if distributions else 1
+    count = draws * settings_.seeds * math.prod(map(len, grid.values()))
+    if count > MOST:
+        raise ConfigError(f"grid: {file} stands for {count} configurations, expected at most {MOST}")
     common.setdefault("tracking.experiment", name)
     return Sweep(name, file, settings_, common, grid, distributions)
 
 
 def _axes(section: str, content: Any) -> dict[str, Any]:
-    """The mapping below ``grid`` or ``distributions``, whose fields are dotted or in sections."""
+    """The mapping below ``grid`` or ``distributions``, whose fields are dotted."""
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -181,6 +192,8 @@ def _grid(content: Any) -> dict[str, list[Any]]:
     for key, values in axes.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"grid.{key}: got {values!r}, expected a list of values")
+        if key == "recipe" and not all(isinstance(value, str) for value in values):
+            raise ConfigError(f"grid.recipe: got {values}, expected a list of files")
     if content is not None and not axes:
         raise ConfigError("grid: is empty; expected lists of values, such as rotation.weight: [0, 1]")
     return axes
@@ -201,11 +214,12 @@ def _distributions(content: Any) -> dict[str, tuple[str, list[Any]]]:
         if kind not in _KINDS or not isinstance(values, list) or len(values) < _KINDS[kind]:
             raise ConfigError(expected)
         if kind != "choice":
-            numbers = [convert(f"distributions.{key}", value, float, {}) for value in values]
+            hint = int if kind == "integer" else float
+            numbers = [convert(f"distributions.{key}", value, hint, {}) for value in values]
             lowest = "two numbers, the smaller first" + (", above 0" if kind == "log_uniform" else "")
             if len(numbers) != 2 or numbers[0] >= numbers[1] or (kind == "log_uniform" and numbers[0] <= 0):
                 raise ConfigError(f"distributions.{key}: got {values}, expected {lowest}")
-            values = [round(number) for number in numbers] if kind == "integer" else numbers
+            values = numbers
         result[key] = (kind, values)
     return result
 
@@ -220,7 +234,7 @@ def draw(key: str, sample: int, kind: str, values: Sequence[Any]) -> Any:
     if kind == "integer":
         return low + int(u * (high - low + 1))
     number = low + u * (high - low) if kind == "uniform" else math.exp(math.log(low) + u * math.log(high / low))
-    return float(f"{number:.4g}")
+    return min(max(float(f"{number:.4g}"), low), high)
 
 
 def is_baseline(config: Config) -> bool:
@@ -239,49 +253,61 @@ def canonical(config: Config) -> Config:
     return cfg.replace(config, off)
 
 
-_TASKS = {"rotation.weight": "rotation", "jigsaw.weight": "jigsaw"}
-
-
 def expand(sweep: Sweep) -> Iterator[Cell]:
     """All cells, each once, in the order of the file, a baseline before what it is compared with.
 
     Raises:
         ConfigError: a value that its field does not take, or that does not go together with the others.
     """
-    settings, seen = sweep.settings, set()
+    settings, seen, recipes = sweep.settings, set(), _recipes(sweep)
     samples = range(settings.samples if sweep.distributions else 1)
     for sample, *point in itertools.product(samples, *sweep.grid.values()):
         axes = dict(zip(sweep.grid, point, strict=True))
         axes |= {key: draw(key, sample, *spec) for key, spec in sweep.distributions.items()}
         recipe = axes.pop("recipe", settings.recipe)
-        base = cli.load_recipe(_find(str(recipe), sweep.file)) if recipe is not None else {}
-        built = cfg.build({**base, **sweep.common, **axes})
-        shown = [*axes, *(["method.name"] if "recipe" in sweep.grid else [])]
-        if settings.baseline:  # a baseline that was added differs in these, whether or not the grid has them
-            shown += [key for key, task in _TASKS.items() if getattr(built, task).weight > 0]
+        built = cfg.build({**recipes[recipe], **sweep.common, **axes})
+        values = {"rotation.weight": built.rotation.weight, "jigsaw.weight": built.jigsaw.weight}
+        # A label tells a baseline from what it was made of, and a recipe from another.
+        shown = [*axes, *(key for key in WEIGHTS if settings.baseline and values[key] > 0)]
+        more = {"recipe": Path(str(recipe)).stem} if "recipe" in sweep.grid else {}
         for offset in range(settings.seeds):
             config = cfg.replace(built, {"train.seed": built.train.seed + offset})
-            plain = cfg.replace(config, dict.fromkeys(_TASKS, 0.0))
+            plain = cfg.replace(config, dict.fromkeys(WEIGHTS, 0.0))
             for variant in (plain, config) if settings.baseline else (config,):
                 variant = canonical(variant)
                 digest = cfg.fingerprint(variant)
                 if digest not in seen:
                     seen.add(digest)
-                    yield Cell(variant, _label(variant, shown))
+                    yield Cell(variant, _label(variant, shown, more))
 
 
-def _find(recipe: str, sweep_file: Path) -> Path:
-    beside = sweep_file.parent / recipe
-    return beside if beside.exists() else Path(recipe)
+def _recipes(sweep: Sweep) -> dict[str | None, dict[str, Any]]:
+    """The recipes of a sweep, by the names that it has for them; None stands for the defaults."""
+    key = "grid.recipe" if "recipe" in sweep.grid else "sweep.recipe"
+    found: dict[str | None, dict[str, Any]] = {}
+    for name in sweep.grid.get("recipe", [sweep.settings.recipe]):
+        beside = sweep.file.parent / str(name)
+        found[name] = {} if name is None else cli.load_recipe(beside if os.path.exists(beside) else name, key)
+    # The cluster is divided into equal slots, and there is one place for the results.
+    asked = [{k: v for k, v in (recipe | sweep.common).items() if k.startswith(SHARED)} for recipe in found.values()]
+    for other in asked[1:]:
+        for field in sorted(asked[0].keys() | other.keys()):
+            ours, theirs = asked[0].get(field, "nothing"), other.get(field, "nothing")
+            if ours != theirs:
+                raise ConfigError(
+                    f"{field}: got {ours} and {theirs} from the recipes, expected one value for all trials: "
+                    f"set it in {sweep.file} or as a flag"
+                )
+    return found
 
 
-def _label(config: Config, axes: Sequence[str]) -> str:
+def _label(config: Config, axes: Sequence[str], more: dict[str, str]) -> str:
     """What is varied, with the values of this configuration; fields of tasks that are off are left out."""
-    values = cfg.flat(config)
-    off = [task for key, task in _TASKS.items() if values[key] == 0]
+    values = cfg.flat(config) | more
+    off = [name for name in ("rotation", "jigsaw") if values[f"{name}.weight"] == 0]
     shown = [
-        f"{key}={values[key]:g}" if isinstance(values[key], float) else f"{key}={values[key]}"
-        for key in dict.fromkeys(axes)
+        f"{key}={values[key]:.12g}" if isinstance(values[key], float) else f"{key}={values[key]}"
+        for key in dict.fromkeys([*more, *axes])
         if key != "train.seed" and (key.split(".")[0] not in off or key.endswith(".weight"))
     ]
     return " ".join(shown) or config.method.name
