@@ -138,6 +138,57 @@ def _alive(client: Any, run_id: str) -> bool:
         return False
 
 
+def place(uri: str, run_id: str) -> str:
+    """The folder of a run.
+
+    Raises:
+        ConfigError: the store can't be used, or has no such run.
+    """
+    if reason := reachable(uri):
+        raise ConfigError(reason)
+    try:
+        return str(_client(uri).get_run(run_id).data.tags["run_dir"])
+    except Exception as error:  # MLflow's own, or no such tag: in each case the id is of no use
+        raise ConfigError(f"--run: {uri} has no run {run_id!r} with a folder") from error
+
+
+def evaluation(uri: str, run_id: str, split: str) -> dict[str, float] | None:
+    """What was measured before on a split with a run's encoder: the metrics of its evaluation."""
+    client = _client(uri)
+    run = client.get_run(run_id)
+    wanted = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.kind = 'evaluation' and tags.split = '{split}'"
+    found = client.search_runs([run.info.experiment_id], wanted)
+    return dict(found[0].data.metrics) if found else None
+
+
+def log_evaluation(
+    uri: str, run_id: str, split: str, step: int, metrics: dict[str, float], facts: dict[str, str]
+) -> None:
+    """A run below the one that was evaluated.
+
+    Args:
+        uri: of the tracking store.
+        run_id: of the run whose encoder it was.
+        split: of the images that were classified.
+        step: epoch of the encoder.
+        metrics: what was measured.
+        facts: the protocols, as parameters.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+
+    client = _client(uri)
+    tags = {"mlflow.parentRunId": run_id, "kind": "evaluation", "split": split}
+    made = client.create_run(client.get_run(run_id).info.experiment_id, run_name=f"evaluation-{split}", tags=tags)
+    now = int(time.time() * 1000)
+    client.log_batch(
+        made.info.run_id,
+        metrics=[Metric(key, value, now, step) for key, value in metrics.items()],
+        params=[Param(key, value) for key, value in facts.items()],
+        tags=[RunTag("status_reason", "completed")],
+    )
+    client.set_terminated(made.info.run_id, "FINISHED")
+
+
 class Tracker:
     """Brings one MLflow run up to the journal; every call is best effort and warns where it fails.
 

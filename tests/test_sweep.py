@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -491,10 +492,10 @@ run_command(lambda: len(list(expand(parse(sys.argv[1:], "jobs/ablate.py", "").sw
 
 @pytest.mark.parametrize("file", sorted((ROOT / "jobs" / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_sweeps_that_come_with_the_project_are_good(file):
-    header = [line for line in file.read_text().splitlines() if line.startswith("#")]
-    (command,) = [line.split("python jobs/ablate.py ")[1] for line in header if "Command:" in line]
+    header = " ".join(line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#"))
+    command, cost = re.search("Command: .*python jobs/ablate.py (.*) Cost: +([0-9]+) runs", header).groups()
     found = list(expand(parse(command.replace("jobs/", f"{ROOT}/jobs/").split(), "jobs/ablate.py", "").sweep))
-    assert len(found) > 2 and any(cell.baseline for cell in found)
+    assert len(found) == int(cost) and any(cell.baseline for cell in found)
 
 
 # --- the cluster --------------------------------------------------------------------------------------------------------------

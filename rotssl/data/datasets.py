@@ -79,17 +79,17 @@ def _sample() -> tuple[dict[str, ImageSet], tuple[str, ...]]:
 FASHION_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
-def _torchvision(config: DataConfig) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
+def _torchvision(config: DataConfig, split: str = "train") -> tuple[dict[str, ImageSet], tuple[str, ...]]:
     from torchvision import datasets as tv
 
     cls = {"fashion-mnist": tv.FashionMNIST, "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[config.name]
     try:
-        source = cls(os.path.expanduser(str(config.root)), train=True, download=config.download)
+        source = cls(os.path.expanduser(str(config.root)), train=split == "train", download=config.download)
     except (RuntimeError, OSError, ValueError) as error:
         raise DataError(f"{config.name} in {config.root} cannot be read: {str(error).splitlines()[0]}") from error
     data, labels = np.asarray(source.data), np.asarray(source.targets, np.int64)
     images = np.ascontiguousarray(data.transpose(0, 3, 1, 2)) if data.ndim == 4 else data[:, None]
-    return {"train": ImageSet(images, labels)}, tuple(source.classes)
+    return {split: ImageSet(images, labels)}, tuple(source.classes)
 
 
 def _synthetic(count: int = 1024, side: int = 32, classes: int = 4) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
@@ -179,6 +179,33 @@ def load(config: DataConfig, holdout: float) -> Splits:
     else:
         splits, classes = _sample() if config.name == "fashion-mnist-sample" else _synthetic()
     return Splits(*_divide(splits["train"], splits.get("validation"), config.limit, holdout), classes)
+
+
+def load_test(config: DataConfig) -> ImageSet:
+    """Read the labelled test split, which no run does.
+
+    Args:
+        config: the data section, with ``image_size`` resolved.
+
+    Raises:
+        ConfigError: there is none.
+        DataError: a file that can't be read, by name.
+    """
+    test: ImageSet | None = None
+    if config.name == "imagefolder":
+        assert config.image_size != "auto"
+        root = os.path.expanduser(str(config.root))
+        found, classes = folders.scan(root)
+        folder = folders.scan_test(root, classes)
+        if folder is not None:
+            (test,) = folders.load([folder], folders.probe(found), config.image_size)
+    elif config.name in _TORCHVISION_FILES:
+        test = _torchvision(config, "test")[0]["test"]
+    elif config.name not in FOLDERS:
+        test = (_sample() if config.name == "fashion-mnist-sample" else _synthetic())[0]["test"]
+    if test is None:
+        raise ConfigError(f"data.name: {config.name} in {config.root} has no labelled test split")
+    return test
 
 
 def _divide(train: Part, validation: Part | None, limit: int | None, holdout: float) -> tuple[Part, Part | None]:

@@ -107,6 +107,21 @@ def scan(root: str) -> tuple[dict[str, Folder], tuple[str, ...]]:
     return splits, classes
 
 
+def scan_test(root: str, classes: Sequence[str]) -> Folder | None:
+    """The labelled split test/ of an image folder, if there is one.
+
+    Raises:
+        ConfigError: other classes in it than in train.
+    """
+    folder = Path(root) / "test"
+    if not classes or not (Path(root) / "train").is_dir() or not folder.is_dir():
+        return None
+    odd = sorted(set(_subfolders(folder)) ^ set(classes))
+    if odd:
+        raise ConfigError(f"data.root: {folder} and train/ differ in their class folders ({odd[0]})")
+    return _scan_split(folder, classes)
+
+
 def scan_tiny_imagenet(root: str) -> tuple[dict[str, Folder], tuple[str, ...]]:
     """Splits and class names (WordNet ids) of Tiny ImageNet as its zip unpacks; test/ has no labels and is left alone.
 

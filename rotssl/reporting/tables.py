@@ -1,7 +1,7 @@
 """Tables for the terminal."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -9,8 +9,8 @@ from rich.table import Table
 from rotssl.journal import Points
 
 _ROWS = (
-    ("kNN top-1 on validation", "knn/top1", "{:.1%}"),
-    ("linear probe top-1 on validation", "linear/top1", "{:.1%}"),
+    ("kNN top-1 on {split}", "knn/top1", "{:.1%}"),
+    ("linear probe top-1 on {split}", "linear/top1", "{:.1%}"),
     ("loss, method", "loss/ssl", "{:.4f}"),
     ("loss, rotation", "loss/rotation", "{:.4f}"),
     ("rotation accuracy (training views)", "rotation/accuracy", "{:.1%}"),
@@ -39,13 +39,17 @@ def show(table: Table) -> None:
 
 def result(name: str, points: Points) -> Table:
     """The last epoch of a run."""
-    last = points[max(points)]
-    table = Table(title=f"{name}, epoch {max(points)}", title_justify="left")
+    return measures(f"{name}, epoch {max(points)}", points[max(points)])
+
+
+def measures(title: str, last: Mapping[str, float], split: str = "validation") -> Table:
+    """Metrics by their names in words, measured on a split."""
+    table = Table(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
     for label, key, form in _ROWS:
         if key in last:
-            table.add_row(label, form.format(last[key]))
+            table.add_row(label.format(split=split), form.format(last[key]))
     return table
 
 

@@ -1,0 +1,30 @@
+"""Evaluate the encoder of a finished run on the test split, once: kNN and a linear probe trained on the training images.
+
+The numbers become a run below that run in MLflow.
+"""
+
+from rotssl.cli import Parser, run_command
+from rotssl.evaluate import PROTOCOLS, evaluate
+from rotssl.fields import ConfigError
+from rotssl.tracking import asked_uri
+
+
+def main() -> int:
+    """Evaluate and print; returns the exit code."""
+    parser = Parser(prog="jobs/evaluate.py", description=__doc__, allow_abbrev=False)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", metavar="ID", help="of the run in MLflow")
+    which.add_argument("--checkpoint", metavar="DIR", help="folder of the run")
+    text = f"comma-separated, of {', '.join(PROTOCOLS)} [default: both]"
+    parser.add_argument("--protocol", metavar="NAMES", default=",".join(PROTOCOLS), help=text)
+    text = "of the tracking store, for --run; default: MLFLOW_TRACKING_URI, else mlflow.db below ./results"
+    parser.add_argument("--uri", metavar="URI", help=text)
+    given = parser.parse_args()
+    names = tuple(dict.fromkeys(given.protocol.split(",")))
+    if not set(names) <= set(PROTOCOLS):
+        raise ConfigError(f"--protocol: got {given.protocol!r}, expected one or more of {', '.join(PROTOCOLS)}")
+    return evaluate(given.run, given.checkpoint, names, asked_uri(given.uri))
+
+
+if __name__ == "__main__":
+    run_command(main)

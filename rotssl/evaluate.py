@@ -1,0 +1,72 @@
+"""The driver of an evaluation: the encoder of a finished run, on the split that no run reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rotssl import cli, journal, tracking
+from rotssl import config as cfg
+from rotssl.cli import EXIT_OK
+from rotssl.data import datasets
+from rotssl.evaluation import KNN_PROTOCOL, LINEAR_PROTOCOL
+from rotssl.fields import ConfigError
+from rotssl.record import Record
+from rotssl.reporting import tables
+
+PROTOCOLS = ("knn", "linear")
+
+
+def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], uri: str) -> int:
+    """What jobs/evaluate.py does; returns the exit code.
+
+    The numbers go to a run of their own below the one that is evaluated. Where there is one already, it is printed and nothing is
+    measured: the test split is looked at once.
+
+    Args:
+        run_id: of the run in MLflow, or None.
+        folder: of the run, if there is no run_id.
+        protocols: some of PROTOCOLS.
+        uri: of the tracking store that has the run_id.
+
+    Raises:
+        ConfigError: no such run, none that is finished, no test split, no store.
+    """
+    place = folder or tracking.place(uri, str(run_id))
+    record = Record.read(Path(place) / "run.json", {})
+    if record.status != "finished" or record.run_id is None:
+        raise ConfigError(f"--checkpoint: {place} holds no finished run ({record.status})")
+    if reason := tracking.reachable(record.uri):
+        raise ConfigError(reason)
+    config = cfg.build(cli.load_recipe(Path(place) / "config.yaml"))
+    split = "test-" + "+".join(protocols)
+    known = tracking.evaluation(record.uri, record.run_id, split)
+    if known is None:
+        known = _measure(config, Path(place), protocols)
+        facts = {"knn": KNN_PROTOCOL, "linear": LINEAR_PROTOCOL}
+        shown = {f"{name}_protocol": facts[name].replace("validation", "test") for name in protocols}
+        step = max(journal.read(Path(place)))
+        tracking.log_evaluation(record.uri, record.run_id, split, step, known, shown)
+    else:
+        print("measured before:")
+    tables.show(tables.measures(f"{config.tracking.run_name} on the test split", known, "test"))
+    return EXIT_OK
+
+
+def _measure(config: cfg.Config, folder: Path, protocols: Sequence[str]) -> dict[str, float]:
+    import torch
+
+    from rotssl.data.augment import Augment
+    from rotssl.evaluation.protocol import extract, measure
+    from rotssl.models.encoders import load_encoder
+
+    test = datasets.load_test(config.data)
+    train = datasets.load(config.data, config.evaluation.holdout).train
+    assert config.data.image_size != "auto" and train.labels is not None and test.labels is not None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    encoder = load_encoder(folder)[0].to(device, memory_format=layout)  # type: ignore[call-overload]
+    augment = Augment(config.views, config.data.image_size, *datasets.normalization(config.data.name), 0)
+    bank, queries = (extract(encoder, part, augment, device, layout) for part in (train, test))
+    labels = [torch.from_numpy(part.labels).to(device) for part in (train, test)]
+    found = measure(bank, labels[0], queries, labels[1], "linear" in protocols)
+    wanted = {f"{name}/top1" for name in protocols}
+    return {key: value for key, value in found.items() if key in wanted or key == "feature/effective_rank"}
