@@ -25,8 +25,11 @@ class Command:
     dry_run: bool
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ConfigErrors."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise in place of printing the usage."""
         raise ConfigError(message)
 
 
@@ -70,8 +73,8 @@ def _sections() -> list[str]:
     return list(dict.fromkeys(key.split(".")[0] for key in cfg.schema()))
 
 
-def _parser(method: str, program: str, description: str) -> _Parser:
-    parser = _Parser(
+def _parser(method: str, program: str, description: str) -> Parser:
+    parser = Parser(
         prog=program,
         usage="%(prog)s [--config FILE] [--section.field VALUE ...] [--print_config] [--dry-run] [--smoke]",
         description=description,

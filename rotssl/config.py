@@ -48,7 +48,7 @@ class Config:
 
 
 # Not part of what a run computes: they may change between a start and the next.
-_NOT_IDENTITY = ("tracking.", "storage.", "scaling.", "train.stop_after", "data.download")
+NOT_IDENTITY = ("tracking.", "storage.", "scaling.", "train.stop_after", "data.download")
 
 
 def schema(method: str = "byol") -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
@@ -213,6 +213,11 @@ def replace(config: Config, values: Mapping[str, Any]) -> Config:
     return config
 
 
+def default_storage() -> str:
+    """Where results go if nobody says otherwise; the folder that a Ray job runs in is a temporary one."""
+    return "~/rotssl-results" if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else "results"
+
+
 def resolve(config: Config, image_size: int, train_size: int) -> Config:
     """Turn what was left open into values: image size, stem, optimizer, learning rate, paths, run name.
 
@@ -260,8 +265,7 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
     uri = config.tracking.uri
     if uri is not None and uri.startswith("sqlite:///"):  # workers run in another folder
         uri = f"sqlite:///{os.path.abspath(uri.removeprefix('sqlite:///'))}"
-    default = "~/rotssl-results" if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else "results"
-    path = os.path.abspath(os.path.expanduser(config.storage.path or default))
+    path = os.path.abspath(os.path.expanduser(config.storage.path or default_storage()))
     run_name = config.tracking.run_name or f"{config.method.name}-{config.data.name}-{fingerprint(config)}"
     return replace(config, {"storage.path": path, "tracking.run_name": run_name, "tracking.uri": uri})
 
@@ -341,7 +345,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 def identity(config: Config) -> dict[str, Any]:
     """The fields that decide what is computed; a run goes on only under the same ones."""
-    return {key: value for key, value in flat(config).items() if not key.startswith(_NOT_IDENTITY)}
+    return {key: value for key, value in flat(config).items() if not key.startswith(NOT_IDENTITY)}
 
 
 def fingerprint(config: Config) -> str:
