@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "rotssl").rglob("*.py"))
 # From the top down; a module imports only from its own layer or from those below it.
 LAYERS = [
-    ("rotssl.launch", "rotssl.data.preview"),
+    ("rotssl.launch", "rotssl.compare", "rotssl.data.preview"),
     ("rotssl.ray_runtime", "rotssl.ray_sweep", "rotssl.tracking"),
     ("rotssl.engine",),
     ("rotssl.runtime",),
