@@ -225,7 +225,8 @@ def _draw(found: "Comparison", output: Path) -> "list[Picture]":
         )
         caption = (
             "Lines: mean over seeds; bands: their range. Against FLOPs and device time, a point stands at the mean cost "
-            "of its epoch. Each length is a run of its own, with a schedule that ends there; baselines are black."
+            "of its epoch. Each length is a run of its own, with a schedule that ends there (where it was measured at its "
+            "end only, lines join the lengths); baselines are black."
         )
         pictures.append(Picture(path, f"Convergence: {family}", caption))
     path = output / "final.png"

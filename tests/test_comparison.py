@@ -389,7 +389,7 @@ def test_neither_the_order_of_runs_nor_the_names_of_seeds_matter(seed):
     assert numbers(compare(records)) == expected
     noisy = [
         run(
-            tuple(gen.uniform(0.2, 0.6) for _ in range(3)) + (gen.uniform(0.6, 0.9),),
+            (*(gen.uniform(0.2, 0.6) for _ in range(3)), gen.uniform(0.6, 0.9)),
             train__seed=seed,
             rotation__weight=weight,
         )

@@ -96,6 +96,8 @@ def save_curves(cells: Sequence[Cell], baselines: Iterable[str], metric: str, pa
                     few = 3 if len(line) <= 25 else 0
                     panel.plot(x, mean, label=variant, marker="o", markersize=few, linewidth=1.6, **styles[variant])
                     panel.fill_between(x, low, high, color=styles[variant]["color"], alpha=shade, linewidth=0)
+            if cost == "epochs":
+                panel.xaxis.get_major_locator().set_params(integer=True)
             panel.grid(alpha=0.25)
             panel.set_xlabel(_AXES[cost] + ("" if cost == "epochs" else f", {unit}"))
         row[0].set_ylabel(f"{name_of(metric)}, %")
