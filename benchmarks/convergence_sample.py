@@ -7,7 +7,7 @@
    initial weights, sample order and crops (paired).
 3. For scale, the same kNN on raw pixels and on the untrained encoder.
 4. The table: last-epoch kNN, its paired difference to the plain run with a 95% Student t interval, and the epochs and training
-   seconds until the plain run's final accuracy of the same seed is reached.
+   seconds until the plain run's final accuracy of the same seed is reached, interpolated between epochs.
 
 Cells are independent single-process runs with one thread each, --jobs at a time. A cell that is finished in --work is not run
 again. Writes benchmarks/results/convergence_sample_DATE.{md,csv,png}.
@@ -129,15 +129,15 @@ def main() -> None:
     def seconds(mode: str, weight: float) -> float:
         return statistics.median(runs[best, mode, weight, seed][args.epochs]["cost/train_seconds"] for seed in seeds)
 
-    def reaching(mode: str, weight: float, cost: str) -> str:
+    def reaching(mode: str, weight: float, cost: str, digits: int) -> str:
         found = [cost_to_reach(runs[best, mode, weight, seed], reach[seed], cost) for seed in seeds]
-        return ", ".join("not reached" if value is None else f"{value:.0f}" for value in found)
+        return ", ".join("not reached" if value is None else f"{value:.{digits}f}" for value in found)
 
     def row(label: str, mode: str, weight: float) -> str:
         values = finals(best, mode, weight)
         gain, low, high = (100 * v for v in paired_difference(values, plain))
         shown = f"{gain:+.1f} ({low:+.1f} to {high:+.1f})" if weight else ""
-        costs = [reaching(mode, weight, cost) for cost in ("cost/epochs", "cost/train_seconds")]
+        costs = [reaching(mode, weight, *cost) for cost in (("cost/epochs", 1), ("cost/train_seconds", 0))]
         return (
             f"| {label} | {weight:g} | {spread(values)} | {shown} | {' | '.join(costs)} | {seconds(mode, weight):.0f} |"
         )

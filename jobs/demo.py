@@ -43,8 +43,8 @@ def demo() -> int:
     target = off[max(off)]["knn/top1"]
     for cost, unit in (("cost/epochs", "epochs"), ("cost/train_seconds", "s of training")):
         reached = [cost_to_reach(points, target, cost) for points in (off, on)]
-        shown = ["not reached" if value is None else f"{value:.0f} {unit}" for value in reached]
-        print(f"first at rotation off's final {target:.1%}: rotation off {shown[0]}, rotation on {shown[1]}")
+        shown = ["not reached" if value is None else f"{value:.1f} {unit}" for value in reached]
+        print(f"to reach rotation off's final {target:.1%}: rotation off {shown[0]}, rotation on {shown[1]}")
     print("(one seed; benchmarks/results/ has the paired comparison over several)")
     print(f"plot         {picture}")
     return EXIT_OK

@@ -26,8 +26,11 @@ class Command:
     dry_run: bool
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ConfigErrors."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise in place of printing the usage."""
         raise ConfigError(message)
 
 
@@ -111,7 +114,7 @@ def _sections() -> list[str]:
 
 def parser(method: str, program: str, description: str, usage: str) -> argparse.ArgumentParser:
     """A parser of --config, --dry-run and every field of a run with the given method."""
-    made = _Parser(prog=program, usage=usage, description=description, allow_abbrev=False)
+    made = Parser(prog=program, usage=usage, description=description, allow_abbrev=False)
     made.add_argument("--config", action="append", metavar="FILE", help="YAML file; flags win over it")
     made.add_argument("--dry-run", action="store_true", help="check everything, print what it would cost, and exit")
     add_fields(made, cfg.schema(method), {"method": f"method: {method}'s"})

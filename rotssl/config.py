@@ -218,6 +218,11 @@ def replace(config: Config, values: Mapping[str, Any]) -> Config:
     return config
 
 
+def default_storage() -> str:
+    """Where results go if nobody says otherwise; the folder that a Ray job runs in is a temporary one."""
+    return "~/rotssl-results" if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else "results"
+
+
 def resolve(config: Config, image_size: int, train_size: int) -> Config:
     """Turn what was left open into values: image size, stem, optimizer, learning rate, paths, run name.
 
@@ -265,8 +270,7 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
     uri = config.tracking.uri
     if uri is not None and uri.startswith("sqlite:///"):  # workers run in another folder
         uri = f"sqlite:///{os.path.abspath(uri.removeprefix('sqlite:///'))}"
-    default = "~/rotssl-results" if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else "results"
-    path = os.path.abspath(os.path.expanduser(config.storage.path or default))
+    path = os.path.abspath(os.path.expanduser(config.storage.path or default_storage()))
     run_name = config.tracking.run_name or f"{config.method.name}-{config.data.name}-{fingerprint(config)}"
     return replace(config, {"storage.path": path, "tracking.run_name": run_name, "tracking.uri": uri})
 

@@ -2,10 +2,39 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 Points = dict[int, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as a tracking store holds it.
+
+    Attributes:
+        run_id: of the store.
+        name: shown in its UI.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        started: milliseconds since 1970.
+        params: the resolved configuration, dotted names, all values text.
+        tags: facts beside it.
+        points: epoch -> metrics, each epoch as it was logged first.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    started: int
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    points: Points
+
+    @property
+    def parent(self) -> str | None:
+        """Id of the run that this one is a child of."""
+        return self.tags.get("mlflow.parentRunId")
 
 
 class Journal:

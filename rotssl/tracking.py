@@ -8,11 +8,12 @@ down costs a warning, never the run: the next epoch, or the next start, sends wh
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rotssl.fields import ConfigError
-from rotssl.journal import Points
+from rotssl.fields import ConfigError, nearest
+from rotssl.journal import Points, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -258,3 +259,85 @@ class Tracker:
 
 def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+
+
+# --- reading -------------------------------------------------------------------------------------------------------------------
+
+
+def read_runs(uri: str, experiment: str, metrics: Sequence[str]) -> list[RunRecord]:
+    """All runs of an experiment that were not deleted, with the points of some metrics; sweeps and evaluations have none.
+
+    Args:
+        uri: of the tracking store; an sqlite file that isn't there is not made.
+        experiment: its name.
+        metrics: names of those to read, of which a run may lack any.
+
+    Returns:
+        One record a run, the oldest first.
+
+    Raises:
+        ConfigError: the store can't be reached, or has no such experiment.
+    """
+    if uri.startswith("sqlite:///") and len(uri) > len("sqlite:///"):
+        file = Path(uri.removeprefix("sqlite:///"))
+        if not file.is_file():
+            raise ConfigError(f"tracking.uri: there is no file {file}")
+    else:
+        check_uri(uri)
+    try:
+        client = _client(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None or found.lifecycle_stage != "active":
+            known = sorted(entry.name for entry in _pages(client.search_experiments))
+            raise ConfigError(
+                f"experiment {experiment!r} is not in {uri}, which has {', '.join(known) or 'none'}"
+                f"{nearest(experiment, known)}"
+            )
+        runs = list(_pages(client.search_runs, [found.experiment_id]))
+        records = [_record(client, run, metrics) for run in runs]
+    except ConfigError:
+        raise
+    except Exception as error:  # as in open_run
+        raise ConfigError(f"tracking.uri: {uri} cannot be read ({_short(error)})") from error
+    return sorted(records, key=lambda record: (record.started, record.run_id))
+
+
+def _pages(search: Callable[..., Any], *args: Any) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(*args, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _record(client: Any, run: Any, metrics: Sequence[str]) -> RunRecord:
+    points: Points = {}
+    wanted = [] if run.data.tags.get("kind") in ("sweep", "evaluation") else metrics
+    for key in wanted:
+        if key in run.data.metrics:
+            # The store is append-only and promises no order: what was logged first stands, as in the journal.
+            for metric in sorted(client.get_metric_history(run.info.run_id, key), key=lambda m: m.timestamp):
+                points.setdefault(metric.step, {}).setdefault(key, metric.value)
+    return RunRecord(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        started=run.info.start_time,
+        params=dict(run.data.params),
+        tags=dict(run.data.tags),
+        points=points,
+    )
+
+
+def log_report(uri: str, run_id: str, files: Sequence[Path]) -> bool:
+    """Log files as artifacts of a run, under ``report``; returns whether that worked, and warns where it did not."""
+    try:
+        client = _client(uri)
+        for file in files:
+            client.log_artifact(run_id, str(file), "report")
+    except Exception as error:  # as in Tracker: the files are on disk all the same
+        log.warning("the report could not be logged to MLflow (%s)", _short(error))
+        return False
+    return True

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from rotssl import checkpoint, journal
 from rotssl.evaluation import KNN_K, KNN_TEMPERATURE, LINEAR_HELD_OUT, LINEAR_L2
@@ -13,7 +12,6 @@ from rotssl.evaluation.collapse import effective_rank, feature_std
 from rotssl.evaluation.knn import knn_top1
 from rotssl.evaluation.linear import fit, linear_top1, logits
 from rotssl.journal import Journal
-from rotssl.reporting.convergence import cost_to_reach, paired_difference
 
 
 def features(count, dim=8, seed=0):
@@ -191,46 +189,6 @@ def test_feature_std_is_one_for_spread_and_zero_for_collapsed_features():
     line[::2, 0], line[1::2, 0] = 1, -1
     assert feature_std(line).item() == pytest.approx(math.sqrt(32) / 32, rel=1e-3)
     assert feature_std(spread.half()).dtype == torch.float32
-
-
-def curve(*values):
-    return {
-        epoch: {"cost/epochs": epoch, "cost/flops": 10.0 * epoch} | ({} if value is None else {"knn/top1": value})
-        for epoch, value in reversed(list(enumerate(values, 1)))
-    }
-
-
-@pytest.mark.parametrize(
-    ("values", "target", "expected"),
-    [
-        ((0.1, 0.5, 0.3, 0.6), 0.5, 2),  # reached exactly, and lost again
-        ((0.1, 0.5, 0.3, 0.6), 0.51, 4),
-        ((0.1, 0.5), 0.6, None),
-        ((None, 0.5), 0.4, 2),  # not evaluated in every epoch
-        ((math.nan, 0.5), 0.4, 2),
-        ((None,), 0.0, None),
-        ((), 0.0, None),
-    ],
-)
-def test_cost_to_reach_is_that_of_the_first_epoch_there(values, target, expected):
-    assert cost_to_reach(curve(*values), target) == expected
-    assert cost_to_reach(curve(*values), target, "cost/flops") == (None if expected is None else 10 * expected)
-
-
-@pytest.mark.parametrize("level", [0.9, 0.95])
-@pytest.mark.parametrize("count", [2, 5])
-def test_paired_difference_is_scipy_s(count, level):
-    gen = np.random.default_rng(count)
-    theirs = gen.uniform(0.5, 0.9, count)
-    ours = theirs + gen.normal(0.05, 0.02, count)
-    expected = stats.ttest_rel(ours, theirs).confidence_interval(level)
-    got = paired_difference(ours.tolist(), theirs.tolist(), level)
-    assert got == pytest.approx((np.mean(ours - theirs), expected.low, expected.high), rel=1e-9)
-
-
-def test_paired_difference_refuses_runs_that_are_no_pairs():
-    with pytest.raises(ValueError, match="cannot be paired"):
-        paired_difference([0.1, 0.2], [0.1, 0.2, 0.3])
 
 
 def test_a_journal_keeps_the_first_point_of_an_epoch(tmp_path):

@@ -14,7 +14,7 @@ FILES = sorted((ROOT / "rotssl").rglob("*.py"))
 # From the top down; a module imports only from its own layer or from those below it.
 LAYERS = [
     ("rotssl.ablation",),
-    ("rotssl.launch", "rotssl.evaluate", "rotssl.data.preview"),
+    ("rotssl.launch", "rotssl.compare", "rotssl.evaluate", "rotssl.data.preview"),
     ("rotssl.ray_runtime", "rotssl.ray_sweep", "rotssl.tracking"),
     ("rotssl.timing",),
     ("rotssl.engine",),

@@ -2,11 +2,16 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from rotssl.journal import Points
+
+if TYPE_CHECKING:  # with it come numpy and scipy
+    from rotssl.reporting.sheets import Sheet
 
 _ROWS = (
     ("kNN top-1 on {split}", "knn/top1", "{:.1%}"),
@@ -29,12 +34,13 @@ _ROWS = (
 )
 
 
-def show(table: Table) -> None:
-    """Print to stdout, at a fixed width where that is no terminal."""
+def show(*parts: RenderableType) -> None:
+    """Print tables and texts to stdout, at a fixed width where that is no terminal."""
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
         console.width = 110
-    console.print(table)
+    for part in parts:
+        console.print(part)
 
 
 def result(name: str, points: Points) -> Table:
@@ -62,4 +68,24 @@ def convergence(title: str, names: Sequence[str], curves: Sequence[Points], metr
     for epoch in sorted(set().union(*curves)):
         cells = [f"{points[epoch][metric]:.1%}" if metric in points.get(epoch, {}) else "" for points in curves]
         table.add_row(str(epoch), *cells)
+    return table
+
+
+def from_sheet(sheet: "Sheet") -> Table:
+    """A table of a comparison; names from MLflow are shown as they are, brackets and all."""
+    from rotssl.reporting.sheets import is_remark
+
+    table = Table(
+        title=f"\n{sheet.title}\n[not bold]{escape(sheet.caption)}[/]",
+        title_justify="left",
+        title_style="bold",
+        show_lines=True,
+    )
+    for i, header in enumerate(sheet.headers):
+        # Where space is short, names and remarks are broken rather than numbers.
+        short = i >= sheet.names and not any(is_remark(row[i]) for row in sheet.rows)
+        justify: Literal["left", "right"] = "left" if i < sheet.names else "right"
+        table.add_column(escape(header), justify=justify, no_wrap=short, overflow="fold")
+    for row in sheet.rows:
+        table.add_row(*map(escape, row))
     return table

@@ -1,0 +1,59 @@
+"""Compare the runs of an MLflow experiment: which auxiliary weight, how many epochs, and what that saves.
+
+Reads what jobs/pretrain.py and sweeps have logged; prints the answer and writes it as a page with its pictures
+and report.json.
+"""
+
+import math
+import os
+from pathlib import Path
+
+from rotssl.cli import EXIT_OK, Parser, run_command
+from rotssl.compare import METRICS, compare, default_output, show
+from rotssl.config import default_storage
+from rotssl.fields import ConfigError
+from rotssl.tracking import default_uri
+
+
+def parse() -> dict[str, object]:
+    """The flags, as arguments of compare()."""
+    parser = Parser(prog="jobs/compare.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--experiment", metavar="NAME", required=True, help="experiment in MLflow")
+    text = "fields that make a baseline: KEY=VALUE,KEY=VALUE; default: all auxiliary weights 0"
+    parser.add_argument("--baseline", metavar="KEY=VALUE", help=text)
+    text = "accuracy to reach, from 0 to 1; default: the baseline's final one of the same seed and length"
+    parser.add_argument("--target", metavar="X", help=text)
+    text = "default: report-NAME beside the sqlite file, or in the current folder with a server"
+    parser.add_argument("--output", metavar="DIR", help=f"folder of the report; {text}")
+    text = "default: MLFLOW_TRACKING_URI, else mlflow.db below ./results (inside a Ray job ~/rotssl-results)"
+    parser.add_argument("--uri", metavar="URI", help=f"of the tracking store; {text}")
+    text = "what is compared; linear/top1 is there for the last epoch only [default: knn/top1]"
+    parser.add_argument("--metric", choices=METRICS, default="knn/top1", help=text)
+    parser.add_argument("--sweep", metavar="NAME", help="only the trials of this sweep (name or run id)")
+    given = vars(parser.parse_args())
+    if given["target"] is not None:
+        given["target"] = _fraction(given["target"])
+    storage = os.path.abspath(os.path.expanduser(default_storage()))
+    given["uri"] = given["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage)
+    given["output"] = Path(given["output"] or default_output(given["uri"], given["experiment"])).absolute()
+    return given
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise ConfigError(f"--target: got {text!r}, expected a fraction above 0 and at most 1, such as 0.7")
+    return value
+
+
+def main() -> int:
+    """Compare and print; returns the exit code."""
+    show(compare(**parse()))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,355 @@
+"""A comparison in words and tables of text, the same for the terminal and the page."""
+
+import datetime
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rotssl.journal import RunRecord
+from rotssl.reporting.cells import Cell, LeftOut, budget_of, seed_of
+from rotssl.reporting.comparison import COSTS, Comparison, Final, Fit, Reach, Recommendation, Row
+from rotssl.reporting.convergence import Estimate
+
+COST_NAMES = {"epochs": "epochs", "flops": "FLOPs", "device_seconds": "device time"}
+METRIC_NAMES = {"knn/top1": "kNN top-1", "linear/top1": "linear probe top-1"}
+_PROTOCOLS = {"knn/top1": "knn_protocol", "linear/top1": "linear_protocol"}
+# Tag or field -> how it is called among the facts.
+_FACTS = {
+    "data.name": "data",
+    "encoder.name": "encoder",
+    "knn_k": "neighbours of kNN",
+    "device": "device",
+    "world_size": "workers",
+    "precision": "precision",
+    "git_commit": "git commit",
+}
+_TIMING = ("device", "world_size", "precision")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text; cells may hold several lines.
+
+    Attributes:
+        title: in a few words.
+        caption: how to read it.
+        headers: one a column.
+        rows: as many texts each; the first ``names`` columns are names, the others numbers.
+        names: number of columns with names.
+    """
+
+    title: str
+    caption: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    names: int = 1
+
+
+def is_remark(text: str) -> bool:
+    """Whether a cell of a column of numbers holds words, which may be broken into lines."""
+    return max(map(len, text.split("\n"))) > 28
+
+
+def percent(value: float) -> str:
+    """A fraction, as 73.1%."""
+    return f"{100 * value:.1f}%"
+
+
+def points(estimate: Estimate | None) -> str:
+    """A difference of fractions in percentage points, with its interval if there is one: +6.1 (+1.2 to +11.0)."""
+    if estimate is None:
+        return ""
+    if estimate.low is None or estimate.high is None:
+        return f"{100 * estimate.value:+.1f} (one seed)"
+    return f"{100 * estimate.value:+.1f} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
+
+
+def times(estimate: Estimate) -> str:
+    """A ratio with its interval if there is one: 2.5x (2.0 to 3.3)."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.2f}x (one seed)"
+    return f"{estimate.value:.2f}x ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def amount(value: float, cost: str) -> str:
+    """A cost with its unit: 7.3, 1.27 PFLOP, 43 s, 3.4 h."""
+    size, unit = scale(value, cost)
+    return _number(value / size, cost) + ("" if cost == "epochs" else f" {unit}")
+
+
+def scale(largest: float, cost: str) -> tuple[float, str]:
+    """The unit that suits costs up to this one, as its size and its name."""
+    sizes = [(1.0, "s"), (60.0, "min"), (3600.0, "h")]
+    if cost == "flops":
+        sizes = [(1.0, "FLOP"), (1e9, "GFLOP"), (1e12, "TFLOP"), (1e15, "PFLOP"), (1e18, "EFLOP")]
+    elif cost == "epochs":
+        return 1.0, "epochs"
+    least = 1 if cost == "flops" else 2  # 100 s rather than 1.67 min
+    return max(size for size in sizes if size[0] <= max(largest / least, 1.0))
+
+
+def name_of(metric: str) -> str:
+    """A metric, as people call it."""
+    return METRIC_NAMES.get(metric, metric)
+
+
+def target_of(found: Comparison) -> str:
+    """The level that runs are to reach, in words."""
+    return f"{percent(found.target)}" if found.target is not None else "the baseline's final accuracy"
+
+
+# --- tables --------------------------------------------------------------------------------------------------------------------
+
+
+def sheets(found: Comparison) -> list[Sheet]:
+    """All tables of a comparison."""
+    metric, target, own = name_of(found.metric), target_of(found), found.target is None
+    budgets = sorted({row.budget for row in found.rows})
+    several = len({cell.family for cell in found.cells}) > 1
+    tables = []
+    for budget in budgets:
+        rows = [row for row in found.rows if row.budget == budget]
+        tables.append(_budget_sheet(budget, rows, several, metric, "its own final accuracy" if own else target, own))
+    if len(budgets) > 1:
+        tables.append(_cheapest_sheet(found, several, target))
+    tables += [_equal_sheet(cost, fits, several, metric) for cost, fits in found.equal.items() if fits]
+    if found.left_out:
+        tables.append(_left_sheet(found.left_out))
+    return tables
+
+
+def _name(row: Row | Fit, several: bool) -> str:
+    return f"{row.family}, {row.variant}" if several else row.variant
+
+
+def _seeds(row: Row) -> str:
+    count = len(row.paired) if row.paired else len(row.final.seeds) if row.final else 0
+    lost = f"\nwithout {', '.join(map(str, row.missing))}" if row.missing else ""
+    return f"{count}{lost}"
+
+
+def _accuracy(final: Final | None) -> str:
+    if final is None:
+        return ""
+    spread = f"\n{100 * final.low:.1f} to {100 * final.high:.1f}" if len(final.seeds) > 1 else ""
+    return percent(final.mean) + spread
+
+
+def _stacked(text: str) -> str:
+    """An estimate with its interval on a line of its own: the columns are narrow."""
+    return text.replace(" (", "\n(")
+
+
+def _reaches(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of what it costs to come to the target, one column a cost."""
+    heads, columns = [], []
+    for cost in COSTS:
+        found = [(row, (row.reach or {}).get(cost)) for row in rows]
+        if any(reach is not None for _, reach in found):
+            largest = max(
+                (side or 0.0 for _, reach in found if reach for side in (reach.ours, reach.theirs)), default=0.0
+            )
+            size, unit = scale(largest, cost)
+            heads.append(f"speed-up,\n{COST_NAMES[cost]}" + (f"\n({unit})" if cost != "epochs" else ""))
+            columns.append([_reach(row, reach, cost, size) for row, reach in found])
+    return heads, [list(cells) for cells in zip(*columns, strict=True)] if columns else [[] for _ in rows]
+
+
+def _reach(row: Row, reach: Reach | None, cost: str, size: float) -> str:
+    if reach is None:
+        return ""
+    count = len(row.paired)
+    own = "" if reach.ours is None else _number(reach.ours / size, cost)
+    if reach.ours is None:
+        return f"not reached\n{reach.reached} of {count} seeds"
+    if row.is_baseline:
+        return own
+    if reach.speed_up is not None and reach.theirs is not None:
+        return f"{_stacked(times(reach.speed_up))}\n{own} vs {_number(reach.theirs / size, cost)}"
+    return f"{own} vs\nnot reached\n{reach.baseline_reached} of {count} seeds"
+
+
+def _number(value: float, cost: str) -> str:
+    return f"{value:.1f}" if cost == "epochs" else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _speed_up(target: str, own: bool) -> str:
+    reaching = f"{target}, over the variant's" if not own else f"{target}, over the variant's of reaching the same"
+    return f"Speed-up: the baseline's cost of reaching {reaching}; below it, the variant's cost vs the baseline's."
+
+
+def _budget_sheet(budget: int, rows: Sequence[Row], several: bool, metric: str, target: str, own: bool) -> Sheet:
+    heads, costs = _reaches(rows)
+    lines = []
+    for row, cells in zip(rows, costs, strict=True):
+        gain = "baseline" if row.is_baseline else _stacked(points(row.gain)) or row.remark
+        lines.append([_name(row, several), _seeds(row), _accuracy(row.final), gain, *cells])
+    caption = f"Runs of {budget} epochs with their whole schedule, against the baseline of the same length and seeds. "
+    if heads:
+        caption += _speed_up(target, own)
+    elif any(row.paired for row in rows):
+        caption += f"{metric} was measured at the end of the runs only, so they don't show when they came to a level."
+    names = ["variant", "seeds", f"{metric}\nmean, range", "gain, points\n(95% interval)"]
+    return Sheet(f"{budget} epochs", caption.strip(), [*names, *heads], lines)
+
+
+def _cheapest_sheet(found: Comparison, several: bool, target: str) -> Sheet:
+    heads, costs = _reaches(found.cheapest)
+    lines = []
+    for row, cells in zip(found.cheapest, costs, strict=True):
+        used = sorted({budget for reach in (row.reach or {}).values() for budget in reach.budgets})
+        lines.append([_name(row, several), _seeds(row), row.remark or ", ".join(map(str, used)) or "none", *cells])
+    own = found.target is None
+    caption = (
+        "By whichever run is the cheapest, short or long; the baseline has the same choice. "
+        + _speed_up("the final accuracy of its longest runs" if own else target, own)
+        + " Only seeds with every length of both count."
+    )
+    names = ["variant", "seeds", "runs of so\nmany epochs"]
+    return Sheet("The cheapest way over all lengths", caption, [*names, *heads], lines)
+
+
+def _equal_sheet(cost: str, fits: Sequence[Fit], several: bool, metric: str) -> Sheet:
+    budgets = sorted({fit.budget for fit in fits})
+    grouped: dict[str, dict[int, str]] = {}
+    for fit in fits:
+        text = "none fits"
+        if fit.final is not None:
+            gained = "baseline" if fit.baseline == (fit.family, fit.variant) else points(fit.gain)
+            text = f"{percent(fit.final.mean)} by {fit.fitting} epochs\n{gained}"
+        grouped.setdefault(_name(fit, several), {})[fit.budget] = text
+    rows = [[name, *(cells.get(budget, "") for budget in budgets)] for name, cells in grouped.items()]
+    limits = {budget: {amount(fit.limit, cost) for fit in fits if fit.budget == budget} for budget in budgets}
+    heads = [
+        f"{COST_NAMES[cost]} of {budget} epochs\nof the baseline" + (f": {texts.pop()}" if len(texts) == 1 else "")
+        for budget, texts in limits.items()
+    ]
+    caption = (
+        f"{metric} at the end of the longest complete runs that take no more {COST_NAMES[cost]} than the baseline "
+        "(1% is let pass), and their gain in points (95% interval). A longer run cut in mid-schedule would be no result."
+    )
+    return Sheet(f"Accuracy at equal {COST_NAMES[cost]}", caption, ["variant", *heads], rows)
+
+
+def _left_sheet(left: Sequence[LeftOut]) -> Sheet:
+    rows = []
+    for entry in left:
+        known = "train.epochs" in entry.run.params and entry.reason != "not a pretraining run"
+        facts = [str(seed_of(entry.run)), str(budget_of(entry.run))] if known else ["", ""]
+        rows.append([entry.run.name, entry.reason, *facts])
+    caption = "Only runs that went through their whole schedule, and did not collapse, count above."
+    return Sheet("Left out", caption, ["run", "why", "seed", "epochs"], rows, 2)
+
+
+# --- words ---------------------------------------------------------------------------------------------------------------------
+
+
+def headline(found: Comparison, choice: Recommendation) -> tuple[list[str], list[str]]:
+    """What to take and why, in sentences; the second list is what depends on measured time."""
+    best, second, metric = choice.best, choice.second, name_of(found.metric)
+    assert best.final is not None
+    start = f"{choice.family}, {best.budget} epochs: "
+    if second is None:
+        only = f"{best.variant} alone has complete runs ({metric} {percent(best.final.mean)}), so there is nothing to choose."
+        return [start + only], []
+    lines, timed = [start + _choice(choice, metric)], list[str]()
+    if best.is_baseline:
+        if choice.separated:
+            lines.append(
+                "The auxiliary tasks do not help here."
+                if not found.baseline.given
+                else "No variant beats the baseline."
+            )
+        return lines, timed
+    if best.baseline is None or best.gain is None:
+        return [*lines, f"There is no gain to state: {best.remark}."], timed
+    base = _base_name(best)
+    if best.baseline != (second.family, second.variant):  # else it has been said
+        gain = f"{best.variant} gains {points(best.gain)} points over {base} ({_seed_count(len(best.paired))})"
+        open_ = best.gain.low is not None and best.gain.low <= 0
+        lines.append(gain + ("; the interval includes 0, so the gain is not established." if open_ else "."))
+    for cost, reach in (best.reach or {}).items():
+        (timed if "seconds" in cost else lines).append(_saving(best, cost, reach, target_of(found)))
+    for cost, fits in found.equal.items():
+        fitting = [fit for fit in fits if (fit.baseline, fit.budget) == (best.baseline, best.budget) and fit.final]
+        (timed if "seconds" in cost else lines).append(_equal(cost, fitting))
+    return lines, timed
+
+
+def _equal(cost: str, fits: Sequence[Fit]) -> str:
+    best = max(fits, key=lambda fit: fit.final.mean if fit.final else 0)  # the baseline fits itself, so there is one
+    assert best.final is not None
+    is_base = best.baseline == (best.family, best.variant)
+    gained = "the baseline itself" if is_base else f"{best.variant}, with {best.fitting} epochs"
+    more = "" if is_base else f", {points(best.gain)} points"
+    limit = f"the {COST_NAMES[cost]} of {best.budget} epochs of the baseline ({amount(best.limit, cost)})"
+    return f"With {limit}, the best is {gained}: {percent(best.final.mean)}{more}."
+
+
+def _seed_count(count: int) -> str:
+    return f"{count} paired seeds" if count > 1 else "one seed"
+
+
+def _base_name(row: Row) -> str:
+    assert row.baseline is not None
+    return row.baseline[1] if row.baseline[0] == row.family else ", ".join(row.baseline)
+
+
+def _choice(choice: Recommendation, metric: str) -> str:
+    best, second, lead = choice.best, choice.second, choice.lead
+    assert best.final is not None and second is not None and second.final is not None
+    score = f"{metric} {percent(best.final.mean)}"
+    count = _seed_count(len(set(best.final.seeds) & set(second.final.seeds)))
+    if choice.separated:
+        ahead = f"It leads the next best, {second.variant}, by {points(lead)} points ({count})."
+        return f"take {best.variant} ({score}). {ahead}"
+    if lead is None:
+        why = "no seed has both"
+    elif lead.low is None:
+        why = f"a single seed has both: difference {100 * lead.value:+.1f} points"
+    else:
+        why = f"difference {points(lead)} points, {count}"
+    less = f"; of the two, {choice.cheaper} takes fewer FLOPs" if choice.cheaper else ""
+    return (
+        f"{best.variant} has the best mean ({score}), but the seeds do not separate it from {second.variant} "
+        f"({percent(second.final.mean)}; {why}){less}."
+    )
+
+
+def _saving(row: Row, cost: str, reach: Reach, target: str) -> str:
+    head = f"Speed-up in {COST_NAMES[cost]} to {target}: "
+    if reach.speed_up is not None and reach.ours is not None and reach.theirs is not None:
+        return head + f"{times(reach.speed_up)}, {amount(reach.ours, cost)} in place of {amount(reach.theirs, cost)}."
+    if reach.ours is None:
+        return head + f"not reached ({reach.reached} of {len(row.paired)} seeds reach it)."
+    return head + f"the baseline does not reach it ({reach.baseline_reached} of {len(row.paired)} seeds do)."
+
+
+def facts(cells: Sequence[Cell], metric: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """What the runs share, as (name, value), and warnings about what they should share but don't."""
+    runs = [run for cell in cells for by_seed in cell.runs.values() for run in by_seed.values()]
+    protocol = _PROTOCOLS.get(metric, "protocol")
+    rows = [("measure", f"{name_of(metric)} on validation, last epoch: {_values(runs, protocol)}")]
+    rows.append(("seeds", ", ".join(map(str, sorted({seed_of(run) for run in runs})))))
+    rows += [(label, _values(runs, key)) for key, label in _FACTS.items()]
+    days = sorted(datetime.datetime.fromtimestamp(run.started / 1000, datetime.UTC).date() for run in runs)
+    rows.append(("started", f"{days[0]}" if days[0] == days[-1] else f"{days[0]} to {days[-1]}"))
+    warnings = []
+    if len(_counts(runs, protocol)) > 1:
+        warnings.append("The runs were not all measured by the same protocol: their accuracies cannot be compared.")
+    mixed = [_FACTS[key] for key in _TIMING if len(_counts(runs, key)) > 1]
+    if mixed:
+        warnings.append(f"The runs differ in {', '.join(mixed)}: compare their times with care.")
+    return rows, warnings
+
+
+def _counts(runs: Iterable[RunRecord], key: str) -> Counter[str]:
+    return Counter(run.tags.get(key) or run.params.get(key) or "not recorded" for run in runs)
+
+
+def _values(runs: Iterable[RunRecord], key: str) -> str:
+    found = _counts(runs, key)
+    short = {value: value[:12] if key == "git_commit" else value for value in found}
+    if len(found) == 1:
+        return short[next(iter(found))]
+    return "; ".join(f"{short[value]} ({count} runs)" for value, count in sorted(found.items()))
