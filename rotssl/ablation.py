@@ -373,6 +373,22 @@ def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> 
         launch.execute(config, record, workers, show, images)
 
 
+def _report(whole: Config, parent: Record, records: Sequence[Record]) -> None:
+    """Compare the trials, in the terminal and as a page that the sweep's run has too."""
+    from rotssl import compare
+
+    ids = {str(record.run_id) for record in records}
+    try:
+        found = compare.compare(
+            parent.uri, whole.tracking.experiment, whole.run_dir / "report", only=ids, parent=parent.run_id
+        )
+    except ConfigError as error:
+        print(f"no report: {error}", file=sys.stderr)
+        return
+    compare.show(found)
+    launch.show_mlflow(parent.uri)
+
+
 def _conclude(sweep: Sweep, whole: Config, parent: Record, trials: Sequence[Trial], code: int | None = None) -> int:
     """Say how all trials ended, compare them, close the sweep's run; returns the exit code."""
     records = [trial.record() for trial in trials]
@@ -380,6 +396,8 @@ def _conclude(sweep: Sweep, whole: Config, parent: Record, trials: Sequence[Tria
         if record.status in ("finished", "pruned", "failed") and not record.synced and record.run_id:
             launch.close(trial.config, record, record.status, record.reason)  # MLflow was away when it ended
     counts = _counts([record.status for record in records])
+    if code is None:
+        _report(whole, parent, records)
     print(f"sweep {sweep.name}: {counts}")
     failed = [(t, r) for t, r in zip(trials, records, strict=True) if r.status == "failed"]
     for trial, record in failed:

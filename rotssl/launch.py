@@ -172,7 +172,9 @@ def execute(
         return close(config, record, "failed", failed)
     if done < config.train.epochs:
         return close(config, record, "stopped", "stop_after")
-    return close(config, record, "finished", "completed")
+    from rotssl.reporting.convergence import collapsed
+
+    return close(config, record, "finished", collapsed(journal.read(folder)) or "completed")
 
 
 MLFLOW_STATUS = {
@@ -322,8 +324,13 @@ def report(config: Config, record: Record) -> None:
     for label, file in (("encoder", "encoder.safetensors"), ("views", "views.png"), ("plot", "convergence.png")):
         if (folder / file).exists():
             print(f"{label:<12} {folder / file}")
-    if record.uri.startswith("http"):
-        print(f"MLflow       {record.uri}")
+    show_mlflow(record.uri)
+
+
+def show_mlflow(uri: str) -> None:
+    """Print how to see the curves."""
+    if uri.startswith("http"):
+        print(f"MLflow       {uri}")
     else:
         program = Path(sys.executable).with_name("mlflow")
-        print(f"MLflow       {shlex.join([str(program), 'ui', '--backend-store-uri', record.uri])}")
+        print(f"MLflow       {shlex.join([str(program), 'ui', '--backend-store-uri', uri])}")
