@@ -445,7 +445,9 @@ def test_bad_flags_are_refused_by_name(folder, capsys, line):
 
 @pytest.mark.parametrize("given", [[], ["--config="], ["--config"], ["--config", "nowhere"], ["--config", "."]])
 def test_a_sweep_needs_a_file(folder, capsys, given):
-    refused(given, capsys, "argument --config" if given == ["--config"] else "--config: ")
+    nothing, bare = given in ([], ["--config="]), given == ["--config"]
+    why = "--config: expected a sweep file" if nothing else "--config: cannot read"
+    refused(given, capsys, "argument --config: expected one argument" if bare else why)
 
 
 def ablate(*arguments):
@@ -458,7 +460,7 @@ PROGRAM = [
     ("grid: {train.epochs: [2, 0]}", "", "train.epochs: got 0"),
     ("grid: {rotation.weight: [0.3, big]}", "--dry-run", "rotation.weight: got 'big'"),
     ("GRID", "--resume", "--resume: "),
-    ("GRID", "--storage.path {}/file", "storage.path: cannot write to"),
+    ("GRID", "--dry-run --storage.path {}/file", "storage.path: cannot write to"),
     ("GRID", "--dry-run", "RAY_ADDRESS"),
 ]
 
