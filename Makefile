@@ -9,7 +9,7 @@ ifneq ($(wildcard ../shared/data),)
 export ROTSSL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo test test-fast test-all lint format bench screenshots clean
+.PHONY: setup demo ablate-demo test test-fast test-all lint format bench screenshots clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/python jobs/demo.py
+
+ablate-demo: $(STAMP)
+	$(BIN)/python jobs/ablate.py --config jobs/sweeps/weight_budget_demo.yaml
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not jobs and not ray and not ddp and not browser and not gpu"
@@ -44,6 +47,8 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/convergence_sample.py
 	$(BIN)/python benchmarks/methods_sample.py
+	$(BIN)/python benchmarks/asha_sample.py
+	$(BIN)/python benchmarks/sweep_overhead.py
 
 # Needs a Chromium; without one it says so and leaves the picture as it is.
 screenshots: $(STAMP)

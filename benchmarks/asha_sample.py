@@ -96,8 +96,8 @@ def main() -> None:
         f"| every trial to the end | {run_epochs(full)} | {full_time:.0f} s | {best:g} |",
         f"| ASHA | {run_epochs(asha)} | {asha_time:.0f} s | {chosen:g} |",
         "",
-        f"Epochs saved: {saved:.0%}. The weight that ASHA's sweep recommends has, in the full sweep, a final kNN top-1 that "
-        f"differs from the best weight's by {loss:+.1f} points (95% interval {low:+.1f} to {high:+.1f}, {args.seeds} paired seeds).",
+        f"Epochs saved: {saved:.0%}. In the full sweep, the final kNN top-1 of the weight that ASHA recommends differs from "
+        f"the best weight's by {loss:+.1f} points (95% interval {low:+.1f} to {high:+.1f}, {args.seeds} paired seeds).",
         f"Epochs that both ran have the same kNN: {'yes, all' if same else 'NO'}.",
         "",
         "| weight | kNN top-1 in the full sweep | epochs that ASHA gave it, by seed |",

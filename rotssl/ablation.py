@@ -7,14 +7,11 @@ there what is finished, goes on with what is not, and adds what is new. Nothing 
 import builtins
 import contextlib
 import functools
-import logging
 import os
 import signal
 import sys
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,69 +22,15 @@ from rotssl import config as cfg
 from rotssl import journal, launch, tracking
 from rotssl.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from rotssl.config import Config
-from rotssl.data import datasets
-from rotssl.data.images import DataError
 from rotssl.fields import ConfigError
 from rotssl.record import Record, check_writable, run_folder
-from rotssl.sweep import Command, Sweep, expand, run_name
+from rotssl.sweep import Command, Sweep
+from rotssl.trials import Trial, run_trial, trials_of
 
 # At once, also into the log of a job.
 print = functools.partial(builtins.print, flush=True)
-# An actor that lost its driver needs some seconds to notice.
-PATIENCE_S = 90
 # Of the runs in MLflow's charts, one for each thing that is compared, whatever its budget and seed.
 COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A run of the sweep: its resolved configuration, what is varied in it, and the number of training images."""
-
-    config: Config
-    label: str
-    train_size: int
-
-    @property
-    def name(self) -> str:
-        """The run's name, which its configuration decides."""
-        return str(self.config.tracking.run_name)
-
-    @property
-    def title(self) -> str:
-        """For the eye."""
-        return f"{self.label} seed={self.config.train.seed}"
-
-    def record(self) -> Record:
-        """How far it is."""
-        return Record.of(self.config)
-
-    def is_done(self, prunes: bool) -> bool:
-        """Whether nothing is left to run; what a scheduler stopped is done for a sweep that has one."""
-        return self.record().status in ("finished", *(["pruned"] if prunes else []))
-
-
-def trials_of(sweep: Sweep) -> list[Trial]:
-    """The trials that a sweep stands for, each once.
-
-    Raises:
-        ConfigError: a configuration that can't be run, the data's or their own.
-    """
-    trials: dict[str, Trial] = {}
-    infos: dict[tuple[Any, float], datasets.DataInfo] = {}
-    for cell in expand(sweep):
-        key = cell.config.data, cell.config.evaluation.holdout
-        if key not in infos:
-            infos[key] = datasets.inspect(*key)
-        asked = cell.config
-        if asked.scaling.num_workers in ("auto", 1):  # one worker needs no Ray Train: the engine runs in Tune's own
-            asked = cfg.replace(asked, {"scaling.num_workers": 0})
-            cfg.check_workers(asked, 1)
-        config, info = launch.prepare(asked, infos[key])
-        if config.evaluation.knn_every == 0 and sweep.settings.scheduler != "none":
-            raise ConfigError(f"evaluation.knn_every: got 0, but {sweep.settings.scheduler} compares kNN")
-        config = cfg.replace(config, {"tracking.run_name": run_name(config)})
-        trials.setdefault(str(config.tracking.run_name), Trial(config, cell.label, info.train_size))
-    return list(trials.values())
 
 
 def run(command: Command) -> int:
@@ -130,7 +73,7 @@ def _start(
     sweep: Sweep, whole: Config, parent: Record, trials: list[Trial], todo: list[Trial], dry_run: bool
 ) -> int | None:
     """Check, and unless it is a dry run, run; returns 130 if interrupted."""
-    from rotssl import ray_runtime, ray_sweep
+    from rotssl import ray_preflight, ray_runtime, ray_sweep
 
     settings, config = sweep.settings, todo[0].config
     with contextlib.ExitStack() as stack:
@@ -150,12 +93,12 @@ def _start(
             folder = folder.parent
         if not dry_run:
             _open(sweep, whole, parent, uri)
-        estimate = ray_sweep.start_estimate([t.config for t in todo], [t.train_size for t in todo], slots)
+        estimate = ray_preflight.start_estimate([t.config for t in todo], [t.train_size for t in todo], slots)
         roots = sorted({str(trial.config.data.root) for trial in todo if trial.config.data.root})
-        ray_sweep.check_nodes(folder, uri, roots)
+        ray_preflight.check_nodes(folder, uri, roots)
         print(f"code, storage, data and tracking: as the driver has them, on {cluster.nodes} node(s)")
         if slots.workers > 1:
-            print(f"collective: two workers added up, {ray_sweep.check_collective(whole, slots):.0f} s")
+            print(f"collective: two workers added up, {ray_preflight.check_collective(whole, slots):.0f} s")
         else:
             print("collective: none, a trial has one worker")
         left = [_share_left(t) * s for t, s in zip(todo, ray_sweep.fetch(estimate), strict=True)]
@@ -292,6 +235,7 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
                 run_trial,
                 specs,
                 [trial.config for trial in chosen],
+                silent,
                 slots,
                 sweep.settings,
                 data,
@@ -325,52 +269,6 @@ def _line(trial: Trial, record: Record) -> str:
     knn = f"kNN {last['knn/top1']:.1%}, " if "knn/top1" in last else ""
     also = "" if record.reason == "completed" else f"; {record.reason}"
     return f"{trial.title}: {knn}{last['cost/train_seconds']:.1f} s{also}"
-
-
-def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> None:
-    """One trial, in a Tune actor: tell what it did before, then go on to its end.
-
-    Args:
-        spec: its configuration and tags.
-        data: references to the images.
-        report: takes an epoch and its metrics; ends this function where the scheduler stops the trial.
-    """
-    from rotssl import ray_runtime, ray_sweep
-
-    logging.disable(logging.INFO)
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-    config = cfg.build(cfg.flat_dict(spec["config"]))
-    told = 0
-
-    def tell(epoch: int, metrics: Mapping[str, float]) -> None:
-        nonlocal told
-        if epoch > told:
-            told = epoch
-            report(epoch, metrics)
-
-    def show(event: dict[str, Any]) -> None:
-        if "metrics" in event:
-            tell(event["epoch"] + 1, event["metrics"])
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(run_folder(config, PATIENCE_S))
-        record = Record.of(config)
-        done = record.status in ("finished", *(["pruned"] if spec["prunes"] else []))
-        if not done:
-            record.write("running")  # what is found like this when the actor is gone was stopped or killed
-        for epoch, metrics in sorted(journal.read(config.run_dir).items()):
-            tell(epoch, metrics)
-        if done:
-            return
-        nested = config.scaling.num_workers != 0
-        workers = stack.enter_context(ray_runtime.connected(config)) if nested else None
-        launch.open_tracking(config, record, workers, spec["tags"])
-        try:
-            images = data[spec["data"]] if nested else ray_sweep.fetch(data[spec["data"]])
-        except DataError as error:
-            launch.close(config, record, "failed", str(error))
-            return
-        launch.execute(config, record, workers, show, images)
 
 
 def _report(whole: Config, parent: Record, records: Sequence[Record]) -> None:

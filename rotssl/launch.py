@@ -1,5 +1,6 @@
 """The driver of a run: checks, run folder, tracking, workers, and what is printed at the end."""
 
+import functools
 import logging
 import shlex
 import signal
@@ -24,17 +25,25 @@ from rotssl.fields import ConfigError
 from rotssl.record import Record, check_writable, run_folder
 from rotssl.reporting import tables
 from rotssl.reporting.progress import ProgressView
+from rotssl.sections import EncoderConfig
 
 log = logging.getLogger(__name__)
 ARTIFACTS = ("config.yaml", "convergence.png", "views.png", "encoder.safetensors", "encoder.json")
 
 
-def prepare(config: Config, info: datasets.DataInfo | None = None) -> tuple[Config, datasets.DataInfo]:
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def prepare(
+    config: Config, info: datasets.DataInfo | None = None, say: Callable[[str], None] = _say
+) -> tuple[Config, datasets.DataInfo]:
     """Check the data and resolve what was left open, saying what had to be cut; also returns what is known of the data.
 
     Args:
         config: as built.
         info: of its data, if they were looked at already.
+        say: takes what had to be cut, in lines.
 
     Raises:
         ConfigError: as the parts do.
@@ -42,7 +51,7 @@ def prepare(config: Config, info: datasets.DataInfo | None = None) -> tuple[Conf
     info = info or datasets.inspect(config.data, config.evaluation.holdout)
     asked, config = config, cfg.resolve(config, info.image_size, info.train_size)
     for line in cfg.cut_down(asked, config):
-        print(line, file=sys.stderr)
+        say(line)
     if config.encoder.name.startswith("timm/"):  # only timm knows what it has, and what that takes
         _check_encoder(config)
     if config.tracking.uri is not None:
@@ -51,9 +60,6 @@ def prepare(config: Config, info: datasets.DataInfo | None = None) -> tuple[Conf
 
 
 def _check_encoder(config: Config) -> None:
-    import torch
-
-    from rotssl.models.encoders import build_encoder
     from rotssl.tasks.jigsaw import tile_side
 
     sides = {"data.image_size": config.data.image_size}
@@ -62,15 +68,25 @@ def _check_encoder(config: Config) -> None:
         sides["rotation.crop_size"] = config.rotation.crop_size
     if config.jigsaw.weight > 0:
         sides["jigsaw.grid"] = tile_side(int(config.data.image_size), config.jigsaw.grid)
+    for key, side in sides.items():
+        if reason := _objection(config.encoder, int(config.data.image_size), int(side)):
+            raise ConfigError(f"{key}: {config.encoder.name} does not take images of {side} pixels ({reason})")
+
+
+@functools.cache  # a sweep asks for every trial
+def _objection(encoder: EncoderConfig, image_size: int, side: int) -> str:
+    """Why an encoder built for one size of images does not take another; empty if it does."""
+    import torch
+
+    from rotssl.models.encoders import build_encoder
+
     with torch.device("meta"):
-        encoder, _ = build_encoder(image_size=int(config.data.image_size), **vars(config.encoder))
-        for key, side in sides.items():
-            try:
-                encoder(torch.empty(2, 3, int(side), int(side)))
-            except (AssertionError, RuntimeError, ValueError) as error:
-                raise ConfigError(
-                    f"{key}: {config.encoder.name} does not take images of {side} pixels ({error})"
-                ) from error
+        model, _ = build_encoder(image_size=image_size, **vars(encoder))
+        try:
+            model(torch.empty(2, 3, side, side))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            return str(error)
+    return ""
 
 
 def run(command: Command) -> int:

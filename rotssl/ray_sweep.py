@@ -1,26 +1,21 @@
-"""Ray Tune: runs the trials of a sweep, and looks at the cluster before it does.
+"""Ray Tune: runs the trials of a sweep.
 
 Tune schedules and nothing else. What a trial is and how far it got is in the trial's own folder, so nothing of Tune's is kept
 from start to start: each trial reports the epochs of its journal first, and the scheduler knows again what it knew.
 """
 
-import contextlib
 import logging
 import os
 import shutil
-import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rotssl
-from rotssl import config as cfg
-from rotssl import tracking
 from rotssl.config import Config
 from rotssl.data.images import DataError
 from rotssl.fields import ConfigError
-from rotssl.ray_runtime import COLLECTIVE_TIMEOUT_S, MAX_FAILURES, import_ray
+from rotssl.ray_runtime import MAX_FAILURES, import_ray
 from rotssl.sweep import SweepConfig, is_baseline
 
 # Read by Tune when it is imported.
@@ -110,143 +105,6 @@ def plan(config: Config, settings: SweepConfig, nodes: Sequence[Mapping[str, Any
     return Slots(fit if asked == "auto" else asked, workers, use_gpu, resources, len(alive))
 
 
-# --- before the start --------------------------------------------------------------------------------------------------------
-
-
-def _probe(folder: str, word: str, uri: str, version: str, roots: Sequence[str]) -> str:
-    """What keeps a node from running trials; empty if nothing does."""
-    if rotssl.__version__ != version:
-        return f"it has rotssl {rotssl.__version__}, the driver {version}"
-    try:
-        if (Path(folder) / "word").read_text() != word:
-            return f"storage.path: {folder} holds something else there"
-        (Path(folder) / f"from-{os.getpid()}").write_text(word)
-    except OSError as error:
-        return f"storage.path: {folder} is not the driver's there ({error.strerror})"
-    for root in roots:
-        if not os.access(root, os.R_OK):
-            return f"data.root: {root} cannot be read there"
-    return tracking.reachable(uri)
-
-
-def check_nodes(folder: Path, uri: str, roots: Sequence[str]) -> None:
-    """See from every node that code, storage, data and tracking are what the driver has.
-
-    Args:
-        folder: an existing folder below storage.path.
-        uri: of the tracking store.
-        roots: folders of images.
-
-    Raises:
-        ConfigError: the first node that can't run trials, and why.
-    """
-    ray = import_ray()
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    alive = [node for node in nodes() if node["Alive"]]
-    with _scratch(folder) as scratch:
-        word = os.urandom(8).hex()
-        (scratch / "word").write_text(word)
-        task = ray.remote(num_cpus=0, max_retries=0)(_probe)
-        asked = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                str(scratch), word, uri, rotssl.__version__, list(roots)
-            )
-            for node in alive
-        ]
-        for node, answer in zip(alive, asked, strict=True):
-            try:
-                reason = ray.get(answer, timeout=120)
-            except Exception as error:  # whatever Ray raises there: no rotssl, a broken environment, a node that hangs
-                reason = (
-                    f"{type(error).__name__}: {[line for line in str(error).splitlines() if line.strip()][-1][:200]}"
-                )
-            if reason:
-                raise ConfigError(f"node {node['NodeManagerAddress']}: {reason}")
-
-
-@contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    scratch = folder / f"check-{os.getpid()}"
-    scratch.mkdir(parents=True, exist_ok=True)
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def check_collective(config: Config, slots: Slots) -> float:
-    """Add up a number over two Ray Train workers; returns the seconds that this took, start included.
-
-    Raises:
-        ConfigError: they can't talk to each other.
-    """
-    import_ray()
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
-
-    started = time.monotonic()
-    folder = Path(str(config.storage.path)) / config.tracking.experiment
-    with _scratch(folder) as scratch:
-        trainer = TorchTrainer(
-            _add_up,
-            torch_config=TorchConfig(timeout_s=min(60, COLLECTIVE_TIMEOUT_S)),
-            scaling_config=ScalingConfig(
-                num_workers=2,
-                use_gpu=slots.use_gpu,
-                resources_per_worker={"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if slots.use_gpu else {})},
-                placement_strategy="SPREAD",
-            ),
-            run_config=RunConfig(
-                name="collective",
-                storage_path=str(scratch),
-                failure_config=FailureConfig(controller_failure_limit=1),
-                logging_config=LoggingConfig(log_level="ERROR"),
-            ),
-        )
-        try:
-            total = trainer.fit().return_value
-        except SystemExit as error:
-            raise KeyboardInterrupt from error
-        except Exception as error:  # whatever Ray Train makes of it
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise ConfigError(
-                f"scaling.num_workers: two workers cannot talk to each other ({lines[-1][:200]})"
-            ) from error
-    if total != 3.0:
-        raise ConfigError(f"scaling.num_workers: 1 + 2 over two workers gave {total}")
-    return time.monotonic() - started
-
-
-def _add_up() -> float:
-    import ray.train
-    import ray.train.torch
-    import torch
-
-    rank = ray.train.get_context().get_world_rank()
-    value = torch.tensor([rank + 1.0], device=ray.train.torch.get_device())
-    torch.distributed.all_reduce(value)
-    return float(value)
-
-
-def start_estimate(configs: Sequence[Config], train_sizes: Sequence[int], slots: Slots) -> Any:
-    """A reference to the seconds of each trial on its own, from a few steps that are timed on a worker meanwhile."""
-    ray = import_ray()
-    share = {"num_gpus": slots.resources.get("GPU", 1.0)} if slots.use_gpu else {}
-    task = ray.remote(num_cpus=configs[0].scaling.cpus_per_worker, max_retries=0, **share)(_estimate)
-    return task.remote([cfg.to_dict(config) for config in configs], train_sizes, slots)
-
-
-def _estimate(configs: Sequence[dict[str, Any]], train_sizes: Sequence[int], slots: Slots) -> list[float]:
-    from rotssl import timing
-
-    built = [cfg.build(cfg.flat_dict(config)) for config in configs]
-    return timing.estimate(built, train_sizes, slots.workers, slots.use_gpu)
-
-
-# --- the trials --------------------------------------------------------------------------------------------------------------
-
 Report = Callable[[int, Mapping[str, float]], None]
 Body = Callable[[Any, Any, Report], None]
 
@@ -269,11 +127,16 @@ def comparable(config: Config) -> Hashable:
     return config.method.name, config.data, config.evaluation, config.train.epochs
 
 
-def scheduler(settings: SweepConfig, configs: Sequence[Config]) -> Any:
+def scheduler(settings: SweepConfig, configs: Sequence[Config], done: Collection[int] = ()) -> Any:
     """Tune's scheduler for the trials of these configurations, which are named by their index.
 
-    Trials are compared within one method, data set and budget only, by epochs of ours; a baseline tells what it reached, and goes
-    on whatever the answer, as does a trial in its last epoch.
+    Trials are compared within one method, data set and budget only, by epochs of ours. A baseline tells what it reached, and goes
+    on whatever the answer; so does a trial in its last epoch, and one that is done and only tells what it was.
+
+    Args:
+        settings: of the sweep.
+        configs: of the trials.
+        done: indices of trials that train no more.
     """
     _import_tune()
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
@@ -305,7 +168,8 @@ def scheduler(settings: SweepConfig, configs: Sequence[Config]) -> Any:
             if epoch <= self.seen.get(index, 0) or METRIC not in result:
                 return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
             self.seen[index] = epoch
-            part, stays = self.parts[comparable(config)], is_baseline(config) or epoch >= config.train.epochs
+            part = self.parts[comparable(config)]
+            stays = index in done or is_baseline(config) or epoch >= config.train.epochs
             if stays and settings.scheduler == "median":
                 # Tune's rule fails on what comes after its answer to stop, so it is told and not asked.
                 part.on_trial_complete(tune_controller, trial, result)
@@ -320,6 +184,7 @@ def run(
     body: Body,
     specs: Sequence[Any],
     configs: Sequence[Config],
+    done: Collection[int],
     slots: Slots,
     settings: SweepConfig,
     shared: Any,
@@ -334,6 +199,7 @@ def run(
         body: called in a Tune actor with a trial's spec, ``shared`` and a function that reports an epoch; a module's function.
         specs: one for each trial.
         configs: of the trials, for the scheduler.
+        done: indices of trials that only tell it what they were.
         slots: from ``plan``.
         settings: of the sweep.
         shared: handed to every trial; may hold references to Ray's object store.
@@ -375,7 +241,7 @@ def run(
         param_space={"trial": tune.grid_search(list(range(len(specs))))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=slots.count,
-            scheduler=scheduler(settings, configs),
+            scheduler=scheduler(settings, configs, done),
             reuse_actors=slots.workers == 1,
         ),
         run_config=tune.RunConfig(

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -57,6 +56,8 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
     Used for initial weights, keyed by (seed, module path): building one more module then changes no other.
     """
+    import torch  # here only: what checks a configuration draws numbers too
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(*parts) >> 1)
         yield

@@ -161,6 +161,8 @@ def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sw
         raise ConfigError(f"grid: {file} varies nothing; expected lists of values, such as rotation.weight: [0, 1]")
     if "tracking.run_name" in common:
         raise ConfigError("tracking.run_name: a sweep's runs are named after their configuration")
+    if common.get("train.stop_after") is not None:
+        raise ConfigError("train.stop_after: is for single runs; a shorter budget is a value of train.epochs")
     if settings_.seeds > 1 and ("train.seed" in grid or "train.seed" in distributions):
         raise ConfigError(f"sweep.seeds: got {settings_.seeds}, but train.seed is varied in {file} already")
     draws = settings_.samples if distributions else 1

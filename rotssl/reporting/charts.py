@@ -37,9 +37,10 @@ def curve(runs: Mapping[int, RunRecord], cost: str, metric: str) -> Curve:
     epochs = sorted(set.intersection(*(set(points) for points in each)))
     found = []
     for epoch in epochs:
-        values = [100 * points[epoch][metric] for points in each]
+        values = [points[epoch][metric] for points in each]
         costs = [points[epoch][f"cost/{cost}"] for points in each]
-        found.append((math.fsum(costs) / len(each), math.fsum(values) / len(each), min(values), max(values)))
+        mean = 100 * (math.fsum(values) / len(each))  # in the order of the tables: a tie is rounded alike
+        found.append((math.fsum(costs) / len(each), mean, 100 * min(values), 100 * max(values)))
     return found
 
 

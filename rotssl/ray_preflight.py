@@ -1,0 +1,149 @@
+"""What is looked at on the cluster before a sweep starts: code, storage, data, tracking, a collective, the time of a step."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import rotssl
+from rotssl import config as cfg
+from rotssl import tracking
+from rotssl.config import Config
+from rotssl.fields import ConfigError
+from rotssl.ray_runtime import COLLECTIVE_TIMEOUT_S, import_ray
+from rotssl.ray_sweep import Slots, nodes
+
+
+def _probe(folder: str, word: str, uri: str, version: str, roots: Sequence[str]) -> str:
+    """What keeps a node from running trials; empty if nothing does."""
+    if rotssl.__version__ != version:
+        return f"it has rotssl {rotssl.__version__}, the driver {version}"
+    try:
+        if (Path(folder) / "word").read_text() != word:
+            return f"storage.path: {folder} holds something else there"
+        (Path(folder) / f"from-{os.getpid()}").write_text(word)
+    except OSError as error:
+        return f"storage.path: {folder} is not the driver's there ({error.strerror})"
+    for root in roots:
+        if not os.access(root, os.R_OK):
+            return f"data.root: {root} cannot be read there"
+    return tracking.reachable(uri)
+
+
+def check_nodes(folder: Path, uri: str, roots: Sequence[str]) -> None:
+    """See from every node that code, storage, data and tracking are what the driver has.
+
+    Args:
+        folder: an existing folder below storage.path.
+        uri: of the tracking store.
+        roots: folders of images.
+
+    Raises:
+        ConfigError: the first node that can't run trials, and why.
+    """
+    ray = import_ray()
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in nodes() if node["Alive"]]
+    with _scratch(folder) as scratch:
+        word = os.urandom(8).hex()
+        (scratch / "word").write_text(word)
+        task = ray.remote(num_cpus=0, max_retries=0)(_probe)
+        asked = [
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                str(scratch), word, uri, rotssl.__version__, list(roots)
+            )
+            for node in alive
+        ]
+        for node, answer in zip(alive, asked, strict=True):
+            try:
+                reason = ray.get(answer, timeout=120)
+            except Exception as error:  # whatever Ray raises there: no rotssl, a broken environment, a node that hangs
+                reason = (
+                    f"{type(error).__name__}: {[line for line in str(error).splitlines() if line.strip()][-1][:200]}"
+                )
+            if reason:
+                raise ConfigError(f"node {node['NodeManagerAddress']}: {reason}")
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    scratch = folder / f"check-{os.getpid()}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_collective(config: Config, slots: Slots) -> float:
+    """Add up a number over two Ray Train workers; returns the seconds that this took, start included.
+
+    Raises:
+        ConfigError: they can't talk to each other.
+    """
+    import_ray()
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    started = time.monotonic()
+    folder = Path(str(config.storage.path)) / config.tracking.experiment
+    with _scratch(folder) as scratch:
+        trainer = TorchTrainer(
+            _add_up,
+            torch_config=TorchConfig(timeout_s=min(60, COLLECTIVE_TIMEOUT_S)),
+            scaling_config=ScalingConfig(
+                num_workers=2,
+                use_gpu=slots.use_gpu,
+                resources_per_worker={"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if slots.use_gpu else {})},
+                placement_strategy="SPREAD",
+            ),
+            run_config=RunConfig(
+                name="collective",
+                storage_path=str(scratch),
+                failure_config=FailureConfig(controller_failure_limit=1),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            total = trainer.fit().return_value
+        except SystemExit as error:
+            raise KeyboardInterrupt from error
+        except Exception as error:  # whatever Ray Train makes of it
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ConfigError(
+                f"scaling.num_workers: two workers cannot talk to each other ({lines[-1][:200]})"
+            ) from error
+    if total != 3.0:
+        raise ConfigError(f"scaling.num_workers: 1 + 2 over two workers gave {total}")
+    return time.monotonic() - started
+
+
+def _add_up() -> float:
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    rank = ray.train.get_context().get_world_rank()
+    value = torch.tensor([rank + 1.0], device=ray.train.torch.get_device())
+    torch.distributed.all_reduce(value)
+    return float(value)
+
+
+def start_estimate(configs: Sequence[Config], train_sizes: Sequence[int], slots: Slots) -> Any:
+    """A reference to the seconds of each trial on its own, from a few steps that are timed on a worker meanwhile."""
+    ray = import_ray()
+    share = {"num_gpus": slots.resources.get("GPU", 1.0)} if slots.use_gpu else {}
+    task = ray.remote(num_cpus=configs[0].scaling.cpus_per_worker, max_retries=0, **share)(_estimate)
+    return task.remote([cfg.to_dict(config) for config in configs], train_sizes, slots)
+
+
+def _estimate(configs: Sequence[dict[str, Any]], train_sizes: Sequence[int], slots: Slots) -> list[float]:
+    from rotssl import timing
+
+    built = [cfg.build(cfg.flat_dict(config)) for config in configs]
+    return timing.estimate(built, train_sizes, slots.workers, slots.use_gpu)

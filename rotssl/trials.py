@@ -1,0 +1,125 @@
+"""The trials of a sweep: runs like any other, in folders that their configurations name."""
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rotssl import config as cfg
+from rotssl import journal, launch
+from rotssl.config import Config
+from rotssl.data import datasets
+from rotssl.data.images import DataError
+from rotssl.fields import ConfigError
+from rotssl.record import Record, run_folder
+from rotssl.sweep import Sweep, expand, run_name
+
+# An actor that lost its driver needs some seconds to notice.
+PATIENCE_S = 90
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of the sweep: its resolved configuration, what is varied in it, and the number of training images."""
+
+    config: Config
+    label: str
+    train_size: int
+
+    @property
+    def name(self) -> str:
+        """The run's name, which its configuration decides."""
+        return str(self.config.tracking.run_name)
+
+    @property
+    def title(self) -> str:
+        """For the eye."""
+        return f"{self.label} seed={self.config.train.seed}"
+
+    def record(self) -> Record:
+        """How far it is."""
+        return Record.of(self.config)
+
+    def is_done(self, prunes: bool) -> bool:
+        """Whether nothing is left to run; what a scheduler stopped is done for a sweep that has one."""
+        return self.record().status in ("finished", *(["pruned"] if prunes else []))
+
+
+def trials_of(sweep: Sweep) -> list[Trial]:
+    """The trials that a sweep stands for, each once.
+
+    Raises:
+        ConfigError: a configuration that can't be run, the data's or their own.
+    """
+    trials: dict[str, Trial] = {}
+    said: list[str] = []
+    infos: dict[tuple[Any, float], datasets.DataInfo] = {}
+    for cell in expand(sweep):
+        key = cell.config.data, cell.config.evaluation.holdout
+        if key not in infos:
+            infos[key] = datasets.inspect(*key)
+        asked = cell.config
+        if asked.scaling.num_workers in ("auto", 1):  # one worker needs no Ray Train: the engine runs in Tune's own
+            asked = cfg.replace(asked, {"scaling.num_workers": 0})
+            cfg.check_workers(asked, 1)
+        config, info = launch.prepare(asked, infos[key], said.append)
+        every, epochs = config.evaluation.knn_every, config.train.epochs
+        if sweep.settings.scheduler != "none" and not 0 < every <= max(1, epochs - 1):
+            raise ConfigError(
+                f"evaluation.knn_every: got {every}, but {sweep.settings.scheduler} compares kNN before the last of "
+                f"{epochs} epochs"
+            )
+        config = cfg.replace(config, {"tracking.run_name": run_name(config)})
+        trials.setdefault(str(config.tracking.run_name), Trial(config, cell.label, info.train_size))
+    for line in dict.fromkeys(said):
+        print(line, file=sys.stderr)
+    return list(trials.values())
+
+
+def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> None:
+    """One trial, in a Tune actor: tell what it did before, then go on to its end.
+
+    Args:
+        spec: its configuration and tags.
+        data: references to the images.
+        report: takes an epoch and its metrics; ends this function where the scheduler stops the trial.
+    """
+    from rotssl import ray_runtime, ray_sweep
+
+    logging.disable(logging.INFO)
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    config = cfg.build(cfg.flat_dict(spec["config"]))
+    told = 0
+
+    def tell(epoch: int, metrics: Mapping[str, float]) -> None:
+        nonlocal told
+        if epoch > told:
+            told = epoch
+            report(epoch, metrics)
+
+    def show(event: dict[str, Any]) -> None:
+        if "metrics" in event:
+            tell(event["epoch"] + 1, event["metrics"])
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run_folder(config, PATIENCE_S))
+        record = Record.of(config)
+        done = record.status in ("finished", *(["pruned"] if spec["prunes"] else []))
+        if not done:
+            record.write("running")  # what is found like this when the actor is gone was stopped or killed
+        for epoch, metrics in sorted(journal.read(config.run_dir).items()):
+            tell(epoch, metrics)
+        if done:
+            return
+        nested = config.scaling.num_workers != 0
+        workers = stack.enter_context(ray_runtime.connected(config)) if nested else None
+        launch.open_tracking(config, record, workers, spec["tags"])
+        try:
+            images = data[spec["data"]] if nested else ray_sweep.fetch(data[spec["data"]])
+        except DataError as error:
+            launch.close(config, record, "failed", str(error))
+            return
+        launch.execute(config, record, workers, show, images)
