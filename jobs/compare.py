@@ -5,14 +5,12 @@ and report.json.
 """
 
 import math
-import os
 from pathlib import Path
 
 from rotssl.cli import EXIT_OK, Parser, run_command
 from rotssl.compare import METRICS, compare, default_output, show
-from rotssl.config import default_storage
 from rotssl.fields import ConfigError
-from rotssl.tracking import default_uri
+from rotssl.tracking import asked_uri
 
 
 def parse() -> dict[str, object]:
@@ -33,8 +31,7 @@ def parse() -> dict[str, object]:
     given = vars(parser.parse_args())
     if given["target"] is not None:
         given["target"] = _fraction(given["target"])
-    storage = os.path.abspath(os.path.expanduser(default_storage()))
-    given["uri"] = given["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage)
+    given["uri"] = asked_uri(given["uri"])
     given["output"] = Path(given["output"] or default_output(given["uri"], given["experiment"])).absolute()
     return given
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rotssl.config import default_storage
 from rotssl.fields import ConfigError, nearest
 from rotssl.journal import Points, RunRecord
 
@@ -30,6 +31,12 @@ _PATIENCE = {
 def default_uri(storage: str) -> str:
     """The sqlite file below storage.path."""
     return f"sqlite:///{Path(storage) / 'mlflow.db'}"
+
+
+def asked_uri(given: str | None) -> str:
+    """The store that a flag names, or else MLFLOW_TRACKING_URI, or else the sqlite file of the default storage."""
+    storage = os.path.abspath(os.path.expanduser(default_storage()))
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage)
 
 
 def check_uri(uri: str) -> None:
@@ -145,8 +152,9 @@ def place(uri: str, run_id: str) -> str:
     Raises:
         ConfigError: the store can't be used, or has no such run.
     """
-    if reason := reachable(uri):
-        raise ConfigError(reason)
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite") and not file.exists():
+        raise ConfigError(f"--uri: no file {file}")
     try:
         return str(_client(uri).get_run(run_id).data.tags["run_dir"])
     except Exception as error:  # MLflow's own, or no such tag: in each case the id is of no use

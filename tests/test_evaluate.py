@@ -1,0 +1,113 @@
+"""jobs/evaluate.py: a finished run on the test split, once, below that run in MLflow."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from rotssl import config as cfg
+from rotssl import launch
+from rotssl.data import datasets
+from rotssl.evaluate import evaluate
+from rotssl.fields import ConfigError
+from rotssl.sections import DataConfig
+from tests.test_jobs import SMALL
+
+ROOT = Path(__file__).parent.parent
+BOTH = ("knn", "linear")
+
+
+def pretrain(folder, **fields):
+    fields = {**SMALL, "scaling.num_workers": 0, "storage.path": str(folder), "tracking.run_name": "run", **fields}
+    config, _ = launch.prepare(cfg.build(fields))
+    assert launch.pretrain(config) == 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return pretrain(tmp_path_factory.mktemp("finished"))
+
+
+def logged(config):
+    client = MlflowClient(f"sqlite:///{config.storage.path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("rotssl").experiment_id])
+    (run,) = [run for run in runs if "kind" not in run.data.tags]
+    return run, [other for other in runs if other.data.tags.get("kind") == "evaluation"]
+
+
+@pytest.mark.jobs
+def test_the_test_split_is_measured_once_below_the_run(finished, capsys, monkeypatch):
+    assert evaluate(None, str(finished.run_dir), BOTH, "") == 0
+    first = capsys.readouterr().out
+    run, (child,) = logged(finished)
+    assert child.data.tags["mlflow.parentRunId"] == run.info.run_id and child.info.status == "FINISHED"
+    assert set(child.data.metrics) == {"knn/top1", "linear/top1", "feature/effective_rank"}
+    assert (
+        "queries test" in child.data.params["knn_protocol"] and "queries test" in child.data.params["linear_protocol"]
+    )
+    assert "kNN top-1 on test" in first and f"{child.data.metrics['knn/top1']:.1%}" in first
+
+    def measured_again(*_):
+        raise AssertionError("the test split was read again")
+
+    monkeypatch.setattr(datasets, "load_test", measured_again)
+    uri = f"sqlite:///{finished.storage.path}/mlflow.db"
+    assert evaluate(run.info.run_id, None, BOTH, uri) == 0  # by its id this time
+    again = capsys.readouterr().out
+    assert again == "measured before:\n" + first and len(logged(finished)[1]) == 1
+    with pytest.raises(AssertionError, match="read again"):
+        evaluate(None, str(finished.run_dir), ("knn",), "")  # another protocol is another measurement
+
+
+@pytest.mark.jobs
+def test_the_encoder_and_the_images_are_those_of_the_run(tmp_path, capsys):
+    """On test images that are the validation images, the numbers are those of the run's last epoch."""
+    root = tmp_path / "data"
+    for split, other in (("train", 0), ("val", 1), ("test", 1)):
+        for label in range(2):
+            for i in range(40):
+                gen = np.random.default_rng((other, label, i))
+                pixels = gen.integers(0, 256, (16, 16, 3)) // (1 + label)
+                file = root / split / f"class{label}" / f"{i}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(file)
+    config = pretrain(tmp_path, **{"data.name": "imagefolder", "data.root": str(root), "data.limit": None})
+    evaluate(None, str(config.run_dir), BOTH, "")
+    run, (child,) = logged(config)
+    for key, value in child.data.metrics.items():
+        assert value == run.data.metrics[key], key
+
+
+def test_what_cannot_be_evaluated_is_refused(tmp_path, finished):
+    with pytest.raises(ConfigError, match="holds no finished run"):
+        evaluate(None, str(tmp_path), BOTH, "")
+    with pytest.raises(ConfigError, match="has no run 'nothing'"):
+        evaluate("nothing", None, BOTH, f"sqlite:///{finished.storage.path}/mlflow.db")
+    with pytest.raises(ConfigError, match="no file"):
+        evaluate("nothing", None, BOTH, f"sqlite:///{tmp_path}/mlflow.db")
+    assert not (tmp_path / "mlflow.db").exists()
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "cat" / "1.png")
+    with pytest.raises(ConfigError, match="no labelled test split"):
+        datasets.load_test(DataConfig(name="imagefolder", root=str(tmp_path), image_size=16))
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist-sample", "synthetic"])
+def test_test_images_are_none_that_a_run_reads(name):
+    config = DataConfig(name=name, image_size=28)
+    splits, test = datasets.load(config, 0.1), datasets.load_test(config)
+    read = {image.tobytes() for part in (splits.train, splits.validation) for image in part.images}
+    assert len(test.images) >= 200 and not any(image.tobytes() in read for image in test.images)
+    assert set(test.labels) == set(splits.train.labels)
+
+
+def test_a_mistake_is_one_line():
+    for flags in ([], ["--run", "x", "--checkpoint", "y"], ["--checkpoint", "x", "--protocol", "vote"]):
+        command = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), *flags]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
