@@ -14,6 +14,7 @@ from rotssl import launch
 from rotssl.data import datasets
 from rotssl.evaluate import evaluate
 from rotssl.fields import ConfigError
+from rotssl.record import Record
 from rotssl.sections import DataConfig
 from tests.test_jobs import SMALL
 
@@ -85,6 +86,11 @@ def test_the_encoder_and_the_images_are_those_of_the_run(tmp_path, capsys):
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path, finished):
     with pytest.raises(ConfigError, match="holds no finished run"):
+        evaluate(None, str(tmp_path), BOTH, "")
+    unfinished = Record.read(finished.run_dir / "run.json", {})
+    unfinished.path = tmp_path / "run.json"
+    unfinished.write("interrupted")
+    with pytest.raises(ConfigError, match="holds no finished run \\(interrupted\\)"):
         evaluate(None, str(tmp_path), BOTH, "")
     with pytest.raises(ConfigError, match="has no run 'nothing'"):
         evaluate("nothing", None, BOTH, f"sqlite:///{finished.storage.path}/mlflow.db")
