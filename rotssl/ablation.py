@@ -101,12 +101,16 @@ def _start(
             print(f"collective: two workers added up, {ray_preflight.check_collective(whole, slots):.0f} s")
         else:
             print("collective: none, a trial has one worker")
-        left = [_share_left(t) * s for t, s in zip(todo, ray_sweep.fetch(estimate), strict=True)]
-        wall = max(sum(left) / min(slots.count, len(todo)), *left)
-        print(
-            f"estimate: {_duration(sum(left) * slots.workers)} of device time, {_duration(wall)} by the clock "
-            "(a few steps timed; without start-up and communication)"
-        )
+        seconds = ray_preflight.estimated(estimate)
+        left = [_share_left(t) * s for t, s in zip(todo, seconds or [0.0] * len(todo), strict=True)]
+        if seconds is None:
+            print("estimate: none, the cluster is busy; the trials wait for it too")
+        else:
+            wall = max(sum(left) / min(slots.count, len(todo)), *left)
+            print(
+                f"estimate: {_duration(sum(left) * slots.workers)} of device time, {_duration(wall)} by the clock "
+                "(a few steps timed; without start-up and communication)"
+            )
         if dry_run:
             return None
         longest = dict(zip((t.name for t in todo), left, strict=True))

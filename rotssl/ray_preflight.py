@@ -12,9 +12,12 @@ import rotssl
 from rotssl import config as cfg
 from rotssl import tracking
 from rotssl.config import Config
+from rotssl.data.images import DataError
 from rotssl.fields import ConfigError
 from rotssl.ray_runtime import COLLECTIVE_TIMEOUT_S, import_ray
-from rotssl.ray_sweep import Slots, nodes
+from rotssl.ray_sweep import Slots, fetch, nodes
+
+ESTIMATE_PATIENCE_S = 300  # others may have the cluster
 
 
 def _probe(folder: str, word: str, uri: str, version: str, roots: Sequence[str]) -> str:
@@ -114,9 +117,8 @@ def check_collective(config: Config, slots: Slots) -> float:
         except SystemExit as error:
             raise KeyboardInterrupt from error
         except Exception as error:  # whatever Ray Train makes of it
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ConfigError(
-                f"scaling.num_workers: two workers cannot talk to each other ({lines[-1][:200]})"
+                f"scaling.num_workers: two workers cannot talk to each other ({_last_line(error)})"
             ) from error
     if total != 3.0:
         raise ConfigError(f"scaling.num_workers: 1 + 2 over two workers gave {total}")
@@ -140,6 +142,33 @@ def start_estimate(configs: Sequence[Config], train_sizes: Sequence[int], slots:
     share = {"num_gpus": slots.resources.get("GPU", 1.0)} if slots.use_gpu else {}
     task = ray.remote(num_cpus=configs[0].scaling.cpus_per_worker, max_retries=0, **share)(_estimate)
     return task.remote([cfg.to_dict(config) for config in configs], train_sizes, slots)
+
+
+def estimated(reference: Any) -> list[float] | None:
+    """The answer to ``start_estimate``; None where the cluster has no room for it in five minutes.
+
+    Raises:
+        ConfigError: the steps can't be run: a file that can't be read, too little memory, ...
+    """
+    ray = import_ray()
+    from ray.exceptions import RayError
+
+    ready, _ = ray.wait([reference], timeout=ESTIMATE_PATIENCE_S)
+    if not ready:
+        ray.cancel(reference, force=True)
+        return None
+    try:
+        found: list[float] = fetch(reference)
+    except DataError as error:
+        raise ConfigError(f"data: {error}") from error
+    except RayError as error:
+        raise ConfigError(f"a few steps could not be run on a worker: {_last_line(error)}") from error
+    return found
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:200]
 
 
 def _estimate(configs: Sequence[dict[str, Any]], train_sizes: Sequence[int], slots: Slots) -> list[float]:
