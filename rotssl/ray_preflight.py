@@ -65,9 +65,7 @@ def check_nodes(folder: Path, uri: str, roots: Sequence[str]) -> None:
             try:
                 reason = ray.get(answer, timeout=120)
             except Exception as error:  # whatever Ray raises there: no rotssl, a broken environment, a node that hangs
-                reason = (
-                    f"{type(error).__name__}: {[line for line in str(error).splitlines() if line.strip()][-1][:200]}"
-                )
+                reason = f"{type(error).__name__}: {_last_line(error)}"
             if reason:
                 raise ConfigError(f"node {node['NodeManagerAddress']}: {reason}")
 

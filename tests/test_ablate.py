@@ -14,6 +14,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from rotssl import journal
+from tests.test_compare import without_seconds
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -57,6 +58,10 @@ class Ablation:
     def record(self, name):
         return json.loads((self.runs()[name] / "run.json").read_text())
 
+    def report(self):
+        """The report's numbers, but for times."""
+        return without_seconds(json.loads((self.folder / "results/study/sweep/report/report.json").read_text()))
+
     def wait_for(self, condition, process):
         """Until a condition holds of a sweep that is running."""
         deadline = time.monotonic() + 150
@@ -93,6 +98,8 @@ def whole(tmp_path_factory):
     ablation = Ablation(tmp_path_factory.mktemp("whole"))
     code, out, err = ablation.run()
     assert code == 0, out + err
+    assert "rotation weight 1" in out and "report.html" in out
+    ablation.first_report = ablation.report()  # later tests widen it
     return ablation
 
 
@@ -108,6 +115,9 @@ def test_a_sweep_leaves_nested_runs_and_says_what_it_did(whole):
     cells = {(run.data.tags["cell"], run.data.tags["seed"]) for run in runs.values()}
     assert cells == {(f"rotation.weight={w} train.epochs=3", seed) for w in (0, 1) for seed in "01"}
     assert not (whole.folder / "results" / "study" / "sweep" / "tune").exists()  # nothing of Tune's is kept
+    client = MlflowClient(f"sqlite:///{whole.folder}/results/mlflow.db")
+    report = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/report.html", "report/report.json", "report/convergence.png", "report/final.png"} <= report
 
 
 def test_started_again_it_does_nothing_and_widened_only_what_is_new(whole):
@@ -153,6 +163,7 @@ def test_killed_driver_goes_on_as_if_nothing_had_been(whole, tmp_path):
     assert len(names) == 4 and all(runs[name].info.status == "FINISHED" for name in names)
     undisturbed = without_times(whole.logged()[1])
     assert without_times(points) == {name: undisturbed[name] for name in points}
+    assert ablation.report() == whole.first_report
 
 
 def holder(folder):
@@ -224,11 +235,13 @@ def test_asha_closes_what_it_stops_and_interrupted_trials_go_on(tmp_path):
 
 
 def test_trials_on_several_workers_are_ray_train_runs(tmp_path):
-    ablation = Ablation(tmp_path, sweep={}, grid={"rotation.weight": [0, 1.0]}, train={"batch_size": 64, "epochs": 2})
+    grid = {"rotation.weight": [1.0], "train.epochs": [2]}
+    ablation = Ablation(tmp_path, sweep={"baseline": False}, grid=grid)
     code, out, err = ablation.run("--scaling.num_workers", "2")
     assert code == 0 and "collective: two workers added up" in out, out + err
     runs, points = ablation.logged()
     runs.pop("sweep")
+    assert len(runs) == 1 and "no report: nothing to compare" in err
     for name, run in runs.items():
         assert run.info.status == "FINISHED" and run.data.tags["world_size"] == "2"
         assert [step for step, _ in points[name]["knn/top1"]] == [1, 2]
