@@ -3,9 +3,9 @@
     python benchmarks/asha_sample.py [--seeds 3] [--epochs 10] [--work FOLDER]
 
 Runs jobs/ablate.py twice on the embedded sample, rotation weights 0, 0.3, 1 and 3: without a scheduler, then with ASHA (reduction
-factor 2, grace of one epoch; baselines always run to the end). The trials have the same configurations and seeds, so what ASHA
+factor 2, grace of one epoch; baselines always run to the end). The trials have the same configurations and seeds, so what it
 lets finish is identical. Whom it stops depends on who comes first: the curves of the full sweep are also replayed to the same
-scheduler in many random orders. Writes benchmarks/results/asha_sample_DATE.md. A sweep that --work holds finished is not run again.
+scheduler in many random orders. Writes benchmarks/results/asha_sample_DATE.md. A sweep that --work holds is not run again.
 """
 
 import argparse

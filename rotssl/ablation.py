@@ -7,9 +7,11 @@ there what is finished, goes on with what is not, and adds what is new. Nothing 
 import builtins
 import contextlib
 import functools
+import json
 import os
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ from rotssl.trials import Trial, run_trial, trials_of
 
 # At once, also into the log of a job.
 print = functools.partial(builtins.print, flush=True)
+CLOSING_S = 5  # what an actor that has just died may still need
 # Of the runs in MLflow's charts, one for each thing that is compared, whatever its budget and seed.
 COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 
@@ -54,6 +57,7 @@ def run(command: Command) -> int:
     if command.dry_run and not todo:
         return EXIT_OK
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_sigterm_interrupts())
         if not command.dry_run:
             stack.enter_context(run_folder(whole))
         parent = Record.read(whole.run_dir / "run.json", {})
@@ -79,7 +83,7 @@ def _start(
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(ray_runtime.connected(config))
         slots = ray_sweep.plan(config, settings, ray_sweep.nodes())
-        uri = config.tracking.uri or tracking.default_uri(str(config.storage.path))
+        uri = _store(whole)
         launch.check_store(uri, cluster.nodes)
         kind = "in Tune's workers" if slots.workers == 1 else f"on {slots.workers} Ray Train workers"
         each = f"{config.scaling.cpus_per_worker} CPU" + (
@@ -91,14 +95,12 @@ def _start(
         folder = whole.run_dir
         while not folder.exists():
             folder = folder.parent
-        if not dry_run:
-            _open(sweep, whole, parent, uri)
         estimate = ray_preflight.start_estimate([t.config for t in todo], [t.train_size for t in todo], slots)
         roots = sorted({str(trial.config.data.root) for trial in todo if trial.config.data.root})
         ray_preflight.check_nodes(folder, uri, roots)
         print(f"code, storage, data and tracking: as the driver has them, on {cluster.nodes} node(s)")
         if slots.workers > 1:
-            print(f"collective: two workers added up, {ray_preflight.check_collective(whole, slots):.0f} s")
+            print(f"collective: two workers added up, {ray_preflight.check_collective(whole, slots, folder):.0f} s")
         else:
             print("collective: none, a trial has one worker")
         seconds = ray_preflight.estimated(estimate)
@@ -107,12 +109,14 @@ def _start(
             print("estimate: none, the cluster is busy; the trials wait for it too")
         else:
             wall = max(sum(left) / min(slots.count, len(todo)), *left)
+            devices = slots.workers * slots.resources.get("GPU", 1.0)
             print(
-                f"estimate: {_duration(sum(left) * slots.workers)} of device time, {_duration(wall)} by the clock "
+                f"estimate: {_duration(sum(left) * devices)} of device time, {_duration(wall)} by the clock "
                 "(a few steps timed; without start-up and communication)"
             )
         if dry_run:
             return None
+        _open(sweep, whole, parent, uri)
         longest = dict(zip((t.name for t in todo), left, strict=True))
         # Long ones first: the last to end are short. A scheduler learns what it knew from those that are done.
         if settings.scheduler == "none":
@@ -120,21 +124,17 @@ def _start(
         else:
             chosen = [*(t for t in trials if t.name not in longest), *todo]
         interrupted = _run(sweep, whole, parent, chosen, slots)
-    for trial in chosen:
-        record = trial.record()
-        if record.status == "running":  # its actor is gone by now
-            launch.close(trial.config, record, "interrupted", "interrupted")
+    for trial in chosen if interrupted else []:
+        if trial.record().status == "running":  # its actor is gone by now
+            _close(trial, "interrupted", "interrupted", locked=True)
     return EXIT_INTERRUPTED if interrupted else None
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
+    for size, unit in ((1, "s"), (60, "min")):
+        if seconds < 100 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _share_left(trial: Trial) -> float:
@@ -142,13 +142,21 @@ def _share_left(trial: Trial) -> float:
 
 
 def _megabytes(folder: Path) -> str:
-    """The size of what a job uploads from here, which .rayignore keeps small."""
-    skipped = {"results", "data", "datasets", "benchmarks", "tests", "docs", "mlruns", "__pycache__"}
+    """The size of what a job uploads from here: all but what .rayignore names."""
+    ignored = folder / ".rayignore"
+    lines = ignored.read_text().split() if ignored.exists() else []
+    skipped = {line.strip("/") for line in lines if line.endswith("/")}
     total = 0
     for path, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in skipped]
-        total += sum(os.lstat(os.path.join(path, name)).st_size for name in files)
-    return f"{total / 1e6:.1f} MB" + (" (Ray refuses to upload more than 500 MiB)" if total > 100e6 else "")
+        folders[:] = [name for name in folders if name not in skipped]
+        for name in files:
+            with contextlib.suppress(OSError):  # it went away meanwhile
+                total += os.lstat(os.path.join(path, name)).st_size
+    return f"{total / 1e6:.1f} MB"
+
+
+def _store(whole: Config) -> str:
+    return whole.tracking.uri or tracking.default_uri(str(whole.storage.path))
 
 
 def _open(sweep: Sweep, whole: Config, parent: Record, uri: str) -> None:
@@ -172,6 +180,9 @@ def _open(sweep: Sweep, whole: Config, parent: Record, uri: str) -> None:
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, launch.interrupt)  # what `ray job stop` sends
     try:
@@ -187,21 +198,20 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
     prunes = sweep.settings.scheduler != "none"
     data: dict[str, Any] = {}
     specs = []
-    arms = list(dict.fromkeys(_arm(trial) for trial in chosen))
-    for trial in chosen:
+    tags = _tags(sweep, parent, chosen)
+    for trial, own in zip(chosen, tags, strict=True):
         key = repr((trial.config.data, trial.config.evaluation.holdout))
         if key not in data and not trial.is_done(prunes):
             data[key] = ray_runtime.load(trial.config)
-        tags = {
-            "mlflow.parentRunId": str(parent.run_id),
-            "kind": "trial",
-            "sweep": sweep.name,
-            "cell": trial.label,
-            "seed": str(trial.config.train.seed),
-            "budget": str(trial.config.train.epochs),
-            "mlflow.runColor": COLORS[arms.index(_arm(trial)) % len(COLORS)],
-        }
-        specs.append({"config": cfg.to_dict(trial.config), "tags": tags, "data": key, "prunes": prunes})
+        specs.append(
+            {
+                "config": cfg.to_dict(trial.config),
+                "tags": own,
+                "uri": parent.uri,
+                "data": key,
+                "prunes": prunes,
+            }
+        )
     done = [max(journal.read(trial.config.run_dir), default=0) for trial in chosen]
     silent = {index for index, trial in enumerate(chosen) if trial.is_done(prunes)}  # they only tell the scheduler
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -209,7 +219,11 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
     ended = 0
 
+    outcomes: dict[int, tuple[str, str]] = {}
+
     def on_epoch(index: int, metrics: dict[str, Any]) -> None:
+        if "outcome" in metrics:
+            outcomes[index] = metrics["outcome"], metrics["reason"]
         epoch = int(metrics["epoch"])
         if epoch > done[index]:
             bar.advance(task, epoch - done[index])
@@ -224,15 +238,18 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
             return
         ended += 1
         trial = chosen[index]
-        record = trial.record()
-        if error is not None and record.status != "finished":
-            _give_up(trial, record, error)
-        elif record.status == "running":
-            reason = f"stopped by {sweep.settings.scheduler} after epoch {done[index]}"
-            launch.close(trial.config, record, "pruned", reason)
-        console.print(f"[{ended}/{len(chosen) - len(silent)}] {_line(trial, record)}", markup=False)
+        status, reason = outcomes.get(
+            index, ("pruned", f"stopped by {sweep.settings.scheduler} after epoch {done[index]}")
+        )
+        if error is not None or (index not in outcomes and not prunes):
+            status, reason = "failed", error or "it ended without a word"
+        if status in ("pruned", "failed") and trial.record().status != status:
+            # Of a trial that a scheduler stopped, the actor still waits with the lock; of one that is lost, nobody may have it.
+            reason = _close(trial, status, reason, locked=status == "failed")
+        line = _line(trial) if status == "finished" else f"{trial.title}: {status}: {reason}"
+        console.print(f"[{ended}/{len(chosen) - len(silent)}] {line}", markup=False)
 
-    with _sigterm_interrupts(), bar:
+    with bar:
         task = bar.add_task(sweep.name, total=sum(t.config.train.epochs for t in chosen), completed=sum(done))
         try:
             ray_sweep.run(
@@ -253,36 +270,56 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
     return False
 
 
+def _tags(sweep: Sweep, parent: Record, trials: Sequence[Trial]) -> list[dict[str, str]]:
+    """What MLflow's pages can sort and colour the trials by."""
+    arms = list(dict.fromkeys(_arm(trial) for trial in trials))
+    return [
+        {
+            tracking.PARENT: str(parent.run_id),
+            "kind": "trial",
+            "sweep": sweep.name,
+            "cell": trial.label,
+            "seed": str(trial.config.train.seed),
+            "budget": str(trial.config.train.epochs),
+            "mlflow.runColor": COLORS[arms.index(_arm(trial)) % len(COLORS)],
+        }
+        for trial in trials
+    ]
+
+
 def _arm(trial: Trial) -> str:
     return " ".join(part for part in trial.label.split(" ") if not part.startswith("train.epochs="))
 
 
-def _give_up(trial: Trial, record: Record, reason: str) -> None:
-    if record.run_id is None:  # it never came to be a run
-        trial.config.run_dir.mkdir(parents=True, exist_ok=True)
-        record.write("failed", reason)
-    else:
-        launch.close(trial.config, record, "failed", reason)
+def _close(trial: Trial, status: str, reason: str, locked: bool) -> str:
+    """Record how a trial ended that could not do so itself; returns the reason, or why that was not possible."""
+    try:
+        with run_folder(trial.config, CLOSING_S) if locked else contextlib.nullcontext():
+            record = trial.record()
+            if record.run_id is not None:
+                launch.close(trial.config, record, status, reason)
+            else:  # it never came to be a run
+                record.write(status, reason)
+    except (ConfigError, OSError) as error:
+        return f"{reason} ({error})"
+    return reason
 
 
-def _line(trial: Trial, record: Record) -> str:
-    points = journal.read(trial.config.run_dir)
-    if record.status != "finished" or not points:
-        return f"{trial.title}: {record.status}: {record.reason}"
+def _line(trial: Trial) -> str:
+    points, record = journal.read(trial.config.run_dir), trial.record()
     last = points[max(points)]
     knn = f"kNN {last['knn/top1']:.1%}, " if "knn/top1" in last else ""
     also = "" if record.reason == "completed" else f"; {record.reason}"
     return f"{trial.title}: {knn}{last['cost/train_seconds']:.1f} s{also}"
 
 
-def _report(whole: Config, parent: Record, records: Sequence[Record]) -> None:
+def _report(whole: Config, parent: Record, ids: Sequence[str]) -> None:
     """Compare the trials, in the terminal and as a page that the sweep's run has too."""
     from rotssl import compare
 
-    ids = {str(record.run_id) for record in records}
     try:
         found = compare.compare(
-            parent.uri, whole.tracking.experiment, whole.run_dir / "report", only=ids, parent=parent.run_id
+            parent.uri, whole.tracking.experiment, whole.run_dir / "report", only=set(ids), parent=parent.run_id
         )
     except ConfigError as error:
         print(f"no report: {error}", file=sys.stderr)
@@ -291,25 +328,53 @@ def _report(whole: Config, parent: Record, records: Sequence[Record]) -> None:
     launch.show_mlflow(parent.uri)
 
 
+def _publish(sweep: Sweep, whole: Config, parent: Record, trials: Sequence[Trial]) -> bool:
+    """Bring MLflow up to the folders, where it was away or was lost; returns whether it has all of them."""
+    uri = _store(whole)
+    known = tracking.run_ids(uri, whole.tracking.experiment) if not tracking.reachable(uri) else None
+    if known is None:
+        return False
+    if parent.run_id not in known:
+        _open(sweep, whole, parent, uri)
+    complete = True
+    for trial, tags in zip(trials, _tags(sweep, parent, trials), strict=True):
+        record = trial.record()
+        lost = record.run_id not in known or not record.synced
+        if record.status in ("finished", "pruned", "failed") and lost and journal.read(trial.config.run_dir):
+            launch.open_tracking(trial.config, record, trial.workers, tags)
+            launch.close(trial.config, record, record.status, record.reason)
+            complete = complete and record.synced
+    return complete
+
+
 def _conclude(sweep: Sweep, whole: Config, parent: Record, trials: Sequence[Trial], code: int | None = None) -> int:
     """Say how all trials ended, compare them, close the sweep's run; returns the exit code."""
+    try:
+        complete = _publish(sweep, whole, parent, trials)
+    except ConfigError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        complete = False
     records = [trial.record() for trial in trials]
-    for trial, record in zip(trials, records, strict=True):
-        if record.status in ("finished", "pruned", "failed") and not record.synced and record.run_id:
-            launch.close(trial.config, record, record.status, record.reason)  # MLflow was away when it ended
     counts = _counts([record.status for record in records])
+    ids = [record.run_id for record in records if record.run_id is not None]
     if code is None:
-        _report(whole, parent, records)
+        _report(whole, parent, ids)
     print(f"sweep {sweep.name}: {counts}")
     failed = [(t, r) for t, r in zip(trials, records, strict=True) if r.status == "failed"]
     for trial, record in failed:
         print(f"failed: {trial.title}: {record.reason}", file=sys.stderr)
     left = [record for record in records if record.status not in ("finished", "pruned", "failed")]
-    status = "interrupted" if code else "failed" if failed or left else "finished"
+    if left and not code:
+        print(f"not run to the end: {len(left)} trials; the same command goes on with them", file=sys.stderr)
+    if not complete:
+        print("MLflow does not have everything; the same command sends it", file=sys.stderr)
+    status = "interrupted" if code else "finished" if not failed and not left and complete else "failed"
+    listed = whole.run_dir / "trials.json"  # sweeps may share trials, of which MLflow knows one parent only
+    listed.write_text(json.dumps(ids) + "\n")
     tracker = tracking.Tracker(parent.uri, str(parent.run_id))
-    parent.synced = tracker.finish(launch.MLFLOW_STATUS[status], counts, [sweep.file])
+    parent.synced = tracker.finish(launch.MLFLOW_STATUS[status], counts, [sweep.file, listed])
     parent.write(status, counts)
     if code:
         print("interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
         return code
-    return EXIT_FAILED if failed or left else EXIT_OK
+    return EXIT_OK if status == "finished" else EXIT_FAILED

@@ -290,7 +290,8 @@ class Trainer:
         bad = [key for key, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise RunFailed(
-                f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {self.peak_lr:g}); the last checkpoint is kept"
+                f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {self.peak_lr:g})"
+                + ("; the last checkpoint is kept" if epoch else "")
             )
         backing_off = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if "loss/total" not in metrics or (metrics.get("optim/skipped_steps") == 1.0 and not backing_off):

@@ -18,8 +18,8 @@ PROTOCOLS = ("knn", "linear")
 def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], uri: str) -> int:
     """What jobs/evaluate.py does; returns the exit code.
 
-    The numbers go to a run of their own below the one that is evaluated. Where there is one already, it is printed and nothing is
-    measured: the test split is looked at once.
+    The numbers go to a run of their own below the one that is evaluated. What is there already is printed and not measured again:
+    the test split is looked at once.
 
     Args:
         run_id: of the run in MLflow, or None.
@@ -30,21 +30,21 @@ def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], u
     Raises:
         ConfigError: no such run, none that is finished, no test split, no store.
     """
-    place = folder or tracking.place(uri, str(run_id))
-    record = Record.read(Path(place) / "run.json", {})
-    if record.status != "finished" or record.run_id is None:
+    place = Path(folder or tracking.place(uri, str(run_id)))
+    record = Record.read(place / "run.json", {})
+    if record.status != "finished" or record.run_id is None or not (place / "config.yaml").exists():
         raise ConfigError(f"--checkpoint: {place} holds no finished run ({record.status})")
     if reason := tracking.reachable(record.uri):
         raise ConfigError(reason)
-    config = cfg.build(cli.load_recipe(Path(place) / "config.yaml"))
-    split = "test-" + "+".join(protocols)
-    known = tracking.evaluation(record.uri, record.run_id, split)
-    if known is None:
-        known = _measure(config, Path(place), protocols)
+    config = cfg.build(cli.load_recipe(place / "config.yaml"))
+    known = tracking.evaluation(record.uri, record.run_id, "test")
+    new = sorted(name for name in protocols if f"{name}/top1" not in known)
+    if new:
         facts = {"knn": KNN_PROTOCOL, "linear": LINEAR_PROTOCOL}
-        shown = {f"{name}_protocol": facts[name].replace("validation", "test") for name in protocols}
-        step = max(journal.read(Path(place)))
-        tracking.log_evaluation(record.uri, record.run_id, split, step, known, shown)
+        shown = {f"{name}_protocol": facts[name].replace("validation", "test") for name in new}
+        found = _measure(config, place, new)
+        tracking.log_evaluation(record.uri, record.run_id, "test", max(journal.read(place)), found, shown)
+        known |= found
     else:
         print("measured before:")
     tables.show(tables.measures(f"{config.tracking.run_name} on the test split", known, "test"))

@@ -80,8 +80,13 @@ def _scratch(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def check_collective(config: Config, slots: Slots) -> float:
+def check_collective(config: Config, slots: Slots, folder: Path) -> float:
     """Add up a number over two Ray Train workers; returns the seconds that this took, start included.
+
+    Args:
+        config: of any trial.
+        slots: from ``plan``.
+        folder: an existing one that all nodes see.
 
     Raises:
         ConfigError: they can't talk to each other.
@@ -92,7 +97,6 @@ def check_collective(config: Config, slots: Slots) -> float:
     from ray.train.v2.api.config import LoggingConfig
 
     started = time.monotonic()
-    folder = Path(str(config.storage.path)) / config.tracking.experiment
     with _scratch(folder) as scratch:
         trainer = TorchTrainer(
             _add_up,

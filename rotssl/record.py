@@ -16,6 +16,10 @@ from rotssl.config import Config
 from rotssl.fields import ConfigError
 
 
+class Busy(ConfigError):
+    """Another process has the run."""
+
+
 @dataclass
 class Record:
     """``run.json`` in the run's folder: what the run is, and how its last start ended.
@@ -89,7 +93,8 @@ def run_folder(config: Config, patience: float = 0) -> Iterator[Path]:
         patience: seconds to wait for another process that has it: one that lost its driver needs some to notice.
 
     Raises:
-        ConfigError: it can't be written, or another process runs this very run.
+        ConfigError: it can't be written.
+        Busy: another process runs this very run.
     """
     folder, deadline = config.run_dir, time.monotonic() + patience
     try:
@@ -104,7 +109,7 @@ def run_folder(config: Config, patience: float = 0) -> Iterator[Path]:
                 break
             except OSError as error:
                 if time.monotonic() > deadline:
-                    raise ConfigError(
+                    raise Busy(
                         f"tracking.run_name: {config.tracking.run_name!r} is being run by another process right now"
                     ) from error
                 time.sleep(0.5)

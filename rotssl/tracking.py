@@ -17,6 +17,7 @@ from rotssl.fields import ConfigError, nearest
 from rotssl.journal import Points, RunRecord
 
 log = logging.getLogger(__name__)
+PARENT = "mlflow.parentRunId"
 
 # A dead server must not hold up training: MLflow's own defaults block for minutes.
 _PATIENCE = {
@@ -121,6 +122,8 @@ def open_run(
             experiment_id = found.experiment_id
         if run_id is None or not _alive(client, run_id):
             run_id = str(client.create_run(experiment_id, run_name=run_name).info.run_id)
+        else:
+            tags = {key: value for key, value in tags.items() if key != PARENT}  # of two sweeps the first one has it
         client.update_run(run_id, status="RUNNING")
         known = client.get_run(run_id).data.params
         from mlflow.entities import Param, RunTag
@@ -161,13 +164,13 @@ def place(uri: str, run_id: str) -> str:
         raise ConfigError(f"--run: {uri} has no run {run_id!r} with a folder") from error
 
 
-def evaluation(uri: str, run_id: str, split: str) -> dict[str, float] | None:
-    """What was measured before on a split with a run's encoder: the metrics of its evaluation."""
+def evaluation(uri: str, run_id: str, split: str) -> dict[str, float]:
+    """What was measured before on a split with a run's encoder: the metrics of its evaluations."""
     client = _client(uri)
     run = client.get_run(run_id)
     wanted = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.kind = 'evaluation' and tags.split = '{split}'"
     found = client.search_runs([run.info.experiment_id], wanted)
-    return dict(found[0].data.metrics) if found else None
+    return {key: value for run in found for key, value in run.data.metrics.items()}
 
 
 def log_evaluation(
@@ -196,6 +199,23 @@ def log_evaluation(
         tags=[RunTag("status_reason", "completed")],
     )
     client.set_terminated(made.info.run_id, "FINISHED")
+
+
+def run_ids(uri: str, experiment: str) -> set[str] | None:
+    """The ids of all runs of an experiment; None where the store can't be asked, which is said."""
+    try:
+        client, found, token = _client(uri), set(), None
+        known = client.get_experiment_by_name(experiment)
+        while known is not None:
+            page = client.search_runs([known.experiment_id], max_results=1000, page_token=token)
+            found |= {str(run.info.run_id) for run in page}
+            token = page.token
+            if not token:
+                break
+    except Exception as error:  # as below
+        log.warning("MLflow could not be asked for its runs (%s)", _short(error))
+        return None
+    return found
 
 
 class Tracker:

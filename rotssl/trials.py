@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,11 @@ from rotssl.config import Config
 from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.fields import ConfigError
-from rotssl.record import Record, run_folder
+from rotssl.ray_runtime import Workers
+from rotssl.record import Busy, Record, run_folder
 from rotssl.sweep import Sweep, expand, run_name
 
+log = logging.getLogger(__name__)
 # An actor that lost its driver needs some seconds to notice.
 PATIENCE_S = 90
 
@@ -38,6 +40,12 @@ class Trial:
     def title(self) -> str:
         """For the eye."""
         return f"{self.label} seed={self.config.train.seed}"
+
+    @property
+    def workers(self) -> Workers | None:
+        """Its Ray Train workers; None where the engine runs in Tune's."""
+        count = self.config.scaling.num_workers
+        return Workers(int(count), self.config.scaling.use_gpu is True, 1) if count else None
 
     def record(self) -> Record:
         """How far it is."""
@@ -80,15 +88,16 @@ def trials_of(sweep: Sweep) -> list[Trial]:
 
 
 def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> None:
-    """One trial, in a Tune actor: tell what it did before, then go on to its end.
+    """One trial, in a Tune actor: tell what it did before, go on to its end, and tell how that was.
+
+    What goes wrong is told, not raised: an exception would make Tune try again at once, which is for actors that die.
 
     Args:
         spec: its configuration and tags.
         data: references to the images.
-        report: takes an epoch and its metrics; ends this function where the scheduler stops the trial.
+        report: takes an epoch and its metrics, or in the end ``outcome`` and ``reason``; ends this function where the scheduler
+            stops the trial.
     """
-    from rotssl import ray_runtime, ray_sweep
-
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     config = cfg.build(cfg.flat_dict(spec["config"]))
@@ -100,26 +109,46 @@ def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> 
             told = epoch
             report(epoch, metrics)
 
+    try:
+        with run_folder(config, PATIENCE_S):
+            outcome = _go_on(config, spec, data, tell)
+    except Busy as error:
+        outcome = "busy", str(error)
+    except Exception as error:  # whatever it was, the others go on; the sweep's driver records it
+        outcome = "failed", f"{type(error).__name__}: {error}"[:500]
+    report(told, dict(zip(("outcome", "reason"), outcome, strict=True)))
+
+
+def _go_on(
+    config: Config, spec: Mapping[str, Any], data: Mapping[str, Any], tell: Callable[[int, Mapping[str, float]], None]
+) -> tuple[str, str]:
+    """Run the trial from where it is; returns its status and what there is to say about it."""
+    from rotssl import ray_runtime, ray_sweep
+
     def show(event: dict[str, Any]) -> None:
         if "metrics" in event:
             tell(event["epoch"] + 1, event["metrics"])
 
+    record = Record.of(config)
+    done = record.status in ("finished", *(["pruned"] if spec["prunes"] else []))
+    if not done:
+        record.write("running")
+    for epoch, metrics in sorted(journal.read(config.run_dir).items()):
+        tell(epoch, metrics)
+    if done:
+        return record.status, record.reason
     with contextlib.ExitStack() as stack:
-        stack.enter_context(run_folder(config, PATIENCE_S))
-        record = Record.of(config)
-        done = record.status in ("finished", *(["pruned"] if spec["prunes"] else []))
-        if not done:
-            record.write("running")  # what is found like this when the actor is gone was stopped or killed
-        for epoch, metrics in sorted(journal.read(config.run_dir).items()):
-            tell(epoch, metrics)
-        if done:
-            return
         nested = config.scaling.num_workers != 0
         workers = stack.enter_context(ray_runtime.connected(config)) if nested else None
-        launch.open_tracking(config, record, workers, spec["tags"])
+        try:
+            launch.open_tracking(config, record, workers, spec["tags"])
+        except (
+            ConfigError
+        ) as error:  # a store that is away for a moment: the journal has it all, the driver sends it in the end
+            log.warning("%s: %s", config.tracking.run_name, error)
+            record.uri = record.uri or spec["uri"]
         try:
             images = data[spec["data"]] if nested else ray_sweep.fetch(data[spec["data"]])
         except DataError as error:
-            launch.close(config, record, "failed", str(error))
-            return
-        launch.execute(config, record, workers, show, images)
+            return launch.close(config, record, "failed", str(error)), str(error)
+        return launch.execute(config, record, workers, show, images), record.reason

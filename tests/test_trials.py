@@ -1,0 +1,166 @@
+"""One trial of a sweep, in this process: what it tells, and what it does about what goes wrong."""
+
+import dataclasses
+import fcntl
+import json
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from rotssl import ablation, journal, launch, ray_sweep, tracking, trials
+from rotssl import config as cfg
+from rotssl.data import datasets
+from rotssl.fields import ConfigError
+from rotssl.record import Record
+from rotssl.sweep import parse
+from tests.test_jobs import SMALL
+
+pytestmark = pytest.mark.jobs
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """A sweep of two trials, its trials, and its own run."""
+    sections = {}
+    for key, value in {**SMALL, "storage.path": str(tmp_path / "results")}.items():
+        section, leaf = key.split(".")
+        sections.setdefault(section, {})[leaf] = value
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({"grid": {"rotation.weight": [0, 1.0]}, **sections}))
+    command = parse(["--config", str(file)], "ablate.py", "")
+    found = trials.trials_of(command.sweep)
+    whole = cfg.replace(found[0].config, {"tracking.run_name": "study"})
+    whole.run_dir.mkdir(parents=True)
+    parent = Record.read(whole.run_dir / "run.json", {})
+    ablation._open(command.sweep, whole, parent, tracking.default_uri(str(tmp_path / "results")))
+    monkeypatch.setattr(ray_sweep, "fetch", lambda reference: reference)  # the images themselves
+    return command.sweep, whole, parent, found
+
+
+def run(sweep, index, prunes=False, stop_at=None):
+    """What a trial tells: its epochs, and its outcome."""
+    _, _, parent, found = sweep
+    config = found[index].config
+    spec = {
+        "config": cfg.to_dict(config),
+        "tags": ablation._tags(sweep[0], parent, found)[index],
+        "uri": parent.uri,
+        "data": "images",
+        "prunes": prunes,
+    }
+    epochs, outcome = [], {}
+
+    def report(epoch, metrics):
+        if "outcome" in metrics:
+            outcome.update(metrics)
+            return
+        epochs.append(epoch)
+        if epoch == stop_at:
+            raise SystemExit  # as Tune ends what its scheduler stops
+
+    trials.run_trial(spec, {"images": datasets.load(config.data, 0.1)}, report)
+    return epochs, outcome
+
+
+def runs(sweep):
+    client = MlflowClient(sweep[2].uri)
+    return {
+        run.info.run_name: run
+        for run in client.search_runs([client.get_experiment_by_name("study").experiment_id])
+        if run.data.tags["kind"] == "trial"
+    }
+
+
+def test_a_trial_tells_its_epochs_and_its_end_and_tells_them_again(sweep):
+    assert run(sweep, 1) == ([1, 2], {"outcome": "finished", "reason": "completed"})
+    lines = (sweep[3][1].config.run_dir / "metrics.jsonl").read_text()
+    assert run(sweep, 1) == ([1, 2], {"outcome": "finished", "reason": "completed"})
+    assert (sweep[3][1].config.run_dir / "metrics.jsonl").read_text() == lines
+    (logged,) = runs(sweep).values()
+    assert logged.data.tags["mlflow.parentRunId"] == sweep[2].run_id and logged.info.status == "FINISHED"
+
+
+def test_what_a_scheduler_stopped_goes_on_for_a_sweep_without_one(sweep):
+    trial = sweep[3][0]
+    with pytest.raises(SystemExit):
+        run(sweep, 0, prunes=True, stop_at=1)
+    assert trial.record().status == "running" and sorted(journal.read(trial.config.run_dir)) == [1]
+    ablation._close(trial, "pruned", "stopped by asha after epoch 1", locked=False)
+    assert trial.is_done(prunes=True) and not trial.is_done(prunes=False)
+    (logged,) = runs(sweep).values()
+    assert logged.info.status == "KILLED" and logged.data.tags["status_reason"] == "stopped by asha after epoch 1"
+    assert run(sweep, 0, prunes=True) == ([1], {"outcome": "pruned", "reason": "stopped by asha after epoch 1"})
+    assert run(sweep, 0) == ([1, 2], {"outcome": "finished", "reason": "completed"})
+    assert [run.info.status for run in runs(sweep).values()] == ["FINISHED"]
+
+
+def test_a_trial_that_another_process_runs_is_left_alone(sweep, monkeypatch):
+    trial = sweep[3][0]
+    trial.config.run_dir.mkdir(parents=True)
+    trial.record().write("running")
+    before = (trial.config.run_dir / "run.json").read_bytes()
+    monkeypatch.setattr(trials, "PATIENCE_S", 0)
+    monkeypatch.setattr(ablation, "CLOSING_S", 0)
+    with (trial.config.run_dir / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        epochs, outcome = run(sweep, 0)
+        assert epochs == [] and outcome["outcome"] == "busy" and "another process" in outcome["reason"]
+        assert "another process" in ablation._close(trial, "failed", "it died", locked=True)
+    assert (trial.config.run_dir / "run.json").read_bytes() == before
+
+
+def test_what_goes_wrong_is_told_and_not_raised(sweep, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(launch, "_run_here", broken)
+    assert run(sweep, 0) == ([], {"outcome": "failed", "reason": "RuntimeError: no room"})
+    assert sweep[3][0].record().status == "failed"
+    assert [run.info.status for run in runs(sweep).values()] == ["FAILED"]
+
+
+def test_a_store_that_is_away_when_a_trial_starts_costs_nothing(sweep, monkeypatch):
+    def away(*_, **__):
+        raise ConfigError("tracking.uri: nobody answers")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "open_run", away)
+        assert run(sweep, 0) == ([1, 2], {"outcome": "finished", "reason": "completed"})
+    assert runs(sweep) == {} and not sweep[3][0].record().synced
+    assert ablation._publish(*sweep)
+    ((name, logged),) = runs(sweep).items()
+    assert name == sweep[3][0].name and logged.info.status == "FINISHED" and logged.data.metrics["cost/epochs"] == 2
+    assert logged.data.tags["mlflow.parentRunId"] == sweep[2].run_id
+
+
+def test_runs_that_mlflow_lost_are_sent_again(sweep, capsys):
+    for index in range(2):
+        run(sweep, index)
+    assert ablation._conclude(*sweep) == 0
+    points = {name: run.data.metrics for name, run in runs(sweep).items()}
+    listed = json.loads((sweep[1].run_dir / "trials.json").read_text())
+    assert sorted(listed) == sorted(run.info.run_id for run in runs(sweep).values())
+    client = MlflowClient(sweep[2].uri)
+    for run_id in listed:
+        client.delete_run(run_id)
+    client.delete_run(sweep[2].run_id)
+    assert ablation._conclude(*sweep) == 0
+    assert {name: run.data.metrics for name, run in runs(sweep).items()} == points and len(points) == 2
+    assert not set(listed) & {run.info.run_id for run in runs(sweep).values()}
+    assert "no report" not in capsys.readouterr().err
+
+
+def test_a_second_sweep_of_the_same_trials_has_its_own_report(sweep):
+    first, whole, parent, found = sweep
+    for index in range(2):
+        run(sweep, index)
+    assert ablation._conclude(*sweep) == 0
+    other = cfg.replace(whole, {"tracking.run_name": "other"})
+    other.run_dir.mkdir()
+    second = Record.read(other.run_dir / "run.json", {})
+    assert ablation._conclude(dataclasses.replace(first, name="other"), other, second, found) == 0
+    client = MlflowClient(parent.uri)
+    assert second.run_id not in (None, parent.run_id) and client.get_run(second.run_id).info.status == "FINISHED"
+    assert {item.path for item in client.list_artifacts(second.run_id)} >= {"report", "trials.json"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs(sweep).values()} == {parent.run_id}
