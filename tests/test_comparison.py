@@ -9,7 +9,7 @@ import pytest
 from rotssl import config as cfg
 from rotssl.fields import ConfigError
 from rotssl.journal import RunRecord
-from rotssl.reporting import sheets, tables
+from rotssl.reporting import answers, sheets, tables
 from rotssl.reporting.cells import baseline_of, cells_of, conditions, sift
 from rotssl.reporting.comparison import compare_cells
 
@@ -326,7 +326,7 @@ def test_a_run_that_costs_one_percent_more_still_fits(cost, fits):
 
 def words(found):
     return " ".join(
-        line for choice in found.recommendations for part in sheets.headline(found, choice) for line in part
+        line for choice in found.recommendations for part in answers.headline(found, choice) for line in part
     )
 
 
