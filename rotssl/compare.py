@@ -97,7 +97,7 @@ def compare(
     cells = sorting.cells_of(runs)
     _check(cells, left_out, experiment, metric)
     found = compare_cells(cells, left_out, sorting.conditions(baseline, cells), metric, target)
-    facts, warnings = answers.facts(cells, metric)
+    facts, warnings = answers.facts(cells, metric, left_out)
     choices = [(choice, *answers.headline(found, choice)) for choice in found.recommendations]
     content = _content(found) | {
         "experiment": experiment,
@@ -112,6 +112,7 @@ def compare(
                 "lead": choice.lead and asdict(choice.lead),
                 "separated": choice.separated,
                 "cheaper": choice.cheaper,
+                "ranking": asdict(choice.ranking),
                 "text": lines,
                 "text_seconds": timed,
             }

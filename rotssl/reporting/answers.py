@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rotssl.journal import RunRecord
-from rotssl.reporting.cells import Cell, seed_of
+from rotssl.reporting.cells import Cell, LeftOut, seed_of
 from rotssl.reporting.comparison import Comparison, Fit, Reach, Recommendation, Row
 from rotssl.reporting.sheets import COST_NAMES, amount, name_of, percent, points, target_of, times
 
@@ -26,12 +26,15 @@ _TIMING = ("device", "world_size", "precision")
 def headline(found: Comparison, choice: Recommendation) -> tuple[list[str], list[str]]:
     """What to take and why, in sentences; the second list is what depends on measured time."""
     best, second, metric = choice.best, choice.second, name_of(found.metric)
-    assert best.final is not None
     start = f"{choice.family}, {best.budget} epochs: "
+    if second is None and choice.ranking.unranked:
+        return [f"{start}too few seeds are shared to rank {best.variant} against the others.", _unranked(choice)], []
     if second is None:
-        only = f"{best.variant} alone has complete runs ({metric} {percent(best.final.mean)}), so there is nothing to choose."
-        return [start + only], []
+        score = f"{metric} {percent(choice.ranking.means[0])}"
+        return [f"{start}{best.variant} alone has complete runs ({score}), so there is nothing to choose."], []
     lines, timed = [start + _choice(choice, metric)], list[str]()
+    if choice.ranking.unranked:
+        lines.append(_unranked(choice))
     if best.is_baseline:
         if choice.separated:
             lines.append(
@@ -43,7 +46,8 @@ def headline(found: Comparison, choice: Recommendation) -> tuple[list[str], list
     if best.baseline is None or best.gain is None:
         return [*lines, f"There is no gain to state: {best.remark}."], timed
     base = _base_name(best)
-    if best.baseline != (second.family, second.variant):  # else it has been said
+    # Of the second over the same seeds it has been said.
+    if best.baseline != (second.family, second.variant) or best.paired != choice.ranking.seeds:
         gain = f"{best.variant} gains {points(best.gain)} points over {base} ({_seed_count(len(best.paired))})"
         open_ = best.gain.low is not None and best.gain.low <= 0
         lines.append(gain + ("; the interval includes 0, so the gain is not established." if open_ else "."))
@@ -55,14 +59,26 @@ def headline(found: Comparison, choice: Recommendation) -> tuple[list[str], list
     return lines, timed
 
 
+def _unranked(choice: Recommendation) -> str:
+    of = f"of {choice.ranking.total} seeds" if choice.ranking.total > 1 else "of 1 seed"
+    return f"not ranked: {', '.join(f'{variant} ({count} {of})' for variant, count in choice.ranking.unranked)}."
+
+
 def _equal(cost: str, fits: Sequence[Fit]) -> str:
-    best = max(fits, key=lambda fit: fit.final.mean if fit.final else 0)  # the baseline fits itself, so there is one
-    assert best.final is not None
-    is_base = best.baseline == (best.family, best.variant)
-    gained = "the baseline itself" if is_base else f"{best.variant}, with {best.fitting} epochs"
-    more = "" if is_base else f", {points(best.gain)} points"
+    """By the gain over the baseline: a mean over the seeds that happen to be left says which seeds they are."""
+    (best,) = (fit for fit in fits if fit.is_baseline)  # it fits itself
+    every = len(best.paired)
+    others = [fit for fit in fits if not fit.is_baseline and fit.gain is not None]
+    most = max((len(fit.paired) for fit in others), default=0)
+    for fit in others:
+        if len(fit.paired) == most and fit.gain is not None and best.gain is not None:
+            best = fit if fit.gain.value > best.gain.value else best  # of equals the first
+    assert best.mean is not None
+    gained = "the baseline itself" if best.is_baseline else f"{best.variant}, with {best.fitting} epochs"
+    more = "" if best.is_baseline else f", {points(best.gain)} points"
+    some = f", over {len(best.paired)} of {every} seeds" if len(best.paired) < every else ""
     limit = f"the {COST_NAMES[cost]} of {best.budget} epochs of the baseline ({amount(best.limit, cost)})"
-    return f"With {limit}, the best is {gained}: {percent(best.final.mean)}{more}."
+    return f"With {limit}, the best is {gained}: {percent(best.mean)}{more}{some}."
 
 
 def _seed_count(count: int) -> str:
@@ -75,23 +91,24 @@ def _base_name(row: Row) -> str:
 
 
 def _choice(choice: Recommendation, metric: str) -> str:
-    best, second, lead = choice.best, choice.second, choice.lead
-    assert best.final is not None and second is not None and second.final is not None
-    score = f"{metric} {percent(best.final.mean)}"
-    count = _seed_count(len(set(best.final.seeds) & set(second.final.seeds)))
+    best, second, lead, ranking = choice.best, choice.second, choice.lead, choice.ranking
+    assert second is not None and lead is not None
+    few = len(ranking.seeds) < ranking.total
+    score = f"{metric} {percent(ranking.means[0])}"
+    score += f" over the {len(ranking.seeds)} of {ranking.total} seeds that all ranked variants have" if few else ""
+    count = _seed_count(len(ranking.seeds))
     if choice.separated:
         ahead = f"It leads the next best, {second.variant}, by {points(lead)} points ({count})."
         return f"take {best.variant} ({score}). {ahead}"
-    if lead is None:
-        why = "no seed has both"
-    elif lead.low is None:
-        why = f"a single seed has both: difference {100 * lead.value:+.1f} points"
-    else:
-        why = f"difference {points(lead)} points, {count}"
     less = f"; of the two, {choice.cheaper} takes fewer FLOPs" if choice.cheaper else ""
+    if lead.value == 0 and not lead.low:
+        return f"{best.variant} ({score}) is equal to {second.variant} ({count}){less}."
+    single = f"a single seed has {'all' if few else 'both'}: "
+    why = f"{single if lead.low is None else ''}difference {points(lead)} points"
+    why += "" if lead.low is None else f", {count}"
     return (
         f"{best.variant} has the best mean ({score}), but the seeds do not separate it from {second.variant} "
-        f"({percent(second.final.mean)}; {why}){less}."
+        f"({percent(ranking.means[1])}; {why}){less}."
     )
 
 
@@ -104,7 +121,9 @@ def _saving(row: Row, cost: str, reach: Reach, target: str) -> str:
     return head + f"the baseline does not reach it ({reach.baseline_reached} of {len(row.paired)} seeds do)."
 
 
-def facts(cells: Sequence[Cell], metric: str) -> tuple[list[tuple[str, str]], list[str]]:
+def facts(
+    cells: Sequence[Cell], metric: str, left_out: Sequence[LeftOut] = ()
+) -> tuple[list[tuple[str, str]], list[str]]:
     """What the runs share, as (name, value), and warnings about what they should share but don't."""
     runs = [run for cell in cells for by_seed in cell.runs.values() for run in by_seed.values()]
     protocol = _PROTOCOLS.get(metric, "protocol")
@@ -119,6 +138,11 @@ def facts(cells: Sequence[Cell], metric: str) -> tuple[list[tuple[str, str]], li
     mixed = [_FACTS[key] for key in _TIMING if len(_counts(runs, key)) > 1]
     if mixed:
         warnings.append(f"The runs differ in {', '.join(mixed)}: compare their times with care.")
+    stopped = sum(entry.run.tags.get("status_reason", "").startswith("stopped by ") for entry in left_out)
+    if stopped:
+        whose = "runs were stopped early by a scheduler; their variants are"
+        whose = whose if stopped > 1 else "run was stopped early by a scheduler; its variant is"
+        warnings.append(f"{stopped} {whose} represented by the seeds that went on.")
     return rows, warnings
 
 

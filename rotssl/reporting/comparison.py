@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from rotssl.journal import RunRecord
 from rotssl.reporting.cells import Cell, Conditions, LeftOut, baseline_of
 from rotssl.reporting.convergence import Estimate, cost_to_reach, paired_difference, paired_ratio
+from rotssl.reporting.ranking import Ranking, rank
 
 COSTS = ("epochs", "flops", "device_seconds")
 SLACK = 0.01  # a run may cost so much more than what it is given, as a share
@@ -99,6 +100,8 @@ class Fit:
         fitting: the variant's budget that fits, or None.
         final: its accuracy over seeds.
         gain: over the baseline, over the seeds that both have.
+        paired: these seeds.
+        mean: accuracy over these seeds.
     """
 
     family: str
@@ -109,6 +112,13 @@ class Fit:
     fitting: int | None = None
     final: Final | None = None
     gain: Estimate | None = None
+    paired: tuple[int, ...] = ()
+    mean: float | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the cell is its own baseline."""
+        return self.baseline == (self.family, self.variant)
 
 
 @dataclass(frozen=True)
@@ -117,16 +127,18 @@ class Recommendation:
 
     Attributes:
         family: of the cells.
-        best: row with the highest mean.
+        best: row with the highest mean over the seeds that all ranked rows share.
         second: row with the second highest, or None.
-        lead: of the best over the second, over the seeds that both have; None where there are none.
+        ranking: of all variants of the family at this budget.
+        lead: of the best over the second, over the shared seeds.
         separated: whether the lead's interval is above 0.
         cheaper: of the two, the variant that takes fewer FLOPs; None where they take the same, or nobody counted.
     """
 
     family: str
     best: Row
-    second: Row | None = None
+    second: Row | None
+    ranking: Ranking
     lead: Estimate | None = None
     separated: bool = False
     cheaper: str | None = None
@@ -309,7 +321,15 @@ def _fits(cell: Cell, match: Match, metric: str, cost: str) -> list[Fit]:
         fit = Fit(cell.family, cell.variant, name, budget, limit)
         if fitting:
             ours = cell.runs[fitting[-1]]
-            fit = replace(fit, fitting=fitting[-1], final=_final(ours, metric), gain=gain(ours, theirs, metric))
+            paired = tuple(sorted(ours.keys() & theirs.keys()))
+            fit = replace(
+                fit,
+                fitting=fitting[-1],
+                final=_final(ours, metric),
+                gain=gain(ours, theirs, metric),
+                paired=paired,
+                mean=_mean(_last(ours[seed])[metric] for seed in paired) if paired else None,
+            )
         fits.append(fit)
     return fits
 
@@ -320,22 +340,21 @@ def _recommend(cells: Sequence[Cell], rows: Sequence[Row], metric: str) -> list[
         members = {cell.variant: cell for cell in cells if cell.family == family}
         counts = Counter(budget for cell in members.values() for budget in cell.runs)
         budget = max([b for b, count in counts.items() if count > 1] or counts)
-        there = [row for row in rows if row.family == family and row.budget == budget]
-        # Rows stand plain first, weights ascending: of equal means the smaller weight is taken.
-        ranked = sorted(there, key=lambda row: -_accuracy(row))
-        if len(ranked) == 1:
-            found.append(Recommendation(family, ranked[0]))
+        there = {row.variant: row for row in rows if row.family == family and row.budget == budget}
+        # Variants stand plain first, weights ascending: of equal means the smaller weight is taken.
+        runs = {variant: cell.runs.get(budget, {}) for variant, cell in members.items()}
+        finals = {variant: {seed: _last(run)[metric] for seed, run in own.items()} for variant, own in runs.items()}
+        ranking = rank(finals, [variant for variant, row in there.items() if row.is_baseline])
+        best = there[ranking.order[0]]
+        if len(ranking.order) == 1:
+            found.append(Recommendation(family, best, None, ranking))
             continue
-        best, second = ranked[:2]
-        lead = gain(members[best.variant].runs[budget], members[second.variant].runs[budget], metric)
+        second = there[ranking.order[1]]
+        ours, theirs = ({seed: runs[row.variant][seed] for seed in ranking.seeds} for row in (best, second))
+        lead = gain(ours, theirs, metric)
         separated = lead is not None and lead.low is not None and lead.low > 0
-        found.append(Recommendation(family, best, second, lead, separated, _cheaper(best, second)))
+        found.append(Recommendation(family, best, second, ranking, lead, separated, _cheaper(best, second)))
     return found
-
-
-def _accuracy(row: Row) -> float:
-    assert row.final is not None
-    return row.final.mean
 
 
 def _cheaper(one: Row, other: Row) -> str | None:

@@ -45,8 +45,12 @@ def points(estimate: Estimate | None) -> str:
     if estimate is None:
         return ""
     if estimate.low is None or estimate.high is None:
-        return f"{100 * estimate.value:+.1f} (one seed)"
-    return f"{100 * estimate.value:+.1f} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
+        return f"{_signed(estimate.value)} (one seed)"
+    return f"{_signed(estimate.value)} ({_signed(estimate.low)} to {_signed(estimate.high)})"
+
+
+def _signed(difference: float) -> str:
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # adding 0 makes +0.0 of -0.0
 
 
 def times(estimate: Estimate) -> str:
@@ -200,7 +204,7 @@ def _equal_sheet(cost: str, fits: Sequence[Fit], several: bool, metric: str) -> 
     for fit in fits:
         text = "none fits"
         if fit.final is not None:
-            gained = "baseline" if fit.baseline == (fit.family, fit.variant) else points(fit.gain)
+            gained = "baseline" if fit.is_baseline else points(fit.gain)
             text = f"{percent(fit.final.mean)} by {fit.fitting} epochs\n{gained}"
         grouped.setdefault(_name(fit, several), {})[fit.budget] = text
     rows = [[name, *(cells.get(budget, "") for budget in budgets)] for name, cells in grouped.items()]
