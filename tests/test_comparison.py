@@ -92,6 +92,56 @@ def test_numbers_over_three_seeds():
     )
 
 
+def test_a_level_reached_by_the_first_measured_epoch_makes_bounds():
+    fast, slow = (0.7, 0.72, 0.75, 0.8), (0.3, 0.5, 0.7, 0.8)
+    found = compare([run(), rotated(fast)])
+    reach = row_of(found, "rotation weight 1").reach["epochs"]
+    assert (reach.bound, reach.at_most, reach.baseline_at_most) == ("at least", True, False)
+    assert "epochs to the baseline's final accuracy: at least 4.00x (one seed), at most 1.0 in place of 4.0" in words(
+        found
+    )
+    (table, *_) = sheets.sheets(found)
+    assert table.rows[1][4] == "at least\n4.00x\n(one seed)\n≤1.0 vs 4.0" and "≤: there by the first" in table.caption
+
+    found = compare([run((0.7, 0.4, 0.5, 0.6)), rotated(slow)], target=0.6)
+    assert row_of(found, "rotation weight 1").reach["flops"].bound == "at most"
+    assert "at most 0.40x (one seed), 2.5 in place of at most 1.0" in words(found)
+
+    found = compare([run((0.7, 0.4, 0.5, 0.6)), rotated(fast)], target=0.6)
+    reach = row_of(found, "rotation weight 1").reach["epochs"]
+    assert (reach.bound, reach.speed_up) == ("none", None)
+    assert "both are there by their first measured epoch" in words(found) and "1.00x" not in words(found)
+    assert sheets.sheets(found)[0].rows[1][4] == "both by their first\nmeasured epoch\n≤1.0 vs ≤1.0"
+
+    found = compare(seeds())
+    assert row_of(found, "rotation weight 1").reach["epochs"].bound is None
+    assert "at least" not in words(found) and "≤" not in sheets.sheets(found)[0].caption
+
+
+def test_one_seed_with_a_bound_makes_the_mean_a_bound_and_bounds_of_both_kinds_leave_none():
+    plain, ours = [run(train__seed=seed) for seed in range(3)], [rotated((0.3, 0.5, 0.7, 0.8), s) for s in range(2)]
+    found = compare([*plain, *ours, rotated((0.65, 0.5, 0.7, 0.8), 2)])
+    reach = row_of(found, "rotation weight 1").reach["epochs"]
+    assert reach.bound == "at least" and reach.speed_up.value == pytest.approx((1.6 * 1.6 * 4) ** (1 / 3))
+    assert "at least 2.17x (range 1.60 to 4.00)" in words(found)
+    (table, *_) = sheets.sheets(found)
+    assert table.rows[1][4].startswith("at least\n2.17x, range\n(1.60 to 4.00)\n") and "the range" in table.caption
+    early = run((0.6, 0.4, 0.5, 0.6), train__seed=0)
+    reach = row_of(compare([early, *plain[1:], *ours, rotated((0.65, 0.5, 0.7, 0.8), 2)]), "rotation weight 1").reach
+    assert (reach["epochs"].bound, reach["epochs"].speed_up) == ("none", None)
+    # Of two ways the one that may have been there earlier may be the cheaper one, whatever its bound.
+    late = rotated((0.7, 0.9))
+    late.points[1]["cost/flops"] = 55.0
+    reach = compare([run(), rotated((0.3, 0.5, 0.7, 0.8)), late]).cheapest[1].reach["flops"]
+    assert (reach.ours, reach.at_most, reach.bound) == (pytest.approx(50), True, "at least")
+
+
+def test_device_time_is_said_to_depend_on_what_else_runs():
+    captions = {table.title: table.caption for table in sheets.sheets(compare(seeds()))}
+    assert "slow each other down" in captions["Accuracy at equal device time"]
+    assert "slow each other down" not in captions["Accuracy at equal FLOPs"]
+
+
 def test_one_seed_that_never_comes_there_means_not_reached():
     records = [*seeds()[:5], rotated((0.3, 0.4, 0.5, 0.55), 2)]
     found = compare(records)
@@ -470,7 +520,8 @@ def test_a_metric_of_the_last_epoch_has_no_crossing_within_a_run():
     found = compare([run((None, None, None, 0.6)), rotated((None, None, None, 0.8)), rotated((None, 0.7))])
     row = row_of(found, "rotation weight 1")
     assert row.gain.value == pytest.approx(0.2) and row.reach is None
-    assert found.cheapest[1].reach["epochs"].ours == 2  # but over runs there is one
+    reach = found.cheapest[1].reach["epochs"]
+    assert (reach.ours, reach.bound) == (2, None)  # but over runs there is one, at the cost of a whole run
     assert "at the end of the runs only" in sheets.sheets(found)[1].caption
 
 

@@ -114,8 +114,14 @@ def _choice(choice: Recommendation, metric: str) -> str:
 
 def _saving(row: Row, cost: str, reach: Reach, target: str) -> str:
     head = f"Speed-up in {COST_NAMES[cost]} to {target}: "
-    if reach.speed_up is not None and reach.ours is not None and reach.theirs is not None:
-        return head + f"{times(reach.speed_up)}, {amount(reach.ours, cost)} in place of {amount(reach.theirs, cost)}."
+    if reach.ours is not None and reach.theirs is not None:
+        if reach.speed_up is None:
+            return head + "none to state, for both are there by their first measured epoch."
+        ours, theirs = (
+            ("at most " if at_most else "") + amount(value, cost)
+            for value, at_most in ((reach.ours, reach.at_most), (reach.theirs, reach.baseline_at_most))
+        )
+        return head + f"{times(reach.speed_up, reach.bound)}, {ours} in place of {theirs}."
     if reach.ours is None:
         return head + f"not reached ({reach.reached} of {len(row.paired)} seeds reach it)."
     return head + f"the baseline does not reach it ({reach.baseline_reached} of {len(row.paired)} seeds do)."

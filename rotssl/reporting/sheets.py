@@ -10,6 +10,12 @@ from rotssl.reporting.convergence import Estimate
 COST_NAMES = {"epochs": "epochs", "flops": "FLOPs", "device_seconds": "device time"}
 METRIC_NAMES = {"knn/top1": "kNN top-1", "linear/top1": "linear probe top-1"}
 
+_AT_MOST = "\u2264"  # before a cost that is an upper bound
+SHARED_MACHINE = (
+    "Device time is measured as the run saw it, so trials that share a machine slow each other down; "
+    "FLOPs don't depend on that."
+)
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -53,11 +59,12 @@ def _signed(difference: float) -> str:
     return f"{round(100 * difference, 1) + 0.0:+.1f}"  # adding 0 makes +0.0 of -0.0
 
 
-def times(estimate: Estimate) -> str:
-    """A ratio with its interval if there is one: 2.5x (2.0 to 3.3)."""
+def times(estimate: Estimate, bound: str | None = None) -> str:
+    """A ratio with its interval if there is one: 2.5x (2.0 to 3.3), at least 2.5x (range 2.0 to 3.3)."""
+    value = f"{bound} {estimate.value:.2f}x" if bound else f"{estimate.value:.2f}x"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.2f}x (one seed)"
-    return f"{estimate.value:.2f}x ({estimate.low:.2f} to {estimate.high:.2f})"
+        return f"{value} (one seed)"
+    return f"{value} ({'range ' if estimate.is_range else ''}{estimate.low:.2f} to {estimate.high:.2f})"
 
 
 def amount(value: float, cost: str) -> str:
@@ -126,7 +133,8 @@ def _accuracy(final: Final | None) -> str:
 
 def _stacked(text: str) -> str:
     """An estimate with its interval on a line of its own: the columns are narrow."""
-    return text.replace(" (", "\n(")
+    text = text.replace("at least ", "at least\n").replace("at most ", "at most\n")
+    return text.replace(" (range ", ", range\n(").replace(" (", "\n(")
 
 
 def _reaches(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -148,13 +156,15 @@ def _reach(row: Row, reach: Reach | None, cost: str, size: float) -> str:
     if reach is None:
         return ""
     count = len(row.paired)
-    own = "" if reach.ours is None else _number(reach.ours / size, cost)
+    own = "" if reach.ours is None else _AT_MOST * reach.at_most + _number(reach.ours / size, cost)
     if reach.ours is None:
         return f"not reached\n{reach.reached} of {count} seeds"
     if row.is_baseline:
         return own
-    if reach.speed_up is not None and reach.theirs is not None:
-        return f"{_stacked(times(reach.speed_up))}\n{own} vs {_number(reach.theirs / size, cost)}"
+    if reach.theirs is not None:
+        head = "both by their first\nmeasured epoch" if reach.speed_up is None else times(reach.speed_up, reach.bound)
+        theirs = _AT_MOST * reach.baseline_at_most + _number(reach.theirs / size, cost)
+        return f"{_stacked(head)}\n{own} vs {theirs}"
     return f"{own} vs\nnot reached\n{reach.baseline_reached} of {count} seeds"
 
 
@@ -162,9 +172,16 @@ def _number(value: float, cost: str) -> str:
     return f"{value:.1f}" if cost == "epochs" else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _speed_up(target: str, own: bool) -> str:
+def _speed_up(target: str, own: bool, rows: Sequence[Row]) -> str:
     reaching = f"{target}, over the variant's" if not own else f"{target}, over the variant's of reaching the same"
-    return f"Speed-up: the baseline's cost of reaching {reaching}; below it, the variant's cost vs the baseline's."
+    text = (
+        f"Speed-up: the baseline's cost of reaching {reaching}, with its 95% interval (of two or three seeds, the range); "
+        "below it, the variant's cost vs the baseline's."
+    )
+    found = [reach for row in rows for reach in (row.reach or {}).values()]
+    if any(reach.at_most or reach.baseline_at_most for reach in found):
+        text += f" {_AT_MOST}: there by the first measured epoch, so that it may be less; the speed-up is a bound then."
+    return text
 
 
 def _budget_sheet(budget: int, rows: Sequence[Row], several: bool, metric: str, target: str, own: bool) -> Sheet:
@@ -175,7 +192,7 @@ def _budget_sheet(budget: int, rows: Sequence[Row], several: bool, metric: str, 
         lines.append([_name(row, several), _seeds(row), _accuracy(row.final), gain, *cells])
     caption = f"Runs of {budget} epochs with their whole schedule, against the baseline of the same length and seeds. "
     if heads:
-        caption += _speed_up(target, own)
+        caption += _speed_up(target, own, rows)
     elif any(row.paired for row in rows):
         caption += f"{metric} was measured at the end of the runs only, so they don't show when they came to a level."
     names = ["variant", "seeds", f"{metric}\nmean, range", "gain, points\n(95% interval)"]
@@ -191,7 +208,7 @@ def _cheapest_sheet(found: Comparison, several: bool, target: str) -> Sheet:
     own = found.target is None
     caption = (
         "By whichever run is the cheapest, short or long; the baseline has the same choice. "
-        + _speed_up("the final accuracy of its longest runs" if own else target, own)
+        + _speed_up("the final accuracy of its longest runs" if own else target, own, found.cheapest)
         + " Only seeds with every length of both count."
     )
     names = ["variant", "seeds", "runs of so\nmany epochs"]
@@ -217,6 +234,8 @@ def _equal_sheet(cost: str, fits: Sequence[Fit], several: bool, metric: str) -> 
         f"{metric} at the end of the longest complete runs that take no more {COST_NAMES[cost]} than the baseline "
         "(1% is let pass), and their gain in points (95% interval). A longer run cut in mid-schedule would be no result."
     )
+    if cost == "device_seconds":
+        caption += f" {SHARED_MACHINE}"
     return Sheet(f"Accuracy at equal {COST_NAMES[cost]}", caption, ["variant", *heads], rows)
 
 
