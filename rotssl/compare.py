@@ -87,7 +87,7 @@ def compare(
     records = tracking.read_runs(uri, experiment, _READ)
     if sweep is not None:
         parent = _find_sweep(records, sweep)
-        only = {record.run_id for record in records if record.parent == parent}
+        only = {record.run_id for record in records if record.parent == parent} | tracking.trial_ids(uri, parent)
     from rotssl.reporting import answers, sheets
     from rotssl.reporting import cells as sorting
     from rotssl.reporting.comparison import compare_cells
