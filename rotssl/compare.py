@@ -87,9 +87,9 @@ def compare(
     records = tracking.read_runs(uri, experiment, _READ)
     if sweep is not None:
         parent = _find_sweep(records, sweep)
-        only = {record.run_id for record in records if record.parent == parent}
+        only = {record.run_id for record in records if record.parent == parent} | tracking.trial_ids(uri, parent)
+    from rotssl.reporting import answers, sheets
     from rotssl.reporting import cells as sorting
-    from rotssl.reporting import sheets as texts
     from rotssl.reporting.comparison import compare_cells
 
     chosen = [record for record in records if only is None or record.run_id in only]
@@ -97,8 +97,8 @@ def compare(
     cells = sorting.cells_of(runs)
     _check(cells, left_out, experiment, metric)
     found = compare_cells(cells, left_out, sorting.conditions(baseline, cells), metric, target)
-    facts, warnings = texts.facts(cells, metric)
-    choices = [(choice, *texts.headline(found, choice)) for choice in found.recommendations]
+    facts, warnings = answers.facts(cells, metric, left_out)
+    choices = [(choice, *answers.headline(found, choice)) for choice in found.recommendations]
     content = _content(found) | {
         "experiment": experiment,
         "facts": dict(facts),
@@ -112,20 +112,21 @@ def compare(
                 "lead": choice.lead and asdict(choice.lead),
                 "separated": choice.separated,
                 "cheaper": choice.cheaper,
+                "ranking": asdict(choice.ranking),
                 "text": lines,
                 "text_seconds": timed,
             }
             for choice, lines, timed in choices
         ],
     }
-    answers = [[*lines, *timed] for _, lines, timed in choices]
-    report = Report(found, answers, warnings, texts.sheets(found), content, (), None)
+    told = [[*lines, *timed] for _, lines, timed in choices]
+    report = Report(found, told, warnings, sheets.sheets(found), content, (), None)
     files = _write(report, experiment, output, facts)
     owners = {run.parent for run in runs}
     if parent is None and len(owners) == 1:
         parent = owners.pop()
     logged = parent if parent is not None and tracking.log_report(uri, parent, files) else None
-    return Report(found, answers, warnings, report.sheets, content, files, logged)
+    return Report(found, told, warnings, report.sheets, content, files, logged)
 
 
 def _find_sweep(records: Sequence[RunRecord], name: str) -> str:

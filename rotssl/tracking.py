@@ -5,8 +5,10 @@ is asked for before anything is sent: each epoch arrives once, however often a r
 down costs a warning, never the run: the next epoch, or the next start, sends what is missing.
 """
 
+import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -328,6 +331,23 @@ def read_runs(uri: str, experiment: str, metrics: Sequence[str]) -> list[RunReco
     except Exception as error:  # as in open_run
         raise ConfigError(f"tracking.uri: {uri} cannot be read ({_short(error)})") from error
     return sorted(records, key=lambda record: (record.started, record.run_id))
+
+
+def trial_ids(uri: str, run_id: str) -> set[str]:
+    """The trials that a sweep's run lists in its artifact ``trials.json``; none where there is no such list.
+
+    Sweeps of one experiment may share trials, of which MLflow knows one parent only.
+    """
+    try:
+        client = _client(uri)
+        if all(item.path != "trials.json" for item in client.list_artifacts(run_id)):
+            return set()
+        with tempfile.TemporaryDirectory() as folder:
+            found = json.loads(Path(client.download_artifacts(run_id, "trials.json", folder)).read_text())
+        return {str(entry) for entry in found}
+    except Exception as error:  # as in Tracker: the children are known all the same
+        log.warning("the list of the sweep's trials could not be read from MLflow (%s)", _short(error))
+        return set()
 
 
 def _pages(search: Callable[..., Any], *args: Any) -> Iterator[Any]:

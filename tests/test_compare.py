@@ -129,6 +129,9 @@ def test_the_report_of_plain_runs(store, tmp_path):
     _, ours = content["budgets"]
     assert ours["gain"]["value"] == pytest.approx(0.2) and ours["reach"]["epochs"]["reached"] == 2
     assert content["recommendations"][0]["best"] == "rotation weight 1"
+    assert content["recommendations"][0]["ranking"]["seeds"] == [0, 1]
+    assert ours["reach"]["epochs"]["bound"] is None and ours["reach"]["epochs"]["speed_up"]["is_range"]
+    assert "slow each other down" in report.files[0].read_text()
     assert [entry["final"] for entry in content["runs"]] == pytest.approx([0.6, 0.61, 0.8, 0.81])
     assert "device_seconds" in content["equal"] and "device time" in content["recommendations"][0]["text_seconds"][0]
     assert not any("device time" in line for line in content["recommendations"][0]["text"])
@@ -160,6 +163,32 @@ def test_the_report_of_a_sweep_is_logged_to_it(store, tmp_path):
     assert compare(store.uri, "sweeps", tmp_path).logged_to is None
     assert compare(store.uri, "sweeps", tmp_path, only=set(store.trials), parent=store.other).logged_to == store.other
     assert client.list_artifacts(store.other, "report")
+
+
+def test_a_trial_of_two_sweeps_counts_in_both(store, tmp_path, caplog):
+    shared, ours = seeds(1)
+    sweeps = [store.open("shared", name, {}, {"kind": "sweep"}) for name in ("first", "second", "third", "broken")]
+    plain = store.add("shared", shared, kind="trial", **{"mlflow.parentRunId": sweeps[0]})
+    ids = [store.add("shared", ours, kind="trial", **{"mlflow.parentRunId": sweeps[0]})]
+    for sweep in sweeps[1:]:
+        other = rotated((0.2, 0.3, 0.4, 0.5), weight=sweeps.index(sweep) / 10, started=sweeps.index(sweep))
+        ids.append(store.add("shared", other, kind="trial", **{"mlflow.parentRunId": sweep}))
+    for i, text in ((1, json.dumps([plain, ids[1]])), (2, json.dumps([plain])), (3, "[no list")):
+        (tmp_path / "trials.json").write_text(text)
+        assert tracking.Tracker(store.uri, sweeps[i]).finish("FINISHED", "completed", [tmp_path / "trials.json"])
+    assert [tracking.trial_ids(store.uri, sweep) for sweep in sweeps[:3]] == [set(), {plain, ids[1]}, {plain}]
+
+    def counted(sweep):
+        report = compare(store.uri, "shared", tmp_path / sweep, sweep=sweep)
+        assert report.logged_to == sweeps[("first", "second", "third").index(sweep)]
+        return {entry["run_id"] for entry in report.content["runs"]}
+
+    assert counted("first") == {plain, ids[0]}
+    assert counted("second") == {plain, ids[1]}  # the list repeats its own trial
+    assert counted("third") == {plain, ids[2]}  # the list and the children
+    assert (
+        caplog.text == "" and tracking.trial_ids(store.uri, sweeps[3]) == set() and "could not be read" in caplog.text
+    )
 
 
 def test_a_report_that_cannot_be_logged_is_a_warning(store, tmp_path, caplog):

@@ -9,9 +9,10 @@ import pytest
 from rotssl import config as cfg
 from rotssl.fields import ConfigError
 from rotssl.journal import RunRecord
-from rotssl.reporting import sheets, tables
+from rotssl.reporting import answers, sheets, tables
 from rotssl.reporting.cells import baseline_of, cells_of, conditions, sift
 from rotssl.reporting.comparison import compare_cells
+from rotssl.reporting.ranking import rank
 
 PLAIN = (0.2, 0.4, 0.5, 0.6)
 
@@ -89,6 +90,56 @@ def test_numbers_over_three_seeds():
     assert (speed.value, speed.low, speed.high) == pytest.approx(
         ((ratios[0] * ratios[1] * ratios[2]) ** (1 / 3), ratios[2], ratios[0])
     )
+
+
+def test_a_level_reached_by_the_first_measured_epoch_makes_bounds():
+    fast, slow = (0.7, 0.72, 0.75, 0.8), (0.3, 0.5, 0.7, 0.8)
+    found = compare([run(), rotated(fast)])
+    reach = row_of(found, "rotation weight 1").reach["epochs"]
+    assert (reach.bound, reach.at_most, reach.baseline_at_most) == ("at least", True, False)
+    assert "epochs to the baseline's final accuracy: at least 4.00x (one seed), at most 1.0 in place of 4.0" in words(
+        found
+    )
+    (table, *_) = sheets.sheets(found)
+    assert table.rows[1][4] == "at least\n4.00x\n(one seed)\n≤1.0 vs 4.0" and "≤: there by the first" in table.caption
+
+    found = compare([run((0.7, 0.4, 0.5, 0.6)), rotated(slow)], target=0.6)
+    assert row_of(found, "rotation weight 1").reach["flops"].bound == "at most"
+    assert "at most 0.40x (one seed), 2.5 in place of at most 1.0" in words(found)
+
+    found = compare([run((0.7, 0.4, 0.5, 0.6)), rotated(fast)], target=0.6)
+    reach = row_of(found, "rotation weight 1").reach["epochs"]
+    assert (reach.bound, reach.speed_up) == ("none", None)
+    assert "both are there by their first measured epoch" in words(found) and "1.00x" not in words(found)
+    assert sheets.sheets(found)[0].rows[1][4] == "both by their first\nmeasured epoch\n≤1.0 vs ≤1.0"
+
+    found = compare(seeds())
+    assert row_of(found, "rotation weight 1").reach["epochs"].bound is None
+    assert "at least" not in words(found) and "≤" not in sheets.sheets(found)[0].caption
+
+
+def test_one_seed_with_a_bound_makes_the_mean_a_bound_and_bounds_of_both_kinds_leave_none():
+    plain, ours = [run(train__seed=seed) for seed in range(3)], [rotated((0.3, 0.5, 0.7, 0.8), s) for s in range(2)]
+    found = compare([*plain, *ours, rotated((0.65, 0.5, 0.7, 0.8), 2)])
+    reach = row_of(found, "rotation weight 1").reach["epochs"]
+    assert reach.bound == "at least" and reach.speed_up.value == pytest.approx((1.6 * 1.6 * 4) ** (1 / 3))
+    assert "at least 2.17x (range 1.60 to 4.00)" in words(found)
+    (table, *_) = sheets.sheets(found)
+    assert table.rows[1][4].startswith("at least\n2.17x, range\n(1.60 to 4.00)\n") and "the range" in table.caption
+    early = run((0.6, 0.4, 0.5, 0.6), train__seed=0)
+    reach = row_of(compare([early, *plain[1:], *ours, rotated((0.65, 0.5, 0.7, 0.8), 2)]), "rotation weight 1").reach
+    assert (reach["epochs"].bound, reach["epochs"].speed_up) == ("none", None)
+    # Of two ways the one that may have been there earlier may be the cheaper one, whatever its bound.
+    late = rotated((0.7, 0.9))
+    late.points[1]["cost/flops"] = 55.0
+    reach = compare([run(), rotated((0.3, 0.5, 0.7, 0.8)), late]).cheapest[1].reach["flops"]
+    assert (reach.ours, reach.at_most, reach.bound) == (pytest.approx(50), True, "at least")
+
+
+def test_device_time_is_said_to_depend_on_what_else_runs():
+    captions = {table.title: table.caption for table in sheets.sheets(compare(seeds()))}
+    assert "slow each other down" in captions["Accuracy at equal device time"]
+    assert "slow each other down" not in captions["Accuracy at equal FLOPs"]
 
 
 def test_one_seed_that_never_comes_there_means_not_reached():
@@ -326,7 +377,7 @@ def test_a_run_that_costs_one_percent_more_still_fits(cost, fits):
 
 def words(found):
     return " ".join(
-        line for choice in found.recommendations for part in sheets.headline(found, choice) for line in part
+        line for choice in found.recommendations for part in answers.headline(found, choice) for line in part
     )
 
 
@@ -361,6 +412,105 @@ def test_the_recommendation_when_the_task_hurts_and_when_there_is_one_variant():
     assert all(choice.second is None for choice in found.recommendations) and "nothing to choose" in words(found)
 
 
+def ended(final, seed=0, weight=0.0):
+    return run((0.2, 0.3, 0.4, final), rotation__weight=weight, train__seed=seed)
+
+
+def test_a_variant_of_which_the_strong_seed_alone_survived_is_not_ranked():
+    plain = [ended(final, seed) for seed, final in enumerate((0.6, 0.62, 0.9))]
+    full = [ended(final, seed, 1) for seed, final in enumerate((0.65, 0.67, 0.95))]
+    found = compare([*plain, *full, ended(0.9, 2, 0.3)])  # its mean is the highest, in its seed it is the lowest
+    (choice,) = found.recommendations
+    assert (choice.best.variant, choice.second.variant) == ("rotation weight 1", "plain")
+    assert "not ranked: rotation weight 0.3 (1 of 3 seeds)" in words(found)
+    assert "the best is rotation weight 1" not in words(found)  # it takes twice the FLOPs: nothing but plain fits
+    assert "difference -" not in words(found) and "by -" not in words(found)
+    assert choice.lead.value == pytest.approx(0.05) and choice.lead.low > 0
+
+
+def test_the_lead_and_the_means_are_over_the_seeds_that_all_ranked_variants_share():
+    plain = [ended(final, seed) for seed, final in enumerate((0.5, 0.6, 0.9))]
+    found = compare([*plain, *(ended(0.7, s, 0.3) for s in (0, 1)), *(ended(0.8, s, 1) for s in (1, 2))])
+    (choice,) = found.recommendations
+    assert (choice.best.variant, choice.second.variant) == ("rotation weight 1", "rotation weight 0.3")
+    assert choice.ranking.seeds == (1,) and choice.lead.value == pytest.approx(0.1)
+    assert "kNN top-1 80.0% over the 1 of 3 seeds" in words(found) and "a single seed has all" in words(found)
+    assert "rotation weight 1 gains +5.0" in words(found) and "over plain (2 paired seeds)" in words(found)
+
+
+def test_the_best_at_equal_compute_is_the_one_with_the_highest_paired_gain_of_the_best_covered():
+    cheap = []
+    finals = {0.1: (None, None, 0.9), 0.3: (0.65, 0.6, None), 1: (None, 0.55, 0.9)}  # 0.3: +10, 1: +2.5, 0.1: one seed
+    for weight, of_seeds in finals.items():
+        for seed, final in enumerate(of_seeds):
+            if final is not None:
+                cheap.append(ended(final, seed, weight))
+                for point in cheap[-1].points.values():
+                    point["cost/flops"] /= 2
+    found = compare([*(ended(final, seed) for seed, final in enumerate((0.5, 0.55, 0.85))), *cheap])
+    (line,) = [line for line in words(found).split("With the ") if line.startswith("FLOPs of")]
+    assert "the best is rotation weight 0.3, with 4 epochs: 62.5%, +10.0" in line and "2 of 3 seeds" in line
+
+
+def test_variants_that_share_no_seed_are_not_ranked():
+    found = compare([ended(0.6, 0), ended(0.7, 1, 1)])
+    (choice,) = found.recommendations
+    assert choice.second is None and "too few seeds are shared" in words(found)
+    assert "not ranked: plain (1 of 2 seeds)" in words(found)
+
+
+def test_a_tie_at_the_top_is_called_equal():
+    found = compare([ended(0.6, seed, weight) for weight in (0, 1) for seed in range(3)])
+    assert found.recommendations[0].best.variant == "plain"
+    assert "plain (kNN top-1 60.0%) is equal to rotation weight 1 (3 paired seeds)" in words(found)
+    assert "+0.0 (+0.0 to +0.0)" not in words(found).split("Speed-up")[0]
+
+
+def test_runs_that_a_scheduler_stopped_are_a_warning():
+    left = [
+        rotated((0.1,), seed, train__epochs=4, status="KILLED", reason="stopped by asha after epoch 1")
+        for seed in (1, 2)
+    ]
+    _, left_out = sift([*left, LEFT["interrupted"][0], LEFT["failed"][0]], "knn/top1")
+    (warning,) = answers.facts(cells_of(seeds()), "knn/top1", left_out)[1]
+    assert warning == (
+        "2 runs were stopped early by a scheduler; their variants are represented by the seeds that went on."
+    )
+    assert answers.facts(cells_of(seeds()), "knn/top1", left_out[:2])[1] == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_ranking_depends_on_values_alone_and_no_lead_is_negative(seed):
+    gen = random.Random(seed)
+    for _ in range(40):
+        finals = {
+            name: {s: gen.random() for s in range(5) if gen.random() < 0.7} for name in ("plain", "a", "b", "c", "d")
+        }
+        if not any(finals.values()):
+            continue
+        found = rank(finals, ["plain"])
+        assert found.seeds and all(set(found.seeds) <= set(finals[name]) for name in found.order)
+        assert list(found.means) == sorted(found.means, reverse=True)
+        assert set(found.order) | {name for name, _ in found.unranked} == set(finals)
+        names, swapped = list(finals), dict(zip(range(5), gen.sample(range(5), 5), strict=True))
+        gen.shuffle(names)
+        other = rank(
+            {name: {swapped[s]: value for s, value in reversed(finals[name].items())} for name in names}, ["plain"]
+        )
+        assert (other.order, other.means, other.total) == (found.order, found.means, found.total)
+        assert set(other.unranked) == set(found.unranked)
+        assert set(other.seeds) == {swapped[s] for s in found.seeds}
+        for better, worse in zip(found.order, found.order[1:], strict=False):
+            assert sum(finals[better][s] - finals[worse][s] for s in found.seeds) > 0
+
+
+def test_of_variants_without_a_common_seed_the_least_covered_and_then_the_lowest_go():
+    found = rank({"plain": {0: 0.5}, "a": {1: 0.5, 2: 0.5}, "b": {2: 0.9, 3: 0.9}, "c": {1: 0.9}}, ["plain"])
+    assert (found.order, found.seeds) == (("b", "a"), (2,))
+    assert found.unranked == (("plain", 1), ("c", 1)) and found.total == 4
+    assert rank({"plain": {}, "a": {0: 0.5}, "b": {1: 0.5}}, ["plain"]).order == ("a",)
+
+
 def test_the_recommendation_is_at_the_longest_budget_that_can_be_compared():
     found = compare([*budgets()])
     assert found.recommendations[0].best.budget == 4
@@ -370,7 +520,8 @@ def test_a_metric_of_the_last_epoch_has_no_crossing_within_a_run():
     found = compare([run((None, None, None, 0.6)), rotated((None, None, None, 0.8)), rotated((None, 0.7))])
     row = row_of(found, "rotation weight 1")
     assert row.gain.value == pytest.approx(0.2) and row.reach is None
-    assert found.cheapest[1].reach["epochs"].ours == 2  # but over runs there is one
+    reach = found.cheapest[1].reach["epochs"]
+    assert (reach.ours, reach.bound) == (2, None)  # but over runs there is one, at the cost of a whole run
     assert "at the end of the runs only" in sheets.sheets(found)[1].caption
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rotssl.reporting.convergence import Estimate, collapsed, cost_to_reach, paired_difference, paired_ratio
+from rotssl.reporting.convergence import Estimate, collapsed, cost_to_reach, crossing, paired_difference, paired_ratio
 
 
 def curve(*values, **more):
@@ -42,6 +42,17 @@ def test_cost_to_reach_is_where_the_curve_first_crosses(values, target, expected
     assert cost_to_reach(curve(*values), target) == reached
     for cost, line in (("cost/flops", lambda e: 10 * e), ("cost/device_seconds", lambda e: 2 * e + 3)):
         assert cost_to_reach(curve(*values), target, cost) == (pytest.approx(line(expected)) if expected else None)
+
+
+def test_a_level_reached_at_the_first_point_has_a_bound_for_a_cost():
+    def at(points, target):
+        found = crossing(points, target, "cost/epochs", "knn/top1")
+        return found and (found.cost, found.at_most)
+
+    points = curve(0.5, 0.4, 0.7)
+    assert [at(points, target) for target in (0.3, 0.5, 0.7, 0.8)] == [(1, True), (1, True), (3, False), None]
+    assert at(curve(None, 0.5, 0.6), 0.4) == (2, True) and at(curve(0.5), 0.5) == (1, True)
+    assert at(curve(None, None, 0.6), 0.4) == (3, False)  # measured at the end only: the cost is that of the run
 
 
 def test_cost_to_reach_passes_over_points_without_the_cost():
@@ -102,6 +113,9 @@ def test_the_bootstrap_of_two_and_three_seeds_by_hand():
     assert values(paired_ratio([4, 8], [2, 1], level=0.4)) == pytest.approx((4, 4, 4))  # 30% are in each half's middle
     # Ratios 1, 2 and 4: 1 in 27 is all 1, which is more than 2.5% and less than 5%; 3 in 27 have the mean of (1, 1, 2).
     assert values(paired_ratio([1, 2, 4], [1, 1, 1])) == pytest.approx((2, 1, 4))
+    for pairs in (2, 3, 4):
+        assert paired_ratio(list(range(1, pairs + 1)), [1] * pairs).is_range is (pairs < 4)
+    assert not paired_ratio([1, 2, 4], [1, 1, 1], level=0.9).is_range and not paired_ratio([6.0], [2.0]).is_range
     assert values(paired_ratio([1, 2, 4], [1, 1, 1], level=0.9)) == pytest.approx((2, 2 ** (1 / 3), 4 / 2 ** (1 / 3)))
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from rotssl.journal import RunRecord
 from rotssl.reporting.cells import Cell, Conditions, LeftOut, baseline_of
-from rotssl.reporting.convergence import Estimate, cost_to_reach, paired_difference, paired_ratio
+from rotssl.reporting.convergence import Crossing, Estimate, crossing, measured, paired_difference, paired_ratio
+from rotssl.reporting.ranking import Ranking, rank
 
 COSTS = ("epochs", "flops", "device_seconds")
 SLACK = 0.01  # a run may cost so much more than what it is given, as a share
@@ -38,8 +39,12 @@ class Reach:
         theirs: the baseline's.
         reached: number of seeds in which the variant comes there.
         baseline_reached: in which the baseline does.
-        speed_up: baseline's cost over ours, where both come there in every seed.
+        speed_up: baseline's cost over ours, where both come there in every seed, unless the bounds leave none.
         budgets: of the runs that the variant's costs are from, one a seed.
+        bound: what the speed-up is of the true one, ``at least`` or ``at most``, where one side is there by its first measured
+            epoch in any seed; ``none`` where both are, so that there is no ratio.
+        at_most: whether our cost is an upper bound.
+        baseline_at_most: whether the baseline's is.
     """
 
     ours: float | None
@@ -48,6 +53,9 @@ class Reach:
     baseline_reached: int
     speed_up: Estimate | None
     budgets: tuple[int, ...]
+    bound: str | None = None
+    at_most: bool = False
+    baseline_at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,8 @@ class Fit:
         fitting: the variant's budget that fits, or None.
         final: its accuracy over seeds.
         gain: over the baseline, over the seeds that both have.
+        paired: these seeds.
+        mean: accuracy over these seeds.
     """
 
     family: str
@@ -109,6 +119,13 @@ class Fit:
     fitting: int | None = None
     final: Final | None = None
     gain: Estimate | None = None
+    paired: tuple[int, ...] = ()
+    mean: float | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the cell is its own baseline."""
+        return self.baseline == (self.family, self.variant)
 
 
 @dataclass(frozen=True)
@@ -117,16 +134,18 @@ class Recommendation:
 
     Attributes:
         family: of the cells.
-        best: row with the highest mean.
+        best: row with the highest mean over the seeds that all ranked rows share.
         second: row with the second highest, or None.
-        lead: of the best over the second, over the seeds that both have; None where there are none.
+        ranking: of all variants of the family at this budget.
+        lead: of the best over the second, over the shared seeds.
         separated: whether the lead's interval is above 0.
         cheaper: of the two, the variant that takes fewer FLOPs; None where they take the same, or nobody counted.
     """
 
     family: str
     best: Row
-    second: Row | None = None
+    second: Row | None
+    ranking: Ranking
     lead: Estimate | None = None
     separated: bool = False
     cheaper: str | None = None
@@ -224,7 +243,7 @@ def _row(cell: Cell, budget: int, match: Match, metric: str, target: float | Non
     levels = [_last(theirs[seed])[metric] if target is None else target for seed in paired]
     pairs = [({budget: ours[seed]}, {budget: theirs[seed]}) for seed in paired]
     # A run that was measured at its end only does not show when it came to a level.
-    seen = all(_measured(run, metric) for pair in pairs for ways in pair for run in ways.values())
+    seen = all(measured(run.points, metric) for pair in pairs for ways in pair for run in ways.values())
     return replace(
         row,
         baseline=name,
@@ -233,10 +252,6 @@ def _row(cell: Cell, budget: int, match: Match, metric: str, target: float | Non
         gain=gain(ours, theirs, metric),
         reach=_reaches(pairs, levels, metric) if seen else None,
     )
-
-
-def _measured(run: RunRecord, metric: str) -> bool:
-    return sum(metric in point for point in run.points.values()) > 1 or len(run.points) == 1
 
 
 def _all_have(runs: Mapping[int, RunRecord], cost: str) -> bool:
@@ -254,21 +269,30 @@ def _reaches(pairs: Sequence[tuple[Ways, Ways]], levels: Sequence[float], metric
 def _reach(pairs: Sequence[tuple[Ways, Ways]], levels: Sequence[float], cost: str, metric: str) -> Reach:
     """The cheapest of each seed's runs, ours and the baseline's, to the level of that seed."""
 
-    def cheapest(ways: Ways, level: float) -> tuple[float, int] | None:
-        found = [(cost_to_reach(run.points, level, f"cost/{cost}", metric), budget) for budget, run in ways.items()]
-        return min(((value, budget) for value, budget in found if value is not None), default=None)
+    def cheapest(ways: Ways, level: float) -> tuple[Crossing, int] | None:
+        found = {budget: crossing(run.points, level, f"cost/{cost}", metric) for budget, run in ways.items()}
+        there = [(at.cost, budget) for budget, at in found.items() if at is not None]
+        if not there:
+            return None
+        # If any way may have been there earlier, it may have been the cheapest.
+        return Crossing(min(there)[0], any(at is not None and at.at_most for at in found.values())), min(there)[1]
 
     ours = [cheapest(mine, level) for (mine, _), level in zip(pairs, levels, strict=True)]
     theirs = [cheapest(base, level) for (_, base), level in zip(pairs, levels, strict=True)]
-    we, they = ([value[0] for value in side if value is not None] for side in (ours, theirs))
+    we, they = ([value[0].cost for value in side if value is not None] for side in (ours, theirs))
     everywhere = len(we) == len(they) == len(pairs)
+    ends = [any(value is not None and value[0].at_most for value in side) for side in (ours, theirs)]
+    bound = {(True, True): "none", (True, False): "at least", (False, True): "at most"}.get((ends[0], ends[1]))
     return Reach(
         ours=_mean(we) if len(we) == len(pairs) else None,
         theirs=_mean(they) if len(they) == len(pairs) else None,
         reached=len(we),
         baseline_reached=len(they),
-        speed_up=paired_ratio(they, we) if everywhere else None,
+        speed_up=paired_ratio(they, we) if everywhere and bound != "none" else None,
         budgets=tuple(value[1] for value in ours if value is not None),
+        bound=bound if everywhere else None,
+        at_most=ends[0],
+        baseline_at_most=ends[1],
     )
 
 
@@ -309,7 +333,15 @@ def _fits(cell: Cell, match: Match, metric: str, cost: str) -> list[Fit]:
         fit = Fit(cell.family, cell.variant, name, budget, limit)
         if fitting:
             ours = cell.runs[fitting[-1]]
-            fit = replace(fit, fitting=fitting[-1], final=_final(ours, metric), gain=gain(ours, theirs, metric))
+            paired = tuple(sorted(ours.keys() & theirs.keys()))
+            fit = replace(
+                fit,
+                fitting=fitting[-1],
+                final=_final(ours, metric),
+                gain=gain(ours, theirs, metric),
+                paired=paired,
+                mean=_mean(_last(ours[seed])[metric] for seed in paired) if paired else None,
+            )
         fits.append(fit)
     return fits
 
@@ -320,22 +352,21 @@ def _recommend(cells: Sequence[Cell], rows: Sequence[Row], metric: str) -> list[
         members = {cell.variant: cell for cell in cells if cell.family == family}
         counts = Counter(budget for cell in members.values() for budget in cell.runs)
         budget = max([b for b, count in counts.items() if count > 1] or counts)
-        there = [row for row in rows if row.family == family and row.budget == budget]
-        # Rows stand plain first, weights ascending: of equal means the smaller weight is taken.
-        ranked = sorted(there, key=lambda row: -_accuracy(row))
-        if len(ranked) == 1:
-            found.append(Recommendation(family, ranked[0]))
+        there = {row.variant: row for row in rows if row.family == family and row.budget == budget}
+        # Variants stand plain first, weights ascending: of equal means the smaller weight is taken.
+        runs = {variant: cell.runs.get(budget, {}) for variant, cell in members.items()}
+        finals = {variant: {seed: _last(run)[metric] for seed, run in own.items()} for variant, own in runs.items()}
+        ranking = rank(finals, [variant for variant, row in there.items() if row.is_baseline])
+        best = there[ranking.order[0]]
+        if len(ranking.order) == 1:
+            found.append(Recommendation(family, best, None, ranking))
             continue
-        best, second = ranked[:2]
-        lead = gain(members[best.variant].runs[budget], members[second.variant].runs[budget], metric)
+        second = there[ranking.order[1]]
+        ours, theirs = ({seed: runs[row.variant][seed] for seed in ranking.seeds} for row in (best, second))
+        lead = gain(ours, theirs, metric)
         separated = lead is not None and lead.low is not None and lead.low > 0
-        found.append(Recommendation(family, best, second, lead, separated, _cheaper(best, second)))
+        found.append(Recommendation(family, best, second, ranking, lead, separated, _cheaper(best, second)))
     return found
-
-
-def _accuracy(row: Row) -> float:
-    assert row.final is not None
-    return row.final.mean
 
 
 def _cheaper(one: Row, other: Row) -> str | None:

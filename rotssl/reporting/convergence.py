@@ -17,11 +17,33 @@ _RESAMPLES = 20000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number over paired seeds and the ends of its interval, which a single seed does not have."""
+    """A number over paired seeds and the ends of its interval, which a single seed does not have.
+
+    Attributes:
+        value: the number.
+        low: lower end.
+        high: upper end.
+        is_range: whether the ends are those of the seeds themselves: so few seeds show no more.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
+    is_range: bool = False
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where a curve first is at a level.
+
+    Attributes:
+        cost: there.
+        at_most: whether it was there by its first recorded epoch already, so that the cost is an upper bound. Not so for a run
+            that was measured at its end only: it is taken as a whole, and costs what it costs.
+    """
+
+    cost: float
+    at_most: bool
 
 
 def cost_to_reach(points: Points, target: float, cost: str = "cost/epochs", metric: str = "knn/top1") -> float | None:
@@ -36,6 +58,12 @@ def cost_to_reach(points: Points, target: float, cost: str = "cost/epochs", metr
         cost: ``cost/epochs``, ``cost/train_seconds``, ``cost/device_seconds`` or ``cost/flops``.
         metric: the larger, the better.
     """
+    found = crossing(points, target, cost, metric)
+    return None if found is None else found.cost
+
+
+def crossing(points: Points, target: float, cost: str, metric: str) -> Crossing | None:
+    """The same as cost_to_reach(), with a word on whether it is a bound."""
     before: tuple[float, float] | None = None
     for _, point in sorted(points.items()):
         value = point.get(metric, math.nan)
@@ -43,11 +71,16 @@ def cost_to_reach(points: Points, target: float, cost: str = "cost/epochs", metr
             continue
         if value >= target:
             if before is None or value == target:
-                return point[cost]
+                return Crossing(point[cost], before is None and measured(points, metric))
             share = (target - before[0]) / (value - before[0])
-            return before[1] + share * (point[cost] - before[1])
+            return Crossing(before[1] + share * (point[cost] - before[1]), False)
         before = value, point[cost]
     return None
+
+
+def measured(points: Points, metric: str) -> bool:
+    """Whether the metric was measured within a run, and not at the end of several epochs only."""
+    return sum(metric in point for point in points.values()) > 1 or len(points) == 1
 
 
 def collapsed(points: Points) -> str | None:
@@ -107,4 +140,5 @@ def paired_ratio(above: Sequence[float], below: Sequence[float], level: float = 
     means, tail = logs[chosen].mean(axis=1), (1 - level) / 2
     low = float(np.quantile(means, tail, method="inverted_cdf"))
     high = -float(np.quantile(-means, tail, method="inverted_cdf"))
-    return Estimate(value, math.exp(low), math.exp(high))
+    # The resample that is one pair throughout is likelier than the tail: the ends are the lowest and the highest ratio.
+    return Estimate(value, math.exp(low), math.exp(high), is_range=count**-count > tail)

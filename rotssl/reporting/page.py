@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from rotssl.reporting.sheets import Sheet, is_remark
+from rotssl.reporting.sheets import SHARED_MACHINE, Sheet, is_remark
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -48,20 +48,25 @@ _METHOD = (
     (
         "Cost to reach a level",
         "Where the curve of a run first crosses it, linear between measured epochs. A run that is there at its first measured "
-        "epoch counts with that epoch's cost, an upper bound. A run that never comes there has no cost but is 'not reached'.",
+        "epoch counts with that epoch's cost, an upper bound, and its speed-up is a bound too. A run that never comes there has "
+        "no cost but is 'not reached'.",
     ),
     (
         "Speed-up",
         "What the baseline takes, over what the variant takes, for each seed; the geometric mean over seeds, and its 95% "
-        "bootstrap interval (of two or three seeds: the range). There is none unless every seed of both comes there.",
+        "bootstrap interval (of two or three seeds: the range). There is none unless every seed of both comes there. It is 'at "
+        "least' so much where the variant is there by its first measured epoch in any seed, 'at most' where the baseline is; "
+        "where both are, there is none.",
     ),
     (
         "Costs",
-        "FLOPs are counted by torch, a multiply-add as two; device time is training time x devices, without evaluation.",
+        "FLOPs are counted by torch, a multiply-add as two; device time is training time x devices, without evaluation. "
+        + SHARED_MACHINE,
     ),
     (
         "Recommendation",
-        "The highest mean at the longest length that can be compared. Two variants are separated where the interval of their "
+        "The highest mean at the longest length that can be compared, over the seeds that all ranked variants have: the baseline "
+        "and those of the others that have the most seeds. Two variants are separated where the interval of their "
         "paired difference is above 0. The choice was made on the validation images that it is stated for.",
     ),
 )

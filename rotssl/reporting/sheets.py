@@ -1,29 +1,20 @@
-"""A comparison in words and tables of text, the same for the terminal and the page."""
+"""A comparison in tables of text, the same for the terminal and the page."""
 
-import datetime
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rotssl.journal import RunRecord
-from rotssl.reporting.cells import Cell, LeftOut, budget_of, seed_of
-from rotssl.reporting.comparison import COSTS, Comparison, Final, Fit, Reach, Recommendation, Row
+from rotssl.reporting.cells import LeftOut, budget_of, seed_of
+from rotssl.reporting.comparison import COSTS, Comparison, Final, Fit, Reach, Row
 from rotssl.reporting.convergence import Estimate
 
 COST_NAMES = {"epochs": "epochs", "flops": "FLOPs", "device_seconds": "device time"}
 METRIC_NAMES = {"knn/top1": "kNN top-1", "linear/top1": "linear probe top-1"}
-_PROTOCOLS = {"knn/top1": "knn_protocol", "linear/top1": "linear_protocol"}
-# Tag or field -> how it is called among the facts.
-_FACTS = {
-    "data.name": "data",
-    "encoder.name": "encoder",
-    "knn_k": "neighbours of kNN",
-    "device": "device",
-    "world_size": "workers",
-    "precision": "precision",
-    "git_commit": "git commit",
-}
-_TIMING = ("device", "world_size", "precision")
+
+_AT_MOST = "\u2264"  # before a cost that is an upper bound
+SHARED_MACHINE = (
+    "Device time is measured as the run saw it, so trials that share a machine slow each other down; "
+    "FLOPs don't depend on that."
+)
 
 
 @dataclass(frozen=True)
@@ -60,15 +51,20 @@ def points(estimate: Estimate | None) -> str:
     if estimate is None:
         return ""
     if estimate.low is None or estimate.high is None:
-        return f"{100 * estimate.value:+.1f} (one seed)"
-    return f"{100 * estimate.value:+.1f} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
+        return f"{_signed(estimate.value)} (one seed)"
+    return f"{_signed(estimate.value)} ({_signed(estimate.low)} to {_signed(estimate.high)})"
 
 
-def times(estimate: Estimate) -> str:
-    """A ratio with its interval if there is one: 2.5x (2.0 to 3.3)."""
+def _signed(difference: float) -> str:
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # adding 0 makes +0.0 of -0.0
+
+
+def times(estimate: Estimate, bound: str | None = None) -> str:
+    """A ratio with its interval if there is one: 2.5x (2.0 to 3.3), at least 2.5x (range 2.0 to 3.3)."""
+    value = f"{bound} {estimate.value:.2f}x" if bound else f"{estimate.value:.2f}x"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.2f}x (one seed)"
-    return f"{estimate.value:.2f}x ({estimate.low:.2f} to {estimate.high:.2f})"
+        return f"{value} (one seed)"
+    return f"{value} ({'range ' if estimate.is_range else ''}{estimate.low:.2f} to {estimate.high:.2f})"
 
 
 def amount(value: float, cost: str) -> str:
@@ -137,7 +133,8 @@ def _accuracy(final: Final | None) -> str:
 
 def _stacked(text: str) -> str:
     """An estimate with its interval on a line of its own: the columns are narrow."""
-    return text.replace(" (", "\n(")
+    text = text.replace("at least ", "at least\n").replace("at most ", "at most\n")
+    return text.replace(" (range ", ", range\n(").replace(" (", "\n(")
 
 
 def _reaches(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -159,13 +156,15 @@ def _reach(row: Row, reach: Reach | None, cost: str, size: float) -> str:
     if reach is None:
         return ""
     count = len(row.paired)
-    own = "" if reach.ours is None else _number(reach.ours / size, cost)
+    own = "" if reach.ours is None else _AT_MOST * reach.at_most + _number(reach.ours / size, cost)
     if reach.ours is None:
         return f"not reached\n{reach.reached} of {count} seeds"
     if row.is_baseline:
         return own
-    if reach.speed_up is not None and reach.theirs is not None:
-        return f"{_stacked(times(reach.speed_up))}\n{own} vs {_number(reach.theirs / size, cost)}"
+    if reach.theirs is not None:
+        head = "both by their first\nmeasured epoch" if reach.speed_up is None else times(reach.speed_up, reach.bound)
+        theirs = _AT_MOST * reach.baseline_at_most + _number(reach.theirs / size, cost)
+        return f"{_stacked(head)}\n{own} vs {theirs}"
     return f"{own} vs\nnot reached\n{reach.baseline_reached} of {count} seeds"
 
 
@@ -173,9 +172,16 @@ def _number(value: float, cost: str) -> str:
     return f"{value:.1f}" if cost == "epochs" else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _speed_up(target: str, own: bool) -> str:
+def _speed_up(target: str, own: bool, rows: Sequence[Row]) -> str:
     reaching = f"{target}, over the variant's" if not own else f"{target}, over the variant's of reaching the same"
-    return f"Speed-up: the baseline's cost of reaching {reaching}; below it, the variant's cost vs the baseline's."
+    text = (
+        f"Speed-up: the baseline's cost of reaching {reaching}, with its 95% interval (of two or three seeds, the range); "
+        "below it, the variant's cost vs the baseline's."
+    )
+    found = [reach for row in rows for reach in (row.reach or {}).values()]
+    if any(reach.at_most or reach.baseline_at_most for reach in found):
+        text += f" {_AT_MOST}: there by the first measured epoch, so that it may be less; the speed-up is a bound then."
+    return text
 
 
 def _budget_sheet(budget: int, rows: Sequence[Row], several: bool, metric: str, target: str, own: bool) -> Sheet:
@@ -186,7 +192,7 @@ def _budget_sheet(budget: int, rows: Sequence[Row], several: bool, metric: str, 
         lines.append([_name(row, several), _seeds(row), _accuracy(row.final), gain, *cells])
     caption = f"Runs of {budget} epochs with their whole schedule, against the baseline of the same length and seeds. "
     if heads:
-        caption += _speed_up(target, own)
+        caption += _speed_up(target, own, rows)
     elif any(row.paired for row in rows):
         caption += f"{metric} was measured at the end of the runs only, so they don't show when they came to a level."
     names = ["variant", "seeds", f"{metric}\nmean, range", "gain, points\n(95% interval)"]
@@ -202,7 +208,7 @@ def _cheapest_sheet(found: Comparison, several: bool, target: str) -> Sheet:
     own = found.target is None
     caption = (
         "By whichever run is the cheapest, short or long; the baseline has the same choice. "
-        + _speed_up("the final accuracy of its longest runs" if own else target, own)
+        + _speed_up("the final accuracy of its longest runs" if own else target, own, found.cheapest)
         + " Only seeds with every length of both count."
     )
     names = ["variant", "seeds", "runs of so\nmany epochs"]
@@ -215,7 +221,7 @@ def _equal_sheet(cost: str, fits: Sequence[Fit], several: bool, metric: str) -> 
     for fit in fits:
         text = "none fits"
         if fit.final is not None:
-            gained = "baseline" if fit.baseline == (fit.family, fit.variant) else points(fit.gain)
+            gained = "baseline" if fit.is_baseline else points(fit.gain)
             text = f"{percent(fit.final.mean)} by {fit.fitting} epochs\n{gained}"
         grouped.setdefault(_name(fit, several), {})[fit.budget] = text
     rows = [[name, *(cells.get(budget, "") for budget in budgets)] for name, cells in grouped.items()]
@@ -228,6 +234,8 @@ def _equal_sheet(cost: str, fits: Sequence[Fit], several: bool, metric: str) -> 
         f"{metric} at the end of the longest complete runs that take no more {COST_NAMES[cost]} than the baseline "
         "(1% is let pass), and their gain in points (95% interval). A longer run cut in mid-schedule would be no result."
     )
+    if cost == "device_seconds":
+        caption += f" {SHARED_MACHINE}"
     return Sheet(f"Accuracy at equal {COST_NAMES[cost]}", caption, ["variant", *heads], rows)
 
 
@@ -239,117 +247,3 @@ def _left_sheet(left: Sequence[LeftOut]) -> Sheet:
         rows.append([entry.run.name, entry.reason, *facts])
     caption = "Only runs that went through their whole schedule, and did not collapse, count above."
     return Sheet("Left out", caption, ["run", "why", "seed", "epochs"], rows, 2)
-
-
-# --- words ---------------------------------------------------------------------------------------------------------------------
-
-
-def headline(found: Comparison, choice: Recommendation) -> tuple[list[str], list[str]]:
-    """What to take and why, in sentences; the second list is what depends on measured time."""
-    best, second, metric = choice.best, choice.second, name_of(found.metric)
-    assert best.final is not None
-    start = f"{choice.family}, {best.budget} epochs: "
-    if second is None:
-        only = f"{best.variant} alone has complete runs ({metric} {percent(best.final.mean)}), so there is nothing to choose."
-        return [start + only], []
-    lines, timed = [start + _choice(choice, metric)], list[str]()
-    if best.is_baseline:
-        if choice.separated:
-            lines.append(
-                "The auxiliary tasks do not help here."
-                if not found.baseline.given
-                else "No variant beats the baseline."
-            )
-        return lines, timed
-    if best.baseline is None or best.gain is None:
-        return [*lines, f"There is no gain to state: {best.remark}."], timed
-    base = _base_name(best)
-    if best.baseline != (second.family, second.variant):  # else it has been said
-        gain = f"{best.variant} gains {points(best.gain)} points over {base} ({_seed_count(len(best.paired))})"
-        open_ = best.gain.low is not None and best.gain.low <= 0
-        lines.append(gain + ("; the interval includes 0, so the gain is not established." if open_ else "."))
-    for cost, reach in (best.reach or {}).items():
-        (timed if "seconds" in cost else lines).append(_saving(best, cost, reach, target_of(found)))
-    for cost, fits in found.equal.items():
-        fitting = [fit for fit in fits if (fit.baseline, fit.budget) == (best.baseline, best.budget) and fit.final]
-        (timed if "seconds" in cost else lines).append(_equal(cost, fitting))
-    return lines, timed
-
-
-def _equal(cost: str, fits: Sequence[Fit]) -> str:
-    best = max(fits, key=lambda fit: fit.final.mean if fit.final else 0)  # the baseline fits itself, so there is one
-    assert best.final is not None
-    is_base = best.baseline == (best.family, best.variant)
-    gained = "the baseline itself" if is_base else f"{best.variant}, with {best.fitting} epochs"
-    more = "" if is_base else f", {points(best.gain)} points"
-    limit = f"the {COST_NAMES[cost]} of {best.budget} epochs of the baseline ({amount(best.limit, cost)})"
-    return f"With {limit}, the best is {gained}: {percent(best.final.mean)}{more}."
-
-
-def _seed_count(count: int) -> str:
-    return f"{count} paired seeds" if count > 1 else "one seed"
-
-
-def _base_name(row: Row) -> str:
-    assert row.baseline is not None
-    return row.baseline[1] if row.baseline[0] == row.family else ", ".join(row.baseline)
-
-
-def _choice(choice: Recommendation, metric: str) -> str:
-    best, second, lead = choice.best, choice.second, choice.lead
-    assert best.final is not None and second is not None and second.final is not None
-    score = f"{metric} {percent(best.final.mean)}"
-    count = _seed_count(len(set(best.final.seeds) & set(second.final.seeds)))
-    if choice.separated:
-        ahead = f"It leads the next best, {second.variant}, by {points(lead)} points ({count})."
-        return f"take {best.variant} ({score}). {ahead}"
-    if lead is None:
-        why = "no seed has both"
-    elif lead.low is None:
-        why = f"a single seed has both: difference {100 * lead.value:+.1f} points"
-    else:
-        why = f"difference {points(lead)} points, {count}"
-    less = f"; of the two, {choice.cheaper} takes fewer FLOPs" if choice.cheaper else ""
-    return (
-        f"{best.variant} has the best mean ({score}), but the seeds do not separate it from {second.variant} "
-        f"({percent(second.final.mean)}; {why}){less}."
-    )
-
-
-def _saving(row: Row, cost: str, reach: Reach, target: str) -> str:
-    head = f"Speed-up in {COST_NAMES[cost]} to {target}: "
-    if reach.speed_up is not None and reach.ours is not None and reach.theirs is not None:
-        return head + f"{times(reach.speed_up)}, {amount(reach.ours, cost)} in place of {amount(reach.theirs, cost)}."
-    if reach.ours is None:
-        return head + f"not reached ({reach.reached} of {len(row.paired)} seeds reach it)."
-    return head + f"the baseline does not reach it ({reach.baseline_reached} of {len(row.paired)} seeds do)."
-
-
-def facts(cells: Sequence[Cell], metric: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """What the runs share, as (name, value), and warnings about what they should share but don't."""
-    runs = [run for cell in cells for by_seed in cell.runs.values() for run in by_seed.values()]
-    protocol = _PROTOCOLS.get(metric, "protocol")
-    rows = [("measure", f"{name_of(metric)} on validation, last epoch: {_values(runs, protocol)}")]
-    rows.append(("seeds", ", ".join(map(str, sorted({seed_of(run) for run in runs})))))
-    rows += [(label, _values(runs, key)) for key, label in _FACTS.items()]
-    days = sorted(datetime.datetime.fromtimestamp(run.started / 1000, datetime.UTC).date() for run in runs)
-    rows.append(("started", f"{days[0]}" if days[0] == days[-1] else f"{days[0]} to {days[-1]}"))
-    warnings = []
-    if len(_counts(runs, protocol)) > 1:
-        warnings.append("The runs were not all measured by the same protocol: their accuracies cannot be compared.")
-    mixed = [_FACTS[key] for key in _TIMING if len(_counts(runs, key)) > 1]
-    if mixed:
-        warnings.append(f"The runs differ in {', '.join(mixed)}: compare their times with care.")
-    return rows, warnings
-
-
-def _counts(runs: Iterable[RunRecord], key: str) -> Counter[str]:
-    return Counter(run.tags.get(key) or run.params.get(key) or "not recorded" for run in runs)
-
-
-def _values(runs: Iterable[RunRecord], key: str) -> str:
-    found = _counts(runs, key)
-    short = {value: value[:12] if key == "git_commit" else value for value in found}
-    if len(found) == 1:
-        return short[next(iter(found))]
-    return "; ".join(f"{short[value]} ({count} runs)" for value, count in sorted(found.items()))
