@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rotssl import config as cfg
-from rotssl import journal, launch, tracking
+from rotssl import journal, launch, tracked, tracking
 from rotssl.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from rotssl.config import Config
 from rotssl.fields import ConfigError
@@ -331,7 +331,7 @@ def _report(whole: Config, parent: Record, ids: Sequence[str]) -> None:
 def _publish(sweep: Sweep, whole: Config, parent: Record, trials: Sequence[Trial]) -> bool:
     """Bring MLflow up to the folders, where it was away or was lost; returns whether it has all of them."""
     uri = _store(whole)
-    known = tracking.run_ids(uri, whole.tracking.experiment) if not tracking.reachable(uri) else None
+    known = tracked.run_ids(uri, whole.tracking.experiment) if not tracking.reachable(uri) else None
     if known is None:
         return False
     if parent.run_id not in known:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotssl import tracking
+from rotssl import tracked, tracking
 from rotssl.fields import ConfigError, nearest
 from rotssl.journal import RunRecord
 
@@ -84,10 +84,10 @@ def compare(
     Raises:
         ConfigError: the store can't be read, there is nothing to compare, or the report can't be written.
     """
-    records = tracking.read_runs(uri, experiment, _READ)
+    records = tracked.read_runs(uri, experiment, _READ)
     if sweep is not None:
         parent = _find_sweep(records, sweep)
-        only = {record.run_id for record in records if record.parent == parent} | tracking.trial_ids(uri, parent)
+        only = {record.run_id for record in records if record.parent == parent} | tracked.trial_ids(uri, parent)
     from rotssl.reporting import answers, sheets
     from rotssl.reporting import cells as sorting
     from rotssl.reporting.comparison import compare_cells

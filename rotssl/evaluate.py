@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rotssl import cli, journal, tracking
+from rotssl import cli, journal, tracked, tracking
 from rotssl import config as cfg
 from rotssl.cli import EXIT_OK
 from rotssl.data import datasets
@@ -30,14 +30,14 @@ def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], u
     Raises:
         ConfigError: no such run, none that is finished, no test split, no store.
     """
-    place = Path(folder or tracking.place(uri, str(run_id)))
+    place = Path(folder or tracked.place(uri, str(run_id)))
     record = Record.read(place / "run.json", {})
     if record.status != "finished" or record.run_id is None or not (place / "config.yaml").exists():
         raise ConfigError(f"--checkpoint: {place} holds no finished run ({record.status})")
     if reason := tracking.reachable(record.uri):
         raise ConfigError(reason)
     config = cfg.build(cli.load_recipe(place / "config.yaml"))
-    known = tracking.evaluation(record.uri, record.run_id, "test")
+    known = tracked.evaluation(record.uri, record.run_id, "test")
     new = sorted(name for name in protocols if f"{name}/top1" not in known)
     if new:
         facts = {"knn": KNN_PROTOCOL, "linear": LINEAR_PROTOCOL}

@@ -1,22 +1,20 @@
-"""MLflow: the only module that imports it.
+"""MLflow, written to; with rotssl.tracked, which reads, the only module that imports it.
 
 The journal on disk holds the truth; a Tracker brings MLflow up to it. Metrics in MLflow are append-only, so what it already has
 is asked for before anything is sent: each epoch arrives once, however often a run is started again. A tracking server that is
 down costs a warning, never the run: the next epoch, or the next start, sends what is missing.
 """
 
-import json
 import logging
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rotssl.config import default_storage
-from rotssl.fields import ConfigError, nearest
-from rotssl.journal import Points, RunRecord
+from rotssl.fields import ConfigError
+from rotssl.journal import Points
 
 log = logging.getLogger(__name__)
 PARENT = "mlflow.parentRunId"
@@ -69,13 +67,14 @@ def reachable(uri: str) -> str:
         if above != file:
             return ""
     try:
-        _client(uri).search_experiments(max_results=1)
+        client_of(uri).search_experiments(max_results=1)
     except Exception as error:  # as in open_run
-        return f"tracking.uri: {uri} cannot be used there: {_short(error)}"
+        return f"tracking.uri: {uri} cannot be used there: {short(error)}"
     return ""
 
 
-def _client(uri: str) -> Any:
+def client_of(uri: str) -> Any:
+    """MLflow's client of a store, which gives up soon where nobody answers."""
     for key, value in _PATIENCE.items():
         os.environ.setdefault(key, value)
     from mlflow.tracking import MlflowClient
@@ -112,7 +111,7 @@ def open_run(
         ConfigError: the store can't be reached.
     """
     try:
-        client = _client(uri)
+        client = client_of(uri)
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage != "active":
             raise ConfigError(
@@ -152,30 +151,6 @@ def _alive(client: Any, run_id: str) -> bool:
         return False
 
 
-def place(uri: str, run_id: str) -> str:
-    """The folder of a run.
-
-    Raises:
-        ConfigError: the store can't be used, or has no such run.
-    """
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite") and not file.exists():
-        raise ConfigError(f"--uri: no file {file}")
-    try:
-        return str(_client(uri).get_run(run_id).data.tags["run_dir"])
-    except Exception as error:  # MLflow's own, or no such tag: in each case the id is of no use
-        raise ConfigError(f"--run: {uri} has no run {run_id!r} with a folder") from error
-
-
-def evaluation(uri: str, run_id: str, split: str) -> dict[str, float]:
-    """What was measured before on a split with a run's encoder: the metrics of its evaluations."""
-    client = _client(uri)
-    run = client.get_run(run_id)
-    wanted = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.kind = 'evaluation' and tags.split = '{split}'"
-    found = client.search_runs([run.info.experiment_id], wanted)
-    return {key: value for run in found for key, value in run.data.metrics.items()}
-
-
 def log_evaluation(
     uri: str, run_id: str, split: str, step: int, metrics: dict[str, float], facts: dict[str, str]
 ) -> None:
@@ -191,7 +166,7 @@ def log_evaluation(
     """
     from mlflow.entities import Metric, Param, RunTag
 
-    client = _client(uri)
+    client = client_of(uri)
     tags = {"mlflow.parentRunId": run_id, "kind": "evaluation", "split": split}
     made = client.create_run(client.get_run(run_id).info.experiment_id, run_name=f"evaluation-{split}", tags=tags)
     now = int(time.time() * 1000)
@@ -202,23 +177,6 @@ def log_evaluation(
         tags=[RunTag("status_reason", "completed")],
     )
     client.set_terminated(made.info.run_id, "FINISHED")
-
-
-def run_ids(uri: str, experiment: str) -> set[str] | None:
-    """The ids of all runs of an experiment; None where the store can't be asked, which is said."""
-    try:
-        client, found, token = _client(uri), set(), None
-        known = client.get_experiment_by_name(experiment)
-        while known is not None:
-            page = client.search_runs([known.experiment_id], max_results=1000, page_token=token)
-            found |= {str(run.info.run_id) for run in page}
-            token = page.token
-            if not token:
-                break
-    except Exception as error:  # as below
-        log.warning("MLflow could not be asked for its runs (%s)", _short(error))
-        return None
-    return found
 
 
 class Tracker:
@@ -237,7 +195,7 @@ class Tracker:
     def sync(self, points: Points) -> bool:
         """Send the epochs that MLflow doesn't have yet; returns whether it has all of them now."""
         try:
-            self._client = self._client or _client(self.uri)
+            self._client = self._client or client_of(self.uri)
             from mlflow.entities import Metric
 
             if self._known is None:
@@ -252,7 +210,7 @@ class Tracker:
                 self._known.add(epoch)
         except Exception as error:  # whatever the store or the network raises, training goes on
             log.warning(
-                "MLflow could not be updated (%s); the journal has every point, the next epoch sends it", _short(error)
+                "MLflow could not be updated (%s); the journal has every point, the next epoch sends it", short(error)
             )
             self._known = None
             return False
@@ -267,125 +225,42 @@ class Tracker:
             files: those that exist are logged.
         """
         try:
-            self._client = self._client or _client(self.uri)
+            self._client = self._client or client_of(self.uri)
             for file in files:
                 if file.exists():
                     self._client.log_artifact(self.run_id, str(file))
             self._client.set_tag(self.run_id, "status_reason", reason)
             self._client.set_terminated(self.run_id, status)
         except Exception as error:  # as above
-            log.warning("MLflow could not be told that the run is %s (%s)", status, _short(error))
+            log.warning("MLflow could not be told that the run is %s (%s)", status, short(error))
             return False
         return True
 
     def tag(self, tags: dict[str, str]) -> None:
         """Set tags."""
         try:
-            self._client = self._client or _client(self.uri)
+            self._client = self._client or client_of(self.uri)
             for key, value in tags.items():
                 self._client.set_tag(self.run_id, key, value)
         except Exception as error:  # as above
-            log.warning("MLflow tags could not be set (%s)", _short(error))
+            log.warning("MLflow tags could not be set (%s)", short(error))
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """An error in one line."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
 
 
 # --- reading -------------------------------------------------------------------------------------------------------------------
 
 
-def read_runs(uri: str, experiment: str, metrics: Sequence[str]) -> list[RunRecord]:
-    """All runs of an experiment that were not deleted, with the points of some metrics; sweeps and evaluations have none.
-
-    Args:
-        uri: of the tracking store; an sqlite file that isn't there is not made.
-        experiment: its name.
-        metrics: names of those to read, of which a run may lack any.
-
-    Returns:
-        One record a run, the oldest first.
-
-    Raises:
-        ConfigError: the store can't be reached, or has no such experiment.
-    """
-    if uri.startswith("sqlite:///") and len(uri) > len("sqlite:///"):
-        file = Path(uri.removeprefix("sqlite:///"))
-        if not file.is_file():
-            raise ConfigError(f"tracking.uri: there is no file {file}")
-    else:
-        check_uri(uri)
-    try:
-        client = _client(uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is None or found.lifecycle_stage != "active":
-            known = sorted(entry.name for entry in _pages(client.search_experiments))
-            raise ConfigError(
-                f"experiment {experiment!r} is not in {uri}, which has {', '.join(known) or 'none'}"
-                f"{nearest(experiment, known)}"
-            )
-        runs = list(_pages(client.search_runs, [found.experiment_id]))
-        records = [_record(client, run, metrics) for run in runs]
-    except ConfigError:
-        raise
-    except Exception as error:  # as in open_run
-        raise ConfigError(f"tracking.uri: {uri} cannot be read ({_short(error)})") from error
-    return sorted(records, key=lambda record: (record.started, record.run_id))
-
-
-def trial_ids(uri: str, run_id: str) -> set[str]:
-    """The trials that a sweep's run lists in its artifact ``trials.json``; none where there is no such list.
-
-    Sweeps of one experiment may share trials, of which MLflow knows one parent only.
-    """
-    try:
-        client = _client(uri)
-        if all(item.path != "trials.json" for item in client.list_artifacts(run_id)):
-            return set()
-        with tempfile.TemporaryDirectory() as folder:
-            found = json.loads(Path(client.download_artifacts(run_id, "trials.json", folder)).read_text())
-        return {str(entry) for entry in found}
-    except Exception as error:  # as in Tracker: the children are known all the same
-        log.warning("the list of the sweep's trials could not be read from MLflow (%s)", _short(error))
-        return set()
-
-
-def _pages(search: Callable[..., Any], *args: Any) -> Iterator[Any]:
-    token = None
-    while True:
-        page = search(*args, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _record(client: Any, run: Any, metrics: Sequence[str]) -> RunRecord:
-    points: Points = {}
-    wanted = [] if run.data.tags.get("kind") in ("sweep", "evaluation") else metrics
-    for key in wanted:
-        if key in run.data.metrics:
-            # The store is append-only and promises no order: what was logged first stands, as in the journal.
-            for metric in sorted(client.get_metric_history(run.info.run_id, key), key=lambda m: m.timestamp):
-                points.setdefault(metric.step, {}).setdefault(key, metric.value)
-    return RunRecord(
-        run_id=run.info.run_id,
-        name=run.info.run_name,
-        status=run.info.status,
-        started=run.info.start_time,
-        params=dict(run.data.params),
-        tags=dict(run.data.tags),
-        points=points,
-    )
-
-
 def log_report(uri: str, run_id: str, files: Sequence[Path]) -> bool:
     """Log files as artifacts of a run, under ``report``; returns whether that worked, and warns where it did not."""
     try:
-        client = _client(uri)
+        client = client_of(uri)
         for file in files:
             client.log_artifact(run_id, str(file), "report")
     except Exception as error:  # as in Tracker: the files are on disk all the same
-        log.warning("the report could not be logged to MLflow (%s)", _short(error))
+        log.warning("the report could not be logged to MLflow (%s)", short(error))
         return False
     return True
