@@ -122,8 +122,10 @@ def open_run(
             experiment_id = client.create_experiment(experiment, artifact_location=location)
         else:
             experiment_id = found.experiment_id
+        if run_id is None:
+            run_id = _orphan(client, experiment_id, run_name, tags)
         if run_id is None or not _alive(client, run_id):
-            run_id = str(client.create_run(experiment_id, run_name=run_name).info.run_id)
+            run_id = str(client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id)
         else:
             tags = {key: value for key, value in tags.items() if key != PARENT}  # of two sweeps the first one has it
         client.update_run(run_id, status="RUNNING")
@@ -140,6 +142,17 @@ def open_run(
     except Exception as error:  # MLflow's, sqlalchemy's, alembic's, requests': in each case the address is of no use
         raise ConfigError(f"tracking.uri: {uri} cannot be used: {str(error).splitlines()[0][:200]}") from error
     return run_id
+
+
+def _orphan(client: Any, experiment_id: str, run_name: str, tags: dict[str, str]) -> str | None:
+    """The run of a start that was killed before it could note the id, and before the first epoch."""
+    if "'" in run_name or "run_dir" not in tags:
+        return None
+    running = f"attributes.run_name = '{run_name}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment_id], running):
+        if run.data.tags.get("run_dir") == tags["run_dir"] and not run.data.metrics:
+            return str(run.info.run_id)
+    return None
 
 
 def _alive(client: Any, run_id: str) -> bool:

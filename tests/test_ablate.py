@@ -74,7 +74,9 @@ class Ablation:
         """MLflow's runs by name, and metric -> its points of each."""
         client = MlflowClient(f"sqlite:///{self.folder}/results/mlflow.db")
         experiment = client.get_experiment_by_name("study").experiment_id
-        runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+        found = client.search_runs([experiment])
+        runs = {run.info.run_name: run for run in found}
+        assert len(runs) == len(found)  # each run once, whatever was killed
         points = {
             name: {
                 key: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
@@ -158,7 +160,8 @@ def test_killed_driver_goes_on_as_if_nothing_had_been(whole, tmp_path):
     runs, points = ablation.logged()
     for name in finished:
         assert (ablation.runs()[name] / "metrics.jsonl").read_bytes() == before[name]
-    assert {name: runs[name].info.run_id for name in ids} == ids
+    for name, run_id in ids.items():
+        assert run_id in (None, runs[name].info.run_id)  # None: killed before it was noted
     names = [name for name in runs if name != "sweep"]
     assert len(names) == 4 and all(runs[name].info.status == "FINISHED" for name in names)
     undisturbed = without_times(whole.logged()[1])
@@ -202,7 +205,7 @@ def test_killed_worker_goes_on_and_a_failing_trial_does_not_stop_the_others(tmp_
     assert [step for step, _ in points[name]["knn/top1"]] == list(range(1, 7))
     (bad,) = set(runs) - {name, "sweep"}
     assert runs[bad].info.status == "FAILED" and "optim.lr 1e+09" in runs[bad].data.tags["status_reason"]
-    assert "1 failed, 1 finished" in out and "failed: optim.lr=1e+09 train.epochs=6 seed=0: " in err
+    assert "1 failed, 1 finished" in out and "failed: optim.lr=1000000000 train.epochs=6 seed=0: " in err
     assert runs["sweep"].info.status == "FAILED"
 
 

@@ -164,3 +164,16 @@ def test_a_second_sweep_of_the_same_trials_has_its_own_report(sweep):
     assert second.run_id not in (None, parent.run_id) and client.get_run(second.run_id).info.status == "FINISHED"
     assert {item.path for item in client.list_artifacts(second.run_id)} >= {"report", "trials.json"}
     assert {run.data.tags["mlflow.parentRunId"] for run in runs(sweep).values()} == {parent.run_id}
+
+
+def test_a_run_whose_id_a_killed_start_could_not_note_is_found_again(tmp_path):
+    uri, tags = tracking.default_uri(str(tmp_path)), {"run_dir": "/here", "kind": "trial"}
+
+    def start(**more):
+        return tracking.open_run(uri, "study", "name", None, {"a": 1}, tags | more, tmp_path / "artifacts")
+
+    first = start()
+    assert start() == first  # nothing was written down, nothing was trained: it is the same one
+    assert start(run_dir="/elsewhere") != first
+    assert tracking.Tracker(uri, first).sync({1: {"cost/epochs": 1.0}})
+    assert start() != first  # with points it is somebody's, and a folder that was moved away starts anew
