@@ -144,11 +144,11 @@ def _share_left(trial: Trial) -> float:
 def _megabytes(folder: Path) -> str:
     """The size of what a job uploads from here: all but what .rayignore names."""
     ignored = folder / ".rayignore"
-    lines = ignored.read_text().split() if ignored.exists() else []
-    skipped = {line.strip("/") for line in lines if line.endswith("/")}
-    total = 0
+    lines = [line for line in ignored.read_text().split() if line.endswith("/")] if ignored.exists() else []
+    anywhere, total = {line.rstrip("/") for line in lines}, 0
     for path, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name not in skipped]
+        top = "/" if Path(path) == folder else ""  # what begins with a slash is meant here only
+        folders[:] = [name for name in folders if name not in anywhere and top + name not in anywhere]
         for name in files:
             with contextlib.suppress(OSError):  # it went away meanwhile
                 total += os.lstat(os.path.join(path, name)).st_size

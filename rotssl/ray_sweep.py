@@ -49,7 +49,6 @@ class Slots:
     workers: int
     use_gpu: bool
     resources: dict[str, float]
-    nodes: int
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -102,7 +101,7 @@ def plan(config: Config, settings: SweepConfig, nodes: Sequence[Mapping[str, Any
     if workers > 1:
         # A Tune actor must reserve something, and what it reserves its own workers can't have: a byte of memory.
         resources = {"memory": 1.0}
-    return Slots(fit if asked == "auto" else asked, workers, use_gpu, resources, len(alive))
+    return Slots(fit if asked == "auto" else asked, workers, use_gpu, resources)
 
 
 Report = Callable[[int, Mapping[str, float]], None]
