@@ -142,9 +142,8 @@ def _go_on(
         workers = stack.enter_context(ray_runtime.connected(config)) if nested else None
         try:
             launch.open_tracking(config, record, workers, spec["tags"])
-        except (
-            ConfigError
-        ) as error:  # a store that is away for a moment: the journal has it all, the driver sends it in the end
+        except ConfigError as error:
+            # A store that is away for a moment: the journal has it all, and the driver sends it in the end.
             log.warning("%s: %s", config.tracking.run_name, error)
             record.uri = record.uri or spec["uri"]
         try:
