@@ -123,7 +123,13 @@ def _start(
             chosen = sorted(todo, key=lambda trial: -longest[trial.name])
         else:
             chosen = [*(t for t in trials if t.name not in longest), *todo]
-        interrupted = _run(sweep, whole, parent, chosen, slots)
+        # Colours are those of the whole sweep, whichever part of it this start runs.
+        tags = dict(zip((t.name for t in trials), _tags(sweep, parent, trials), strict=True))
+        interrupted = False
+        try:
+            _run(sweep, whole, parent, chosen, [tags[trial.name] for trial in chosen], slots)
+        except KeyboardInterrupt:
+            interrupted = True
     for trial in chosen if interrupted else []:
         if trial.record().status == "running":  # its actor is gone by now
             _close(trial, "interrupted", "interrupted", locked=True)
@@ -191,34 +197,27 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots: Any) -> bool:
-    """Hand the trials to Tune and show how they go; returns whether they were interrupted."""
+def _run(
+    sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], tags: list[dict[str, str]], slots: Any
+) -> None:
+    """Hand the trials to Tune and show how they go."""
     from rotssl import ray_runtime, ray_sweep
 
     prunes = sweep.settings.scheduler != "none"
     data: dict[str, Any] = {}
     specs = []
-    tags = _tags(sweep, parent, chosen)
     for trial, own in zip(chosen, tags, strict=True):
         key = repr((trial.config.data, trial.config.evaluation.holdout))
         if key not in data and not trial.is_done(prunes):
             data[key] = ray_runtime.load(trial.config)
-        specs.append(
-            {
-                "config": cfg.to_dict(trial.config),
-                "tags": own,
-                "uri": parent.uri,
-                "data": key,
-                "prunes": prunes,
-            }
-        )
+        spec = {"tags": own, "uri": parent.uri, "data": key, "prunes": prunes}
+        specs.append({"config": cfg.to_dict(trial.config), **spec})
     done = [max(journal.read(trial.config.run_dir), default=0) for trial in chosen]
     silent = {index for index, trial in enumerate(chosen) if trial.is_done(prunes)}  # they only tell the scheduler
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
     ended = 0
-
     outcomes: dict[int, tuple[str, str]] = {}
 
     def on_epoch(index: int, metrics: dict[str, Any]) -> None:
@@ -251,23 +250,19 @@ def _run(sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], slots
 
     with bar:
         task = bar.add_task(sweep.name, total=sum(t.config.train.epochs for t in chosen), completed=sum(done))
-        try:
-            ray_sweep.run(
-                run_trial,
-                specs,
-                [trial.config for trial in chosen],
-                silent,
-                slots,
-                sweep.settings,
-                data,
-                whole.run_dir / "tune",
-                on_epoch,
-                on_retry,
-                on_end,
-            )
-        except KeyboardInterrupt:
-            return True
-    return False
+        ray_sweep.run(
+            run_trial,
+            specs,
+            [trial.config for trial in chosen],
+            silent,
+            slots,
+            sweep.settings,
+            data,
+            whole.run_dir / "tune",
+            on_epoch,
+            on_retry,
+            on_end,
+        )
 
 
 def _tags(sweep: Sweep, parent: Record, trials: Sequence[Trial]) -> list[dict[str, str]]:

@@ -93,7 +93,9 @@ def open_run(
     tags: dict[str, str],
     artifacts: Path,
 ) -> str:
-    """Make store, experiment and run, or take up the run again; called once, by the driver, before any worker starts.
+    """Make store, experiment and run, or take up the run again.
+
+    A store or an experiment that is new must be made by one process, before others come to it.
 
     Args:
         uri: of the tracking store.
@@ -150,7 +152,8 @@ def _orphan(client: Any, experiment_id: str, run_name: str, tags: dict[str, str]
         return None
     running = f"attributes.run_name = '{run_name}' and attributes.status = 'RUNNING'"
     for run in client.search_runs([experiment_id], running):
-        if run.data.tags.get("run_dir") == tags["run_dir"] and not run.data.metrics:
+        same = all(run.data.tags.get(key) == tags.get(key) for key in ("run_dir", "config_hash"))
+        if same and not run.data.metrics:
             return str(run.info.run_id)
     return None
 

@@ -1,5 +1,6 @@
 """One trial of a sweep, in this process: what it tells, and what it does about what goes wrong."""
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -8,10 +9,11 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from rotssl import ablation, journal, launch, ray_sweep, tracking, trials
+from rotssl import ablation, journal, launch, ray_preflight, ray_runtime, ray_sweep, tracking, trials
 from rotssl import config as cfg
 from rotssl.data import datasets
 from rotssl.fields import ConfigError
+from rotssl.ray_runtime import Workers
 from rotssl.record import Record
 from rotssl.sweep import parse
 from tests.test_jobs import SMALL
@@ -175,5 +177,22 @@ def test_a_run_whose_id_a_killed_start_could_not_note_is_found_again(tmp_path):
     first = start()
     assert start() == first  # nothing was written down, nothing was trained: it is the same one
     assert start(run_dir="/elsewhere") != first
+    assert start(config_hash="other") != first  # parameters never change
     assert tracking.Tracker(uri, first).sync({1: {"cost/epochs": 1.0}})
     assert start() != first  # with points it is somebody's, and a folder that was moved away starts anew
+
+
+def test_a_part_of_a_sweep_has_the_colours_of_the_whole(sweep):
+    plain, rotated = (tags["mlflow.runColor"] for tags in ablation._tags(sweep[0], sweep[2], sweep[3]))
+    assert plain != rotated
+    seen = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_sweep, "run", lambda body, specs, *_: seen.update(specs[0]["tags"]))
+        patch.setattr(ray_runtime, "load", lambda config: None)
+        patch.setattr(ray_runtime, "connected", lambda config: contextlib.nullcontext(Workers(0, False, 1)))
+        patch.setattr(ray_sweep, "nodes", lambda: [{"Resources": {"CPU": 2.0}}])
+        for name in ("start_estimate", "check_nodes"):
+            patch.setattr(ray_preflight, name, lambda *_: None)
+        patch.setattr(ray_preflight, "estimated", lambda reference: [1.0])
+        ablation._start(*sweep[:3], sweep[3], sweep[3][1:], False)
+    assert seen["mlflow.runColor"] == rotated
