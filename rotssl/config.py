@@ -160,8 +160,12 @@ def _check_encoder(encoder: sections.EncoderConfig) -> None:
 def _check_tasks(c: Config) -> None:
     rotation, jigsaw = c.rotation, c.jigsaw
     why = {"in_place": "the method's views turn", "four_way": "a crop of its own turns", "extra": ""}[rotation.mode]
-    fits = rotation.mode == "extra" or rotation.views == 2
-    _require(fits, "rotation.views", rotation.views, f"2, as {why} in mode {rotation.mode}")
+    for key, value in (("views", 2), ("resolution", 1.0), ("joint", False)):
+        given = getattr(rotation, key)
+        fits = rotation.mode == "extra" or given == value
+        _require(fits, f"rotation.{key}", given, f"{value}, as {why} in mode {rotation.mode}")
+    fits = rotation.update_bn or not rotation.joint
+    _require(fits, "rotation.update_bn", "false", "true: with rotation.joint there is one pass for all views")
     orders = math.factorial(jigsaw.grid**2)
     most = f"at most {orders}, the orders of {jigsaw.grid**2} tiles"
     _require(jigsaw.permutations <= orders, "jigsaw.permutations", jigsaw.permutations, most)
@@ -203,9 +207,11 @@ def check_workers(c: Config, num_workers: int) -> None:
     _require(batch % (workers * parts) == 0, "train.batch_size", batch, f"a multiple of {passes}")
     each = batch // (workers * parts)
     _require(each >= 2, "train.batch_size", batch, f"at least 2 images for each of {passes}")
-    enough = c.rotation.weight == 0 or int(each * c.rotation.fraction) >= 2  # the head normalises over them
     expected = f"at least {2 / each:g}: two rotated images a worker and step"
-    _require(enough, "rotation.fraction", c.rotation.fraction, expected)
+    for key in ("fraction", "fraction_end"):
+        share = getattr(c.rotation, key)
+        enough = c.rotation.weight == 0 or share is None or int(each * share) >= 2  # the head normalises over them
+        _require(enough, f"rotation.{key}", share, expected)
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:

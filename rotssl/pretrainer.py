@@ -43,7 +43,7 @@ def encode(encoder: nn.Module, views: list[Tensor], joint: bool) -> list[Tensor]
     if not joint:
         return [encoder(view) for view in views]
     features: list[Tensor] = []
-    for _, group in groupby(views, key=lambda view: view.shape):
+    for _, group in groupby(views, key=lambda view: view.shape[1:]):
         alike = list(group)
         features += encoder(torch.cat(alike)).split([len(view) for view in alike])
     return features
@@ -74,11 +74,15 @@ class Pretrainer(nn.Module):
         encoder: (B, 3, S, S) -> (B, D).
         method: loss of instance similarity.
         tasks: name -> auxiliary task.
+        joint_views: whether the method's views share passes, whatever the method says; None: as it says.
     """
 
-    def __init__(self, encoder: nn.Module, method: Method, tasks: dict[str, Task]) -> None:
+    def __init__(
+        self, encoder: nn.Module, method: Method, tasks: dict[str, Task], joint_views: bool | None = None
+    ) -> None:
         super().__init__()
         self.encoder, self.method = encoder, method
+        self.joint_views = method.joint_views if joint_views is None else joint_views
         self.tasks: nn.ModuleDict = nn.ModuleDict(tasks)
         self.teacher: nn.ModuleList | None = None
         if method.uses_teacher:
@@ -107,15 +111,25 @@ class Pretrainer(nn.Module):
                 new_views[name] = student
         if self.method.asymmetric:
             student, teacher = student[:1], teacher[1:2]
-        features = encode(self.encoder, [*student, *views.local], self.method.joint_views)
-        z = encode(self.method.projector, features, self.method.joint_views)
+        shared: dict[str, list[Tensor]] = {}  # what tasks add to the method's pass
+        for name, task in self.named_tasks():
+            if task.joint:
+                shared[name], targets[name] = task.transform(views.own.get(name, views.full), ctx)
+        added = [view for made in shared.values() for view in made]
+        every = encode(self.encoder, [*student, *added, *views.local], self.joint_views or bool(shared))
+        ends = len(student), len(student) + len(added)
+        features, rest = [*every[: ends[0]], *every[ends[1] :]], iter(every[ends[0] : ends[1]])
+        z = encode(self.method.projector, features, self.joint_views)
         out = self.method.loss(z, self._teach(teacher), ctx)
         parts = {"ssl": out.loss}
         logs = {"loss/ssl": out.loss.detach(), "feature/std": _spread(z)}
         logs.update(out.logs)
         for name, task in self.named_tasks():
             judged = features[: len(student)]
-            if not task.in_place:
+            if name in shared:
+                judged = [next(rest) for _ in shared[name]]
+                new_views |= {name: shared[name]} if targets[name].rows is None else {}
+            elif not task.in_place:
                 made, targets[name] = task.transform(views.own.get(name, views.full), ctx)
                 new_views |= {name: made} if targets[name].rows is None else {}
                 with nullcontext() if task.update_bn else frozen_bn_statistics(self.encoder):
@@ -141,7 +155,7 @@ class Pretrainer(nn.Module):
         if self.teacher is None:
             return None
         encoder, projector = self.teacher
-        return encode(projector, encode(encoder, views, self.method.joint_views), self.method.joint_views)
+        return encode(projector, encode(encoder, views, self.joint_views), self.joint_views)
 
     @torch.no_grad()
     def after_step(self, ctx: StepContext) -> None:
@@ -202,4 +216,5 @@ def build_pretrainer(config: Config, device: torch.device) -> Pretrainer:
                 tasks[name] = cls(section, dim)
     for module in (encoder, method, *tasks.values()):  # before the teacher is copied, which is frozen
         distributed.convert_norm(module, config.model.norm, device)
-    return Pretrainer(encoder, method, tasks).to(device)
+    joint = None if config.model.joint_views == "auto" else config.model.joint_views
+    return Pretrainer(encoder, method, tasks, joint).to(device)

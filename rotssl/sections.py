@@ -90,6 +90,10 @@ class ModelConfig:
     norm: Literal["batch", "sync", "group"] = opt(
         "sync", "BatchNorm per worker, over all workers, or GroupNorm; for sync and group N workers train as one would."
     )
+    joint_views: bool | Auto = opt(
+        "auto",
+        "Whether views of one size share a pass, and so BatchNorm's statistics; it is faster. auto: as the method's authors do.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +111,12 @@ class RotationConfig:
         "In place: one angle for all views of an image, or one for each student view (teacher's stay upright).",
     )
     views: int = opt(2, "Number of rotated views of an image in extra mode.", ge=1, le=2)
+    resolution: float = opt(1.0, "Side of the extra views, as a share of the method's.", gt=0, le=1)
+    joint: bool = opt(False, "Whether the extra views share a pass, and so BatchNorm's statistics, with the method's.")
     fraction: float = opt(1.0, "Share of the images that are rotated and enter the loss.", gt=0, le=1)
+    fraction_end: float | None = opt(
+        None, "That share at the end of the run, reached along a cosine; none: it stays.", gt=0, le=1
+    )
     schedule: Literal["constant", "linear", "cosine"] = opt("constant", "Course of the weight over the run, down to 0.")
     update_bn: bool = opt(True, "Whether the extra forward also updates BatchNorm's running statistics.")
     hidden_dim: int = opt(128, "Width of the head's hidden layer.", ge=1)

@@ -38,12 +38,14 @@ class Task(nn.Module, ABC):
         in_place: whether the method sees the transformed views too, in the one forward that both share. Otherwise the
             transformed views get a forward of their own, after the method's.
         teacher_too: in place, whether the teacher's views are the transformed ones.
-        update_bn: whether that extra forward updates BatchNorm's running statistics.
+        joint: whether that extra forward is one with the method's, for views of the same size.
+        update_bn: whether it updates BatchNorm's running statistics.
         crop: a view of each image that is made for this task alone; None: it works on the global views.
     """
 
     in_place: bool = False
     teacher_too: bool = False
+    joint: bool = False
     update_bn: bool = True
     crop: Crop | None = None
 

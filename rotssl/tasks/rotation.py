@@ -12,7 +12,7 @@ from rotssl.losses import full_precision
 from rotssl.methods.base import StepContext, StepOutput
 from rotssl.models.heads import mlp
 from rotssl.rng import Positions
-from rotssl.schedules import task_weight
+from rotssl.schedules import cosine, task_weight
 from rotssl.sections import RotationConfig
 from rotssl.tasks.base import Targets, Task
 
@@ -56,11 +56,16 @@ class Rotation(Task):
             self.crop = Crop(config.crop_size, config.crop_scale)
         self.in_place = config.mode == "in_place"
         self.teacher_too = self.in_place and config.angles == "shared"
-        self.update_bn = config.update_bn
+        self.update_bn, self.joint = config.update_bn, config.joint
 
     def weight(self, progress: float) -> float:
         """The configured weight along its schedule."""
         return task_weight(self.config.weight, progress, self.config.schedule)
+
+    def fraction(self, progress: float) -> float:
+        """Share of the images that are rotated at a progress of the run from 0 to 1."""
+        start, end = self.config.fraction, self.config.fraction_end
+        return start if end is None else cosine(start, end, progress)
 
     def turns(self, view: int, ctx: StepContext) -> Positions:
         """Quarter turns of a view's images, (B,) in 0..3: a function of (seed, epoch, position, view)."""
@@ -69,15 +74,19 @@ class Rotation(Task):
         return np.floor(4 * rng.uniform(stream, ctx.positions, 1)[:, 0]).astype(np.int64)
 
     def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
-        """Extra: the first one or two views, rotated, chosen rows only. In place: all views, chosen rows rotated.
+        """Extra: the first one or two views, made smaller and rotated, chosen rows only. In place: all views, chosen rows rotated.
 
         Four-way: the chosen rows of the task's crop, at 0, 90, 180 and 270 degrees, in one tensor.
         """
         device = views[0].device
-        picked = chosen(ctx.positions, self.config.fraction)
-        rows = None if self.config.fraction == 1 else torch.from_numpy(np.flatnonzero(picked)).to(device)
+        fraction = self.fraction(ctx.progress)
+        picked = chosen(ctx.positions, fraction)
+        rows = None if fraction == 1 else torch.from_numpy(np.flatnonzero(picked)).to(device)
         if not self.in_place:
             views = [view if rows is None else view[rows] for view in views[: self.config.views]]
+        if self.config.resolution < 1:
+            side = max(1, round(views[0].shape[-1] * self.config.resolution))
+            views = [F.interpolate(view, (side, side), mode="bilinear", antialias=True) for view in views]
         turned, labels = [], []
         for v, view in enumerate(views):
             if self.crop is not None:
@@ -88,7 +97,7 @@ class Rotation(Task):
             labels.append(torch.from_numpy(turns[picked]).to(device))
             turned.append(rotate(view, torch.from_numpy(turns * picked).to(device) if self.in_place else labels[-1]))
         batch = np.arange(ctx.batch_start, ctx.batch_start + ctx.batch_size)
-        return turned, Targets(labels, rows, int(chosen(batch, self.config.fraction).sum()), ctx.passes)
+        return turned, Targets(labels, rows, int(chosen(batch, fraction).sum()), ctx.passes)
 
     def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
         """Cross-entropy averaged over the chosen rows of all workers and over the views; logs the accuracy."""

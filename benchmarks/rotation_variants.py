@@ -1,0 +1,343 @@
+"""Which form of the rotation task gives the most for its time?
+
+    python benchmarks/rotation_variants.py [--data fashion-mnist-sample] [--epochs 10] [--seeds 3] [--jobs 2] [--work FOLDER]
+        [--methods byol,simclr,simsiam,mocov2,swav] [--variants paper,shared,...] [--report]
+
+For each method, at the learning rate that suits its plain run:
+
+1. Seconds a step of every variant over the plain step: interleaved, in rotated order, medians of paired ratios.
+2. The weight of each variant on its own, with a seed that is none of those in the table.
+3. Paired seeds at *equal epochs*, and at *equal compute*: a variant whose step takes r times as long gets 1/r of the epochs,
+   with the whole schedule in them.
+
+Runs are single processes with one thread, --jobs at a time; one that is finished in --work is not run again, and several of
+these scripts may share a folder if they have different methods. --data cifar10-folder takes the folder of JPEG files in
+CIFAR_FOLDER. Precision is bf16 and BatchNorm torch's own, as on a GPU. Writes benchmarks/results/rotation_variants_DATA_EPOCHS_DATE
+.md and .csv; --report writes them from the runs that are there.
+"""
+
+import argparse
+import csv
+import datetime
+import itertools
+import json
+import multiprocessing
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common import RESULTS, commit, machine, spread, train, trainer
+
+from rotssl import journal
+from rotssl.journal import Points
+from rotssl.reporting.convergence import paired_difference
+
+IN_PLACE = {"rotation.mode": "in_place"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {"rotation.weight": 0.0},
+    "paper": {},
+    "one view": {"rotation.views": 1},
+    "quarter": {"rotation.fraction": 0.25},
+    "half resolution": {"rotation.resolution": 0.5},
+    "joint": {"rotation.joint": True},
+    "independent": {**IN_PLACE, "rotation.angles": "independent"},
+    "shared": IN_PLACE,
+    "shared, half": {**IN_PLACE, "rotation.fraction": 0.5},
+    "shared, quarter": {**IN_PLACE, "rotation.fraction": 0.25},
+    "shared, weight to 0": {**IN_PLACE, "rotation.schedule": "cosine"},
+    "shared, fewer": {**IN_PLACE, "rotation.fraction_end": 0.125},
+}
+MEANING = {
+    "plain": "no rotation",
+    "paper": "two extra views in a forward of their own: the reference",
+    "one view": "one extra view",
+    "quarter": "two extra views of a quarter of the batch",
+    "half resolution": "two extra views at half the side",
+    "joint": "two extra views in one forward with the method's views",
+    "independent": "in place, each student view by an angle of its own, the teacher's upright",
+    "shared": "in place, all views of an image by one angle",
+    "shared, half": "the same for every second image",
+    "shared, quarter": "the same for every fourth image",
+    "shared, weight to 0": "shared, the weight falling to 0 along a cosine",
+    "shared, fewer": "shared, the share of rotated images falling from 1 to 1/8 along a cosine",
+}
+WEIGHTS = (0.3, 1.0)
+TUNING_SEED = 100
+# The best of the plain run: methods_sample, convergence_sample; on CIFAR-10 of the same three, one seed.
+RATES = {"byol": 0.24, "simclr": 0.24, "simsiam": 0.06, "mocov2": 0.12, "swav": 0.48}
+DATA: dict[str, dict[str, Any]] = {
+    "fashion-mnist-sample": {},
+    "cifar10-folder": {"data.name": "imagefolder", "data.limit": 5000},
+}
+CHEAP = 1.05  # a step up to so many times as long counts as no longer
+METRICS = {"kNN": "knn/top1", "linear": "linear/top1"}
+
+
+class Cell(NamedTuple):
+    """A run."""
+
+    data: str
+    method: str
+    variant: str
+    weight: float
+    epochs: int
+    seed: int
+
+
+def fields(cell: Cell, work: str) -> dict[str, Any]:
+    """The configuration of a run."""
+    name = "-".join(map(str, cell)).replace(" ", "_").replace(",", "")
+    root = {"data.root": os.environ["CIFAR_FOLDER"]} if cell.data == "cifar10-folder" else {}
+    return {
+        **DATA[cell.data],
+        **root,
+        "method.name": cell.method,
+        "optim.lr": RATES[cell.method],
+        "rotation.weight": cell.weight,
+        **VARIANTS[cell.variant],
+        "model.norm": "batch",
+        "train.precision": "bf16",
+        "train.seed": cell.seed,
+        "train.epochs": cell.epochs,
+        "evaluation.knn_every": cell.epochs,
+        "tracking.run_name": name,
+        "storage.path": work,
+    }
+
+
+def run_cell(task: tuple[Cell, str]) -> tuple[Cell, Points]:
+    """One run, in this process."""
+    cell, work = task
+    values = fields(cell, work)
+    folder = Path(work) / "rotssl" / values["tracking.run_name"]
+    points = journal.read(folder) if (folder / "encoder.json").exists() else train(values)
+    return cell, points
+
+
+def step_ratios(data: str, method: str, variants: Sequence[str], rounds: int = 9) -> dict[str, float]:
+    """Seconds of a step over those of the plain step, medians of the pairs of each round."""
+    with tempfile.TemporaryDirectory() as scratch:
+        engines = {}
+        for variant in variants:
+            values = fields(Cell(data, method, variant, 1.0, 1, 0), f"{scratch}/{len(engines)}")
+            engine = trainer(values)
+            engine.parallel.train()
+            engines[variant] = engine, itertools.cycle(itertools.islice(engine.batches(0), 3))
+        taken: dict[str, list[float]] = {variant: [] for variant in variants}
+        for r in range(rounds + 2):  # the first two are not counted
+            for k in range(len(variants)):
+                variant = variants[(k + r) % len(variants)]
+                engine, batches = engines[variant]
+                started = time.perf_counter()
+                engine.step(*next(batches))
+                taken[variant].append(time.perf_counter() - started)
+    pairs = {v: [a / b for a, b in zip(taken[v], taken["plain"], strict=True)][2:] for v in variants}
+    return {v: round(statistics.median(pairs[v]), 3) for v in variants}
+
+
+def timed(task: tuple[str, str, Sequence[str], str]) -> dict[str, float]:
+    """The ratios of a method, measured once for each folder of runs."""
+    data, method, variants, work = task
+    path = Path(work) / f"ratios-{data}-{method}.json"
+    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    missing = [v for v in variants if v not in known]
+    if missing:
+        known |= step_ratios(data, method, ["plain", *(v for v in missing if v != "plain")])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(known))
+    return {v: known[v] for v in variants}
+
+
+class Study:
+    """One method on one data set.
+
+    Args:
+        data: key of DATA.
+        method: name.
+        epochs: of the plain run.
+        seeds: of the table.
+        variants: keys of VARIANTS, ``plain`` among them.
+        work: folder of the runs.
+    """
+
+    def __init__(
+        self, data: str, method: str, epochs: int, seeds: Sequence[int], variants: Sequence[str], work: str
+    ) -> None:
+        self.data, self.method, self.epochs, self.seeds, self.variants = data, method, epochs, seeds, variants
+        self.work, self.runs = work, dict[Cell, Points]()
+        self.ratios: dict[str, float] = {}
+        self.tuned: dict[str, dict[float, float]] = {}
+
+    def cell(self, variant: str, weight: float, epochs: int, seed: int) -> Cell:
+        """A run of this study."""
+        return Cell(self.data, self.method, variant, weight, epochs, seed)
+
+    def need(self, cells: Sequence[Cell], pool: Any) -> None:
+        """Run what is not there yet; without a pool, only take what is there."""
+        missing = [cell for cell in dict.fromkeys(cells) if cell not in self.runs]
+        if pool is not None:
+            self.runs |= dict(pool.imap_unordered(run_cell, [(cell, self.work) for cell in missing], 1))
+            return
+        for cell in missing:
+            folder = Path(self.work) / "rotssl" / fields(cell, self.work)["tracking.run_name"]
+            if (folder / "encoder.json").exists():
+                self.runs[cell] = journal.read(folder)
+
+    def run(self, pool: Any, tuning_epochs: int) -> None:
+        """All runs."""
+        task = (self.data, self.method, self.variants, self.work)
+        self.ratios = pool.apply(timed, (task,)) if pool is not None else timed(task)
+        on = [v for v in self.variants if v != "plain"]
+        trial = {(v, w): self.cell(v, w, tuning_epochs, TUNING_SEED) for v in on for w in WEIGHTS}
+        self.need([*trial.values()], pool)
+        for (v, w), cell in trial.items():
+            if cell in self.runs:
+                self.tuned.setdefault(v, {})[w] = score(self.runs[cell])
+        for seed in self.seeds:
+            for v in self.variants:
+                cells = [self.cell(v, self.weight(v), epochs, seed) for epochs in (self.epochs, self.share(v))]
+                self.need(cells if v in self.tuned or v == "plain" else [], pool)
+
+    def weight(self, variant: str) -> float:
+        """The chosen weight."""
+        return 0.0 if variant == "plain" else max(self.tuned[variant], key=lambda w: self.tuned[variant][w])
+
+    def share(self, variant: str) -> int:
+        """Epochs that take as long as the plain run."""
+        ratio = self.ratios[variant]
+        return self.epochs if ratio <= CHEAP else max(1, round(self.epochs / ratio))
+
+    def scores(self, variant: str, equal: str, metric: str = "kNN") -> list[float] | None:
+        """Of all seeds, at equal ``epochs`` or ``compute``; None if one is not there."""
+        if variant != "plain" and variant not in self.tuned:
+            return None
+        epochs = self.epochs if equal == "epochs" else self.share(variant)
+        cells = [self.cell(variant, self.weight(variant), epochs, seed) for seed in self.seeds]
+        return [score(self.runs[c], metric) for c in cells] if all(c in self.runs for c in cells) else None
+
+
+def score(points: Points, metric: str = "kNN") -> float:
+    """Of the last epoch; 0 for a run that failed."""
+    return points[max(points)].get(METRICS[metric], 0.0) if points else 0.0
+
+
+def gain(ours: Sequence[float] | None, theirs: Sequence[float] | None) -> str:
+    """Mean and interval of the paired differences, in points."""
+    if ours is None or theirs is None:
+        return ""
+    mean, low, high = (100 * value for value in paired_difference(list(ours), list(theirs)))
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def pooled(studies: Sequence[Study], variant: str, equal: str, metric: str) -> list[float] | None:
+    """Seed by seed the mean over the methods."""
+    each = [study.scores(variant, equal, metric) for study in studies]
+    found = [scores for scores in each if scores is not None]
+    return [statistics.mean(column) for column in zip(*found, strict=True)] if len(found) == len(each) else None
+
+
+def kept(ours: Sequence[float] | None, paper: Sequence[float] | None, plain: Sequence[float] | None) -> str:
+    """Share of the paper's mean gain."""
+    if ours is None or paper is None or plain is None:
+        return ""
+    whole = statistics.mean(paper) - statistics.mean(plain)
+    return f"{100 * (statistics.mean(ours) - statistics.mean(plain)) / whole:.0f} %" if whole > 0.005 else "-"
+
+
+def table(studies: Sequence[Study], variants: Sequence[str], metric: str) -> list[str]:
+    """The rows of some methods together."""
+    lines = [
+        f"| variant | step | weight | {metric}, equal epochs | gain over plain | of the paper's | epochs | {metric}, equal "
+        "compute | gain over plain | gain over the paper's recipe |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for v in variants:
+        here = {equal: pooled(studies, v, equal, metric) for equal in ("epochs", "compute")}
+        plain, paper = (pooled(studies, name, "epochs", metric) for name in ("plain", "paper"))
+        cheap_paper = pooled(studies, "paper", "compute", metric)
+        shown = {key: "" if values is None else spread(values) for key, values in here.items()}
+        ratio = f"{statistics.median(study.ratios[v] for study in studies):.2f}"
+        one = studies[0] if len(studies) == 1 else None
+        known = one is not None and (v == "plain" or v in one.tuned)
+        row = [v, ratio, f"{one.weight(v):g}" if one is not None and known else "", shown["epochs"]]
+        row += ["", ""] if v == "plain" else [gain(here["epochs"], plain), kept(here["epochs"], paper, plain)]
+        row += [str(one.share(v)) if one is not None else "", shown["compute"]]
+        row += ["" if v == "plain" else gain(here["compute"], plain)]
+        row += ["" if v == "paper" else gain(here["compute"], cheap_paper)]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def report(studies: Sequence[Study], args: argparse.Namespace, options: Mapping[str, Any]) -> None:
+    """Write the tables and the points of all runs."""
+    epochs, variants, data = args.epochs, studies[0].variants, studies[0].data
+    lines = [
+        f"# Forms of the rotation task on {data}, {epochs} epochs, {datetime.date.today()}",
+        "",
+        f"Command: `{shlex.join(['python', 'benchmarks/rotation_variants.py', *(f'--{k}={v}' for k, v in options.items())])}`, "
+        f"commit {commit()}.",
+        f"Machine: {machine()}; one thread a run. {args.seeds} paired seeds; top-1 on validation after the last epoch, %: mean "
+        "(range); gains in points with 95% Student t intervals over the pairs.",
+        f"Encoder small, batch 256, bf16, BatchNorm; 5,000 images. Step: seconds over the plain step's (median of 9 interleaved "
+        f"pairs). Equal compute: {epochs} plain epochs, or {epochs} / step. Weight: the better of {WEIGHTS[0]:g} and "
+        f"{WEIGHTS[1]:g} at {args.tuning_epochs} epochs, with seed {TUNING_SEED}.",
+        "",
+        *(f"- {v}: {MEANING[v]}" for v in variants),
+    ]
+    for metric in METRICS:
+        lines += ["", f"## Mean of {', '.join(study.method for study in studies)}: {metric}", ""]
+        lines += table(studies, variants, metric)
+    for study in studies:
+        for metric in METRICS:
+            lines += ["", f"## {study.method}, lr {RATES[study.method]:g}: {metric}", ""]
+            lines += table([study], variants, metric)
+    target = args.output / f"rotation_variants_{data}_{epochs}ep_{datetime.date.today()}"
+    args.output.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    columns = ["knn/top1", "linear/top1", "rotation/accuracy", "loss/ssl", "feature/std", "cost/train_seconds"]
+    with target.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*Cell._fields, *columns])
+        for study in studies:
+            for cell, points in sorted(study.runs.items()):
+                last = points[max(points)] if points else {}
+                writer.writerow([*cell, *(f"{last[key]:.4f}" if key in last else "" for key in columns)])
+    print("\n".join(lines))
+
+
+def main() -> None:
+    """Run all cells and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=DATA, default="fashion-mnist-sample")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--tuning-epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", default=",".join(RATES))
+    parser.add_argument("--variants", default=";".join(VARIANTS), help="separated by semicolons")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--work", default=None, help="folder of the runs; default: a temporary one")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--report", action="store_true")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    names = ["plain", *(v for v in args.variants.split(";") if v != "plain")]
+    options = {k: v for k, v in vars(args).items() if k in ("data", "epochs", "seeds", "methods") and v}
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool,
+    ):
+        work, seeds = args.work or scratch, range(args.seeds)
+        studies = [Study(args.data, m, args.epochs, seeds, names, work) for m in args.methods.split(",")]
+        for study in studies:
+            study.run(None if args.report else pool, args.tuning_epochs)
+        report(studies, args, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
