@@ -12,8 +12,8 @@ For each method, at the learning rate that suits its plain run:
 
 Runs are single processes with one thread, --jobs at a time; one that is finished in --work is not run again, and several of
 these scripts may share a folder if they have different methods. --data cifar10-folder takes the folder of JPEG files in
-CIFAR_FOLDER. Precision is bf16 and BatchNorm torch's own, as on a GPU. Writes benchmarks/results/rotation_variants_DATA_EPOCHS_DATE
-.md and .csv; --report writes them from the runs that are there.
+CIFAR_FOLDER. Precision is bf16 and BatchNorm torch's own, as on a GPU. Writes
+benchmarks/results/rotation_variants_DATA_EPOCHS_DATE.{md,csv}; --report writes them from the runs that are there.
 """
 
 import argparse

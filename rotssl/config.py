@@ -309,8 +309,9 @@ def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides that shrink a recipe to two steps on a few synthetic images of its own size, in this process."""
     side = overrides.get("data.image_size", "auto")
     native = sections.NATIVE_SIDE.get(str(overrides.get("data.name", sections.DataConfig.name)), 224)
-    passes, fraction = (_number(overrides.get(key), 1) for key in ("train.accumulate", "rotation.fraction"))
-    batch = max(2, math.ceil(2 / fraction)) * math.ceil(passes)  # two rotated images a pass
+    fraction = min(_number(overrides.get(f"rotation.{key}"), 1) for key in ("fraction", "fraction_end"))
+    passes = math.ceil(_number(overrides.get("train.accumulate"), 1))
+    batch = max(2, math.ceil(2 / fraction)) * passes  # two rotated images a pass
     return {
         "data.name": "synthetic",
         "data.image_size": native if side == "auto" else side,

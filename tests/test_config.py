@@ -134,6 +134,10 @@ train.epochs=3 | 'train.epochs=3'
 --jigsaw.grid 2 | jigsaw.permutations: got 100, expected at most 24 | 4 tiles
 --jigsaw.grid 2 --jigsaw.permutations 25 | jigsaw.permutations: got 25
 --rotation.mode four_way --rotation.views 1 | rotation.views: got 1, expected 2 | four_way
+--rotation.mode in_place --rotation.joint true | rotation.joint: got True, expected False | the method's views turn
+--rotation.mode four_way --rotation.resolution 0.5 | rotation.resolution: got 0.5, expected 1.0 | four_way
+--rotation.joint true --rotation.update_bn false | rotation.update_bn: got false | one pass
+--rotation.fraction_end 0.1 --train.batch_size 16 --scaling.num_workers 1 | rotation.fraction_end: got 0.1 | at least 0.125
 --optim.warmup_lr 0.01 | optim.warmup_lr: got 0.01, expected 0 with lr auto
 --optim.final_lr 0.01 | optim.final_lr: got 0.01, expected 0 with lr auto
 --optim.lr 0.1 --optim.warmup_lr 0.2 | optim.warmup_lr: got 0.2, expected at most optim.lr (0.1)

@@ -74,7 +74,7 @@ class Rotation(Task):
         return np.floor(4 * rng.uniform(stream, ctx.positions, 1)[:, 0]).astype(np.int64)
 
     def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
-        """Extra: the first one or two views, made smaller and rotated, chosen rows only. In place: all views, chosen rows rotated.
+        """Extra: the first one or two views, shrunk and rotated, chosen rows only. In place: all views, chosen rows rotated.
 
         Four-way: the chosen rows of the task's crop, at 0, 90, 180 and 270 degrees, in one tensor.
         """
