@@ -95,13 +95,26 @@ def mean(x: Tensor) -> Tensor:
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model in DDP, or itself where there is one worker. Every parameter takes part in every step.
 
-    Buffers follow rank 0's at each forward: synchronised norms are equal anyway, and with per-worker BatchNorm a checkpoint (rank
-    0's) then holds what all workers go on with.
+    Buffers are left alone in training, which does not read them: queues and synchronised statistics are equal anyway, and
+    per-worker BatchNorm's running ones follow rank 0's at the end of an epoch (``follow_first``).
     """
     if world_size() == 1:
         return model
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+
+def follow_first(model: nn.Module) -> None:
+    """Give all workers rank 0's running statistics: a checkpoint, which is rank 0's, then holds what all of them go on with."""
+    if world_size() == 1:
+        return
+    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]  # the others are equal
+    found = [x for layer in layers for x in (layer.running_mean, layer.running_var) if x is not None]
+    if found:
+        flat = torch.cat(found)
+        dist.broadcast(flat, 0)
+        for own, first in zip(found, flat.split([len(x) for x in found]), strict=True):
+            own.copy_(first)
 
 
 def _all_reduce(sums: Tensor) -> Tensor:

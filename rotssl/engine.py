@@ -71,10 +71,12 @@ class Trainer:
         self.model: Pretrainer = build_pretrainer(config, device)
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self.model = self.model.to(memory_format=self.layout)
+        if train.compile:
+            self.model.compile_networks()
         method = self.model.method
         constant = [p for name in method.constant_lr for p in method.get_submodule(name).parameters()]
-        self.optimizer = build_optimizer(self.model, config.optim, constant)
         self.precision = precision(config, device)
+        self.optimizer = build_optimizer(self.model, config.optim, constant, fused=self.precision != "fp16")
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.parallel = runtime.wrap(self.model)
         assert config.data.image_size != "auto" and config.optim.lr != "auto"
@@ -142,6 +144,7 @@ class Trainer:
         for epoch in range(done, end):
             started = time.perf_counter()
             sums, steps = self._train_epoch(epoch)
+            distributed.follow_first(self.model)
             metrics = {key: float(value) for key, value in sums.items()}
             seconds = time.perf_counter() - started
             self._check_finite(metrics, epoch)

@@ -1,6 +1,7 @@
 """The one module that DDP wraps: views -> features -> method loss + weight x task loss."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -141,6 +142,14 @@ class Pretrainer(nn.Module):
         loss = torch.stack(list(parts.values())).sum()
         logs["loss/total"] = loss.detach()
         return Output(loss, parts, logs, new_views)
+
+    def compile_networks(self) -> None:
+        """Have torch.compile compile the networks that views go through, student's and teacher's; keys of the state stay."""
+        warnings.filterwarnings(
+            "ignore", message="The .grad attribute of a Tensor that is not a leaf"
+        )  # torch's own look
+        for network in (self.encoder, self.method.projector, *(self.teacher or ())):
+            network.compile()
 
     def named_tasks(self) -> list[tuple[str, Task]]:
         """The tasks by name, in the order of their registry."""

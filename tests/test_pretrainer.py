@@ -1,14 +1,20 @@
-"""What a task's gradient is beside the method's, and the teacher's silence."""
+"""Which views share a pass, what a task's gradient is beside the method's, compiled networks, and the teacher's silence."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from rotssl import distributed
+from rotssl.methods.base import StepContext
 from rotssl.pretrainer import build_pretrainer, compare_gradients, encoder_gradients
-from tests.test_contract import CPU, arithmetic, make_config, trainer
+from tests.test_contract import CPU, arithmetic, batch, make_config, trainer
+
+
+def context(size, progress=0.0):
+    return StepContext(0, 0, 0, progress, np.arange(size), 0, size)
 
 
 def test_ratio_and_cosine_are_those_of_the_written_out_gradients():
@@ -102,3 +108,124 @@ def test_the_teacher_s_targets_are_without_noise_and_the_student_s_features_with
     images = torch.randn(8, 3, 16, 16)
     assert torch.equal(model._teach([images])[0], model._teach([images])[0])
     assert not torch.equal(model.encoder(images), model.encoder(images))
+
+
+def passes(overrides):
+    """The logs of a first step, and how many images each pass of the student's encoder had; weights of norms are at random."""
+    with arithmetic(torch.float64):
+        config = make_config(**overrides)
+        model = build_pretrainer(config, CPU)
+        views, ctx = batch(config, model)
+        sizes = []
+        model.encoder.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+        return model(views.map(lambda view: view.double()), ctx).logs, sizes
+
+
+@pytest.mark.parametrize(
+    "fields, apart, together",
+    [
+        ({"rotation.weight": 0}, [16, 16], [32]),
+        ({}, [16, 16, 16, 16], [32, 16, 16]),
+        ({"rotation.joint": True, "rotation.fraction": 0.5}, [48], [48]),  # which is a pass for all by itself
+        ({"rotation.joint": True, "rotation.resolution": 0.5}, [32, 32], [32, 32]),
+        ({"rotation.joint": True, "rotation.views": 1, "views.local_count": 2}, [48, 32], [48, 32]),
+    ],
+)
+def test_views_share_a_pass_where_asked_for_and_mean_the_same_without_batch_statistics(
+    tmp_path, fields, apart, together
+):
+    given = {"folder": tmp_path, "method": "byol", "model.norm": "group", **fields}
+    separate, sizes = passes(given)
+    assert sizes == apart
+    joint, sizes = passes({**given, "model.joint_views": True})
+    assert sizes == together
+    torch.testing.assert_close(joint, separate, rtol=1e-12, atol=1e-12)
+    extra, _ = passes({**given, "rotation.joint": False})
+    torch.testing.assert_close(joint, extra, rtol=1e-12, atol=1e-12)
+
+
+def test_extra_views_are_the_method_s_at_a_lower_resolution(tmp_path):
+    model = build_pretrainer(make_config(tmp_path, "byol", **{"rotation.resolution": 0.5}), CPU)
+    ramp = torch.arange(16.0).expand(16, 3, 16, 16)  # brighter to the right
+    (small, _), targets = model.tasks["rotation"].transform([ramp, ramp], context(16))
+    assert small.shape == (16, 3, 8, 8)
+    upright = small[targets.labels[0] == 0]
+    torch.testing.assert_close(upright[0, 0, 3, 1:-1], torch.arange(2.5, 14, 2))
+    turned = small[targets.labels[0] == 2]
+    torch.testing.assert_close(turned[0].flip(1, 2), upright[0])
+
+
+def test_the_share_of_rotated_images_changes_over_the_run(tmp_path):
+    fields = {"rotation.mode": "in_place", "rotation.fraction": 1.0, "rotation.fraction_end": 0.25}
+    task = build_pretrainer(make_config(tmp_path, "byol", **fields), CPU).tasks["rotation"]
+    views = [torch.randn(16, 3, 16, 16)] * 2
+    counts = [task.transform(views, context(16, progress))[1].count for progress in (0.0, 0.5, 1.0)]
+    assert counts == [16, 10, 4]  # 0.625 of 16 in the middle
+    made, targets = task.transform(views, context(16, 1.0))
+    same = [i for i in range(16) if torch.equal(made[0][i], views[0][i])]
+    assert set(range(16)) - set(targets.rows.tolist()) <= set(same)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.ddp)])
+def test_compiled_networks_compute_the_same(tmp_path, request, workers):
+    overrides = {"method": "byol", "data.limit": 64, "train.epochs": 1, "optim.warmup_epochs": 0}
+
+    def execute(**fields):
+        if workers == 1:
+            return trace({**overrides, **fields})
+        return request.getfixturevalue("pool").run(trace, {**overrides, **fields})[0]
+
+    plain, compiled = execute(folder=tmp_path / "a"), execute(folder=tmp_path / "b", **{"train.compile": True})
+    assert plain.pop("graphs") == 0 < compiled.pop("graphs")
+    assert compiled == pytest.approx(plain, rel=1e-9)
+
+
+def trace(overrides):
+    """Metrics of a run's last epoch, and how many graphs torch.compile took; no code is generated, which takes long."""
+    compile_, graphs = nn.Module.compile, []
+
+    def capture(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    nn.Module.compile = lambda module: compile_(module, backend=capture)
+    try:
+        with arithmetic(torch.float64):
+            run = trainer(make_config(**overrides))
+            run.run()
+    finally:
+        nn.Module.compile = compile_
+    point = run.journal.point(1) or {}  # the second worker writes none
+    kept = {key: value for key, value in point.items() if key.startswith(("loss/", "knn/", "rotation/"))}
+    return {**kept, "graphs": len(graphs)}
+
+
+@pytest.mark.slow
+def test_code_that_torch_compile_generates_computes_the_same(tmp_path):
+    fields = {"data.limit": 64, "train.epochs": 1, "optim.warmup_epochs": 0}
+    points = []
+    for compiled in (False, True):
+        run = trainer(make_config(tmp_path / str(compiled), "simclr", **fields, **{"train.compile": compiled}))
+        run.run()
+        points.append(run.journal.point(1))
+    for key in ("loss/ssl", "loss/rotation"):
+        assert points[1][key] == pytest.approx(points[0][key], rel=1e-3)
+
+
+def statistics(overrides):
+    """Running statistics of this worker before and after they follow the first one's."""
+    run = trainer(make_config(**overrides))
+    for images, ctx in run.batches(0):
+        run.step(images, ctx)
+    mean = run.model.encoder.stem[1].running_mean
+    before = mean.tolist()
+    distributed.follow_first(run.model)
+    return before, mean.tolist()
+
+
+@pytest.mark.ddp
+def test_running_statistics_of_each_worker_follow_the_first_one_s(tmp_path, pool):
+    given = {"folder": tmp_path, "method": "byol", "model.norm": "batch", "data.limit": 64}
+    (first, first_after), (second, second_after) = pool.run(statistics, given)
+    assert first != second
+    assert first == first_after == second_after
