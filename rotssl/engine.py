@@ -76,7 +76,7 @@ class Trainer:
         method = self.model.method
         constant = [p for name in method.constant_lr for p in method.get_submodule(name).parameters()]
         self.precision = precision(config, device)
-        self.optimizer = build_optimizer(self.model, config.optim, constant, fused=self.precision != "fp16")
+        self.optimizer = build_optimizer(self.model, config.optim, constant)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.parallel = runtime.wrap(self.model)
         assert config.data.image_size != "auto" and config.optim.lr != "auto"

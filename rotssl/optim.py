@@ -55,7 +55,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimConfig, constant: Iterable[nn.Parameter] = (), fused: bool = True
+    model: nn.Module, config: OptimConfig, constant: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """The optimizer of a model's trainable parameters; biases and norm layers are left out of decay and adaptation.
 
@@ -63,8 +63,6 @@ def build_optimizer(
         model: whose parameters with ``requires_grad`` are trained.
         config: the section, resolved; rates and decay are set anew at every step by the engine.
         constant: parameters whose learning rate doesn't decay; their groups say so by ``constant_lr``.
-        fused: one kernel for all parameters (SGD, AdamW). Not for fp16: if the scaler skips the very first step, the fused SGD
-            goes on with a momentum that nobody initialised (torch 2.15).
     """
     assert config.lr != "auto"
     kept = {id(p) for p in constant}
@@ -77,9 +75,14 @@ def build_optimizer(
             groups.append({"params": chosen, "weight_decay": decay, "decays": matrix, "constant_lr": fixed})
     groups = [group for group in groups if group["params"]]
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=fused)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
     if config.name == "lars":
         for group in groups:
             group["adapt"] = group["decays"]
         return LARS(groups, lr=config.lr, momentum=config.momentum, trust=config.trust)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.momentum:
+        # Which the fused kernel would make at the first step; but it fails on a parameter that gets its first gradient later, and
+        # goes on with whatever is in them when the scaler of fp16 skips that step (torch 2.15).
+        sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for group in groups for p in group["params"]})
+    return sgd

@@ -248,3 +248,16 @@ def test_a_gradient_longer_than_clip_norm_is_scaled_to_it(tmp_path, share):
     clipped, logged = first_update(tmp_path, **{"optim.clip_norm": share * float(norm)})
     assert logged == norm  # as it was before
     torch.testing.assert_close(clipped, min(1.0, share) * free, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_optimizers_take_what_has_no_gradient_at_first(name):
+    gen = torch.Generator().manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.1, weight_decay=0.0))
+    for step in range(3):
+        before = model.bias.detach().clone()
+        model.weight.grad = torch.randn(2, 3, generator=gen)
+        model.bias.grad = None if step == 0 else torch.ones(2)
+        optimizer.step()
+        assert torch.equal(before, model.bias) == (step == 0)
