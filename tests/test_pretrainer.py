@@ -10,6 +10,7 @@ from torch import nn
 from rotssl import distributed
 from rotssl.methods.base import StepContext
 from rotssl.pretrainer import build_pretrainer, compare_gradients, encoder_gradients
+from rotssl.tasks.rotation import rotate
 from tests.test_contract import CPU, arithmetic, batch, make_config, trainer
 
 
@@ -229,3 +230,10 @@ def test_running_statistics_of_each_worker_follow_the_first_one_s(tmp_path, pool
     (first, first_after), (second, second_after) = pool.run(statistics, given)
     assert first != second
     assert first == first_after == second_after
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_each_image_turns_by_its_own_angle(layout):
+    images, turns = torch.randn(8, 3, 5, 5).contiguous(memory_format=layout), torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
+    expected = torch.stack([torch.rot90(image, k, (1, 2)) for image, k in zip(images, turns.tolist(), strict=True)])
+    assert torch.equal(rotate(images, turns), expected)
