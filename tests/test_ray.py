@@ -31,7 +31,7 @@ METRICS = {
         "feature/effective_rank",
     ),
     *("cost/epochs", "cost/samples", "cost/train_seconds", "cost/device_seconds", "cost/flops", "cost/lost_seconds"),
-    *("throughput/images_per_second", "optim/lr", "optim/grad_norm"),
+    *("throughput/images_per_second", "throughput/input_wait", "memory/host_bytes", "optim/lr", "optim/grad_norm"),
 }
 
 
