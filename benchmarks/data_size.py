@@ -2,9 +2,9 @@
 
     python benchmarks/data_size.py [--sizes 5000,10000,20000,50000] [--rounds 3] [--quick] [--output FOLDER]
 
-BYOL without rotation, small encoder, on class-balanced parts of CIFAR-10 as a folder of JPEGs, in one process on one thread; epochs
-of all sizes in turn, up and down. A line is fitted to all epochs by least squares, over the images that an epoch takes (the rest
-fills no batch of 256). Writes benchmarks/results/data_size_DATE.md and .csv.
+BYOL without rotation, small encoder, on class-balanced parts of CIFAR-10 as a folder of JPEGs, in one process on one thread;
+epochs of all sizes in turn, up and down. A line is fitted to all epochs by least squares, over the images that an epoch takes (the
+rest fills no batch of 256). Writes benchmarks/results/data_size_DATE.md and .csv.
 """
 
 import argparse
@@ -60,9 +60,9 @@ def main() -> None:
                     (i, size, int(point["cost/samples"]), point["cost/train_seconds"], point["throughput/input_wait"])
                 )
                 print("round {}, {} images, {} taken: {:.2f} s, {:.2%} waited".format(*rows[-1]), flush=True)
-    taken, seconds = (np.array([row[k] for row in rows], float) for k in (2, 3))
-    slope, start = np.polyfit(taken, seconds, 1)
-    rest = seconds - (slope * taken + start)
+    images, seconds = (np.array([row[k] for row in rows], float) for k in (2, 3))
+    slope, start = np.polyfit(images, seconds, 1)
+    rest = seconds - (slope * images + start)
     r2 = 1 - (rest**2).sum() / ((seconds - seconds.mean()) ** 2).sum()
     lines = [
         f"# Seconds an epoch against the number of images, {datetime.date.today()}",
@@ -71,12 +71,12 @@ def main() -> None:
         f"Machine: {machine()}; one process, one thread.",
         f"BYOL without rotation, small encoder, 32 x 32, batch {BATCH}; {rounds} epochs of each size, interleaved.",
         "",
-        "| images | taken an epoch | seconds, median (range) | images/s, median (range) | off the line, median | waited for input |",
+        "| images | taken an epoch | seconds, median (range) | images/s, median (range) | off the line, median | waited |",
         "|---|---|---|---|---|---|",
     ]
     for size in sizes:
         own = [k for k, row in enumerate(rows) if row[1] == size]
-        own_seconds, rates = [float(seconds[k]) for k in own], [float(taken[k] / seconds[k]) for k in own]
+        own_seconds, rates = [float(seconds[k]) for k in own], [float(images[k] / seconds[k]) for k in own]
         off, waited = (
             statistics.median(float(rest[k] / seconds[k]) for k in own),
             statistics.median(rows[k][4] for k in own),
@@ -88,8 +88,8 @@ def main() -> None:
         )
     lines += [
         "",
-        f"Least squares over all {len(rows)} epochs: {start:.2f} s + {1000 * slope:.3f} ms an image, R² = {r2:.4f}; largest residual "
-        f"{abs(rest).max():.2f} s ({(abs(rest) / seconds).max():.1%} of its epoch).",
+        f"Least squares over all {len(rows)} epochs: {start:.2f} s + {1000 * slope:.3f} ms an image, R² = {r2:.4f}; largest "
+        f"residual {abs(rest).max():.2f} s ({(abs(rest) / seconds).max():.1%} of its epoch).",
     ]
     args.output.mkdir(parents=True, exist_ok=True)
     target = args.output / f"data_size_{datetime.date.today()}"
