@@ -3,8 +3,8 @@
     python benchmarks/data_size.py [--sizes 5000,10000,20000,50000] [--rounds 3] [--quick] [--output FOLDER]
 
 BYOL without rotation, small encoder, on class-balanced parts of CIFAR-10 as a folder of JPEGs, in one process on one thread;
-epochs of all sizes in turn, up and down. A line is fitted to all epochs by least squares, over the images that an epoch takes (the
-rest fills no batch of 256). Writes benchmarks/results/data_size_DATE.md and .csv.
+epochs of all sizes in turn, up and down. A line is fitted to all epochs by least squares, over the images that an epoch takes
+(the rest fills no batch of 256). Writes benchmarks/results/data_size_DATE.md and .csv.
 """
 
 import argparse

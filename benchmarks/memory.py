@@ -3,9 +3,9 @@
     python benchmarks/memory.py [--images 8000] [--workers 1,2,4] [--quick] [--output FOLDER]
 
 Trains on pictures of 96 x 96 that it makes, seen at 32 x 32 by the small encoder, on Ray Train workers of a cluster of its own,
-with the images in memory (Ray's object store) and on disk. Every second it reads /proc/PID/smaps of all processes of the cluster, and
-takes the reading of the most image memory of each run. The proportional set size counts a page that N processes map 1/N times in
-each, so that the sum counts every page once. Writes benchmarks/results/memory_DATE.md.
+with the images in memory (Ray's object store) and on disk. Every second it reads /proc/PID/smaps of all processes of the cluster,
+and takes the reading of the most image memory of each run. The proportional set size counts a page that N processes map 1/N times
+in each, so that the sum counts every page once. Writes benchmarks/results/memory_DATE.md.
 """
 
 import argparse
