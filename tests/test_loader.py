@@ -139,4 +139,5 @@ def test_host_bytes_counts_what_is_written_and_not_the_pages_of_a_file(tmp_path)
     after = memory.parts()
     assert after["file"] - before["file"] == pytest.approx(size, rel=0.1)
     assert abs(after["anon"] - before["anon"]) < size / 10
+    assert abs(memory.host_bytes() - after["anon"] - after["shmem"]) < size / 10
     assert memory.host_bytes() < memory.total()
