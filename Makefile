@@ -49,6 +49,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/methods_sample.py
 	$(BIN)/python benchmarks/asha_sample.py
 	$(BIN)/python benchmarks/sweep_overhead.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/data_size.py
+	$(BIN)/python benchmarks/input_wait.py
 
 # Needs a Chromium; without one it says so and leaves the picture as it is.
 screenshots: $(STAMP)

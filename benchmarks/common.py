@@ -2,8 +2,11 @@
 
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,8 @@ from rotssl.journal import Points
 RESULTS = Path(__file__).parent / "results"
 
 
-def trainer(overrides: Mapping[str, Any]) -> Any:
-    """An engine for a configuration, in this process, on one CPU thread."""
+def trainer(overrides: Mapping[str, Any], splits: datasets.Splits | None = None) -> Any:
+    """An engine for a configuration, in this process, on one CPU thread; with these images, or those of the configuration."""
     import torch
 
     from rotssl.engine import Trainer
@@ -28,7 +31,7 @@ def trainer(overrides: Mapping[str, Any]) -> Any:
     info = datasets.inspect(config.data, config.evaluation.holdout)
     config = cfg.resolve(config, info.image_size, info.train_size)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    splits = datasets.load(config.data, config.evaluation.holdout)
+    splits = splits or datasets.load(config.data, config.evaluation.holdout)
     runtime = LocalRuntime(config.run_dir, torch.device("cpu"))
     return Trainer(config, splits, runtime, journal.Journal(config.run_dir))
 
@@ -48,6 +51,24 @@ def train(overrides: Mapping[str, Any]) -> Points:
     last = points[max(points)]
     print(f"{name}: kNN {last['knn/top1']:.1%}, {last['cost/train_seconds']:.0f} s", flush=True)
     return points
+
+
+def cifar10_folder(work: Path) -> Path:
+    """CIFAR-10 as a folder of JPEGs with train/ (50,000) and val/ (10,000), unpacked from $ROTSSL_DATA/cifar10-jpeg.tar.gz."""
+    root = work / "cifar10"
+    archive = Path(os.environ.get("ROTSSL_DATA", "")) / "cifar10-jpeg.tar.gz"
+    if not archive.is_file():
+        raise SystemExit("ROTSSL_DATA: expected a folder with cifar10-jpeg.tar.gz")
+    with tarfile.open(archive) as files:
+        files.extractall(root, filter="data")
+    (root / "test").rename(root / "val")
+    return root
+
+
+def command() -> str:
+    """The command line, without folders."""
+    hidden = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *hidden])
 
 
 def spread(values: list[float]) -> str:

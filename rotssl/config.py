@@ -48,7 +48,7 @@ class Config:
 
 
 # Not part of what a run computes: they may change between a start and the next.
-NOT_IDENTITY = ("tracking.", "storage.", "scaling.", "train.stop_after", "data.download")
+NOT_IDENTITY = ("tracking.", "storage.", "scaling.", "train.stop_after", "data.download", "data.store", "data.cache")
 
 
 def fields_of(section: str, cls: type) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
@@ -120,6 +120,8 @@ def _check_data(data: sections.DataConfig) -> None:
     _require(name in sections.WITHOUT_ROOT or data.root is not None, "data.root", None, expected)
     downloaded = name in sections.DOWNLOADED
     _require(downloaded or not data.download, "data.download", "true", f"false: {name} is not downloaded")
+    whole = downloaded or name in sections.WITHOUT_ROOT
+    _require(not whole or data.store != "disk", "data.store", "disk", f"auto or memory: {name} is read as a whole")
 
 
 def _check_views(c: Config) -> None:
@@ -262,6 +264,7 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
         {
             "data.image_size": side,
             "data.root": None if config.data.root is None else os.path.abspath(os.path.expanduser(config.data.root)),
+            "data.cache": None if config.data.cache is None else os.path.abspath(os.path.expanduser(config.data.cache)),
             "encoder.stem": stem,
             "optim.name": optimizer,
             "optim.lr": lr,
@@ -318,6 +321,7 @@ def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
         "data.root": None,
         "data.limit": 2 * batch,
         "data.download": False,
+        "data.store": "auto",
         "train.batch_size": batch,
         "train.epochs": 1,
         "train.stop_after": None,

@@ -64,6 +64,13 @@ def gather(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllGather.apply(x)
 
 
+def first_text(text: str, device: torch.device) -> str:
+    """The first text, by rank, that is not empty, cut to 1000 bytes; the same on all workers, empty if all are."""
+    own = torch.tensor(list(text.encode()[:1000].ljust(1000)), dtype=torch.uint8, device=device)
+    texts = [bytes(row).decode(errors="ignore").rstrip() for row in gather(own[None]).cpu().numpy()]
+    return next(filter(None, texts), "")
+
+
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from rotssl import checkpoint, distributed, rng
+from rotssl import checkpoint, distributed, memory, rng
 from rotssl import config as cfg
 from rotssl.config import Config
 from rotssl.data.augment import Augment
@@ -26,6 +25,7 @@ from rotssl.evaluation import KNN_K
 from rotssl.evaluation.protocol import extract, measure
 from rotssl.flops import count_step
 from rotssl.journal import Journal
+from rotssl.loader import Loader
 from rotssl.methods.base import StepContext
 from rotssl.models.encoders import save_encoder
 from rotssl.optim import build_optimizer
@@ -83,8 +83,8 @@ class Trainer:
         statistics = normalization(config.data.name)
         self.augment = Augment(config.views, config.data.image_size, *statistics, train.seed, self.model.own_crops())
         self.peak_lr = config.optim.lr
-        self.steps_per_epoch = len(splits.train.images) // train.batch_size
-        self.total_steps = self.steps_per_epoch * train.epochs
+        self.loader = Loader(config, splits.train.images, runtime)
+        self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
         self.cost = Cost()
         self.unfinished = journal.folder / "unfinished"  # epoch (0-based) and seconds spent in it
 
@@ -147,6 +147,8 @@ class Trainer:
             distributed.follow_first(self.model)
             metrics = {key: float(value) for key, value in sums.items()}
             seconds = time.perf_counter() - started
+            metrics["throughput/input_wait"] /= seconds
+            metrics.update(self._memory())
             self._check_finite(metrics, epoch)
             metrics.update(self._book(epoch, steps, seconds, flops_per_step))
             if self._evaluates(epoch):
@@ -171,6 +173,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         counts: Counter[str] = Counter()
         started = shown = time.perf_counter()
+        waited = self.loader.waited
         for i, (images, ctx) in enumerate(self.batches(epoch)):
             logs = self.step(images, ctx)
             counts.update(logs.keys())
@@ -181,37 +184,16 @@ class Trainer:
                 if self.runtime.rank == 0:
                     self.unfinished.write_text(f"{epoch} {shown - started:.1f}")
                 self.runtime.progress({"epoch": epoch, "step": ctx.step + 1, "total_steps": self.total_steps})
+        waited = self.loader.waited - waited
+        sums["throughput/input_wait"], counts["throughput/input_wait"] = torch.tensor(waited).to(self.runtime.device), 1
         keys = sorted(sums)
         # The mean over the steps that have it; one collective, and the only place where the host waits for the device.
         means = distributed.mean(torch.stack([sums[key] / counts[key] for key in keys]))
         return dict(zip(keys, means.cpu(), strict=True)), self.steps_per_epoch
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
-        """This worker's uint8 images of each step, and the step's context; the rest that fills no batch is left out."""
-        config, images = self.config.train, torch.from_numpy(self.splits.train.images)
-        size = config.batch_size
-        order = torch.from_numpy(rng.permutation(rng.key(config.seed, epoch, "order"), len(images)))
-        each = size // self.runtime.world_size
-        for i in range(self.steps_per_epoch):
-            step = epoch * self.steps_per_epoch + i
-            first = i * size + self.runtime.rank * each
-            batch = images[order[first : first + each]]
-            if self.runtime.device.type == "cuda":
-                batch = batch.pin_memory().to(self.runtime.device, non_blocking=True)
-            yield (
-                batch,
-                StepContext(
-                    seed=config.seed,
-                    epoch=epoch,
-                    step=step,
-                    progress=step / self.total_steps,
-                    positions=np.arange(first, first + each),
-                    batch_start=i * size,
-                    batch_size=size,
-                    global_views=self.config.views.global_count,
-                    passes=config.accumulate,
-                ),
-            )
+        """This worker's uint8 images of each step, and the step's context."""
+        return self.loader.batches(epoch)
 
     def _schedule(self, ctx: StepContext) -> None:
         """Set the rate and the decay of this step."""
@@ -286,6 +268,14 @@ class Trainer:
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
         self.scaler.scale(out.loss / ctx.passes).backward()
         return out.logs
+
+    def _memory(self) -> dict[str, float]:
+        """What this worker holds of its node's memory and, since the last call, held at most of its GPU's, in bytes."""
+        found, device = {"memory/host_bytes": float(memory.host_bytes())}, self.runtime.device
+        if device.type == "cuda":
+            found["memory/device_peak_bytes"] = float(torch.cuda.max_memory_allocated(device))
+            torch.cuda.reset_peak_memory_stats(device)
+        return found
 
     def _check_finite(self, metrics: dict[str, float], epoch: int) -> None:
         if not math.isfinite(metrics.get("optim/grad_norm", 0.0)):

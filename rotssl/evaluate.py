@@ -1,12 +1,14 @@
 """The driver of an evaluation: the encoder of a finished run, on the split that no run reads."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rotssl import cli, journal, tracked, tracking
 from rotssl import config as cfg
-from rotssl.cli import EXIT_OK
+from rotssl.cli import EXIT_FAILED, EXIT_OK
 from rotssl.data import datasets
+from rotssl.data.images import DataError
 from rotssl.evaluation import KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.fields import ConfigError
 from rotssl.record import Record
@@ -42,7 +44,11 @@ def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], u
     if new:
         facts = {"knn": KNN_PROTOCOL, "linear": LINEAR_PROTOCOL}
         shown = {f"{name}_protocol": facts[name].replace("validation", "test") for name in new}
-        found = _measure(config, place, new)
+        try:
+            found = _measure(config, place, new)
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_FAILED
         tracking.log_evaluation(record.uri, record.run_id, "test", max(journal.read(place)), found, shown)
         known |= found
     else:

@@ -50,6 +50,8 @@ def prepare(
     """
     info = info or datasets.inspect(config.data, config.evaluation.holdout)
     asked, config = config, cfg.resolve(config, info.image_size, info.train_size)
+    # One answer for all workers, whatever their machines have.
+    config = cfg.replace(config, {"data.store": datasets.where(config.data, info.bytes)})
     for line in cfg.cut_down(asked, config):
         say(line)
     if config.encoder.name.startswith("timm/"):  # only timm knows what it has, and what that takes
@@ -94,11 +96,14 @@ def run(command: Command) -> int:
     config, info = prepare(command.config)
     if command.print_config or command.dry_run:
         print(dump(config), end="")
+    here = config.scaling.num_workers == 0
+    images = datasets.place(config.data, config.evaluation.holdout, info, here) if command.dry_run or here else ""
     if command.dry_run:
         check_writable(config.run_dir)
         Record.of(config)
         from rotssl.flops import estimate
 
+        print(f"# {images}")
         print(estimate(config, info.train_size))
     if command.print_config or command.dry_run:
         return EXIT_OK
@@ -162,7 +167,8 @@ def execute(
         record: of the run, with its place in MLflow (``open_tracking``).
         workers: of ``ray_runtime.connected``, or None to train in this process.
         show: takes the progress events.
-        splits: the images, if the caller has them: in memory for this process, in Ray's object store for workers.
+        splits: the images, if the caller has them: in memory for this process, in Ray's object store for workers. None also
+            where they are on disk, from where whoever trains maps them.
     """
     folder = config.run_dir
     record.write("running")
@@ -242,6 +248,7 @@ def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[st
     tags = {
         "method": config.method.name,
         "data": config.data.name,
+        "data.store": config.data.store,
         "rotation": "on" if config.rotation.weight > 0 else "off",
         "jigsaw": "on" if config.jigsaw.weight > 0 else "off",
         "git_commit": git_commit(),
@@ -254,13 +261,7 @@ def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[st
         **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
         **(more or {}),
     }
-    params = {
-        key: value
-        for key, value in cfg.flat(config).items()
-        if not key.startswith(("scaling.", "storage.", "tracking."))
-    }
-    params.pop("train.stop_after")
-    open_in_mlflow(config, record, uri, params, tags)
+    open_in_mlflow(config, record, uri, cfg.identity(config), tags)
 
 
 def check_store(uri: str, nodes: int) -> None:
@@ -313,7 +314,7 @@ def _run_here(
     use_gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
     runtime = LocalRuntime(config.run_dir, torch.device("cuda" if use_gpu else "cpu"), show)
     try:
-        splits = splits or datasets.load(config.data, config.evaluation.holdout)
+        splits = splits or datasets.load(config.data, config.evaluation.holdout, lambda line: show({"note": line}))
         trainer = Trainer(config, splits, runtime, journal.Journal(config.run_dir, tracker.sync))
         tracker.tag(trainer.facts())
         trainer.run()

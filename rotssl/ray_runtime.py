@@ -1,8 +1,8 @@
 """Ray Train: the only module, with rotssl.ray_sweep, that imports ray.
 
 The driver connects to a cluster, checks that the workers fit, loads the data once into Ray's object store (one copy a node, read
-in place by all workers of it) and hands the engine's loop to a TorchTrainer. A worker group that dies is restarted by Ray Train
-and goes on from the newest checkpoint in storage.path.
+in place by all workers of it; images on disk the workers map themselves) and hands the engine's loop to a TorchTrainer. A worker
+group that dies is restarted by Ray Train and goes on from the newest checkpoint in storage.path.
 """
 
 import contextlib
@@ -225,20 +225,43 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
         runtime = RayRuntime(task["queue"])
         if runtime.rank == 0:
             logging.getLogger("rotssl").addHandler(_Forward(runtime))
-        splits = ray.get(task["data"])
+        splits = ray.get(task["data"]) if task["data"] is not None else _map_images(config, runtime)
         tracker = Tracker(*task["tracking"])
         journal = Journal(config.run_dir, tracker.sync if runtime.rank == 0 else None)
         trainer = Trainer(config, splits, runtime, journal)
         if runtime.rank == 0:
             tracker.tag(trainer.facts())
         trainer.run()
-    except RunFailed as error:
+    except (RunFailed, DataError) as error:
         return {"failed": str(error)}
     except RayTaskError as error:
         if isinstance(error.cause, DataError):
             return {"failed": str(error.cause)}
         raise
     return {}
+
+
+def _map_images(config: Config, runtime: RayRuntime) -> datasets.Splits:
+    """The images on this node's disk, decoded if they are not there yet.
+
+    Raises:
+        DataError: on all workers, where one of them can't have them.
+    """
+    import ray.train.collective
+
+    from rotssl import distributed
+
+    splits, reason = None, ""
+    try:
+        splits = datasets.load(config.data, config.evaluation.holdout, lambda line: runtime.progress({"note": line}))
+    except (ConfigError, DataError) as error:
+        reason = str(error)
+    # Nodes that must decode take their time: others would give up on a collective of torch's, not on this one.
+    ray.train.collective.barrier()
+    reason = distributed.first_text(reason, runtime.device)
+    if splits is None or reason:
+        raise DataError(reason)
+    return splits
 
 
 def fit(
@@ -255,7 +278,7 @@ def fit(
         workers: from connected().
         tracking: MLflow's URI and run id, for rank 0.
         show: takes the progress events, in a thread of its own.
-        data: the images in Ray's object store; loaded if None.
+        data: the images in Ray's object store; loaded if None, unless the workers map them from disk.
     """
     import_ray()
     from ray.exceptions import RayActorError
@@ -298,7 +321,9 @@ def fit(
 
 
 def load(config: Config) -> Any:
-    """A reference to the images of a run, to be loaded by some node of the cluster."""
+    """A reference to the images of a run, to be loaded by some node of the cluster; None where each node has them on disk."""
+    if config.data.store == "disk":
+        return None
     return import_ray().remote(num_cpus=0)(datasets.load).remote(config.data, config.evaluation.holdout)
 
 

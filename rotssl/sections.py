@@ -43,6 +43,14 @@ class DataConfig:
     limit: int | None = opt(None, "Train on a class-balanced subset of this many images.", ge=1)
     image_size: int | Auto = opt("auto", "Side of the global views, in pixels; auto: native up to 96, else 224.", ge=8)
     download: bool = opt(False, "Let torchvision download the data set into data.root.")
+    store: Literal["auto", "memory", "disk"] = opt(
+        "auto",
+        "Where decoded images are kept; disk: in a file that all processes of a node map, for sets in folders; auto: memory "
+        "for up to 0.15 of this machine's.",
+    )
+    cache: str | None = opt(
+        None, "Folder of such files, on each node's own disk; default: rotssl in the user's cache folder."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,13 @@ def seconds_per_epoch(config: Config, train_size: int, workers: int, use_gpu: bo
     few = each * (STEPS + 1)
     device = torch.device("cuda" if use_gpu else "cpu")
     with tempfile.TemporaryDirectory(prefix="rotssl-timing-") as folder:
-        small = {"train.batch_size": each, "data.limit": few, "scaling.num_workers": 0, "storage.path": folder}
+        small = {
+            "train.batch_size": each,
+            "data.limit": few,
+            "data.store": "memory",
+            "scaling.num_workers": 0,
+            "storage.path": folder,
+        }
         small |= {"method.queue_size": each} if getattr(config.method, "queue_size", 0) else {}
         probe = cfg.replace(config, small)
         splits = datasets.load(probe.data, probe.evaluation.holdout)

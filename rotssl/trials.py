@@ -65,6 +65,7 @@ def trials_of(sweep: Sweep) -> list[Trial]:
     trials: dict[str, Trial] = {}
     said: list[str] = []
     infos: dict[tuple[Any, float], datasets.DataInfo] = {}
+    placed: set[tuple[Any, float]] = set()
     for cell in expand(sweep):
         key = cell.config.data, cell.config.evaluation.holdout
         if key not in infos:
@@ -74,6 +75,9 @@ def trials_of(sweep: Sweep) -> list[Trial]:
             asked = cfg.replace(asked, {"scaling.num_workers": 0})
             cfg.check_workers(asked, 1)
         config, info = launch.prepare(asked, infos[key], said.append)
+        if key not in placed:
+            placed.add(key)
+            said.append(datasets.place(config.data, config.evaluation.holdout, info, here=False))
         every, epochs = config.evaluation.knn_every, config.train.epochs
         if sweep.settings.scheduler != "none" and not 0 < every <= max(1, epochs - 1):
             raise ConfigError(
@@ -94,7 +98,7 @@ def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> 
 
     Args:
         spec: its configuration and tags.
-        data: references to the images.
+        data: references to the images; None for those on disk.
         report: takes an epoch and its metrics, or in the end ``outcome`` and ``reason``; ends this function where the scheduler
             stops the trial.
     """
@@ -147,7 +151,8 @@ def _go_on(
             log.warning("%s: %s", config.tracking.run_name, error)
             record.uri = record.uri or spec["uri"]
         try:
-            images = data[spec["data"]] if nested else ray_sweep.fetch(data[spec["data"]])
+            images = data[spec["data"]]  # None: on disk
+            images = images if nested or images is None else ray_sweep.fetch(images)
         except DataError as error:
             return launch.close(config, record, "failed", str(error)), str(error)
         return launch.execute(config, record, workers, show, images), record.reason

@@ -115,7 +115,7 @@ def test_every_layout_of_classes(tmp_path, splits):
     got, info = datasets.load(config(tmp_path), 0.2), datasets.inspect(config(tmp_path), 0.2)
     assert np.bincount(got.train.labels).tolist() == [train // 2] * 2
     assert np.bincount(got.validation.labels).tolist() == [validation // 2] * 2
-    assert info == datasets.DataInfo(train, 16, True)
+    assert info == datasets.DataInfo(train, 16, True, (train + validation, 3, 16, 16))
     # Disjoint, test is not read, and each label is its image's.
     assert not rows(got.train.images) & rows(got.validation.images)
     home = splits[0] if splits else ""
@@ -135,7 +135,7 @@ def test_a_folder_without_classes_is_unlabelled(tmp_path):
         draw(tmp_path / f"{i}.png")
     got = datasets.load(config(tmp_path), 0.2)
     assert (got.train.images.shape, got.train.labels, got.validation) == ((7, 3, 16, 16), None, None)
-    assert datasets.inspect(config(tmp_path), 0.2) == datasets.DataInfo(7, 16, False)
+    assert datasets.inspect(config(tmp_path), 0.2) == datasets.DataInfo(7, 16, False, (7, 3, 16, 16))
 
 
 @pytest.mark.parametrize("sizes", [[(16, 16), (20, 30)], [(120, 120)], [(100, 90)]])
@@ -143,7 +143,9 @@ def test_large_and_unequal_pictures_become_squares_with_a_margin(tmp_path, sizes
     for i, size in enumerate(sizes * 3):
         draw(tmp_path / "ant" / f"{i}.png", size)
     assert datasets.load(config(tmp_path), 0.2).train.images.shape[1:] == (3, 19, 19)  # 1.15 x 16
-    assert datasets.inspect(config(tmp_path), 0.2).image_size == 224
+    info = datasets.inspect(config(tmp_path), 0.2)
+    assert info.image_size == 224 and info.shape[1:] == (3, 19, 19)
+    assert info.bytes == 3 * 19 * 19 * len(sizes * 3)
 
 
 def test_a_square_is_the_centre_of_the_picture_with_its_short_side_whole(tmp_path):
@@ -241,7 +243,7 @@ def tiny_imagenet(root, each=10, boxes="\t0\t32\t44\t62\n"):
 def test_tiny_imagenet_is_read_as_its_zip_unpacks(tmp_path, inside, boxes):
     tiny_imagenet(tmp_path / inside, boxes=boxes)
     data = config(tmp_path, "tiny-imagenet", limit=9)
-    assert datasets.inspect(data, 0.1) == datasets.DataInfo(9, 64, True)
+    assert datasets.inspect(data, 0.1) == datasets.DataInfo(9, 64, True, (15, 3, 64, 64))
     got = datasets.load(data, 0.1)
     assert got.classes == ("n01", "n02", "n03")
     assert got.train.images.shape == (9, 3, 64, 64)
@@ -316,7 +318,7 @@ def cifar100(tmp_path, monkeypatch):
 
 def test_cifar100_has_fine_labels_and_its_pixels_in_place(cifar100):
     root, pixels = cifar100
-    assert datasets.inspect(config(root, "cifar100"), 0.1) == datasets.DataInfo(45000, 32, True)
+    assert datasets.inspect(config(root, "cifar100"), 0.1) == datasets.DataInfo(45000, 32, True, (50000, 3, 32, 32))
     got = datasets.load(config(root, "cifar100"), 0.2)
     assert got.classes == ("ant", "bee", "cow", "dog")
     assert np.bincount(got.train.labels).tolist() == [8] * 4
@@ -358,7 +360,7 @@ def test_fashion_mnist_is_read_and_divided():
     assert splits.validation.images.shape == (6000, 1, 28, 28)
     assert np.bincount(splits.train.labels).tolist() == [5400] * 10
     assert np.bincount(splits.validation.labels).tolist() == [600] * 10
-    assert datasets.inspect(data, 0.1) == datasets.DataInfo(54000, 28, True)
+    assert datasets.inspect(data, 0.1) == datasets.DataInfo(54000, 28, True, (60000, 1, 28, 28))
     mean, std = (part[0] for part in datasets.normalization("fashion-mnist"))
     pixels, shades = np.bincount(splits.train.images.ravel()) / splits.train.images.size, np.arange(256) / 255
     assert pixels @ shades == pytest.approx(mean, abs=0.001)

@@ -19,6 +19,7 @@ LAYERS = [
     ("rotssl.ray_runtime", "rotssl.ray_sweep", "rotssl.ray_preflight", "rotssl.tracking", "rotssl.tracked"),
     ("rotssl.timing",),
     ("rotssl.engine",),
+    ("rotssl.loader",),
     ("rotssl.runtime",),
     ("rotssl.flops",),
     ("rotssl.pretrainer",),
@@ -27,7 +28,7 @@ LAYERS = [
     ("rotssl.models", "rotssl.losses", "rotssl.optim", "rotssl.distributed", "rotssl.data", "rotssl.evaluation"),
     ("rotssl.reporting", "rotssl.checkpoint", "rotssl.journal", "rotssl.record", "rotssl.cli", "rotssl.sweep"),
     ("rotssl.config",),
-    ("rotssl.methods", "rotssl.schedules", "rotssl.rng", "rotssl.sections", "rotssl.fields"),
+    ("rotssl.methods", "rotssl.schedules", "rotssl.rng", "rotssl.sections", "rotssl.fields", "rotssl.memory"),
 ]
 
 

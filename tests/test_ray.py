@@ -31,7 +31,7 @@ METRICS = {
         "feature/effective_rank",
     ),
     *("cost/epochs", "cost/samples", "cost/train_seconds", "cost/device_seconds", "cost/flops", "cost/lost_seconds"),
-    *("throughput/images_per_second", "optim/lr", "optim/grad_norm"),
+    *("throughput/images_per_second", "throughput/input_wait", "memory/host_bytes", "optim/lr", "optim/grad_norm"),
 }
 
 
@@ -130,12 +130,23 @@ def weights(folder, name):
 
 
 def test_stopped_and_started_again_equals_uninterrupted(cluster, tmp_path):
-    halves = flags(SMALL, tmp_path, run_name="halves")
+    # With the images mapped from disk, which two workers on two nodes of one machine decode once, and in memory.
+    for label in range(4):
+        (tmp_path / "images" / str(label)).mkdir(parents=True)
+        for i in range(48):
+            noise = np.random.default_rng([label, i]).integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(noise).save(tmp_path / "images" / str(label) / f"{i}.png")
+    small = {**SMALL, "data.name": "imagefolder", "data.root": tmp_path / "images"}
+    disk = {"data.store": "disk", "data.cache": tmp_path / "cache"}
+    halves = flags({**small, **disk}, tmp_path, run_name="halves")
     stopped = job(*halves, "--train.stop_after", "1", env=cluster)
     assert stopped.returncode == 0 and "stopped after epoch 1 of 2" in stopped.stdout, stopped.stderr[-3000:]
     assert logged(tmp_path, "halves")[1].info.status == "KILLED"
+    made = {path.suffix: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert set(made) == {".npy", ".json"}
     assert job(*halves, env=cluster).returncode == 0
-    assert job(*flags(SMALL, tmp_path, run_name="whole"), env=cluster).returncode == 0
+    assert made == {path.suffix: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert job(*flags(small, tmp_path, run_name="whole"), env=cluster).returncode == 0
     first, second = weights(tmp_path, "halves"), weights(tmp_path, "whole")
     assert first.keys() == second.keys()
     for key, value in first.items():

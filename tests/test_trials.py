@@ -36,12 +36,17 @@ def sweep(tmp_path, monkeypatch):
     whole.run_dir.mkdir(parents=True)
     parent = Record.read(whole.run_dir / "run.json", {})
     ablation._open(command.sweep, whole, parent, tracking.default_uri(str(tmp_path / "results")))
-    monkeypatch.setattr(ray_sweep, "fetch", lambda reference: reference)  # the images themselves
+
+    def fetch(images):
+        assert images is not None
+        return images
+
+    monkeypatch.setattr(ray_sweep, "fetch", fetch)  # gets the images themselves
     return command.sweep, whole, parent, found
 
 
-def run(sweep, index, prunes=False, stop_at=None):
-    """What a trial tells: its epochs, and its outcome."""
+def run(sweep, index, prunes=False, stop_at=None, on_disk=False):
+    """What a trial tells: its epochs, and its outcome. On disk, it finds the images itself."""
     _, _, parent, found = sweep
     config = found[index].config
     spec = {
@@ -61,7 +66,7 @@ def run(sweep, index, prunes=False, stop_at=None):
         if epoch == stop_at:
             raise SystemExit  # as Tune ends what its scheduler stops
 
-    trials.run_trial(spec, {"images": datasets.load(config.data, 0.1)}, report)
+    trials.run_trial(spec, {"images": None if on_disk else datasets.load(config.data, 0.1)}, report)
     return epochs, outcome
 
 
@@ -138,7 +143,7 @@ def test_a_store_that_is_away_when_a_trial_starts_costs_nothing(sweep, monkeypat
 
 def test_runs_that_mlflow_lost_are_sent_again(sweep, capsys):
     for index in range(2):
-        run(sweep, index)
+        assert run(sweep, index, on_disk=index == 1)[0] == [1, 2]
     assert ablation._conclude(*sweep) == 0
     points = {name: run.data.metrics for name, run in runs(sweep).items()}
     listed = json.loads((sweep[1].run_dir / "trials.json").read_text())

@@ -1,4 +1,4 @@
-"""Data sets: name -> uint8 images in memory, split into train, validation and test.
+"""Data sets: name -> uint8 images, in memory or mapped from disk, split into train, validation and test.
 
 Nothing here imports torch (torchvision's readers are imported where they are called), so that the driver can check data before
 it takes any cluster resource.
@@ -7,8 +7,9 @@ it takes any cluster resource.
 import hashlib
 import io
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from rotssl import rng
-from rotssl.data import folders
+from rotssl.data import folders, store
 from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, choose
 from rotssl.fields import ConfigError
@@ -44,11 +45,17 @@ class Splits:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What is known before anything is loaded."""
+    """What is known before anything is loaded; ``shape`` (N, C, H, W) is that of all images of a run, with validation."""
 
     train_size: int
     image_size: int
     labelled: bool
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of the decoded images."""
+        return math.prod(self.shape)
 
 
 def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -57,6 +64,7 @@ def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 Part = TypeVar("Part", Folder, ImageSet)
+Native = tuple[int, int] | None  # height and width of the pictures, where they have one size
 FOLDERS: dict[str, Callable[[str], tuple[dict[str, Folder], tuple[str, ...]]]] = {
     "imagefolder": folders.scan,
     "tiny-imagenet": folders.scan_tiny_imagenet,
@@ -132,7 +140,7 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
     if config.name in FOLDERS:
         splits, classes = FOLDERS[config.name](os.path.expanduser(str(config.root)))
         native = folders.probe(splits)
-        size = len(splits["train"].files)
+        size, held = len(splits["train"].files), 0
         if "validation" not in splits and classes:
             held = round(size * holdout)
             if held < 1:
@@ -140,6 +148,9 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
             size -= held
         side = min(native) if native else 224
         labelled = bool(classes)
+        validation = len(splits.get("validation", ())) or held
+        views = side if config.image_size == "auto" else config.image_size
+        stored = folders.stored_shape(0, native, views)[1:]
     elif config.name in _TORCHVISION_FILES:
         folder, needed, total, side = _TORCHVISION_FILES[config.name]
         path = Path(os.path.expanduser(config.root or "")) / folder
@@ -148,31 +159,59 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
             raise ConfigError(
                 f"data.root: no {missing[0]} in {path}; point it to {config.name}, or let --data.download true fetch it"
             )
-        size, labelled = total - round(total * holdout), True
+        validation, labelled = round(total * holdout), True
+        size, stored = total - validation, (1 if side == 28 else 3, side, side)
     else:
-        size, side, labelled = (5000, 28, True) if config.name == "fashion-mnist-sample" else (1024, 32, True)
+        sample, labelled = config.name == "fashion-mnist-sample", True
+        size, validation, side = (5000, 1000, 28) if sample else (1024, 256, 32)
+        stored = (1 if sample else 3, side, side)
     if size < 1:
         raise ConfigError(f"evaluation.holdout: got {holdout}, which leaves no image to train on")
-    return DataInfo(min(size, config.limit or size), side, labelled)
+    size = min(size, config.limit or size)
+    return DataInfo(size, side, labelled, (size + validation, *stored))
 
 
-def load(config: DataConfig, holdout: float) -> Splits:
-    """Read a data set into memory.
+def place(config: DataConfig, holdout: float, info: DataInfo, here: bool) -> str:
+    """Where the decoded images of a run will be, and how many bytes they are, in a line to print.
+
+    Args:
+        config: the data section, with ``image_size`` and ``store`` resolved.
+        holdout: as for ``load``.
+        info: of ``inspect``.
+        here: whether this machine is the one that will train.
+
+    Raises:
+        ConfigError: they are to be decoded here, to a disk that has no room for them.
+    """
+    count, *shape = info.shape
+    line = f"images: {count} of {' x '.join(map(str, shape))}, {info.bytes:,} bytes"
+    if config.store != "disk":
+        return f"{line}, in memory, one copy a node"
+    cache = store.folder(config.cache)
+    line += f", on disk in {cache} of each node"
+    parts, native, _ = _files(config, holdout)
+    if store.find(cache, store.checksum(parts, native, int(config.image_size))) is not None:
+        return f"{line}; here they are already"
+    reason = store.missing(cache, info.bytes)
+    if reason and here:
+        raise ConfigError(reason)
+    return f"{line}; here they are not yet" + (f" ({reason})" if reason else "")
+
+
+def load(config: DataConfig, holdout: float, say: Callable[[str], None] = lambda line: None) -> Splits:
+    """Read a data set into memory, or map it from disk.
 
     Args:
         config: the data section, with ``image_size`` resolved.
         holdout: share of train that becomes validation where the set has none (class-balanced, fixed seed).
+        say: takes a line when there is something to wait for.
 
     Raises:
-        DataError: a file that can't be decoded, by name.
+        DataError: a file that can't be decoded, by name; a disk without room for the images.
     """
     if config.name in FOLDERS:
-        assert config.image_size != "auto"
-        found, classes = FOLDERS[config.name](os.path.expanduser(str(config.root)))
-        native = folders.probe(found)
-        train, validation = _divide(found["train"], found.get("validation"), config.limit, holdout)
-        parts = [part for part in (train, validation) if part is not None]
-        sets = folders.load(parts, native, config.image_size)
+        parts, native, classes = _files(config, holdout)
+        sets = _read(config, parts, native, say)
         return Splits(sets[0], sets[1] if len(sets) > 1 else None, classes)
     if config.name in _TORCHVISION_FILES:
         splits, classes = _torchvision(config)
@@ -181,8 +220,30 @@ def load(config: DataConfig, holdout: float) -> Splits:
     return Splits(*_divide(splits["train"], splits.get("validation"), config.limit, holdout), classes)
 
 
+def where(config: DataConfig, size: int) -> str:
+    """``memory`` or ``disk``: where images of so many bytes are kept. Only files in folders are decoded to disk."""
+    return store.kind(config.store, size) if config.name in FOLDERS else "memory"
+
+
+def _files(config: DataConfig, holdout: float) -> tuple[list[Folder], Native, tuple[str, ...]]:
+    """Of a set that is files in folders: train and perhaps validation, the common size of the pictures, the classes."""
+    found, classes = FOLDERS[config.name](os.path.expanduser(str(config.root)))
+    train, validation = _divide(found["train"], found.get("validation"), config.limit, holdout)
+    return [part for part in (train, validation) if part is not None], folders.probe(found), classes
+
+
+def _read(
+    config: DataConfig, parts: Sequence[Folder], native: Native, say: Callable[[str], None] = lambda line: None
+) -> list[ImageSet]:
+    assert config.image_size != "auto"
+    size = math.prod(folders.stored_shape(sum(map(len, parts)), native, config.image_size))
+    if where(config, size) == "memory":
+        return folders.load(parts, native, config.image_size)
+    return store.load(parts, native, config.image_size, store.folder(config.cache), say)
+
+
 def load_test(config: DataConfig) -> ImageSet:
-    """Read the labelled test split, which no run does.
+    """Read the labelled test split, which no run does, as ``load`` reads the others.
 
     Args:
         config: the data section, with ``image_size`` resolved.
@@ -193,12 +254,11 @@ def load_test(config: DataConfig) -> ImageSet:
     """
     test: ImageSet | None = None
     if config.name == "imagefolder":
-        assert config.image_size != "auto"
         root = os.path.expanduser(str(config.root))
         found, classes = folders.scan(root)
         folder = folders.scan_test(root, classes)
         if folder is not None:
-            (test,) = folders.load([folder], folders.probe(found), config.image_size)
+            (test,) = _read(config, [folder], folders.probe(found))
     elif config.name in _TORCHVISION_FILES:
         test = _torchvision(config, "test")[0]["test"]
     elif config.name not in FOLDERS:

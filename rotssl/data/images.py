@@ -1,4 +1,4 @@
-"""Images in memory, and which of them to take; what the readers of all data sets share."""
+"""Images as arrays, and which of them to take; what the readers of all data sets share."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images (N, C, H, W), C being 1 or 3, and labels (N,), or None where unlabelled."""
+    """Images (N, C, H, W), C being 1 or 3, in memory or mapped from a file; labels (N,), or None where unlabelled."""
 
     images: Pixels
     labels: Labels | None

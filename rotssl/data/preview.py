@@ -29,7 +29,7 @@ def preview(argv: Sequence[str]) -> int:
         raise ConfigError(f"--output: got '{given.output}', expected a file that ends in .png")
     asked = parse(rest, "rotssl.data.preview", __doc__).config
     batch = max(ROWS, round(2 / asked.rotation.fraction))
-    few = {"data.limit": max(64, batch), "train.batch_size": batch, "train.accumulate": 1}
+    few = {"data.limit": max(64, batch), "data.store": "memory", "train.batch_size": batch, "train.accumulate": 1}
     few |= {"method.queue_size": batch} if getattr(asked.method, "queue_size", 0) else {}
     config, _ = prepare(replace(asked, few))
     import numpy as np

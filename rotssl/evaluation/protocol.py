@@ -34,10 +34,10 @@ def extract(
     encoder.eval()
     count, share = len(data.images), -(-len(data.images) // distributed.world_size())
     own = np.arange(distributed.rank() * share, (distributed.rank() + 1) * share) % count  # the last share wraps around
-    images = torch.from_numpy(data.images)
     parts = []
-    for index in torch.from_numpy(own).split(batch):
-        x = augment.evaluation(images[index].to(device)).contiguous(memory_format=layout)
+    for first in range(0, share, batch):
+        images = torch.from_numpy(np.take(data.images, own[first : first + batch], axis=0))
+        x = augment.evaluation(images.to(device)).contiguous(memory_format=layout)
         parts.append(encoder(x).float())
     return distributed.gather(torch.cat(parts))[:count]
 

@@ -1,0 +1,40 @@
+"""Memory of this machine and of a process, in bytes."""
+
+from pathlib import Path
+
+import psutil
+
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+
+
+def total() -> int:
+    """Memory of this machine, or of the container that this process is in."""
+    sizes = [int(psutil.virtual_memory().total)]
+    for path in map(Path, _LIMITS):
+        text = path.read_text().strip() if path.exists() else "max"
+        sizes += [int(text)] if text.isdecimal() else []
+    return min(sizes)
+
+
+def parts(pid: int | None = None) -> dict[str, int]:
+    """Proportional set size of a process by kind: each page divided by the number of processes that map it.
+
+    Sums over processes so count every page once. ``anon`` is what processes allocate, ``shmem`` shared memory such as Ray's
+    object store, ``file`` pages of mapped files (libraries, a disk store of images), which the kernel takes back when it needs
+    memory. Where there is no such account (not Linux), ``anon`` is the unique set size and the others are 0.
+
+    Args:
+        pid: of the process; None for this one.
+    """
+    try:
+        lines = Path(f"/proc/{pid or 'self'}/smaps_rollup").read_text().splitlines()
+    except FileNotFoundError:
+        return {"anon": int(psutil.Process(pid).memory_full_info().uss), "shmem": 0, "file": 0}
+    found = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.startswith("Pss_")}
+    return {kind: found[f"Pss_{kind.capitalize()}"] for kind in ("anon", "shmem", "file")}
+
+
+def host_bytes(pid: int | None = None) -> int:
+    """A process's share of the memory of its node that only its end, or swapping, would free: ``anon`` and ``shmem``."""
+    found = parts(pid)
+    return found["anon"] + found["shmem"]
