@@ -19,6 +19,7 @@ LAYERS = [
     ("rotssl.ray_runtime", "rotssl.ray_sweep", "rotssl.ray_preflight", "rotssl.tracking", "rotssl.tracked"),
     ("rotssl.timing",),
     ("rotssl.engine",),
+    ("rotssl.ledger",),
     ("rotssl.runtime",),
     ("rotssl.flops",),
     ("rotssl.pretrainer",),
