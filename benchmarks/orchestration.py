@@ -90,7 +90,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.pairs, args.epochs, args.limit = 1, 3, 1024
-    fields = {"data.name": "fashion-mnist-sample", "encoder.name": args.encoder}
+    fields = {"data.name": "fashion-mnist-sample", "encoder.name": args.encoder, "evaluation.linear": False}
     fields |= {} if args.limit is None else {"data.limit": args.limit}
     found: list[dict[str, Epochs]] = []
     with tempfile.TemporaryDirectory(prefix="rotssl-orchestration-") as scratch:

@@ -97,9 +97,10 @@ def run(command: Command) -> int:
     if command.dry_run:
         check_writable(config.run_dir)
         Record.of(config)
-        from rotssl.flops import estimate
+        from rotssl import flops, prediction
 
-        print(estimate(config, info.train_size))
+        print(flops.estimate(config, info.train_size))
+        print(prediction.report(config, info.train_size, info.labelled))
     if command.print_config or command.dry_run:
         return EXIT_OK
     return pretrain(config)
