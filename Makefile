@@ -49,6 +49,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/methods_sample.py
 	$(BIN)/python benchmarks/asha_sample.py
 	$(BIN)/python benchmarks/sweep_overhead.py
+	$(BIN)/python benchmarks/orchestration.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/cost_model.py
 
 # Needs a Chromium; without one it says so and leaves the picture as it is.
 screenshots: $(STAMP)
