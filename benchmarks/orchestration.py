@@ -11,19 +11,20 @@ up, is left out. Writes benchmarks/results/orchestration_DATE.md and .csv.
 import argparse
 import csv
 import datetime
+import functools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, command_line, commit, machine, median_and_range
+from common import RESULTS, command_line, commit, machine, median_and_range, trainer
 
 from rotssl import journal
 
@@ -77,6 +78,35 @@ def run(name: str, workers: int, epochs: int, fields: Mapping[str, Any], work: P
     return Epochs(wall, training)
 
 
+def parts(fields: Mapping[str, Any], work: Path, repeats: int = 9) -> dict[str, list[float]]:
+    """Seconds of what the end of an epoch consists of, one after the other in this process."""
+    from rotssl import checkpoint, tracking
+    from rotssl.journal import Journal
+
+    engine = trainer({**fields, "storage.path": str(work), "scaling.num_workers": 0})
+    engine.step(*next(engine.batches(0)))  # so that the optimizer has its state
+    uri = tracking.default_uri(str(work))
+    run_id = tracking.open_run(uri, "parts", "parts", None, {}, {}, work / "artifacts")
+    book, tracker = Journal(work / "parts"), tracking.Tracker(uri, run_id)
+    points: journal.Points = {}
+    taken: dict[str, list[float]] = {}
+
+    def timed(part: str, call: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = call()
+        taken.setdefault(part, []).append(time.perf_counter() - started)
+        return result
+
+    for epoch in range(1, repeats + 1):
+        points[epoch] = {f"metric/{i}": float(i) for i in range(17)} | {"cost/epochs": float(epoch)}
+        timed("journal", functools.partial(book.append, epoch, points[epoch]))
+        state = timed("copy of the state", lambda: checkpoint.snapshot(engine.state(1)))
+        timed("writing it", functools.partial(checkpoint.save, state, work / "parts" / checkpoint.name(1)))
+        timed("MLflow", functools.partial(tracker.sync, points))
+    size = (work / "parts" / checkpoint.name(1) / checkpoint.FILE).stat().st_size
+    return {f"{part} ({size / 1e6:.1f} MB)" if part == "writing it" else part: each[1:] for part, each in taken.items()}
+
+
 def main() -> None:
     """Run the pairs and write what they show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,6 +134,7 @@ def main() -> None:
             }
             found.append(taken)
             print(pair, {kind: f"{statistics.median(each.wall):.2f} s" for kind, each in taken.items()}, flush=True)
+        pieces = parts(fields, work)
     lines = [
         f"# What the cluster costs an epoch, {datetime.date.today()}",
         "",
@@ -133,6 +164,12 @@ def main() -> None:
         f"What Ray, reports and MLflow add between two trainings: median {1000 * statistics.median(extra):.0f} ms "
         f"({1000 * min(extra):.0f} to {1000 * max(extra):.0f}), {statistics.median(share):.1%} of an epoch "
         f"({min(share):.1%} to {max(share):.1%}). The ratio of the wall times has the machine's other load in it as well.",
+    ]
+    lines += [
+        "",
+        "The end of an epoch in parts, each alone in one process, ms: "
+        + ", ".join(f"{part} {median_and_range([1000 * s for s in each], '.0f')}" for part, each in pieces.items())
+        + ". The journal and the copy are on the training thread, the others beside it.",
     ]
     print("\n".join(lines))
     if args.quick:

@@ -84,6 +84,12 @@ def test_imports_point_downwards(file):
             assert name == "rotssl" or here <= there, f"{module_name(file)} imports {name} from a layer above its own"
 
 
+def test_no_worker_loads_what_writes_to_mlflow():
+    # Importing mlflow takes seconds, which a worker would spend before its first step; the driver has it open already.
+    for name in ("ray_runtime", "engine", "ledger"):
+        assert not {"rotssl.tracking", "rotssl.tracked"} & set(imported(ROOT / "rotssl" / f"{name}.py"))
+
+
 @pytest.mark.parametrize(("folder", "forbidden"), [("methods", TASKS), ("tasks", METHODS)])
 def test_no_method_names_a_task_and_no_task_a_method(folder, forbidden):
     files = [file for file in (ROOT / "rotssl" / folder).glob("*.py") if file.name != "__init__.py"]
