@@ -52,6 +52,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/data_size.py
 	$(BIN)/python benchmarks/input_wait.py
+	$(BIN)/python benchmarks/orchestration.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/cost_model.py
 
 # Needs a Chromium; without one it says so and leaves the picture as it is.
 screenshots: $(STAMP)

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +89,20 @@ def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     return f"{model}, {os.cpu_count()} cores, no GPU, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def command_line(folders: Sequence[str] = ("--work", "--output")) -> str:
+    """How this script was called, without the options that name folders."""
+    words, kept = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]], []
+    while words:
+        word = words.pop(0)
+        if word in folders:
+            words.pop(0)
+        elif not word.startswith(tuple(f"{folder}=" for folder in folders)):
+            kept.append(word)
+    return shlex.join(["python", *kept])
+
+
+def median_and_range(values: Sequence[float], form: str = ".3f") -> str:
+    """As it stands in the tables: ``1.013 (0.998 to 1.021)``."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"

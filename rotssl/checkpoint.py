@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,30 @@ def name(epoch: int) -> str:
     return f"epoch_{epoch:05d}"
 
 
-def save(state: dict[str, Any], folder: Path) -> None:
-    """Write the state into a folder, whole or not at all."""
-    import torch  # here and in load(): the driver lists checkpoints without paying for this import
+def snapshot(value: Any) -> Any:
+    """A copy of a state in host memory, which what trains on can't change: tensors, in dicts, lists and tuples, and plain values.
 
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{FILE}.part"
+    It takes as much memory as the checkpoint does on disk, and is bit-identical.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: snapshot(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(item) for item in value)
+    return value
+
+
+def save(state: dict[str, Any], folder: Path) -> None:
+    """Write the state into a folder, whole or not at all; what a crash left of it is beside the folder, and overwritten."""
+    import torch  # here, above and in load(): the driver lists checkpoints without paying for this import
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f"{folder.name}.part")
     torch.save(state, part)
+    folder.mkdir(exist_ok=True)
     os.replace(part, folder / FILE)
 
 

@@ -3,13 +3,10 @@
 import dataclasses
 import json
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +22,7 @@ from rotssl.evaluation import KNN_K
 from rotssl.evaluation.protocol import extract, measure
 from rotssl.flops import count_step
 from rotssl.journal import Journal
+from rotssl.ledger import Cost, Ledger
 from rotssl.loader import Loader
 from rotssl.methods.base import StepContext
 from rotssl.models.encoders import save_encoder
@@ -33,18 +31,6 @@ from rotssl.pretrainer import Output, Pretrainer, build_pretrainer, compare_grad
 from rotssl.reporting.pictures import save_views
 from rotssl.runtime import RunFailed, Runtime
 from rotssl.schedules import cosine, learning_rate
-
-
-@dataclass
-class Cost:
-    """What a run has cost so far; cumulative."""
-
-    epochs: int = 0
-    samples: int = 0
-    train_seconds: float = 0.0
-    device_seconds: float = 0.0  # added up, since the number of workers may change from start to start
-    lost_seconds: float = 0.0
-    flops: float = 0.0
 
 
 def precision(config: Config, device: torch.device) -> str:
@@ -85,8 +71,7 @@ class Trainer:
         self.peak_lr = config.optim.lr
         self.loader = Loader(config, splits.train.images, runtime)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
-        self.cost = Cost()
-        self.unfinished = journal.folder / "unfinished"  # epoch (0-based) and seconds spent in it
+        self.ledger = Ledger(journal, runtime)
 
     def facts(self) -> dict[str, str]:
         """What the configuration left open, for the tags of the run."""
@@ -102,7 +87,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "cost": vars(self.cost),
+            "cost": vars(self.ledger.cost),
             "config": json.dumps(cfg.to_dict(self.config)),
         }
 
@@ -111,7 +96,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.cost = Cost(**state["cost"])
+        self.ledger.cost = Cost(**state["cost"])
         return int(state["epoch"])
 
     # --- the loop ----------------------------------------------------------------------------------------------------------
@@ -134,38 +119,34 @@ class Trainer:
                 )
         flops_per_step = count_step(self.config) if self.runtime.rank == 0 else 0.0
         if self.runtime.rank == 0:
-            self._count_lost(done)
+            self.ledger.count_lost(done)
         if done:
             self.runtime.progress({"note": f"going on after epoch {done}"})
         bank = len(self.splits.train.images)
         if self.splits.validation is not None and bank < KNN_K:
             self.runtime.progress({"note": f"kNN with k={bank} in place of {KNN_K}: there are no more training images"})
         end = min(train.epochs, train.stop_after or train.epochs)
-        for epoch in range(done, end):
-            started = time.perf_counter()
-            sums, steps = self._train_epoch(epoch)
-            distributed.follow_first(self.model)
-            metrics = {key: float(value) for key, value in sums.items()}
-            seconds = time.perf_counter() - started
-            metrics["throughput/input_wait"] /= seconds
-            metrics.update(self._memory())
-            self._check_finite(metrics, epoch)
-            metrics.update(self._book(epoch, steps, seconds, flops_per_step))
-            if self._evaluates(epoch):
-                metrics.update(self.evaluate(epoch))
-            self._finish_epoch(epoch, metrics)
+        self.runtime.progress({"facts": self.facts()})
+        with self.ledger:
+            for epoch in range(done, end):
+                started = time.perf_counter()
+                sums, steps = self._train_epoch(epoch)
+                distributed.follow_first(self.model)
+                metrics = {key: float(value) for key, value in sums.items()}
+                seconds = time.perf_counter() - started
+                metrics["throughput/input_wait"] /= seconds
+                metrics.update(self._memory())
+                self._check_finite(metrics, epoch)
+                samples = steps * train.batch_size
+                metrics.update(self.ledger.book(epoch, samples, seconds, steps * flops_per_step))
+                metrics["throughput/images_per_second"] = samples / seconds
+                metrics["optim/lr"] = self.optimizer.param_groups[0]["lr"]
+                if self._evaluates(epoch):
+                    metrics.update(self.evaluate(epoch))
+                event = {"step": (epoch + 1) * self.steps_per_epoch, "total_steps": self.total_steps}
+                self.ledger.finish(epoch, metrics, self.state(epoch + 1), event)
         if end == train.epochs and self.runtime.rank == 0:
             self.export()
-
-    def _count_lost(self, epoch: int) -> None:
-        """Add what a crash cost in the epoch that it cut short, as far as it had been noted (about every second)."""
-        try:
-            cut, seconds = map(float, self.unfinished.read_text().split())
-        except (OSError, ValueError):
-            return
-        if cut == epoch:
-            self.cost.lost_seconds += seconds
-        self.unfinished.unlink(missing_ok=True)
 
     def _train_epoch(self, epoch: int) -> tuple[dict[str, Tensor], int]:
         """One pass over the training images; returns the means over steps and workers, and the number of steps."""
@@ -182,7 +163,8 @@ class Trainer:
             if time.perf_counter() - shown > 0.5 or i == 0:
                 shown = time.perf_counter()
                 if self.runtime.rank == 0:
-                    self.unfinished.write_text(f"{epoch} {shown - started:.1f}")
+                    self.ledger.note(epoch, shown - started)
+                self.ledger.announce()
                 self.runtime.progress({"epoch": epoch, "step": ctx.step + 1, "total_steps": self.total_steps})
         waited = self.loader.waited - waited
         sums["throughput/input_wait"], counts["throughput/input_wait"] = torch.tensor(waited).to(self.runtime.device), 1
@@ -292,25 +274,6 @@ class Trainer:
                 f"every step of epoch {epoch + 1} had a non-finite gradient and was skipped (optim.lr {self.peak_lr:g})"
             )
 
-    def _book(self, epoch: int, steps: int, seconds: float, flops_per_step: float) -> dict[str, float]:
-        """Account for an epoch. One that an earlier start had finished, but not saved, is lost time: its first cost stands."""
-        earlier = self.journal.point(epoch + 1)
-        if earlier is not None:
-            lost = self.cost.lost_seconds + seconds
-            self.cost = Cost(**{key: type(getattr(self.cost, key))(earlier[f"cost/{key}"]) for key in vars(self.cost)})
-            self.cost.lost_seconds = max(lost, self.cost.lost_seconds + seconds)
-        else:
-            self.cost.epochs += 1
-            self.cost.samples += steps * self.config.train.batch_size
-            self.cost.train_seconds += seconds
-            self.cost.device_seconds += seconds * self.runtime.world_size
-            self.cost.flops += steps * flops_per_step
-        return {
-            **{f"cost/{key}": float(value) for key, value in vars(self.cost).items()},
-            "throughput/images_per_second": steps * self.config.train.batch_size / seconds,
-            "optim/lr": self.optimizer.param_groups[0]["lr"],
-        }
-
     # --- evaluation --------------------------------------------------------------------------------------------------------
 
     def _evaluates(self, epoch: int) -> bool:
@@ -345,17 +308,3 @@ class Trainer:
             "std": self.augment.std,
         }
         save_encoder(self.model.encoder, about, self.journal.folder)
-
-    def _finish_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Journal first, then the checkpoint: a crash in between repeats the epoch and finds its point already there."""
-        if self.runtime.rank != 0:
-            self.runtime.report(epoch + 1, metrics, None)
-            return
-        self.journal.append(epoch + 1, metrics)
-        self.unfinished.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(prefix="rotssl-", dir=self.journal.folder) as scratch:
-            checkpoint.save(self.state(epoch + 1), Path(scratch))
-            self.runtime.report(epoch + 1, metrics, Path(scratch))
-        self.journal.publish()  # after the checkpoint: a slow server must not put it at risk
-        step = (epoch + 1) * self.steps_per_epoch
-        self.runtime.progress({"epoch": epoch, "step": step, "total_steps": self.total_steps, "metrics": metrics})

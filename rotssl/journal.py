@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +42,13 @@ class Journal:
 
     Args:
         folder: of the run; made if need be.
-        on_publish: called with all points by publish().
     """
 
     NAME = "metrics.jsonl"
 
-    def __init__(self, folder: Path, on_publish: Callable[[Points], object] | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.path, self.on_publish = folder, folder / self.NAME, on_publish
+        self.folder, self.path = folder, folder / self.NAME
         self._points = read(folder)
 
     def point(self, epoch: int) -> dict[str, float] | None:
@@ -72,11 +71,6 @@ class Journal:
             file.write((b"\n" if torn else b"") + json.dumps({"epoch": epoch, **metrics}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-
-    def publish(self) -> None:
-        """Tell the listener all points."""
-        if self.on_publish is not None:
-            self.on_publish(self._points)
 
 
 def read(folder: Path) -> Points:

@@ -101,10 +101,11 @@ def run(command: Command) -> int:
     if command.dry_run:
         check_writable(config.run_dir)
         Record.of(config)
-        from rotssl.flops import estimate
+        from rotssl import flops, prediction
 
         print(f"# {images}")
-        print(estimate(config, info.train_size))
+        print(flops.estimate(config, info.train_size))
+        print(prediction.report(config, info.train_size, info.labelled))
     if command.print_config or command.dry_run:
         return EXIT_OK
     return pretrain(config)
@@ -174,12 +175,18 @@ def execute(
     record.write("running")
     (folder / "config.yaml").write_text(dump(config))
     try:
-        if workers is None:
-            failed = _run_here(config, tracking.Tracker(record.uri, str(record.run_id)), show, splits)
-        else:
-            from rotssl import ray_runtime
+        with tracking.Follower(tracking.Tracker(record.uri, str(record.run_id)), folder) as follower:
 
-            failed = ray_runtime.fit(config, workers, (record.uri, str(record.run_id)), show, splits)
+            def handle(event: dict[str, Any]) -> None:
+                follower.handle(event)
+                show(event)
+
+            if workers is None:
+                failed = _run_here(config, handle, splits)
+            else:
+                from rotssl import ray_runtime
+
+                failed = ray_runtime.fit(config, workers, handle, splits)
     except KeyboardInterrupt:
         return close(config, record, "interrupted", "interrupted")
     except OSError as error:
@@ -303,9 +310,7 @@ def _check_local_gpu(config: Config) -> None:
         raise ConfigError("scaling.use_gpu: got true, but this machine has no GPU that torch can use")
 
 
-def _run_here(
-    config: Config, tracker: tracking.Tracker, show: Callable[[dict[str, Any]], None], splits: datasets.Splits | None
-) -> str | None:
+def _run_here(config: Config, show: Callable[[dict[str, Any]], None], splits: datasets.Splits | None) -> str | None:
     import torch
 
     from rotssl.engine import Trainer
@@ -315,9 +320,7 @@ def _run_here(
     runtime = LocalRuntime(config.run_dir, torch.device("cuda" if use_gpu else "cpu"), show)
     try:
         splits = splits or datasets.load(config.data, config.evaluation.holdout, lambda line: show({"note": line}))
-        trainer = Trainer(config, splits, runtime, journal.Journal(config.run_dir, tracker.sync))
-        tracker.tag(trainer.facts())
-        trainer.run()
+        Trainer(config, splits, runtime, journal.Journal(config.run_dir)).run()
     except (RunFailed, DataError) as error:
         return str(error)
     return None

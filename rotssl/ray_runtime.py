@@ -12,6 +12,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,10 @@ from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.fields import ConfigError
 from rotssl.journal import Journal
-from rotssl.tracking import Tracker
 
 # Set before Ray starts; Train hands the first one on to its controller and workers.
 _ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the controller's next look: 2 s by default
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the last report waits for the controller's next look: 2 s by default
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -167,16 +167,17 @@ class RayRuntime:
     """The engine's Runtime inside a Ray Train worker.
 
     Args:
+        run_dir: where checkpoints go.
         queue: takes the progress events of rank 0.
     """
 
-    def __init__(self, queue: Any) -> None:
+    def __init__(self, run_dir: Path, queue: Any) -> None:
         import ray.train.torch
 
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.queue = queue
+        self.run_dir, self.queue = run_dir, queue
 
     def wrap(self, model: Any) -> Any:
         """DDP where there are several workers."""
@@ -184,12 +185,30 @@ class RayRuntime:
 
         return data_parallel(model, self.device)
 
-    def report(self, epoch: int, metrics: dict[str, float], folder: Path | None) -> None:
-        """Hand metrics and checkpoint to Ray Train, which copies it to storage.path."""
+    def report(self, epoch: int, metrics: dict[str, float], saved: Future[Path] | None) -> None:
+        """Tell Ray Train, whose own thread hands it on once the checkpoint is there; waits for the other workers."""
         import ray.train
 
-        saved = None if folder is None else ray.train.Checkpoint.from_directory(str(folder))
-        ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=checkpoint.name(epoch))
+        place = (
+            None if saved is None else ray.train.Checkpoint.from_directory(str(self.run_dir / checkpoint.name(epoch)))
+        )
+
+        def upload(there: Any, name: str) -> Any:
+            assert saved is not None
+            saved.result()  # the ledger wrote it to its place in storage.path: nothing is left to be copied
+            return there
+
+        ray.train.report(
+            metrics,
+            checkpoint=place,
+            checkpoint_dir_name=checkpoint.name(epoch),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=False,
+            checkpoint_upload_fn=upload,
+        )
+
+    def prune(self) -> None:
+        """Ray Train does: it deletes what it was told of."""
 
     def progress(self, event: dict[str, Any]) -> None:
         """Send an event to the driver, without waiting."""
@@ -222,16 +241,11 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
         "ignore", message="The given NumPy array is not writable"
     )  # the object store's; nobody writes
     try:
-        runtime = RayRuntime(task["queue"])
+        runtime = RayRuntime(config.run_dir, task["queue"])
         if runtime.rank == 0:
             logging.getLogger("rotssl").addHandler(_Forward(runtime))
         splits = ray.get(task["data"]) if task["data"] is not None else _map_images(config, runtime)
-        tracker = Tracker(*task["tracking"])
-        journal = Journal(config.run_dir, tracker.sync if runtime.rank == 0 else None)
-        trainer = Trainer(config, splits, runtime, journal)
-        if runtime.rank == 0:
-            tracker.tag(trainer.facts())
-        trainer.run()
+        Trainer(config, splits, runtime, Journal(config.run_dir)).run()
     except (RunFailed, DataError) as error:
         return {"failed": str(error)}
     except RayTaskError as error:
@@ -267,7 +281,6 @@ def _map_images(config: Config, runtime: RayRuntime) -> datasets.Splits:
 def fit(
     config: Config,
     workers: Workers,
-    tracking: tuple[str, str],
     show: Callable[[dict[str, Any]], None],
     data: Any = None,
 ) -> str | None:
@@ -276,7 +289,6 @@ def fit(
     Args:
         config: resolved.
         workers: from connected().
-        tracking: MLflow's URI and run id, for rank 0.
         show: takes the progress events, in a thread of its own.
         data: the images in Ray's object store; loaded if None, unless the workers map them from disk.
     """
@@ -295,7 +307,7 @@ def fit(
     data = data or load(config)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": cfg.to_dict(config), "data": data, "queue": queue, "tracking": tracking},
+        train_loop_config={"config": cfg.to_dict(config), "data": data, "queue": queue},
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(config, workers)

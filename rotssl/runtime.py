@@ -1,6 +1,7 @@
 """Who runs the engine: the protocol, and the one that needs nothing but this process."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +25,14 @@ class Runtime(Protocol):
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model as it is called: in DDP where there are several workers."""
 
-    def report(self, epoch: int, metrics: dict[str, float], folder: Path | None) -> None:
-        """Take an epoch's metrics and, on rank 0, the folder of its checkpoint; every rank calls it once an epoch."""
+    def report(self, epoch: int, metrics: dict[str, float], saved: Future[Path] | None) -> None:
+        """Take an epoch (1-based), its metrics and, on rank 0, its checkpoint to come; every rank calls it once an epoch.
+
+        It does not wait for the checkpoint, nor is an error in it its own to raise: the ledger does.
+        """
+
+    def prune(self) -> None:
+        """Delete the checkpoints that are too old; called on rank 0 once a new one is there, in the thread that wrote it."""
 
     def progress(self, event: dict[str, Any]) -> None:
         """Show where the run is."""
@@ -56,10 +63,9 @@ class LocalRuntime:
         """The model itself."""
         return model
 
-    def report(self, epoch: int, metrics: dict[str, float], folder: Path | None) -> None:
-        """Move the checkpoint to its place: a rename within one file system, so that it is there whole or not at all."""
-        assert folder is not None
-        target = self.run_dir / checkpoint.name(epoch)
-        target.mkdir(parents=True, exist_ok=True)
-        (folder / checkpoint.FILE).replace(target / checkpoint.FILE)
+    def report(self, epoch: int, metrics: dict[str, float], saved: Future[Path] | None) -> None:
+        """Nobody else is to be told."""
+
+    def prune(self) -> None:
+        """Keep the newest."""
         checkpoint.prune(self.run_dir, self.keep)

@@ -8,10 +8,13 @@ down costs a warning, never the run: the next epoch, or the next start, sends wh
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from rotssl import journal
 from rotssl.config import default_storage
 from rotssl.fields import ConfigError
 from rotssl.journal import Points
@@ -260,6 +263,40 @@ class Tracker:
                 self._client.set_tag(self.run_id, key, value)
         except Exception as error:  # as above
             log.warning("MLflow tags could not be set (%s)", short(error))
+
+
+class Follower:
+    """Keeps a run in MLflow up with its journal, in a thread of its own, so that no training waits for the store.
+
+    One look at the journal at a time: what comes to it meanwhile goes with the next one, or with the Tracker that closes the
+    run. Leaving the context waits for the look that is under way.
+
+    Args:
+        tracker: of the run; this thread's alone.
+        folder: of the run.
+    """
+
+    def __init__(self, tracker: Tracker, folder: Path) -> None:
+        self.tracker, self.folder = tracker, folder
+        self._pool = ThreadPoolExecutor(1, "tracking")
+        self._look: Future[bool] | None = None
+
+    def __enter__(self) -> "Follower":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+        if kind is None and self._look is not None:
+            self._look.result()  # a journal that could not be read
+
+    def handle(self, event: Mapping[str, Any]) -> None:
+        """Take an event of the engine: its facts become tags; at the end of an epoch there is something to send."""
+        if "facts" in event:
+            self._pool.submit(self.tracker.tag, event["facts"])
+        if "metrics" in event and (self._look is None or self._look.done()):
+            self._look = self._pool.submit(lambda: self.tracker.sync(journal.read(self.folder)))
 
 
 def short(error: Exception) -> str:

@@ -181,10 +181,6 @@ class Group(LocalRuntime):
     def wrap(self, model):
         return distributed.data_parallel(model, self.device)
 
-    def report(self, epoch, metrics, folder):
-        if self.rank == 0:
-            super().report(epoch, metrics, folder)
-
 
 def trainer(config):
     run = Trainer(config, datasets.load(config.data, 0.1), Group(config.run_dir), journal.Journal(config.run_dir))

@@ -17,9 +17,9 @@ LAYERS = [
     ("rotssl.trials",),
     ("rotssl.launch", "rotssl.compare", "rotssl.evaluate", "rotssl.data.preview"),
     ("rotssl.ray_runtime", "rotssl.ray_sweep", "rotssl.ray_preflight", "rotssl.tracking", "rotssl.tracked"),
-    ("rotssl.timing",),
+    ("rotssl.timing", "rotssl.prediction"),
     ("rotssl.engine",),
-    ("rotssl.loader",),
+    ("rotssl.loader", "rotssl.ledger"),
     ("rotssl.runtime",),
     ("rotssl.flops",),
     ("rotssl.pretrainer",),
@@ -82,6 +82,12 @@ def test_imports_point_downwards(file):
             there = layer(name)
             assert name == "rotssl" or there is not None, name
             assert name == "rotssl" or here <= there, f"{module_name(file)} imports {name} from a layer above its own"
+
+
+def test_no_worker_loads_what_writes_to_mlflow():
+    # Importing mlflow takes seconds, which a worker would spend before its first step; the driver has it open already.
+    for name in ("ray_runtime", "engine", "ledger"):
+        assert not {"rotssl.tracking", "rotssl.tracked"} & set(imported(ROOT / "rotssl" / f"{name}.py"))
 
 
 @pytest.mark.parametrize(("folder", "forbidden"), [("methods", TASKS), ("tasks", METHODS)])

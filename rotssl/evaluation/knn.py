@@ -6,9 +6,11 @@ from torch.nn import functional as F
 
 from rotssl.evaluation import KNN_K, KNN_TEMPERATURE
 
+CHUNK_BYTES = 256 << 20  # of similarities at a time, whatever the size of the bank
+
 
 @torch.no_grad()
-def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, chunk: int = 1024) -> float:
+def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor) -> float:
     """Share of the queries whose class has the largest sum of exp(cosine / T) among the k nearest neighbours.
 
     Args:
@@ -16,7 +18,6 @@ def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: T
         bank_labels: (N,) int64.
         queries: (M, D).
         query_labels: (M,) int64.
-        chunk: queries a matrix multiplication.
 
     Returns:
         Accuracy from 0 to 1.
@@ -24,6 +25,7 @@ def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: T
     bank = F.normalize(bank.float(), dim=1).T
     queries = F.normalize(queries.float(), dim=1)
     classes = int(bank_labels.max()) + 1
+    chunk = max(1, CHUNK_BYTES // (bank.shape[1] * bank.element_size()))  # queries a matrix multiplication
     correct = 0
     for rows, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
         similarity, index = (rows @ bank).topk(min(KNN_K, bank.shape[1]), dim=1)

@@ -61,7 +61,7 @@ class ProgressView:
         """Show an event of the engine.
 
         Args:
-            event: ``warning``, a text; or ``note``, likewise; or ``epoch`` (0-based), ``step`` and
+            event: ``warning``, a text; or ``note``, likewise; or ``facts``, not shown; or ``epoch`` (0-based), ``step`` and
                 ``total_steps``, with ``metrics`` at the end of an epoch.
         """
         if "warning" in event:
@@ -69,6 +69,8 @@ class ProgressView:
             return
         if "note" in event:
             self.console.print(event["note"], markup=False)
+            return
+        if "facts" in event:
             return
         step, total = event["step"], event["total_steps"]
         now = time.monotonic()

@@ -1,0 +1,143 @@
+"""The end of an epoch: its cost, its point in the journal, and its checkpoint, written beside the training that goes on."""
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rotssl import checkpoint
+from rotssl.journal import Journal
+from rotssl.runtime import Runtime
+
+
+@dataclass
+class Cost:
+    """What a run has cost so far; cumulative."""
+
+    epochs: int = 0
+    samples: int = 0
+    train_seconds: float = 0.0
+    device_seconds: float = 0.0  # added up, since the number of workers may change from start to start
+    lost_seconds: float = 0.0
+    flops: float = 0.0
+
+
+class Ledger:
+    """Accounts for the epochs of a run and sees that they are kept; one for each worker, of which rank 0's writes.
+
+    An epoch goes to the journal first and then into a checkpoint: a crash in between repeats it and finds its point already
+    there. The checkpoint is written by a thread of its own from a copy of the state, one at a time: the end of the next epoch
+    waits for it. Once it is there the epoch is announced, by the training thread, as whoever is told may end the run.
+
+    Leaving the context waits for the last one; what went wrong with one is raised by the next call of ``announce``.
+
+    Args:
+        journal: of the run.
+        runtime: who runs this.
+    """
+
+    def __init__(self, journal: Journal, runtime: Runtime) -> None:
+        self.journal, self.runtime = journal, runtime
+        self.cost = Cost()
+        self._unfinished = journal.folder / "unfinished"  # epoch (0-based) and seconds spent in it
+        self._pool: ThreadPoolExecutor | None = None
+        self._saving: tuple[Future[Path], dict[str, Any]] | None = None
+
+    def __enter__(self) -> "Ledger":
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._pool is not None
+        self._pool.shutdown()
+        if kind is None:
+            self.announce(wait=True)
+
+    def count_lost(self, epoch: int) -> None:
+        """Add what a crash cost in the epoch that it cut short, as far as it had been noted (about every second).
+
+        Args:
+            epoch: with which the run goes on (0-based); that one, or the one after, whose predecessor was not saved yet.
+        """
+        try:
+            cut, seconds = map(float, self._unfinished.read_text().split())
+        except (OSError, ValueError):
+            return
+        if cut >= epoch:
+            self.cost.lost_seconds += seconds
+        self._unfinished.unlink(missing_ok=True)
+
+    def note(self, epoch: int, seconds: float) -> None:
+        """Note the seconds that an epoch (0-based) has taken so far, for count_lost()."""
+        self._unfinished.write_text(f"{epoch} {seconds:.1f}")
+
+    def book(self, epoch: int, samples: int, seconds: float, flops: float) -> dict[str, float]:
+        """Account for an epoch. One that an earlier start had finished, but not saved, is lost time: its first cost stands.
+
+        Args:
+            epoch: 0-based.
+            samples: images that it trained on, over all workers.
+            seconds: of training.
+            flops: of all workers.
+
+        Returns:
+            The metrics ``cost/...``, cumulative.
+        """
+        earlier = self.journal.point(epoch + 1)
+        if earlier is not None:
+            lost = self.cost.lost_seconds + seconds
+            self.cost = Cost(**{key: type(getattr(self.cost, key))(earlier[f"cost/{key}"]) for key in vars(self.cost)})
+            self.cost.lost_seconds = max(lost, self.cost.lost_seconds + seconds)
+        else:
+            self.cost.epochs += 1
+            self.cost.samples += samples
+            self.cost.train_seconds += seconds
+            self.cost.device_seconds += seconds * self.runtime.world_size
+            self.cost.flops += flops
+        return {f"cost/{key}": float(value) for key, value in vars(self.cost).items()}
+
+    def finish(self, epoch: int, metrics: dict[str, float], state: Mapping[str, Any], event: Mapping[str, Any]) -> None:
+        """Keep an epoch; every worker calls it.
+
+        Args:
+            epoch: 0-based.
+            metrics: its point.
+            state: for the checkpoint; copied before this returns.
+            event: how it is announced.
+
+        Raises:
+            OSError: the disk is full, or the like: here for the journal, of this epoch or of the one before for the checkpoint.
+        """
+        saved = None
+        if self.runtime.rank == 0:
+            assert self._pool is not None
+            self.announce(wait=True)
+            self.journal.append(epoch + 1, metrics)
+            self._unfinished.unlink(missing_ok=True)
+            folder = self.journal.folder / checkpoint.name(epoch + 1)
+            saved = self._pool.submit(self._save, checkpoint.snapshot(state), folder)
+            self._saving = saved, {"epoch": epoch, **event, "metrics": metrics}
+        self.runtime.report(epoch + 1, metrics, saved)
+
+    def _save(self, state: dict[str, Any], folder: Path) -> Path:
+        checkpoint.save(state, folder)
+        self.runtime.prune()
+        return folder
+
+    def announce(self, wait: bool = False) -> None:
+        """Tell of the epoch whose checkpoint was being written, if it is there by now.
+
+        Args:
+            wait: until it is there.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._saving is not None and (wait or self._saving[0].done()):
+            (saved, event), self._saving = self._saving, None
+            saved.result()
+            self.runtime.progress(event)

@@ -1,0 +1,222 @@
+"""How long a run will take on any number of workers, from a few timed steps of one and the FLOPs that torch counts."""
+
+import contextlib
+import functools
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rotssl import config as cfg
+from rotssl import journal
+from rotssl.config import Config
+from rotssl.data.datasets import Splits
+from rotssl.data.images import ImageSet
+from rotssl.engine import Trainer
+from rotssl.evaluation.protocol import extract
+from rotssl.flops import count_step
+from rotssl.runtime import LocalRuntime
+from rotssl.sections import NATIVE_SIDE
+
+WORKERS = (1, 2, 4, 8)
+TIMED = 3  # steps of each size, after one that warms up
+ENOUGH_S = 0.25  # no larger batches are timed once a step takes so long
+# Assumed, in bytes a second: gloo between processes of one machine (0.7 to 0.9 were measured), NCCL between GPUs on PCIe.
+BANDWIDTH = {"cpu": 0.8e9, "cuda": 10e9}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one worker does, on this machine.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        threads: of a CPU worker.
+        precision: of its steps.
+        fixed: seconds of a step whatever its size.
+        each: further seconds for each image.
+        encode: seconds for each image that is encoded for evaluation.
+        matmul: FLOPs a second in the product of two large matrices, at that precision.
+        flops: of a training step, for each image.
+        gradient: bytes that the workers add up in a step.
+    """
+
+    device: str
+    threads: int
+    precision: str
+    fixed: float
+    each: float
+    encode: float
+    matmul: float
+    flops: float
+    gradient: float
+
+    def step(self, images: int) -> float:
+        """Seconds of a step on so many images, without communication."""
+        return self.fixed + self.each * images
+
+    def reduction(self, workers: int) -> float:
+        """Seconds to add up the gradients of so many workers in a ring, none of it hidden behind the backward pass."""
+        return 2 * (workers - 1) / workers * self.gradient / BANDWIDTH[self.device]
+
+    def utilization(self, images: int) -> float:
+        """Share of the matrix-multiply rate that a step on so many images reaches, in counted FLOPs."""
+        return self.flops * images / self.step(images) / self.matmul
+
+
+def matmul_rate(device: torch.device, kind: torch.dtype) -> float:
+    """FLOPs a second in a product of two square matrices, the median of some."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+    return 2 * side**3 / statistics.median(_seconds(lambda: a @ b, device, 7)[2:])
+
+
+def _seconds(call: Callable[[], object], device: torch.device, count: int) -> list[float]:
+    taken = []
+    for _ in range(count):
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+@contextlib.contextmanager
+def _threads(config: Config) -> Iterator[int]:
+    """As many as a worker of the run has; without Ray, all that torch takes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.scaling.cpus_per_worker if config.scaling.num_workers != 0 else before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure(config: Config) -> Speed:
+    """Time steps of growing batches, up to the run's or until one takes a quarter of a second, on made-up images of its size.
+
+    Args:
+        config: resolved.
+    """
+    gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
+    device = torch.device("cuda" if gpu else "cpu")
+    passes = config.train.accumulate
+    parts = config.train.batch_size // passes
+    sizes = [max(2, parts >> k) * passes for k in reversed(range(max(1, parts.bit_length() - 2)))]
+    times: dict[int, float] = {}
+    with tempfile.TemporaryDirectory(prefix="rotssl-prediction-") as folder, _threads(config) as threads:
+        for size in sizes:
+            trainer = _trainer(config, size, folder, device)
+            images, ctx = next(trainer.batches(0))
+            taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1)  # warms up
+            taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1 if taken[0] > 1 else TIMED)
+            times[size] = statistics.median(taken)
+            if times[size] > ENOUGH_S:
+                break
+        fixed, each = line(times)
+        part = trainer.splits.train
+        encoder, augment, layout = trainer.model.encoder, trainer.augment, trainer.layout
+        encode = statistics.median(_seconds(lambda: extract(encoder, part, augment, device, layout), device, 3)[1:])
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.precision, torch.float32)
+        return Speed(
+            device.type,
+            threads,
+            trainer.precision,
+            fixed,
+            each,
+            encode / len(part),
+            matmul_rate(device, kind),
+            count_step(config) / config.train.batch_size,
+            sum(4.0 * p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        )
+
+
+def line(times: dict[int, float]) -> tuple[float, float]:
+    """Seconds of a step whatever its size, and for each image, by its two largest sizes; of one alone, nothing is fixed."""
+    sizes = sorted(times)[-2:]
+    each = times[sizes[-1]] / sizes[-1]
+    if len(sizes) == 2:
+        slope = (times[sizes[1]] - times[sizes[0]]) / (sizes[1] - sizes[0])
+        each = min(each, max(slope, 0.0)) or each
+    return times[sizes[-1]] - each * sizes[-1], each
+
+
+def _trainer(config: Config, size: int, folder: str, device: torch.device) -> Trainer:
+    """An engine whose steps have so many images, made up but of the run's size: nothing is read."""
+    small = {"train.batch_size": size, "storage.path": folder, "scaling.num_workers": 0}
+    small |= {"method.queue_size": size} if getattr(config.method, "queue_size", 0) else {}
+    probe = cfg.replace(config, small)
+    name = config.data.name
+    side = NATIVE_SIDE.get(name, round(1.15 * int(config.data.image_size)))  # as pictures of all sizes are stored
+    shape = size, 1 if name.startswith("fashion-mnist") else 3, side, side
+    images = ImageSet(np.random.default_rng(0).integers(0, 256, shape, np.uint8), None)
+    return Trainer(probe, Splits(images, None, ()), LocalRuntime(probe.run_dir, device), journal.Journal(probe.run_dir))
+
+
+def epoch(config: Config, speed: Speed, train_size: int, workers: int, labelled: bool = True) -> tuple[float, float]:
+    """Seconds of training and of evaluation in an epoch.
+
+    The latter is the encoding of the images, validation taken as the share ``evaluation.holdout``; the classification is small
+    beside it.
+
+    Args:
+        config: resolved.
+        speed: of a worker.
+        train_size: number of training images.
+        workers: among which batches and images to be encoded are divided.
+        labelled: whether there is anything to evaluate by.
+    """
+    steps = train_size // config.train.batch_size
+    training = steps * (speed.step(math.ceil(config.train.batch_size / workers)) + speed.reduction(workers))
+    every = config.evaluation.knn_every
+    encoded = train_size / (1 - config.evaluation.holdout) if every and labelled else 0.0
+    return training, encoded * speed.encode / workers / max(1, every)
+
+
+def report(config: Config, train_size: int, labelled: bool) -> str:
+    """What a run would cost on 1, 2, 4 and 8 workers and on those that were asked for, in lines to print.
+
+    Args:
+        config: resolved.
+        train_size: number of training images.
+        labelled: whether they are.
+    """
+    speed, batch = measure(config), config.train.batch_size
+    place = "GPU" if speed.device == "cuda" else f"CPU worker with {speed.threads} thread{'s' * (speed.threads > 1)}"
+    asked = config.scaling.num_workers
+    counts = sorted({*WORKERS, *([asked] if isinstance(asked, int) and asked else [])})
+    lines = [
+        f"# measured here, one {place}, {speed.precision}: {batch / speed.step(batch):.0f} images/s in training, "
+        f"{speed.flops * batch / speed.step(batch) / 1e9:.3g} GFLOP/s,",
+        f"# which is {speed.utilization(batch):.0%} of its rate in matrix products ({speed.matmul / 1e9:.3g} GFLOP/s)",
+        "# workers  training  evaluation  whole run  device-hours",
+    ]
+    for workers in counts:
+        if batch // workers < 2:
+            continue
+        training, evaluation = epoch(config, speed, train_size, workers, labelled)
+        whole = (training + evaluation) * config.train.epochs
+        shown = f"{training:.3g} s", f"{evaluation:.3g} s", duration(whole), f"{workers * whole / 3600:.3g}"
+        row = "# {:>7}  {:>8}  {:>10}  {:>9}  {:>12}".format(workers, *shown)
+        lines.append(row + " (asked for)" * (workers == asked))
+    rate = BANDWIDTH[speed.device] / 1e9
+    lines += [
+        "# training and evaluation: of an epoch. Assumed: every worker is as fast as this one alone, also beside the others; the",
+        f"# {speed.gradient / 1e6:.3g} MB of gradients are added up at {rate:g} GB/s and not hidden; images are at hand. Not in",
+        "# it: start-up, and what norm: sync and the methods' own exchanges wait for.",
+    ]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3.5 min`` or ``12 h``."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"

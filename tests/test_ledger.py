@@ -1,0 +1,137 @@
+"""The end of an epoch: journal, checkpoint and announcement, and MLflow beside it; what is slow must not hold up what trains."""
+
+import threading
+
+import pytest
+import torch
+
+from rotssl import checkpoint, journal
+from rotssl.ledger import Ledger
+from rotssl.runtime import LocalRuntime
+from rotssl.tracking import Follower
+
+
+class Disk:
+    """torch.save, but as slow as one likes."""
+
+    def __init__(self, monkeypatch):
+        self.free, self.error, self.save = threading.Event(), None, torch.save
+        monkeypatch.setattr(torch, "save", self)
+
+    def __call__(self, state, path):
+        assert self.free.wait(timeout=20)
+        if self.error:
+            raise self.error
+        self.save(state, path)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return Disk(monkeypatch)
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def ledger(tmp_path, told):
+    return Ledger(journal.Journal(tmp_path), LocalRuntime(tmp_path, torch.device("cpu"), told.append))
+
+
+def finish(ledger, epoch, weights):
+    state = {"model": {"w": weights}, "optimizer": {"state": [weights]}, "epoch": epoch + 1}
+    ledger.finish(epoch, {"loss/total": 1.0}, state, {"step": epoch + 1})
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(ledger, disk, told, tmp_path):
+    weights = torch.zeros(3)
+    with ledger:
+        finish(ledger, 0, weights)  # the disk is not free yet
+        weights += 1  # a step of the next epoch
+        ledger.announce()
+        assert told == [] and checkpoint.found(tmp_path) == [] and set(journal.read(tmp_path)) == {1}
+        disk.free.set()
+        ledger.announce(wait=True)
+        assert told == [{"epoch": 0, "step": 1, "metrics": {"loss/total": 1.0}}]
+    (state,) = checkpoint.latest(tmp_path)
+    assert torch.equal(state["model"]["w"], torch.zeros(3)) and torch.equal(
+        state["optimizer"]["state"][0], torch.zeros(3)
+    )
+
+
+def test_leaving_waits_for_the_last_checkpoint_and_two_are_kept(ledger, disk, told, tmp_path):
+    disk.free.set()
+    with ledger:
+        for epoch in range(4):
+            finish(ledger, epoch, torch.ones(1))
+    assert [event["epoch"] for event in told] == [0, 1, 2, 3]
+    assert sorted(path.name for path in tmp_path.glob("epoch_*")) == ["epoch_00003", "epoch_00004"]
+    assert [state["epoch"] for state in checkpoint.latest(tmp_path)] == [4, 3]
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(ledger, disk, told, tmp_path, last):
+    disk.free.set()
+    with pytest.raises(OSError, match="no space"), ledger:
+        finish(ledger, 0, torch.ones(1))
+        ledger.announce(wait=True)
+        disk.error = OSError("no space left")
+        finish(ledger, 1, torch.ones(1))
+        if not last:
+            finish(ledger, 2, torch.ones(1))
+            raise AssertionError("an epoch was finished after one that could not be saved")
+    assert [event["epoch"] for event in told] == [0]
+    assert set(journal.read(tmp_path)) == {1, 2}  # the epoch will be repeated, and find its point
+    assert [state["epoch"] for state in checkpoint.latest(tmp_path)] == [1]
+
+
+def test_what_ends_a_run_is_not_hidden_by_its_last_checkpoint(ledger, disk, told, tmp_path):
+    threading.Timer(0.05, disk.free.set).start()
+    with pytest.raises(KeyboardInterrupt), ledger:
+        finish(ledger, 0, torch.ones(1))
+        raise KeyboardInterrupt
+    assert told == [] and len(checkpoint.found(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("cut", "lost"), [(1, 0.0), (2, 7.5), (3, 7.5)])
+def test_lost_time_counts_in_the_epoch_after_one_that_was_not_saved_too(ledger, cut, lost):
+    ledger.note(cut, 7.5)
+    ledger.count_lost(2)
+    assert ledger.cost.lost_seconds == lost
+    ledger.count_lost(2)
+    assert ledger.cost.lost_seconds == lost
+
+
+class Store:
+    """A Tracker whose store answers when it is told to."""
+
+    def __init__(self):
+        self.answers, self.asked, self.seen, self.tags = threading.Event(), threading.Event(), [], {}
+
+    def sync(self, points):
+        self.asked.set()
+        assert self.answers.wait(timeout=20)
+        self.seen.append(sorted(points))
+        return True
+
+    def tag(self, tags):
+        self.tags |= tags
+
+
+def test_a_store_that_hangs_holds_up_nothing_and_gets_the_rest_later(tmp_path):
+    book, store = journal.Journal(tmp_path), Store()
+    with Follower(store, tmp_path) as follower:
+        follower.handle({"facts": {"device": "cpu"}})
+        for epoch in (1, 2, 3):
+            book.append(epoch, {"loss/total": 1.0})
+            follower.handle({"epoch": epoch - 1, "metrics": {}})
+            assert store.asked.wait(timeout=20)
+        assert store.seen == []
+        store.answers.set()
+    assert store.seen == [[1]] and store.tags == {"device": "cpu"}  # what came meanwhile waits for the next epoch
+    with Follower(store, tmp_path) as follower:
+        follower.handle({"epoch": 2, "metrics": {}})
+        follower.handle({"note": "going on"})
+    assert store.seen == [[1], [1, 2, 3]]

@@ -1,0 +1,100 @@
+"""What a run is predicted to take on any number of workers."""
+
+import dataclasses
+import tempfile
+import time
+
+import pytest
+import torch
+
+from rotssl import prediction
+from rotssl.prediction import Speed, duration, epoch, line
+from tests.test_timing import resolved
+
+SPEED = Speed("cpu", 1, "fp32", fixed=0.1, each=0.01, encode=0.001, matmul=1e9, flops=5e6, gradient=0.8e9)
+
+
+def test_an_epoch_is_its_steps_the_gradients_and_the_encoding():
+    config = resolved(**{"train.batch_size": 32, "evaluation.holdout": 0.2})
+    training, evaluation = epoch(config, SPEED, 520, 1)  # 16 steps; the rest fills no batch
+    assert training == pytest.approx(16 * (0.1 + 32 * 0.01)) and evaluation == pytest.approx(650 * 0.001)
+    # Four workers: a quarter of each batch, a quarter of the images to encode, and 2 x 3/4 of the gradients each second.
+    training, evaluation = epoch(config, SPEED, 520, 4)
+    assert training == pytest.approx(16 * (0.1 + 8 * 0.01 + 1.5)) and evaluation == pytest.approx(650 * 0.001 / 4)
+    every = resolved(**{"evaluation.knn_every": 2, "evaluation.holdout": 0.2})
+    assert epoch(every, SPEED, 520, 1)[1] == pytest.approx(650 * 0.001 / 2)
+    assert epoch(config, SPEED, 520, 1, labelled=False)[1] == 0
+    assert epoch(resolved(**{"evaluation.knn_every": 0}), SPEED, 520, 1)[1] == 0
+
+
+def test_utilization_is_counted_work_over_time_and_rate():
+    assert SPEED.utilization(40) == pytest.approx(40 * 5e6 / 0.5 / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ({8: 9.0, 16: 0.26, 32: 0.42}, (0.1, 0.01)),  # the largest two decide
+        ({32: 0.32}, (0.0, 0.01)),
+        ({16: 0.1, 32: 0.32}, (0.0, 0.01)),  # dearer by the image than in the mean: nothing is fixed
+        ({16: 0.5, 32: 0.32}, (0.0, 0.01)),  # noise: a larger step took less
+    ],
+)
+def test_the_line_through_two_sizes_is_never_negative(times, expected):
+    assert line(times) == pytest.approx(expected)
+
+
+def test_what_is_measured_is_what_steps_take_and_nothing_is_left_on_disk(tmp_path, monkeypatch):
+    def slow(trainer, images, ctx):
+        sizes.append(len(images))
+        time.sleep(0.01 + 0.001 * len(images))
+
+    sizes = []
+    monkeypatch.setattr(prediction.Trainer, "step", slow)
+    monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    threads = torch.get_num_threads()
+    speed = prediction.measure(resolved(**{"train.batch_size": 64, "scaling.num_workers": 2}))
+    assert 0.042 <= speed.step(32) < 0.06 and 0.001 * 0.5 <= speed.each < 0.002 and speed.encode > 0
+    assert sorted(set(sizes)) == [4, 8, 16, 32, 64] and (speed.threads, torch.get_num_threads()) == (1, threads)
+    sizes.clear()
+    monkeypatch.setattr(prediction, "ENOUGH_S", 0.015)
+    prediction.measure(resolved(**{"train.batch_size": 64}))
+    assert sorted(set(sizes)) == [4, 8]  # larger ones would take too long
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["mocov2", "swav", "dino"])
+def test_methods_with_a_memory_and_accumulation_are_measured_too(method, monkeypatch):
+    monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(prediction, "TIMED", 1)
+    passes = 2 if method == "dino" else 1
+    speed = prediction.measure(resolved(**{"method.name": method, "train.accumulate": passes}))
+    assert speed.each > 0 and speed.flops > 0 and speed.gradient > 0
+
+
+def test_the_report_shows_the_workers_that_were_asked_for(monkeypatch):
+    monkeypatch.setattr(prediction, "measure", lambda config: dataclasses.replace(SPEED, gradient=0.0))
+    config = resolved(**{"train.batch_size": 12, "train.epochs": 100, "scaling.num_workers": 3})
+    lines = prediction.report(config, 120, True).splitlines()
+    assert all(text.startswith("# ") and len(text) <= 130 for text in lines)
+    rows = {text.split()[1]: text.split()[2:] for text in lines[3:-3]}
+    assert list(rows) == ["1", "2", "3", "4"]  # of 8 workers each would have one image
+    # 10 steps of 0.1 + 4 x 0.01 s, and 133 images to encode between three; 100 epochs of them on 3 devices.
+    assert rows["3"] == ["1.4", "s", "0.0444", "s", "2.41", "min", "0.12", "(asked", "for)"]
+
+
+def test_durations_are_short():
+    assert [duration(s) for s in (0.5, 119, 120, 7199, 7200, 1e6)] == [
+        "0.5 s",
+        "119 s",
+        "2 min",
+        "120 min",
+        "2 h",
+        "278 h",
+    ]
+
+
+def test_the_rate_of_matrix_products_is_counted_in_flops(monkeypatch):
+    monkeypatch.setattr(prediction, "_seconds", lambda call, device, count: [9.0, 9.0, 0.5, 0.25, 1.0, 0.5, 0.5])
+    assert prediction.matmul_rate(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 0.5)
