@@ -45,6 +45,8 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
+	$(BIN)/python benchmarks/augmentation.py
+	$(BIN)/python benchmarks/end_to_end.py
 	$(BIN)/python benchmarks/convergence_sample.py
 	$(BIN)/python benchmarks/methods_sample.py
 	$(BIN)/python benchmarks/asha_sample.py

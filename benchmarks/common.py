@@ -82,13 +82,14 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip() or "unknown"
 
 
-def machine() -> str:
-    """Processor, cores, torch."""
+def machine(device: str = "cpu") -> str:
+    """Processor, cores, GPU if it is used, torch."""
     import torch
 
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, {os.cpu_count()} cores, no GPU, Python {platform.python_version()}, torch {torch.__version__}"
+    gpu = "no GPU" if device == "cpu" else torch.cuda.get_device_name()
+    return f"{model}, {os.cpu_count()} cores, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def command_line(folders: Sequence[str] = ("--work", "--output")) -> str:

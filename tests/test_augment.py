@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as tvf
-from torchvision.transforms import RandomResizedCrop
+from scipy.stats import ks_2samp
+from torchvision import transforms as T
 
 from rotssl import rng
-from rotssl.data import augment
+from rotssl.data import augment, pixels
 from rotssl.data.augment import Augment, Crop, Crops
 from rotssl.sections import ViewsConfig
 
@@ -32,6 +33,11 @@ def close(a, b, atol=1e-5):
     torch.testing.assert_close(a, b, atol=atol, rtol=0)
 
 
+def crop(images, boxes, flip, size):
+    ticks = augment.crop_grid(boxes, np.array([flip] * len(images)), *images.shape[2:], size)
+    return augment.crop_resize(images, *(torch.from_numpy(axis).float() for axis in ticks))
+
+
 @pytest.mark.parametrize(("height", "width", "size"), [(28, 28, 28), (32, 48, 24), (64, 40, 33)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_crop_resize_is_torchvision_s(height, width, size, flip):
@@ -39,7 +45,7 @@ def test_crop_resize_is_torchvision_s(height, width, size, flip):
     crops = augment.draw_crops(rng.key("crop"), POSITIONS, height, width, (0.05, 1.0))
     crops.top[0], crops.left[0], crops.height[0], crops.width[0] = 0, 0, height, width
     crops.top[1], crops.left[1], crops.height[1], crops.width[1] = height - 1, width - 1, 1, 1
-    ours = augment.crop_resize(images, crops, np.array([flip] * 12), size)
+    ours = crop(images, crops, flip, size)
     for i in range(12):
         box = [int(side[i]) for side in (crops.top, crops.left, crops.height, crops.width)]
         theirs = tvf.resized_crop(images[i], *box, [size, size], antialias=False)
@@ -50,14 +56,14 @@ def test_nothing_outside_of_the_crop_shines_in():
     images = torch.ones(1, 3, 28, 28)
     images[:, :, 5:15, 8:20] = 0.5
     box = Crops(*(np.array([value]) for value in (5, 8, 10, 12)))
-    close(augment.crop_resize(images, box, np.array([False]), 28), torch.full((1, 3, 28, 28), 0.5))
+    close(crop(images, box, False, 28), torch.full((1, 3, 28, 28), 0.5))
 
 
 TVF = {
-    "brightness": (augment.brightness, tvf.adjust_brightness, (0.0, 0.3, 1.0, 1.8)),
-    "contrast": (augment.contrast, tvf.adjust_contrast, (0.0, 0.3, 1.0, 1.8)),
-    "saturation": (augment.saturation, tvf.adjust_saturation, (0.0, 0.3, 1.0, 1.8)),
-    "hue": (augment.hue, tvf.adjust_hue, (-0.5, -0.1, 0.0, 0.07, 0.3, 0.5)),
+    "brightness": (pixels.brightness_, tvf.adjust_brightness, (0.0, 0.3, 1.0, 1.8)),
+    "contrast": (pixels.contrast_, tvf.adjust_contrast, (0.0, 0.3, 1.0, 1.8)),
+    "saturation": (pixels.saturation_, tvf.adjust_saturation, (0.0, 0.3, 1.0, 1.8)),
+    "hue": (pixels.hue_, tvf.adjust_hue, (-0.5, -0.1, 0.0, 0.07, 0.3, 0.5)),
 }
 
 
@@ -70,7 +76,7 @@ def test_each_colour_operation_is_torchvision_s(name):
     for factor in factors:
         # Each sample has a factor of its own; the others' must not touch it.
         each = torch.tensor([factor, *factors[:3]]).view(-1, 1, 1, 1)
-        result = ours(images, each)
+        result = ours(images.clone(), each)
         for image, own, got in zip(images, each.flatten(), result, strict=True):
             close(got, theirs(image, float(own)))
 
@@ -80,14 +86,14 @@ def test_blur_is_torchvision_s(side):
     images = pictures(4, height=side, width=side).float() / 255
     sigma = torch.tensor([0.1, 0.5, 1.3, 2.0])
     kernel = {28: 3, 32: 3, 96: 9}[side]  # a tenth of the side, odd
-    ours = augment.gaussian_blur(images, sigma)
+    ours = pixels.gaussian_blur_(images.clone(), sigma.view(-1, 1, 1, 1))
     for i in range(4):
         close(ours[i], tvf.gaussian_blur(images[i], [kernel, kernel], [float(sigma[i])] * 2))
 
 
 def test_luma_is_torchvision_s():
     images = pictures(4).float() / 255
-    close(augment.luma(images), tvf.rgb_to_grayscale(images))
+    close(pixels.luma(images), tvf.rgb_to_grayscale(images))
 
 
 @pytest.mark.parametrize("scale", [(0.2, 1.0), (0.05, 0.3)])
@@ -98,7 +104,7 @@ def test_crops_are_distributed_as_torchvision_s(scale, height, width):
     ours = np.stack([crops.top, crops.left, crops.height, crops.width], 1).astype(float)
     torch.manual_seed(0)
     image = torch.empty(1, height, width)
-    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)], float)
+    theirs = np.array([T.RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)], float)
     for boxes in (ours, theirs):
         assert (boxes[:, :2] >= 0).all()
         assert (boxes[:, :2] + boxes[:, 2:] <= [height, width]).all()
@@ -117,9 +123,27 @@ def test_crops_are_distributed_as_torchvision_s(scale, height, width):
 @pytest.mark.parametrize(("height", "width"), [(10, 200), (200, 10)])
 def test_a_crop_that_cannot_fit_is_torchvision_s_central_one(height, width):
     crops = augment.draw_crops(0, np.arange(50), height, width, (1.0, 1.0))
-    box = RandomResizedCrop.get_params(torch.empty(1, height, width), [1.0, 1.0], [3 / 4, 4 / 3])
+    box = T.RandomResizedCrop.get_params(torch.empty(1, height, width), [1.0, 1.0], [3 / 4, 4 / 3])
     boxes = np.stack([crops.top, crops.left, crops.height, crops.width], 1)
     np.testing.assert_array_equal(boxes, np.tile(box, (50, 1)))
+
+
+def jitter(x, strengths, p):
+    steps = augment.draw_jitter(rng.key("jitter"), np.arange(len(x)), strengths, p)
+    slices, rows, factors = pixels.sort_steps([steps], coloured=True)
+    return pixels.apply_steps(x.clone(), slices, torch.from_numpy(rows), torch.from_numpy(factors))
+
+
+def test_each_sample_gets_its_own_operations_in_its_own_order():
+    images = pictures(40).float() / 255
+    steps = augment.draw_jitter(rng.key("jitter"), np.arange(40), (0.4, 0.4, 0.4, 0.1), 0.8)
+    theirs = [tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue]
+    expected = list(images)
+    for ops, factors in zip(steps.ops, steps.factors, strict=True):
+        for i, (op, factor) in enumerate(zip(ops, factors, strict=True)):
+            expected[i] = theirs[op](expected[i], factor) if op != pixels.NOTHING else expected[i]
+    assert 0 < (steps.ops == pixels.NOTHING).mean() < 0.5
+    close(jitter(images, (0.4, 0.4, 0.4, 0.1), 0.8), torch.stack(expected))
 
 
 def test_colour_operations_come_in_every_order_equally_often(monkeypatch):
@@ -133,9 +157,9 @@ def test_colour_operations_come_in_every_order_equally_often(monkeypatch):
 
         return operation
 
-    monkeypatch.setattr(augment, "COLOUR_OPS", [spy(name) for name in "bcsh"])
+    monkeypatch.setattr(pixels, "OPS", [spy(name) for name in "bcsh"])
     x = torch.arange(4800.0).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
-    augment.colour_jitter(x, rng.key("jitter"), np.arange(4800), (0.4, 0.4, 0.4, 0.1), 1.0)
+    jitter(x, (0.4, 0.4, 0.4, 0.1), 1.0)
     seen, counts = np.unique(["".join(order) for order in orders.values()], return_counts=True)
     assert len(seen) == 24
     assert ((counts - 200) ** 2 / 200).sum() < 49.7  # chi-squared of 23 degrees of freedom at 0.1%
@@ -147,15 +171,65 @@ def test_jitter_factors_and_probability_are_as_configured(monkeypatch):
     def spy(name):
         return lambda x, factor: seen[name].extend(factor.flatten().tolist()) or x
 
-    monkeypatch.setattr(augment, "COLOUR_OPS", [spy(name) for name in "bcsh"])
+    monkeypatch.setattr(pixels, "OPS", [spy(name) for name in "bcsh"])
     x = torch.zeros(4000, 3, 1, 1)
-    augment.colour_jitter(x, rng.key("jitter"), np.arange(4000), (0.4, 0.0, 1.0, 0.1), 0.8)
+    jitter(x, (0.4, 0.0, 1.0, 0.1), 0.8)
     assert seen["c"] == []
     for name, low, high in (("b", 0.6, 1.4), ("s", 0.0, 2.0), ("h", -0.1, 0.1)):
         assert 0.78 < len(seen[name]) / 4000 < 0.82
         assert low <= min(seen[name]) < low + 0.01 * (high - low)
         assert high >= max(seen[name]) > high - 0.01 * (high - low)
         assert np.mean(seen[name]) == pytest.approx((low + high) / 2, abs=0.02 * (high - low))
+
+
+def crop_measures(x):
+    """Of a picture whose red is the column and whose green is the row: centre and size of the crop, and its mirroring."""
+    left, right, top, bottom = x[:, 0, :, 0].mean(1), x[:, 0, :, -1].mean(1), x[:, 1, 0].mean(1), x[:, 1, -1].mean(1)
+    return [left + right, top + bottom, (right - left).abs(), bottom - top, right - left]
+
+
+def hue_angle(x):
+    red, green, blue = x[:, :, 0, 0].unbind(1)
+    return [torch.atan2(3**0.5 * (green - blue), 2 * red - green - blue)]
+
+
+STATISTICS = {
+    "crop and flip": (
+        T.Compose([T.RandomResizedCrop(16, (0.2, 1.0), antialias=False), T.RandomHorizontalFlip(0.3)]),
+        {"global_scale": (0.2, 1.0), "flip": 0.3},
+        crop_measures,
+    ),
+    "brightness": (T.ColorJitter(0.4), {"jitter": (0.4, 0, 0, 0)}, lambda x: [x.mean((1, 2, 3))]),
+    "contrast": (T.ColorJitter(0, 0.4), {"jitter": (0, 0.4, 0, 0)}, lambda x: [x.flatten(1).std(1)]),
+    "saturation": (
+        T.ColorJitter(0, 0, 1.0),
+        {"jitter": (0, 0, 1, 0)},
+        lambda x: [(x.amax(1) - x.amin(1)).mean((1, 2))],
+    ),
+    "hue": (T.ColorJitter(0, 0, 0, 0.4), {"jitter": (0, 0, 0, 0.4)}, hue_angle),
+    "everything": (
+        T.Compose([T.RandomApply([T.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8), T.RandomGrayscale(0.2)]),
+        {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_p": 0.8, "grayscale": 0.2},
+        lambda x: [*x.mean((2, 3)).unbind(1), x.amax((1, 2, 3)), x.amin((1, 2, 3)), x.std((1, 2, 3)), *hue_angle(x)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_pictures_are_distributed_as_torchvision_s(name):
+    transform, given, measures = STATISTICS[name]
+    count, size = 2000, 16
+    if name == "crop and flip":
+        ramp = torch.arange(24.0).expand(24, 24) * 10
+        picture = torch.stack([ramp, ramp.T, ramp * 0]).byte()
+    else:
+        picture = pictures(1, height=size, width=size)[0]
+    torch.manual_seed(0)
+    theirs = torch.stack([transform(picture.float() / 255) for _ in range(count)])
+    config = replace(PLAIN, **{"jitter_p": float("jitter" in given), **given})
+    ours = views(config, picture.expand(count, -1, -1, -1), size, positions=np.arange(count))[0]
+    for a, b in zip(measures(ours), measures(theirs), strict=True):
+        assert ks_2samp(a.numpy(), b.numpy()).pvalue > 0.001
 
 
 ALL = ViewsConfig(jitter_p=1.0, blur=(1.0, 0.5), solarize=(0.3, 0.0))
@@ -220,7 +294,7 @@ def test_probabilities_zero_one_and_between(name):
 
 def test_blur_takes_every_sigma_and_each_view_has_its_own_probability(monkeypatch):
     seen = []
-    monkeypatch.setattr(augment, "gaussian_blur", lambda x, sigma: seen.append(sigma) or x)
+    monkeypatch.setattr(pixels, "OPS", [*pixels.OPS[: pixels.BLUR], lambda x, sigma: seen.append(sigma.flatten())])
     images = torch.zeros(2000, 1, 4, 4, dtype=torch.uint8)
     views(replace(PLAIN, blur=(1.0, 0.25)), images, 4, positions=np.arange(2000))
     views(PLAIN, images, 4, positions=np.arange(2000))

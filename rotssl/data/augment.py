@@ -7,7 +7,7 @@ for each sample); the parameters are pure functions of (seed, epoch, position), 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rotssl import rng
+from rotssl.data.pixels import BLUR, GRAYSCALE, NOTHING, SOLARIZE, Steps, apply_steps, sort_steps
 from rotssl.rng import Floats, Positions
 from rotssl.sections import ViewsConfig
 
@@ -23,7 +24,6 @@ Mask = npt.NDArray[np.bool_]
 
 RATIO = (3 / 4, 4 / 3)  # of a crop's width to its height
 BLUR_SIGMA = (0.1, 2.0)  # pixels
-LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision's
 
 
 @dataclass(frozen=True)
@@ -65,99 +65,49 @@ def draw_crops(stream: int, positions: Positions, height: int, width: int, scale
     return Crops(top, left, h, w)
 
 
-def _to(device: torch.device, values: Floats | Positions) -> Tensor:
-    kind = torch.long if values.dtype.kind in "iu" else torch.float32
-    return torch.as_tensor(values).to(device=device, dtype=kind, non_blocking=True)
+def _send(device: torch.device, *arrays: npt.NDArray[Any]) -> list[Tensor]:
+    """Host arrays as float32 tensors, in one copy, which the host doesn't wait for."""
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.float32))
+    if device.type == "cuda":
+        flat = flat.pin_memory().to(device, non_blocking=True)
+    parts = flat.split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
-def crop_resize(images: Tensor, crops: Crops, flipped: Mask, size: int) -> Tensor:
-    """Crop, flip and resize bilinearly in one sampling step; no pixel outside of the crop is read.
-
-    Args:
-        images: (B, C, H, W), floating point.
-        crops: the boxes.
-        flipped: (B,) whether to mirror left and right.
-        size: side of the result in pixels.
-
-    Returns:
-        (B, C, size, size).
-    """
-    height, width = images.shape[2:]
+def crop_grid(crops: Crops, flipped: Mask, height: int, width: int, size: int) -> tuple[Floats, Floats]:
+    """Where crop_resize() reads: rows and columns, each (B, size), in grid_sample's units; nothing outside of the crop."""
     centres = (np.arange(size) + 0.5)[None] / size
 
-    def axis(start: Positions, length: Positions, total: int, ticks: Floats) -> Tensor:
+    def axis(start: Positions, length: Positions, total: int, ticks: Floats) -> Floats:
         start, length = start[:, None], length[:, None]
-        pixel = np.clip(start + ticks * length - 0.5, start, start + length - 1)
-        return _to(images.device, (2 * pixel + 1) / total - 1)
+        pixel: Floats = np.clip(start + ticks * length - 0.5, start, start + length - 1)
+        return (2 * pixel + 1) / total - 1
 
     y = axis(crops.top, crops.height, height, centres)
-    x = axis(crops.left, crops.width, width, np.where(flipped[:, None], centres[:, ::-1], centres))
-    grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=3)
-    return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+    return y, axis(crops.left, crops.width, width, np.where(flipped[:, None], centres[:, ::-1], centres))
 
 
-def luma(x: Tensor) -> Tensor:
-    """Brightness of RGB images, (B, 3, H, W) -> (B, 1, H, W); images of one channel are returned as they are."""
-    return x if x.shape[1] == 1 else (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+def crop_resize(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Crop, flip and resize bilinearly in one sampling step.
+
+    Args:
+        images: (B, C, H, W), float32.
+        y: rows to read, (B, S), from crop_grid().
+        x: columns to read, (B, S).
+
+    Returns:
+        (B, C, S, S).
+    """
+    size = y.shape[1]
+    # Pairs of (x, y), written as complex numbers: twice as fast as stack().
+    grid = torch.view_as_real(torch.complex(x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)))
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(other.expand_as(x), x, factor).clamp_(0, 1)
-
-
-def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale towards black; x (B, C, H, W) in [0, 1], factor (B, 1, 1, 1)."""
-    return (x * factor).clamp_(0, 1)
-
-
-def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with each image's mean brightness; shapes as in brightness()."""
-    return _blend(x, luma(x).mean((1, 2, 3), keepdim=True), factor)
-
-
-def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the gray image; shapes as in brightness()."""
-    return _blend(x, luma(x), factor)
-
-
-def hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by ``shift`` of the full circle, (B, 1, 1, 1) in [-0.5, 0.5]; x (B, 3, H, W) in [0, 1]."""
-    red, green, blue = x.unbind(1)
-    value, low = x.amax(1), x.amin(1)
-    chroma = value - low
-    safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
-    sixth = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    sixth = sixth + shift.squeeze(1) * 6
-    # Each channel is value - chroma x a trapezoid of the hue, moved by 5, 3 and 1 sixths for red, green and blue.
-    k = torch.remainder(sixth[:, None] + x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1), 6)
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
-
-
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with a sigma (B,) in pixels for each sample; kernel of a tenth of the side, at least 3, odd."""
-    batch, channels, height, width = x.shape
-    half = max(1, int(0.1 * height) // 2)
-    offsets = torch.arange(-half, half + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-0.5 * (offsets[None] / sigma[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
-    groups = batch * channels
-    flat = F.pad(x.reshape(1, groups, height, width), (half, half, half, half), mode="reflect")
-    flat = F.conv2d(flat, kernel.view(groups, 1, 1, -1), groups=groups)
-    return F.conv2d(flat, kernel.view(groups, 1, -1, 1), groups=groups).view_as(x)
-
-
-COLOUR_OPS = (brightness, contrast, saturation, hue)
-
-
-def colour_jitter(x: Tensor, stream: int, positions: Positions, strengths: tuple[float, ...], p: float) -> Tensor:
+def draw_jitter(stream: int, positions: Positions, strengths: tuple[float, ...], p: float) -> Steps:
     """Brightness, contrast, saturation and hue by random factors, in an order drawn for each sample.
 
     Args:
-        x: (B, 1 or 3, H, W) in [0, 1]; gray images are left alone by saturation and hue, which cannot change them.
         stream: key of the draws.
         positions: (B,).
         strengths: factor ranges 1 +- s for brightness, contrast and saturation; +- s for hue.
@@ -165,19 +115,11 @@ def colour_jitter(x: Tensor, stream: int, positions: Positions, strengths: tuple
     """
     draws = rng.uniform(stream, positions, 9)
     order = np.argsort(draws[:, 1:5], axis=1)
-    touched = draws[:, 0] < p
-    ops = [op for op in range(4) if strengths[op] > 0 and (op < 2 or x.shape[1] == 3)]
     low = np.array([max(0.0, 1 - s) for s in strengths[:3]] + [-strengths[3]])
     high = np.array([1 + s for s in strengths[:3]] + [strengths[3]])
-    factors = low + (high - low) * draws[:, 5:]
-    x = x.clone()
-    for place in range(4):
-        for op in ops:
-            chosen = np.flatnonzero(touched & (order[:, place] == op))
-            if len(chosen):
-                index = _to(x.device, chosen)
-                x[index] = COLOUR_OPS[op](x[index], _to(x.device, factors[chosen, op]).view(-1, 1, 1, 1))
-    return x
+    factors = np.take_along_axis(low + (high - low) * draws[:, 5:], order, 1)
+    touched = (draws[:, :1] < p) & (np.array(strengths) > 0)[order]
+    return Steps(np.where(touched, order, NOTHING).T, factors.T)
 
 
 @dataclass(frozen=True)
@@ -238,8 +180,8 @@ class Augment:
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W) with the data set's mean and deviation taken out."""
-        mean, std = images.new_tensor(self.mean).view(1, -1, 1, 1), images.new_tensor(self.std).view(1, -1, 1, 1)
-        return ((images - mean) / std).expand(-1, 3, -1, -1)
+        mean, std = _send(images.device, *np.array([self.mean, self.std]).reshape(2, 1, -1, 1, 1))
+        return images.sub(mean).div_(std).expand(-1, 3, -1, -1)
 
     def evaluation(self, images: Tensor) -> Tensor:
         """The whole image, resized to the views' side if it has another: uint8 (B, C, H, W) -> (B, 3, size, size)."""
@@ -268,7 +210,7 @@ class Augment:
         )
 
     def _view(self, x: Tensor, crop: Crop, name: tuple[int | str, ...], positions: Positions) -> Tensor:
-        config, device = self.views, x.device
+        config = self.views
 
         def stream(purpose: str) -> int:
             return rng.key(*name, purpose)
@@ -276,20 +218,21 @@ class Augment:
         def chance(purpose: str, p: float) -> Mask:
             return rng.uniform(stream(purpose), positions, 1)[:, 0] < p
 
-        boxes = draw_crops(stream("crop"), positions, x.shape[2], x.shape[3], crop.scale)
-        x = crop_resize(x, boxes, chance("flip", config.flip), crop.size)
-        if config.jitter_p > 0:
-            x = colour_jitter(x, stream("jitter"), positions, config.jitter, config.jitter_p)
-        if config.grayscale > 0 and x.shape[1] == 3:
-            gray = _to(device, chance("grayscale", config.grayscale).astype(np.float64)).view(-1, 1, 1, 1)
-            x = torch.lerp(x, luma(x).expand_as(x), gray)
-        chosen = np.flatnonzero(chance("blur", crop.blur))
-        if len(chosen):
-            low, high = BLUR_SIGMA
-            sigma = low + (high - low) * rng.uniform(stream("sigma"), positions[chosen], 1)[:, 0]
-            index = _to(device, chosen)
-            x[index] = gaussian_blur(x[index], _to(device, sigma))
-        if crop.solarize > 0:
-            turned = _to(device, chance("solarize", crop.solarize).astype(np.float64)).view(-1, 1, 1, 1)
-            x = torch.where((x >= 0.5) & (turned > 0), 1 - x, x)
-        return self.normalize(x)
+        count, channels, height, width = x.shape
+        boxes = draw_crops(stream("crop"), positions, height, width, crop.scale)
+        y_x = crop_grid(boxes, chance("flip", config.flip), height, width, crop.size)
+        steps = [draw_jitter(stream("jitter"), positions, config.jitter, config.jitter_p)]
+        for op, purpose, p in (
+            (GRAYSCALE, "grayscale", config.grayscale),
+            (BLUR, "blur", crop.blur),
+            (SOLARIZE, "solarize", crop.solarize),
+        ):
+            if p > 0:
+                factors = np.ones((1, count))
+                if op == BLUR:
+                    low, high = BLUR_SIGMA
+                    factors = low + (high - low) * rng.uniform(stream("sigma"), positions, 1).T
+                steps.append(Steps(np.where(chance(purpose, p), op, NOTHING)[None], factors))
+        slices, rows, factors = sort_steps(steps, coloured=channels == 3)
+        ticks_y, ticks_x, index, own = _send(x.device, *y_x, rows, factors)
+        return self.normalize(apply_steps(crop_resize(x, ticks_y, ticks_x), slices, index.long(), own))

@@ -1,0 +1,195 @@
+"""Contenders in processes of their own, timed in turn, and an environment for those that are other people's packages.
+
+A contender is a process that answers on its standard output: once, when it has warmed up, with a line of JSON about itself; then,
+to each line with a number n on its standard input, with the seconds that n units of its work took. While one is at work all
+others are stopped (SIGSTOP, with their data loaders' workers): nobody fills queues in another one's time. The order turns from
+round to round.
+"""
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).parent.parent
+PEERS = Path.home() / ".cache" / "rotssl-peers"
+PACKAGES = ("lightly", "kornia")
+
+
+@dataclass
+class Sample:
+    """One answer: seconds on the clock, seconds of processor time of the whole group, share of the cores others used."""
+
+    seconds: float
+    cpu: float
+    foreign: float
+
+
+def serve(make: Callable[[], tuple[Callable[[int], None], dict[str, Any]]], warm_up: int) -> None:
+    """The contender's side: build, warm up, answer until the input ends.
+
+    Args:
+        make: gives a function that does n units of work and waits for the device, and facts to be told.
+        warm_up: units of work before the first answer.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else is printed goes to the log
+    started = time.perf_counter()
+    work, facts = make()
+    built = time.perf_counter()
+    work(warm_up)
+    facts |= {"built": built - started, "warmed_up": time.perf_counter() - built}
+    print(json.dumps(facts), file=answers, flush=True)
+    for line in sys.stdin:
+        started = time.perf_counter()
+        work(int(line))
+        print(json.dumps({"seconds": time.perf_counter() - started}), file=answers, flush=True)
+
+
+class Contender:
+    """The driver's side of a contender.
+
+    Args:
+        name: as in the tables.
+        command: that starts it.
+        threads: of torch.
+        log: file that takes what it prints.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], threads: int, log: Path) -> None:
+        self.name, self.log = name, log
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONPATH": str(ROOT),
+            "LIGHTLY_DID_VERSION_CHECK": "True",  # lightly would ask a server for its newest version
+        }
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log.open("w"),
+            text=True,
+            env=env,
+            start_new_session=True,
+        )
+        self.facts = self._answer()
+        self._signal(signal.SIGSTOP)
+
+    def _pipe(self, pipe: IO[str] | None) -> IO[str]:
+        assert pipe is not None
+        return pipe
+
+    def _signal(self, number: int) -> None:
+        os.killpg(self.process.pid, number)
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._pipe(self.process.stdout).readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended:\n{self.log.read_text()[-3000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _cpu(self) -> float:
+        import psutil
+
+        process = psutil.Process(self.process.pid)
+        times = [each.cpu_times() for each in [process, *process.children(recursive=True)]]
+        return sum(each.user + each.system for each in times)
+
+    def ask(self, units: int) -> Sample:
+        """Let it do some work, alone."""
+        import psutil
+
+        cpu, whole, started = self._cpu(), psutil.cpu_times(), time.perf_counter()
+        self._signal(signal.SIGCONT)
+        pipe = self._pipe(self.process.stdin)
+        pipe.write(f"{units}\n")
+        pipe.flush()
+        seconds = self._answer()["seconds"]
+        self._signal(signal.SIGSTOP)
+        own, after, wall = self._cpu() - cpu, psutil.cpu_times(), time.perf_counter() - started
+        busy = (after.user + after.system) - (whole.user + whole.system)
+        return Sample(seconds, own, max(0.0, busy - own) / wall / (os.cpu_count() or 1))
+
+    def close(self) -> None:
+        """End it, with its workers."""
+        self._signal(signal.SIGCONT)
+        self._pipe(self.process.stdin).close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+
+
+@contextmanager
+def started(commands: dict[str, list[str]], threads: int, folder: Path) -> Iterator[list[Contender]]:
+    """The contenders, one command each, ended when the body does, or when this process is told to end."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+    contenders: list[Contender] = []
+    try:
+        for name, command in commands.items():
+            contenders.append(Contender(name, command, threads, folder / f"{name}.log"))
+            print(f"{name}: {contenders[-1].facts}", flush=True)
+        yield contenders
+    finally:
+        for each in contenders:
+            each.close()
+
+
+def take_turns(contenders: Sequence[Contender], units: dict[str, int], rounds: int) -> dict[str, list[Sample]]:
+    """Samples of each contender, one a round; the order turns."""
+    samples: dict[str, list[Sample]] = {each.name: [] for each in contenders}
+    for i in range(rounds):
+        for j in range(len(contenders)):
+            each = contenders[(i + j) % len(contenders)]
+            sample = each.ask(units[each.name])
+            samples[each.name].append(sample)
+            print(f"round {i + 1}, {each.name}: {sample.seconds:.2f} s, others {sample.foreign:.0%}", flush=True)
+    return samples
+
+
+def shown(values: Sequence[float], digits: int = 2) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def peers(folder: Path) -> Path | None:
+    """Python of the environment with the peers' packages and the versions of torch and torchvision that run here.
+
+    Made by uv where it is missing. None, with the reason on the error output, where it can't be made.
+    """
+    import torch
+    import torchvision
+
+    python = folder / "bin" / "python"
+    same = [f"{each.__name__}=={each.__version__.split('+')[0]}" for each in (torch, torchvision)]
+    uv = Path(sys.executable).parent / "uv"
+    tool = str(uv) if uv.exists() else shutil.which("uv") or "uv"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    install = [tool, "pip", "install", "--quiet", "--python", str(python), *same, *PACKAGES]
+    try:
+        if not python.exists():
+            subprocess.run([tool, "venv", "--quiet", "--python", version, str(folder)], check=True)
+        subprocess.run(install, check=True)  # nothing to do where all is there
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"without peers: {error}", file=sys.stderr)
+        return None
+    return python
+
+
+def versions(python: Path) -> str:
+    """Of the peers' packages."""
+    code = "import importlib.metadata as m, sys; print(', '.join(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
+    command = [str(python), "-c", code, "torch", "torchvision", "pillow", *PACKAGES]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
