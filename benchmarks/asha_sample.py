@@ -12,7 +12,6 @@ import argparse
 import datetime
 import heapq
 import json
-import shlex
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from common import RESULTS, commit, machine, spread
+from common import RESULTS, command, commit, machine, spread
 
 from rotssl import config as cfg
 from rotssl import journal, ray_sweep
@@ -150,7 +149,7 @@ def main() -> None:
     lines = [
         f"# ASHA on a sweep of one budget, {datetime.date.today()}",
         "",
-        f"Command: `{shlex.join(['python', *sys.argv])}`, commit {commit()}.",
+        f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; two trials at a time, one thread each.",
         f"BYOL on fashion-mnist-sample, {args.epochs} epochs, weights {', '.join(f'{w:g}' for w in WEIGHTS)} x {args.seeds} "
         f"seeds ({len(full)} trials); ASHA: reduction factor 2, grace of one epoch, baselines run to the end.",

@@ -12,7 +12,6 @@ import datetime
 import functools
 import itertools
 import os
-import shlex
 import statistics
 import sys
 import tarfile
@@ -21,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paired import PEERS, peers, serve, shown, started, take_turns, versions
+from paired import PEERS, peers, serve, started, take_turns, versions
 
 ABOUT = {
     "v1": "torchvision.transforms on PIL images, a sample at a time",
@@ -143,7 +142,7 @@ def main() -> None:
     if args.serve:
         serve(functools.partial(make, args), warm_up=2)
         return
-    from common import commit, machine
+    from common import command, commit, machine, shown
 
     if args.quick:
         args.rounds, args.batches = 2, args.batches[:1]
@@ -152,8 +151,7 @@ def main() -> None:
     lines = [
         f"# Two views of 32 x 32 colour pictures on one core, {datetime.date.today()}",
         "",
-        f"Command: `{shlex.join(['python', 'benchmarks/augmentation.py', *(w for w in sys.argv[1:] if os.sep not in w)])}`, "
-        f"commit {commit()}.",
+        f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; one thread. Peers: {versions(python) if python else 'none could be installed'}.",
         f"{args.rounds} interleaved rounds, the others stopped meanwhile. Median (range); ratios are of images a second, "
         "within a round; those of CPU time leave out what other processes took. An image is two views of it.",
@@ -177,7 +175,7 @@ def main() -> None:
                 shown([a / b for a, b in zip(rate[name], rate["v1"], strict=True)]) for rate in (speed, by_cpu)
             )
             foreign = statistics.median(each.foreign for each in samples[name])
-            cells = str(batch), "0.5" if blur else "none", name, shown(speed[name], 0), ratio, cpu, f"{foreign:.0%}"
+            cells = str(batch), "0.5" if blur else "none", name, shown(speed[name], ".0f"), ratio, cpu, f"{foreign:.0%}"
             lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"- {name}: {ABOUT[name]}." for name in names)]
     args.output.mkdir(parents=True, exist_ok=True)

@@ -65,15 +65,26 @@ def cifar10_folder(work: Path) -> Path:
     return root
 
 
-def command() -> str:
-    """The command line, without folders."""
-    hidden = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
-    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *hidden])
+def command(folders: Sequence[str] = ("--work", "--output", "--peers", "--root")) -> str:
+    """How this script was called, without the options that name folders."""
+    words, kept = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]], []
+    while words:
+        word = words.pop(0)
+        if word in folders:
+            words.pop(0)
+        elif not word.startswith(tuple(f"{folder}=" for folder in folders)):
+            kept.append(word)
+    return shlex.join(["python", *kept])
 
 
 def spread(values: list[float]) -> str:
     """Mean and range in percent."""
     return f"{100 * statistics.mean(values):.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+
+
+def shown(values: Sequence[float], form: str = ".2f") -> str:
+    """Median and range, as in the tables: ``1.01 (0.99 to 1.02)``."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def commit() -> str:
@@ -90,20 +101,3 @@ def machine(device: str = "cpu") -> str:
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     gpu = "no GPU" if device == "cpu" else torch.cuda.get_device_name()
     return f"{model}, {os.cpu_count()} cores, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def command_line(folders: Sequence[str] = ("--work", "--output")) -> str:
-    """How this script was called, without the options that name folders."""
-    words, kept = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]], []
-    while words:
-        word = words.pop(0)
-        if word in folders:
-            words.pop(0)
-        elif not word.startswith(tuple(f"{folder}=" for folder in folders)):
-            kept.append(word)
-    return shlex.join(["python", *kept])
-
-
-def median_and_range(values: Sequence[float], form: str = ".3f") -> str:
-    """As it stands in the tables: ``1.013 (0.998 to 1.021)``."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"

@@ -18,13 +18,11 @@ import csv
 import datetime
 import multiprocessing
 import os
-import shlex
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
-from common import RESULTS, commit, machine, spread, train, trainer
+from common import RESULTS, command, commit, machine, spread, train, trainer
 
 from rotssl.journal import Points
 from rotssl.reporting.convergence import cost_to_reach, paired_difference
@@ -110,7 +108,7 @@ def main() -> None:
     lines = [
         f"# BYOL with and without rotation on fashion-mnist-sample, {args.epochs} epochs, {datetime.date.today()}",
         "",
-        f"Command: `{shlex.join(['python', *sys.argv])}`, commit {commit()}.",
+        f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; {args.jobs} runs at a time, one thread each. Times are of a shared machine: compare with care.",
         f"{args.seeds} paired seeds; kNN top-1 (k=200, T=0.1) on the 1,000 validation images, last epoch, %: mean (range).",
         "",

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, command_line, commit, machine
+from common import RESULTS, command, commit, machine
 from orchestration import run
 
 # Encoder -> fields of a run whose epochs take some seconds on a CPU core.
@@ -66,7 +66,7 @@ def main() -> None:
     lines = [
         f"# Prediction against measurement, {datetime.date.today()}",
         "",
-        f"Command: `{command_line()}`, commit {commit()}.",
+        f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; shared with others. One thread a worker, BYOL with rotation on fashion-mnist-sample; one",
         f"run each of {args.epochs} epochs, the first left out, median (range). The prediction is the mean of one before the",
         "run and one after.",

@@ -15,7 +15,6 @@ import csv
 import datetime
 import itertools
 import os
-import shlex
 import statistics
 import sys
 import tarfile
@@ -26,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from paired import PEERS, Sample, peers, serve, shown, started, take_turns, versions
+from paired import PEERS, Sample, peers, serve, started, take_turns, versions
 
 Work = tuple[Callable[[int], None], dict[str, Any]]
 ABOUT = {
@@ -309,7 +308,7 @@ def contender(args: argparse.Namespace) -> Work:
 
 def report(args: argparse.Namespace, samples: dict[str, list[Sample]], facts: dict[str, Any], peer: str) -> list[str]:
     """The tables."""
-    from common import commit, machine
+    from common import command, commit, machine, shown
 
     speed = {name: [args.steps * args.batch / each.seconds for each in own] for name, own in samples.items()}
 
@@ -319,11 +318,10 @@ def report(args: argparse.Namespace, samples: dict[str, list[Sample]], facts: di
         return shown([a / b for a, b in zip(speed[name], speed[base], strict=True)])
 
     foreign = [each.foreign for own in samples.values() for each in own]
-    arguments = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
     lines = [
         f"# From JPEG files to updated weights, {datetime.date.today()}",
         "",
-        f"Command: `{shlex.join(['python', 'benchmarks/end_to_end.py', *arguments])}`, commit {commit()}.",
+        f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine(args.device)}. Peers: {peer}.",
         f"BYOL, ResNet-18 with the {args.stem} stem, 32 x 32, batch {args.batch}, heads 512 - {HEADS[0]} - {HEADS[1]}, "
         f"{args.threads} threads, {args.workers} loader workers where there are loaders. {args.rounds} rounds of "
@@ -340,7 +338,7 @@ def report(args: argparse.Namespace, samples: dict[str, list[Sample]], facts: di
         precision = "fp32" if name in ("lightly", "solo") or name.endswith("fp32") else "bf16"
         start = facts[name]["built"] + facts[name]["warmed_up"]
         lines.append(
-            f"| {name} | {shown(speed[name], 0)} | {shown(cpu, 1)} | {ratio(name, 'lightly')} | {ratio(name, 'solo')} "
+            f"| {name} | {shown(speed[name], '.0f')} | {shown(cpu, '.1f')} | {ratio(name, 'lightly')} | {ratio(name, 'solo')} "
             f"| {ratio(name, 'bare-' + precision)} | {start:.1f} |"
         )
     lines += ["", *(f"- {name}: {ABOUT[name]}." for name in samples)]

@@ -18,14 +18,12 @@ import csv
 import datetime
 import multiprocessing
 import os
-import shlex
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common import RESULTS, commit, machine, spread, train
+from common import RESULTS, command, commit, machine, spread, train
 
 from rotssl.journal import Points
 from rotssl.methods import METHODS
@@ -146,7 +144,7 @@ def main() -> None:
     lines = [
         f"# All methods with and without rotation on fashion-mnist-sample, {args.epochs} epochs, {datetime.date.today()}",
         "",
-        f"Command: `{shlex.join(['python', *sys.argv])}`, commit {commit()}.",
+        f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; {args.jobs} runs at a time, one thread each.",
         f"{args.seeds} paired seeds; top-1 on the 1,000 validation images, last epoch, %: mean (range). kNN: k=200, T=0.1.",
         "Gains in points with 95% Student t intervals over the pairs. Rotation: two extra views (the paper's recipe).",

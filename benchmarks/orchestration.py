@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, command_line, commit, machine, median_and_range, trainer
+from common import RESULTS, command, commit, machine, shown, trainer
 
 from rotssl import journal
 
@@ -138,7 +138,7 @@ def main() -> None:
     lines = [
         f"# What the cluster costs an epoch, {datetime.date.today()}",
         "",
-        f"Command: `{command_line()}`, commit {commit()}.",
+        f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; shared with others. {args.pairs} pairs of runs of {args.epochs} epochs, one thread each,",
         "the first epoch left out. BYOL with rotation on fashion-mnist-sample"
         f"{f' ({args.limit} images)' if args.limit else ''}, encoder {args.encoder}, kNN every epoch.",
@@ -156,7 +156,7 @@ def main() -> None:
             statistics.median(getattr(taken["ray"], part)) / statistics.median(getattr(taken["local"], part))
             for taken in found
         ]
-        lines.append(f"| {label} | {cells[0]} | {cells[1]} | {median_and_range(ratios)} |")
+        lines.append(f"| {label} | {cells[0]} | {cells[1]} | {shown(ratios, '.3f')} |")
     extra = [statistics.median(taken["ray"].between) - statistics.median(taken["local"].between) for taken in found]
     share = [value / statistics.median(taken["local"].wall) for value, taken in zip(extra, found, strict=True)]
     lines += [
@@ -168,7 +168,7 @@ def main() -> None:
     lines += [
         "",
         "The end of an epoch in parts, each alone in one process, ms: "
-        + ", ".join(f"{part} {median_and_range([1000 * s for s in each], '.0f')}" for part, each in pieces.items())
+        + ", ".join(f"{part} {shown([1000 * s for s in each], '.0f')}" for part, each in pieces.items())
         + ". The journal and the copy are on the training thread, the others beside it.",
     ]
     print("\n".join(lines))

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -157,11 +156,6 @@ def take_turns(contenders: Sequence[Contender], units: dict[str, int], rounds: i
             samples[each.name].append(sample)
             print(f"round {i + 1}, {each.name}: {sample.seconds:.2f} s, others {sample.foreign:.0%}", flush=True)
     return samples
-
-
-def shown(values: Sequence[float], digits: int = 2) -> str:
-    """Median and range."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def peers(folder: Path) -> Path | None:

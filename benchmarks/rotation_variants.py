@@ -23,16 +23,15 @@ import itertools
 import json
 import multiprocessing
 import os
-import shlex
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import RESULTS, commit, machine, spread, train, trainer
+from common import RESULTS, command, commit, machine, spread, train, trainer
 
 from rotssl import journal
 from rotssl.journal import Points
@@ -274,14 +273,13 @@ def table(studies: Sequence[Study], variants: Sequence[str], metric: str) -> lis
     return lines
 
 
-def report(studies: Sequence[Study], args: argparse.Namespace, options: Mapping[str, Any]) -> None:
+def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
     """Write the tables and the points of all runs."""
     epochs, variants, data = args.epochs, studies[0].variants, studies[0].data
     lines = [
         f"# Forms of the rotation task on {data}, {epochs} epochs, {datetime.date.today()}",
         "",
-        f"Command: `{shlex.join(['python', 'benchmarks/rotation_variants.py', *(f'--{k}={v}' for k, v in options.items())])}`, "
-        f"commit {commit()}.",
+        f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; one thread a run. {args.seeds} paired seeds; top-1 on validation after the last epoch, %: mean "
         "(range); gains in points with 95% Student t intervals over the pairs.",
         f"Encoder small, batch 256, bf16, BatchNorm; 5,000 images. Step: seconds over the plain step's (median of 9 interleaved "
@@ -327,7 +325,6 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     names = ["plain", *(v for v in args.variants.split(";") if v != "plain")]
-    options = {k: v for k, v in vars(args).items() if k in ("data", "epochs", "seeds", "methods") and v}
     with (
         tempfile.TemporaryDirectory() as scratch,
         multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool,
@@ -336,7 +333,7 @@ def main() -> None:
         studies = [Study(args.data, m, args.epochs, seeds, names, work) for m in args.methods.split(",")]
         for study in studies:
             study.run(None if args.report else pool, args.tuning_epochs)
-        report(studies, args, options)
+        report(studies, args)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, command_line, commit, machine, median_and_range
+from common import RESULTS, command, commit, machine, shown
 
 ROOT = RESULTS.parent.parent
 FIELDS = {"data.limit": 512, "train.epochs": 1, "evaluation.knn_every": 0, "evaluation.linear": False}
@@ -180,7 +180,7 @@ def main() -> None:
     lines = [
         f"# From the command to the first step, {datetime.date.today()}",
         "",
-        f"Command: `{command_line()}`, commit {commit()}.",
+        f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; shared with others. Seconds, median (range) of {len(found[args.workers[0]])} starts each, on",
         "a cluster of their own; BYOL with rotation on fashion-mnist-sample; files in the system's cache.",
         "",
@@ -189,7 +189,7 @@ def main() -> None:
     ]
 
     def row(label: str, values: Sequence[Sequence[float]]) -> str:
-        return f"| {label} | " + " | ".join(median_and_range(each, ".1f") for each in values) + " |"
+        return f"| {label} | " + " | ".join(shown(each, ".1f") for each in values) + " |"
 
     lines += [row(part, [[run[part] for run in runs] for runs in found.values()]) for part in (*PARTS, "whole")]
     print("\n".join(lines))

@@ -10,7 +10,6 @@ parts of the rest are read from MLflow's clocks. Writes benchmarks/results/sweep
 
 import argparse
 import datetime
-import shlex
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from common import RESULTS, commit, machine
+from common import RESULTS, command, commit, machine
 
 ROOT = RESULTS.parent.parent
 
@@ -92,7 +91,7 @@ def main() -> None:
     lines = [
         f"# What a sweep costs beside its trials, {datetime.date.today()}",
         "",
-        f"Command: `{shlex.join(['python', *sys.argv])}`, commit {commit()}.",
+        f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; shared with others. Each sweep was run once, from nothing, its cluster included.",
         f"BYOL with rotation on fashion-mnist-sample, {args.epochs} epochs; kNN in the last one only.",
         "",
