@@ -3,6 +3,7 @@
 Everything collective goes through this file, so that methods and tasks never ask how many workers there are.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rotssl.losses import full_precision
 
+# All gradients in one exchange: on CPUs the backward pass has all cores, so that an exchange beside it only takes them away.
+CPU_BUCKET_MB = 10_000
 _alone = False
 
 
@@ -107,8 +110,14 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if world_size() == 1:
         return model
-    devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+    options: dict[str, Any] = {"device_ids": [device]} if device.type == "cuda" else {"bucket_cap_mb": CPU_BUCKET_MB}
+    with warnings.catch_warnings():
+        # torch 2.15 has a new name for broadcast_buffers, which 2.11 does not know.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False, **options)
+    # Of a 1x1 convolution on a channels_last batch: the same numbers in the same order, under another name.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return parallel
 
 
 def follow_first(model: nn.Module) -> None:

@@ -56,7 +56,8 @@ class Trainer:
         torch.use_deterministic_algorithms(train.deterministic)
         self.model: Pretrainer = build_pretrainer(config, device)
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        self.model = self.model.to(memory_format=self.layout)
+        if device.type == "cuda":  # on a CPU the weights' gradients come as NCHW, and would be copied at every step
+            self.model = self.model.to(memory_format=self.layout)
         if train.compile:
             self.model.compile_networks()
         method = self.model.method
