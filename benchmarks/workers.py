@@ -4,8 +4,8 @@
 
 BYOL, ResNet-18 with the imagenet stem, 32 x 32, the same global batch, without augmentation's share taken out: whole steps of
 the engine. Every contender is a process, or two, of its own; the others are stopped while one is at work. Where the difference
-goes: ``apart`` are two workers that never exchange a gradient, ``buckets`` are DDP's (25 MB is its default), ``sync`` is BatchNorm
-over both workers' samples. Writes benchmarks/results/workers_bBATCH_DATE.md.
+goes: ``apart`` are two workers that never exchange a gradient, ``buckets`` are DDP's (25 MB is its default), ``sync`` is
+BatchNorm over both workers' samples. Writes benchmarks/results/workers_bBATCH_DATE.md.
 """
 
 import argparse
