@@ -36,6 +36,7 @@ ABOUT = {
     "bare-bf16": "the same with bf16 autocast",
     "rotssl-fp32": "rotssl's Trainer, lightly's parameters of the views, norm batch, one view a pass; fp32, channels_last",
     "rotssl-bf16": "the same with bf16 autocast",
+    "rotssl-rotation": "the same with bf16 and rotation in place by a shared angle",
     "rotssl-joint": "the same with bf16 and all views in one pass (other BatchNorm statistics)",
 }
 PEERS_OWN = ("lightly", "solo")  # what runs in the peers' environment
@@ -259,6 +260,7 @@ def rotssl(args: argparse.Namespace, form: str) -> Work:
         "method.hidden_dim": hidden,
         "method.out_dim": out,
         "rotation.weight": 0.0,
+        "rotation.mode": "in_place",
         "optim.name": "sgd",
         "optim.lr": 0.06,
         "train.batch_size": args.batch,
@@ -267,8 +269,7 @@ def rotssl(args: argparse.Namespace, form: str) -> Work:
         "scaling.num_workers": 0,
         "storage.path": work_folder,
     }
-    if form == "joint":
-        overrides["model.joint_views"] = True
+    overrides |= {"joint": {"model.joint_views": True}, "rotation": {"rotation.weight": 1.0}}.get(form, {})
     config = cfg.build(overrides)
     info = datasets.inspect(config.data, config.evaluation.holdout)
     config = cfg.resolve(config, info.image_size, info.train_size)
@@ -413,14 +414,10 @@ def main() -> None:
     if args.serve:
         serve(lambda: contender(args), args.warm_up)
         return
-    from rotssl import config as cfg
-
     if args.quick:
         args.steps, args.rounds, args.warm_up = 3, 2, 1
     python = peers(args.peers)
     names = [name for name in ABOUT if python is not None or name != "lightly"]
-    if "model.joint_views" not in cfg.schema():
-        names.remove("rotssl-joint")
     names = [name for name in names if not args.only or name in args.only]
     with tempfile.TemporaryDirectory() as scratch:
         root = args.root or unpack(Path(scratch) / "pictures", args.images)
