@@ -59,7 +59,7 @@ MEANING = {
     "one view": "one extra view",
     "quarter": "two extra views of a quarter of the batch",
     "half resolution": "two extra views at half the side",
-    "quarter, half resolution": "both",
+    "quarter, half resolution": "the same at half the side",
     "joint": "two extra views in one forward with the method's views",
     "independent": "in place, each student view by an angle of its own, the teacher's upright",
     "shared": "in place, all views of an image by one angle",
