@@ -47,6 +47,9 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/augmentation.py
 	$(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python benchmarks/equal_minutes.py
+	$(BIN)/python benchmarks/workers.py
+	$(BIN)/python benchmarks/rotation_variants.py
 	$(BIN)/python benchmarks/convergence_sample.py
 	$(BIN)/python benchmarks/methods_sample.py
 	$(BIN)/python benchmarks/asha_sample.py

@@ -23,11 +23,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from paired import PEERS, Sample, peers, serve, started, take_turns, versions
 
-Work = tuple[Callable[[int], None], dict[str, Any]]
+
+class Work(NamedTuple):
+    """A contender: does so many steps; facts to be told; the network that it trains, and by what."""
+
+    run: Callable[[int], None]
+    facts: dict[str, Any]
+    encoder: Any
+    optimizer: Any
+
+
 ABOUT = {
     "lightly": "lightly's BYOL example: its data set, transforms, heads, loss and EMA; fp32, contiguous",
     "solo": "solo-learn's CIFAR pipeline, rebuilt: bicubic crops, per-sample transforms of torchvision on PIL images, online "
@@ -40,7 +49,7 @@ ABOUT = {
     "rotssl-joint": "the same with bf16 and all views in one pass (other BatchNorm statistics)",
 }
 PEERS_OWN = ("lightly", "solo")  # what runs in the peers' environment
-SCALE, JITTER, HEADS = (0.08, 1.0), (0.4, 0.4, 0.2, 0.1), (1024, 256)
+SCALE, JITTER, HEADS, RATE = (0.08, 1.0), (0.4, 0.4, 0.2, 0.1), (1024, 256), 0.06
 
 
 # --- contenders --------------------------------------------------------------------------------------------------------------
@@ -105,7 +114,7 @@ def lightly(args: argparse.Namespace) -> Work:
     deactivate_requires_grad(teacher_projector)
     criterion = NegativeCosineSimilarity()
     parameters = [*encoder.parameters(), *projector.parameters(), *predictor.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=0.06)
+    optimizer = torch.optim.SGD(parameters, lr=RATE)
     batches = endless(LightlyDataset(str(args.root / "train"), transform=views), args)
 
     def student(x: Any) -> Any:
@@ -128,7 +137,7 @@ def lightly(args: argparse.Namespace) -> Work:
         float(total)
         finish(args.device)
 
-    return work, {}
+    return Work(work, {}, encoder, optimizer)
 
 
 def heads(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -196,7 +205,7 @@ def solo(args: argparse.Namespace) -> Work:
                     theirs.copy_(0.99 * theirs + 0.01 * ours)
         finish(args.device)
 
-    return work, {}
+    return Work(work, {}, encoder, optimizer)
 
 
 def bare(args: argparse.Namespace, precision: str) -> Work:
@@ -209,7 +218,7 @@ def bare(args: argparse.Namespace, precision: str) -> Work:
     teacher, teacher_projector = copy.deepcopy(encoder), copy.deepcopy(projector)
     ours = [*encoder.parameters(), *projector.parameters()]
     theirs = [*teacher.parameters(), *teacher_projector.parameters()]
-    optimizer = torch.optim.SGD([*ours, *predictor.parameters()], lr=0.06, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD([*ours, *predictor.parameters()], lr=RATE, momentum=0.9, weight_decay=5e-4)
     ready = [torch.randn(8, args.batch, 3, 32, 32, device=args.device) for _ in range(2)]
     pool = [
         [view.contiguous(memory_format=torch.channels_last) for view in batch] for batch in zip(*ready, strict=True)
@@ -231,7 +240,7 @@ def bare(args: argparse.Namespace, precision: str) -> Work:
                 torch._foreach_lerp_(theirs, ours, 0.004)
         finish(args.device)
 
-    return work, {}
+    return Work(work, {}, encoder, optimizer)
 
 
 def rotssl(args: argparse.Namespace, form: str) -> Work:
@@ -262,9 +271,9 @@ def rotssl(args: argparse.Namespace, form: str) -> Work:
         "rotation.weight": 0.0,
         "rotation.mode": "in_place",
         "optim.name": "sgd",
-        "optim.lr": 0.06,
+        "optim.lr": RATE,
         "train.batch_size": args.batch,
-        "train.epochs": 1000,
+        "train.epochs": args.epochs,
         "train.precision": "fp32" if form == "fp32" else "bf16",
         "scaling.num_workers": 0,
         "storage.path": work_folder,
@@ -290,7 +299,8 @@ def rotssl(args: argparse.Namespace, form: str) -> Work:
         {key: float(value) for key, value in sums.items()}
         finish(args.device)
 
-    return work, {"decoded": decoded, "images": len(splits.train.images) + len(splits.validation or [])}
+    facts = {"decoded": decoded, "images": len(splits.train.images) + len(splits.validation or [])}
+    return Work(work, facts, trainer.model.encoder, trainer.optimizer)
 
 
 def contender(args: argparse.Namespace) -> Work:
@@ -406,13 +416,14 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=PEERS, help="environment of the peers; made where it is missing")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--warm-up", type=int, default=5, help="steps before the first sample")
+    parser.add_argument("--epochs", type=int, default=1000, help=argparse.SUPPRESS)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.batch = args.batch or (512 if args.device == "cuda" else 128)
     args.stem = args.stem or ("cifar" if args.device == "cuda" else "imagenet")
     if args.serve:
-        serve(lambda: contender(args), args.warm_up)
+        serve(lambda: contender(args)[:2], args.warm_up)
         return
     if args.quick:
         args.steps, args.rounds, args.warm_up = 3, 2, 1

@@ -26,7 +26,7 @@ SWEEP = {
     "train": {"batch_size": 64},
     "tracking": {"experiment": "study"},
 }
-TIMED = ("seconds", "images_per_second")
+TIMED = ("seconds", "images_per_second", "input_wait", "host_bytes")
 
 
 class Ablation:

@@ -1,0 +1,206 @@
+"""kNN after equal minutes of training: lightly's BYOL loop and rotssl's, without and with rotation, on one device.
+
+    python benchmarks/equal_minutes.py [--minutes 10] [--device cuda] [--seeds 1] [--contenders lightly rotssl-bf16]
+
+The contenders of end_to_end.py, one after the other, the first one another in each round. All take SGD with momentum 0.9, weight
+decay 5e-4 and a peak rate of 0.06 that falls along a cosine to the end of their minutes: what differs is how many epochs they
+come to. Start-up and decoding are not in the minutes. Then images a second, what share of the device's matrix-multiply rate the
+counted FLOPs of a step reach, and kNN (k=200, T=0.1) on every tenth of CIFAR-10's training files, held back, by rotssl's
+evaluation for all.
+Writes benchmarks/results/equal_minutes_DEVICE_DATE.md. Needs $ROTSSL_DATA/cifar10-jpeg.tar.gz.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import end_to_end
+from paired import PEERS, ROOT, peers, versions
+
+CONTENDERS = ("lightly", "rotssl-fp32", "rotssl-bf16", "rotssl-rotation")
+MOMENTUM, DECAY = 0.9, 5e-4
+
+
+def train(args: argparse.Namespace) -> None:
+    """The contender's side: train for so many minutes, save the encoder, tell on standard output."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    ours = args.serve.startswith("rotssl")
+    images = sum(1 for _ in (args.root / "train").rglob("*.jpg"))
+    args.epochs = 1000
+    probe = end_to_end.contender(args)
+    probe.run(3)
+    started = time.perf_counter()
+    probe.run(10)
+    step = (time.perf_counter() - started) / 10
+    total = max(10, round(60 * args.minutes / step))
+    work = probe
+    if ours:  # whose schedule is in epochs
+        per_epoch = images // args.batch
+        args.epochs = max(1, round(total / per_epoch))
+        total = args.epochs * per_epoch
+        work = end_to_end.contender(args)
+    for group in work.optimizer.param_groups:
+        group["momentum"] = MOMENTUM
+        if not ours:
+            group["weight_decay"] = DECAY
+    started = time.perf_counter()
+    done = 0
+    while done < total:
+        if not ours:
+            for group in work.optimizer.param_groups:
+                group["lr"] = end_to_end.RATE * (1 + math.cos(math.pi * done / total)) / 2
+        count = min(10, total - done)
+        work.run(count)
+        done += count
+    seconds = time.perf_counter() - started
+    torch.save(work.encoder.state_dict(), args.save)
+    print(json.dumps({"steps": total, "seconds": seconds}))
+
+
+def hold_back(root: Path) -> Path:
+    """Make every tenth training picture one of validation, in place of the test split, which is nobody's to choose by."""
+    shutil.rmtree(root / "val")
+    for folder in sorted((root / "train").iterdir()):
+        (root / "val" / folder.name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[::10]:
+            file.rename(root / "val" / folder.name / file.name)
+    return root
+
+
+def knn(args: argparse.Namespace, name: str, file: Path, splits: Any) -> float:
+    """Top-1 of a saved encoder."""
+    import torch
+
+    from rotssl.data.augment import Augment
+    from rotssl.evaluation.knn import knn_top1
+    from rotssl.evaluation.protocol import extract
+    from rotssl.models.encoders import build_encoder
+    from rotssl.sections import ViewsConfig
+
+    ours = name.startswith("rotssl")
+    encoder = build_encoder("resnet18", args.stem, 32)[0] if ours else end_to_end.backbone(args.stem)
+    encoder.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    device = torch.device(args.device)
+    # The peers' own mean and deviation: ImageNet's, as rotssl takes them for folders.
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    augment = Augment(ViewsConfig(), 32, mean, std, 0)
+    bank, queries = splits
+    features = [extract(encoder.to(device), part, augment, device, torch.contiguous_format) for part in splits]
+    labels = [torch.from_numpy(part.labels).to(device) for part in (bank, queries)]
+    return knn_top1(features[0], labels[0], features[1], labels[1])
+
+
+def flops_an_image(args: argparse.Namespace, rotation: bool) -> float:
+    """Of a training step of rotssl's BYOL, which is lightly's."""
+    from rotssl import config as cfg
+    from rotssl.flops import count_step
+
+    hidden, out = end_to_end.HEADS
+    overrides = {
+        "data.name": "synthetic",
+        "encoder.name": "resnet18",
+        "encoder.stem": args.stem,
+        "method.hidden_dim": hidden,
+        "method.out_dim": out,
+        "rotation.weight": float(rotation),
+        "rotation.mode": "in_place",
+        "train.batch_size": 64,
+    }
+    return count_step(cfg.resolve(cfg.build(overrides), 32, 1024)) / 64
+
+
+def main() -> None:
+    """Train the contenders, evaluate what they trained, write the table."""
+    cores = os.cpu_count() or 1
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--stem", choices=("imagenet", "cifar"), default=None, help="default: imagenet, on a GPU cifar")
+    parser.add_argument("--batch", type=int, default=None, help="images a step; default: 128, on a GPU 512")
+    parser.add_argument("--threads", type=int, default=cores)
+    parser.add_argument("--workers", type=int, default=cores, help="of lightly's data loader")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--contenders", nargs="+", default=CONTENDERS)
+    parser.add_argument("--peers", type=Path, default=PEERS, help="environment of the peers; made where it is missing")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    for name in ("serve", "scratch"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--save", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.batch = args.batch or (512 if args.device == "cuda" else 128)
+    args.stem = args.stem or ("cifar" if args.device == "cuda" else "imagenet")
+    if args.serve:
+        train(args)
+        return
+    import torch
+    from common import cifar10_folder, command, commit, machine, spread
+
+    from rotssl.data import datasets
+    from rotssl.prediction import matmul_rate
+    from rotssl.sections import DataConfig
+
+    python = peers(args.peers)
+    names = [name for name in args.contenders if python is not None or name not in end_to_end.PEERS_OWN]
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}  # epochs, images/s, kNN
+    with tempfile.TemporaryDirectory() as scratch:
+        root = hold_back(cifar10_folder(Path(scratch) / "pictures"))
+        config = DataConfig(name="imagefolder", root=str(root), image_size=32)
+        loaded = datasets.load(config, 0.1)
+        splits = loaded.train, loaded.validation
+        same = ["--device", args.device, "--stem", args.stem, "--batch", args.batch, "--threads", args.threads]
+        same += ["--workers", args.workers, "--minutes", args.minutes, "--root", root, "--scratch", scratch]
+        for seed in range(args.seeds):
+            for k in range(len(names)):
+                name, file = names[(k + seed) % len(names)], Path(scratch) / f"{k}-{seed}.pt"
+                own = python if python is not None and name in end_to_end.PEERS_OWN else sys.executable
+                words = [own, __file__, *same, "--serve", name, "--save", file, "--seed", seed]
+                env = {**os.environ, "PYTHONPATH": str(ROOT), "LIGHTLY_DID_VERSION_CHECK": "True"}
+                done = subprocess.run([*map(str, words)], check=True, stdout=subprocess.PIPE, text=True, env=env)
+                told = json.loads(done.stdout.splitlines()[-1])
+                images = told["steps"] * args.batch
+                row = images / len(loaded.train), images / told["seconds"], knn(args, name, file, splits)
+                found[name].append(row)
+                print(f"{name}, seed {seed}: {row[0]:.1f} epochs, {row[1]:.0f} images/s, kNN {row[2]:.1%}", flush=True)
+    device = torch.device(args.device)
+    rates = {"fp32": matmul_rate(device, torch.float32), "bf16": matmul_rate(device, torch.bfloat16)}
+    lines = [
+        f"# kNN after {args.minutes:g} minutes, {datetime.date.today()}",
+        "",
+        f"Command: `{command()}`, commit {commit()}.",
+        f"Machine: {machine(args.device)}. Peers: {versions(python) if python else 'none could be installed'}.",
+        f"BYOL, ResNet-18 with the {args.stem} stem, CIFAR-10 as JPEG files, batch {args.batch}, {args.seeds} seeds; top-1 on "
+        f"{len(splits[1])} validation images, %: mean (range). FLOPs as torch counts them; rates of square matrix products: "
+        + ", ".join(f"{kind} {rate / 1e12:.3g} TFLOP/s" for kind, rate in rates.items()),
+        "",
+        "| contender | epochs | images/s | of the matrix-multiply rate | kNN |",
+        "|---|---|---|---|---|",
+    ]
+    for name, rows in found.items():
+        epochs, speed, accuracy = (list(column) for column in zip(*rows, strict=True))
+        kind = "fp32" if name in end_to_end.PEERS_OWN or name.endswith("fp32") else "bf16"
+        share = sum(speed) / len(speed) * flops_an_image(args, name == "rotssl-rotation") / rates[kind]
+        shown = f"{sum(epochs) / len(epochs):.1f} | {sum(speed) / len(speed):.0f} | {share:.0%} of {kind} | {spread(accuracy)}"
+        lines.append(f"| {name} | {shown} |")
+    lines += ["", *(f"- {name}: {end_to_end.ABOUT[name]}." for name in names)]
+    args.output.mkdir(parents=True, exist_ok=True)
+    target = args.output / f"equal_minutes_{args.device}_{datetime.date.today()}.md"
+    target.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
