@@ -3,7 +3,8 @@
     python benchmarks/rotation_variants.py [--data fashion-mnist-sample] [--epochs 10] [--seeds 3] [--jobs 2] [--work FOLDER]
         [--methods byol,simclr,simsiam,mocov2,swav] [--variants paper,shared,...] [--report]
 
-For each method, at the learning rate that suits its plain run:
+For each method, at the learning rate that suits its plain run (on the sample that of methods_sample.py and convergence_sample.py,
+else the best of three):
 
 1. Seconds a step of every variant over the plain step: interleaved, in rotated order, medians of paired ratios.
 2. The weight of each variant on its own, with a seed that is none of those in the table.
@@ -70,7 +71,7 @@ MEANING = {
 }
 WEIGHTS = (0.3, 1.0)
 TUNING_SEED = 100
-# The best of the plain run: methods_sample, convergence_sample; on CIFAR-10 of the same three, one seed.
+# The best of the plain run on the sample (methods_sample.py, convergence_sample.py); elsewhere the best of it, half and double.
 RATES = {"byol": 0.24, "simclr": 0.24, "simsiam": 0.06, "mocov2": 0.12, "swav": 0.48}
 DATA: dict[str, dict[str, Any]] = {
     "fashion-mnist-sample": {},
@@ -85,6 +86,7 @@ class Cell(NamedTuple):
 
     data: str
     method: str
+    lr: float
     variant: str
     weight: float
     epochs: int
@@ -99,7 +101,7 @@ def fields(cell: Cell, work: str) -> dict[str, Any]:
         **DATA[cell.data],
         **root,
         "method.name": cell.method,
-        "optim.lr": RATES[cell.method],
+        "optim.lr": cell.lr,
         "rotation.weight": cell.weight,
         **VARIANTS[cell.variant],
         "model.norm": "batch",
@@ -126,7 +128,7 @@ def step_ratios(data: str, method: str, variants: Sequence[str], rounds: int = 9
     with tempfile.TemporaryDirectory() as scratch:
         engines = {}
         for variant in variants:
-            values = fields(Cell(data, method, variant, 1.0, 1, 0), f"{scratch}/{len(engines)}")
+            values = fields(Cell(data, method, RATES[method], variant, 1.0, 1, 0), f"{scratch}/{len(engines)}")
             engine = trainer(values)
             engine.parallel.train()
             engines[variant] = engine, itertools.cycle(itertools.islice(engine.batches(0), 3))
@@ -172,12 +174,13 @@ class Study:
     ) -> None:
         self.data, self.method, self.epochs, self.seeds, self.variants = data, method, epochs, seeds, variants
         self.work, self.runs = work, dict[Cell, Points]()
+        self.lr, self.rates = RATES[method], dict[float, float]()
         self.ratios: dict[str, float] = {}
         self.tuned: dict[str, dict[float, float]] = {}
 
     def cell(self, variant: str, weight: float, epochs: int, seed: int) -> Cell:
         """A run of this study."""
-        return Cell(self.data, self.method, variant, weight, epochs, seed)
+        return Cell(self.data, self.method, self.lr, variant, weight, epochs, seed)
 
     def need(self, cells: Sequence[Cell], pool: Any) -> None:
         """Run what is not there yet; without a pool, only take what is there."""
@@ -194,16 +197,23 @@ class Study:
         """All runs."""
         task = (self.data, self.method, self.variants, self.work)
         self.ratios = pool.apply(timed, (task,)) if pool is not None else timed(task)
+        if self.data != "fashion-mnist-sample":
+            tried = [self.cell("plain", 0.0, tuning_epochs, TUNING_SEED)._replace(lr=f * self.lr) for f in (0.5, 1, 2)]
+            self.need(tried, pool)
+            self.rates = {cell.lr: score(self.runs[cell]) for cell in tried if cell in self.runs}
+            self.lr = max(self.rates, key=lambda lr: self.rates[lr], default=self.lr)
         on = [v for v in self.variants if v != "plain"]
         trial = {(v, w): self.cell(v, w, tuning_epochs, TUNING_SEED) for v in on for w in WEIGHTS}
         self.need([*trial.values()], pool)
         for (v, w), cell in trial.items():
             if cell in self.runs:
                 self.tuned.setdefault(v, {})[w] = score(self.runs[cell])
-        for seed in self.seeds:
-            for v in self.variants:
-                cells = [self.cell(v, self.weight(v), epochs, seed) for epochs in (self.epochs, self.share(v))]
-                self.need(cells if v in self.tuned or v == "plain" else [], pool)
+        known = [v for v in self.variants if v == "plain" or v in self.tuned]
+        lengths = {v: {self.epochs, self.share(v)} for v in known}
+        cells = [
+            self.cell(v, self.weight(v), e, seed) for seed in self.seeds for v in known for e in sorted(lengths[v])
+        ]
+        self.need(cells, pool)
 
     def weight(self, variant: str) -> float:
         """The chosen weight."""
@@ -295,7 +305,7 @@ def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
         lines += table(studies, variants, metric)
     for study in studies:
         for metric in METRICS:
-            lines += ["", f"## {study.method}, lr {RATES[study.method]:g}: {metric}", ""]
+            lines += ["", f"## {study.method}, lr {study.lr:g}: {metric}", ""]
             lines += table([study], variants, metric)
     target = args.output / f"rotation_variants_{data}_{epochs}ep_{datetime.date.today()}"
     args.output.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from rotssl.data.augment import Crop
@@ -25,6 +28,12 @@ class Targets:
     rows: Tensor | None
     count: int
     passes: int = 1
+
+
+def send(device: torch.device, array: npt.NDArray[np.int64]) -> Tensor:
+    """A host array as a tensor on the device; the host doesn't wait for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class Task(nn.Module, ABC):

@@ -12,7 +12,7 @@ from rotssl.models.heads import mlp
 from rotssl.rng import Positions
 from rotssl.schedules import task_weight
 from rotssl.sections import JigsawConfig
-from rotssl.tasks.base import Targets, Task
+from rotssl.tasks.base import Targets, Task, send
 from rotssl.tasks.permutations import permutation_set
 
 # Tiles of 64 pixels in cells of 75, as in section 4.2 of the paper: the gap keeps edges from giving the order away.
@@ -101,9 +101,9 @@ class Jigsaw(Task):
         """The shuffled tiles of the first view, (grid^2 B, 3, t, t) with all images' tiles at the first place first."""
         images = views[0]
         labels, corners, tile = self.layout(images.shape[-1], ctx)
-        tops, lefts = torch.from_numpy(corners.transpose(2, 1, 0).copy()).to(images.device)
+        tops, lefts = send(images.device, corners.transpose(2, 1, 0).copy())
         tiles = normalize(cut(images, tops, lefts, tile))
-        return [tiles], Targets([torch.from_numpy(labels).to(images.device)], None, ctx.batch_size, ctx.passes)
+        return [tiles], Targets([send(images.device, labels)], None, ctx.batch_size, ctx.passes)
 
     def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
         """Cross-entropy averaged over the images of all workers, from the tiles' features (grid^2 B, D); logs the accuracy."""

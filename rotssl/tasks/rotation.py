@@ -16,7 +16,7 @@ from rotssl.models.heads import mlp
 from rotssl.rng import Positions
 from rotssl.schedules import cosine, task_weight
 from rotssl.sections import RotationConfig
-from rotssl.tasks.base import Targets, Task
+from rotssl.tasks.base import Targets, Task, send
 
 
 @functools.cache
@@ -91,7 +91,7 @@ class Rotation(Task):
         device = views[0].device
         fraction = self.fraction(ctx.progress)
         picked = chosen(ctx.positions, fraction)
-        rows = None if fraction == 1 else torch.from_numpy(np.flatnonzero(picked)).to(device)
+        rows = None if fraction == 1 else send(device, np.flatnonzero(picked))
         if not self.in_place:
             views = [view if rows is None else view[rows] for view in views[: self.config.views]]
         if self.config.resolution < 1:
@@ -104,8 +104,8 @@ class Rotation(Task):
                 turned.append(rotate(view.repeat(4, 1, 1, 1), labels[-1]))
                 continue
             turns = self.turns(v, ctx)
-            labels.append(torch.from_numpy(turns[picked]).to(device))
-            turned.append(rotate(view, torch.from_numpy(turns * picked).to(device) if self.in_place else labels[-1]))
+            labels.append(send(device, turns[picked]))
+            turned.append(rotate(view, send(device, turns * picked) if self.in_place else labels[-1]))
         batch = np.arange(ctx.batch_start, ctx.batch_start + ctx.batch_size)
         return turned, Targets(labels, rows, int(chosen(batch, fraction).sum()), ctx.passes)
 
