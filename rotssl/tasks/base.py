@@ -33,7 +33,7 @@ class Targets:
 def send(device: torch.device, array: npt.NDArray[np.int64]) -> Tensor:
     """A host array as a tensor on the device; the host doesn't wait for the copy."""
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Task(nn.Module, ABC):
