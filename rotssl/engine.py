@@ -54,6 +54,8 @@ class Trainer:
         self.config, self.splits, self.runtime, self.journal = config, splits, runtime, journal
         train, device = config.train, runtime.device
         torch.use_deterministic_algorithms(train.deterministic)
+        if device.type == "cpu":
+            memory.keep_freed()
         self.model: Pretrainer = build_pretrainer(config, device)
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         if device.type == "cuda":  # on a CPU the weights' gradients come as NCHW, and would be copied at every step
