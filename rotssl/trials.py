@@ -63,7 +63,7 @@ def trials_of(sweep: Sweep) -> list[Trial]:
         ConfigError: a configuration that can't be run, the data's or their own.
     """
     trials: dict[str, Trial] = {}
-    said: list[str] = []
+    said, places = list[str](), list[str]()
     infos: dict[tuple[Any, float], datasets.DataInfo] = {}
     placed: set[tuple[Any, float]] = set()
     for cell in expand(sweep):
@@ -77,7 +77,7 @@ def trials_of(sweep: Sweep) -> list[Trial]:
         config, info = launch.prepare(asked, infos[key], said.append)
         if key not in placed:
             placed.add(key)
-            said.append(datasets.place(config.data, config.evaluation.holdout, info, here=False))
+            places.append(datasets.place(config.data, config.evaluation.holdout, info, here=False))
         every, epochs = config.evaluation.knn_every, config.train.epochs
         if sweep.settings.scheduler != "none" and not 0 < every <= max(1, epochs - 1):
             raise ConfigError(
@@ -88,6 +88,7 @@ def trials_of(sweep: Sweep) -> list[Trial]:
         trials.setdefault(str(config.tracking.run_name), Trial(config, cell.label, info.train_size))
     for line in dict.fromkeys(said):
         print(line, file=sys.stderr)
+    print(*places, sep="\n")
     return list(trials.values())
 
 
