@@ -40,13 +40,23 @@ class Output:
 
 
 def encode(encoder: nn.Module, views: list[Tensor], joint: bool) -> list[Tensor]:
-    """Features of each view, in one pass over all neighbours of one resolution or in one pass a view."""
-    if not joint:
-        return [encoder(view) for view in views]
+    """Features of each view, neighbours of one size in one pass where that may be.
+
+    Args:
+        encoder: any network.
+        views: each (n, ...).
+        joint: whether views of a size are one batch to BatchNorm. Otherwise each is one of its own: in one pass with its
+            neighbours all the same where the network can tell them apart.
+    """
     features: list[Tensor] = []
-    for _, group in groupby(views, key=lambda view: view.shape[1:]):
+    apart = not joint and distributed.can_tell_views_apart(encoder)
+    for _, group in groupby(views, key=lambda view: view.shape[1:] if joint else view.shape):
         alike = list(group)
-        features += encoder(torch.cat(alike)).split([len(view) for view in alike])
+        if len(alike) == 1 or not (joint or apart):
+            features += [encoder(view) for view in alike]
+            continue
+        with distributed.statistics_apart(len(alike)) if apart else nullcontext():
+            features += encoder(torch.cat(alike)).split([len(view) for view in alike])
     return features
 
 

@@ -133,8 +133,9 @@ def passes(overrides):
     ],
 )
 def test_views_share_a_pass_where_asked_for_and_mean_the_same_without_batch_statistics(
-    tmp_path, fields, apart, together
+    tmp_path, monkeypatch, fields, apart, together
 ):
+    monkeypatch.setattr(distributed, "can_tell_views_apart", lambda network: False)
     given = {"folder": tmp_path, "method": "byol", "model.norm": "group", **fields}
     separate, sizes = passes(given)
     assert sizes == apart
@@ -143,6 +144,33 @@ def test_views_share_a_pass_where_asked_for_and_mean_the_same_without_batch_stat
     torch.testing.assert_close(joint, separate, rtol=1e-12, atol=1e-12)
     extra, _ = passes({**given, "rotation.joint": False})
     torch.testing.assert_close(joint, extra, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["byol", "simsiam", "swav"])
+@pytest.mark.parametrize("norm", ["batch", "sync", "group"])
+def test_views_in_one_pass_come_out_as_in_a_pass_each(tmp_path, monkeypatch, norm, method):
+    exchanges = []
+    monkeypatch.setattr(distributed, "_all_reduce", lambda sums: exchanges.append(len(sums)) or sums)
+
+    def step():
+        with arithmetic(torch.float64):
+            config = make_config(tmp_path, method, **{"model.norm": norm, "model.joint_views": False})
+            model = build_pretrainer(config, CPU)
+            views, ctx = batch(config, model)
+            sizes = []
+            model.encoder.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+            exchanges.clear()
+            out = model(views.map(lambda view: view.double()), ctx)
+            out.loss.backward()
+            grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            return sizes, len(exchanges), out.logs | grads | dict(model.named_buffers())
+
+    sizes, count, ours = step()
+    monkeypatch.setattr(distributed, "can_tell_views_apart", lambda network: False)
+    apart, count_apart, theirs = step()
+    assert apart == [16, 16, 16, 16] and sizes == (apart if norm == "batch" else [32, 32])
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert count_apart > 10 and count < 0.6 * count_apart if norm == "sync" else count == 0
 
 
 def test_extra_views_are_the_method_s_at_a_lower_resolution(tmp_path):
