@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from rotssl import config as cfg
 from rotssl import journal
@@ -28,6 +29,8 @@ TIMED = 3  # steps of each size, after one that warms up
 ENOUGH_S = 0.25  # no larger batches are timed once a step takes so long
 # Assumed, in bytes a second: gloo between processes of one machine (0.7 to 0.9 were measured), NCCL between GPUs on PCIe.
 BANDWIDTH = {"cpu": 0.8e9, "cuda": 10e9}
+# Assumed, in seconds: what an exchange of a layer's statistics keeps workers waiting; on CPUs as benchmarks/workers.py found.
+WAIT = {"cpu": 2e-3, "cuda": 5e-5}
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Speed:
         matmul: FLOPs a second in the product of two large matrices, at that precision.
         flops: of a training step, for each image.
         gradient: bytes that the workers add up in a step.
+        exchanges: of BatchNorm's statistics in a step.
     """
 
     device: str
@@ -55,14 +59,16 @@ class Speed:
     matmul: float
     flops: float
     gradient: float
+    exchanges: int
 
     def step(self, images: int) -> float:
         """Seconds of a step on so many images, without communication."""
         return self.fixed + self.each * images
 
-    def reduction(self, workers: int) -> float:
-        """Seconds to add up the gradients of so many workers in a ring, none of it hidden behind the backward pass."""
-        return 2 * (workers - 1) / workers * self.gradient / BANDWIDTH[self.device]
+    def communication(self, workers: int) -> float:
+        """Seconds in which so many workers add up a step's gradients, in a ring after the backward pass, and its statistics."""
+        gradients = 2 * (workers - 1) / workers * self.gradient / BANDWIDTH[self.device]
+        return gradients + (self.exchanges * WAIT[self.device] if workers > 1 else 0.0)
 
     def utilization(self, images: int) -> float:
         """Share of the matrix-multiply rate that a step on so many images reaches, in counted FLOPs."""
@@ -114,7 +120,8 @@ def measure(config: Config) -> Speed:
         for size in sizes:
             trainer = _trainer(config, size, folder, device)
             images, ctx = next(trainer.batches(0))
-            taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1)  # warms up
+            with _exchanges(trainer, config.model.norm) as exchanges:
+                taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1)  # warms up
             taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1 if taken[0] > 1 else TIMED)
             times[size] = statistics.median(taken)
             if times[size] > ENOUGH_S:
@@ -134,7 +141,21 @@ def measure(config: Config) -> Speed:
             matmul_rate(device, kind),
             count_step(config) / config.train.batch_size,
             sum(4.0 * p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            sum(exchanges),
         )
+
+
+@contextlib.contextmanager
+def _exchanges(trainer: Trainer, norm: str) -> Iterator[list[int]]:
+    """What several workers would exchange within the body: one forward, and one backward where there are gradients."""
+    found: list[int] = []
+    layers = [m for m in trainer.model.modules() if norm == "sync" and isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    hooks = [m.register_forward_hook(lambda _, args, out: found.append(1 + out.requires_grad)) for m in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def line(times: dict[int, float]) -> tuple[float, float]:
@@ -173,7 +194,7 @@ def epoch(config: Config, speed: Speed, train_size: int, workers: int, labelled:
         labelled: whether there is anything to evaluate by.
     """
     steps = train_size // config.train.batch_size
-    training = steps * (speed.step(math.ceil(config.train.batch_size / workers)) + speed.reduction(workers))
+    training = steps * (speed.step(math.ceil(config.train.batch_size / workers)) + speed.communication(workers))
     every = config.evaluation.knn_every
     encoded = train_size / (1 - config.evaluation.holdout) if every and labelled else 0.0
     return training, encoded * speed.encode / workers / max(1, every)
@@ -208,8 +229,9 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
     rate = BANDWIDTH[speed.device] / 1e9
     lines += [
         "# training and evaluation: of an epoch. Assumed: every worker is as fast as this one alone, also beside the others; the",
-        f"# {speed.gradient / 1e6:.3g} MB of gradients are added up at {rate:g} GB/s and not hidden; images are at hand. Not in",
-        "# it: start-up, and what norm: sync and the methods' own exchanges wait for.",
+        f"# {speed.gradient / 1e6:.3g} MB of gradients are added up at {rate:g} GB/s and not hidden; images are at hand; each of",
+        f"# {speed.exchanges} exchanges of BatchNorm's statistics takes {1000 * WAIT[speed.device]:g} ms. Not in it: start-up, "
+        "and the methods' own exchanges.",
     ]
     return "\n".join(lines)
 

@@ -7,11 +7,11 @@ import time
 import pytest
 import torch
 
-from rotssl import prediction
+from rotssl import distributed, prediction
 from rotssl.prediction import Speed, duration, epoch, line
 from tests.test_timing import resolved
 
-SPEED = Speed("cpu", 1, "fp32", fixed=0.1, each=0.01, encode=0.001, matmul=1e9, flops=5e6, gradient=0.8e9)
+SPEED = Speed("cpu", 1, "fp32", fixed=0.1, each=0.01, encode=0.001, matmul=1e9, flops=5e6, gradient=0.8e9, exchanges=0)
 
 
 def test_an_epoch_is_its_steps_the_gradients_and_the_encoding():
@@ -71,6 +71,22 @@ def test_methods_with_a_memory_and_accumulation_are_measured_too(method, monkeyp
     passes = 2 if method == "dino" else 1
     speed = prediction.measure(resolved(**{"method.name": method, "train.accumulate": passes}))
     assert speed.each > 0 and speed.flops > 0 and speed.gradient > 0
+
+
+@pytest.mark.parametrize(
+    ("norm", "method"), [("sync", "byol"), ("sync", "simclr"), ("batch", "byol"), ("group", "byol")]
+)
+def test_exchanges_are_those_that_a_step_makes(monkeypatch, norm, method):
+    seen = []
+    monkeypatch.setattr(distributed, "_all_reduce", lambda sums: seen.append(len(sums)) or sums)
+    monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(prediction, "TIMED", 1)
+    monkeypatch.setattr(prediction, "ENOUGH_S", 0)
+    speed = prediction.measure(resolved(**{"model.norm": norm, "method.name": method}))  # two steps of the least size
+    assert 2 * speed.exchanges == len(seen) and (speed.exchanges > 10) == (norm == "sync")
+    with_wait = dataclasses.replace(SPEED, exchanges=10)
+    assert with_wait.communication(1) == SPEED.communication(1) == 0
+    assert with_wait.communication(2) - SPEED.communication(2) == pytest.approx(10 * prediction.WAIT["cpu"])
 
 
 def test_the_report_shows_the_workers_that_were_asked_for(monkeypatch):
