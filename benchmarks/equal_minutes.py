@@ -195,8 +195,8 @@ def main() -> None:
         kind = "fp32" if name in end_to_end.PEERS_OWN or name.endswith("fp32") else "bf16"
         share = sum(speed) / len(speed) * flops_an_image(args, name == "rotssl-rotation") / rates[kind]
         taken = f"{min(minutes):.1f} to {max(minutes):.1f}"
-        shown = f"{sum(epochs) / len(epochs):.1f} | {taken} | {sum(speed) / len(speed):.0f} | {share:.0%} of {kind} | {spread(accuracy)}"
-        lines.append(f"| {name} | {shown} |")
+        shown = f"{sum(epochs) / len(epochs):.1f} | {taken} | {sum(speed) / len(speed):.0f} | {share:.0%} of {kind}"
+        lines.append(f"| {name} | {shown} | {spread(accuracy)} |")
     lines += ["", *(f"- {name}: {end_to_end.ABOUT[name]}." for name in names)]
     args.output.mkdir(parents=True, exist_ok=True)
     target = args.output / f"equal_minutes_{args.device}_{datetime.date.today()}.md"
