@@ -155,7 +155,7 @@ def main() -> None:
 
     python = peers(args.peers)
     names = [name for name in args.contenders if python is not None or name not in end_to_end.PEERS_OWN]
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}  # epochs, images/s, kNN
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}  # epochs, minutes, images/s, kNN
     with tempfile.TemporaryDirectory() as scratch:
         root = hold_back(cifar10_folder(Path(scratch) / "pictures"))
         config = DataConfig(name="imagefolder", root=str(root), image_size=32)
@@ -172,9 +172,10 @@ def main() -> None:
                 done = subprocess.run([*map(str, words)], check=True, stdout=subprocess.PIPE, text=True, env=env)
                 told = json.loads(done.stdout.splitlines()[-1])
                 images = told["steps"] * args.batch
-                row = images / len(loaded.train), images / told["seconds"], knn(args, name, file, splits)
+                minutes, speed = told["seconds"] / 60, images / told["seconds"]
+                row = images / len(loaded.train), minutes, speed, knn(args, name, file, splits)
                 found[name].append(row)
-                print(f"{name}, seed {seed}: {row[0]:.1f} epochs, {row[1]:.0f} images/s, kNN {row[2]:.1%}", flush=True)
+                print(f"{name}, seed {seed}: {row[0]:.1f} epochs, {speed:.0f} images/s, kNN {row[3]:.1%}", flush=True)
     device = torch.device(args.device)
     rates = {"fp32": matmul_rate(device, torch.float32), "bf16": matmul_rate(device, torch.bfloat16)}
     lines = [
@@ -186,15 +187,16 @@ def main() -> None:
         f"{len(splits[1])} validation images, %: mean (range). FLOPs as torch counts them; rates of square matrix products: "
         + ", ".join(f"{kind} {rate / 1e12:.3g} TFLOP/s" for kind, rate in rates.items()),
         "",
-        "| contender | epochs | images/s | of the matrix-multiply rate | kNN |",
-        "|---|---|---|---|---|",
+        "| contender | epochs | minutes taken | images/s | of the matrix-multiply rate | kNN |",
+        "|---|---|---|---|---|---|",
     ]
     for name, rows in found.items():
-        epochs, speed, accuracy = (list(column) for column in zip(*rows, strict=True))
+        epochs, minutes, speed, accuracy = (list(column) for column in zip(*rows, strict=True))
         kind = "fp32" if name in end_to_end.PEERS_OWN or name.endswith("fp32") else "bf16"
         share = sum(speed) / len(speed) * flops_an_image(args, name == "rotssl-rotation") / rates[kind]
-        shown = f"{sum(epochs) / len(epochs):.1f} | {sum(speed) / len(speed):.0f} | {share:.0%} of {kind} | {spread(accuracy)}"
-        lines.append(f"| {name} | {shown} |")
+        taken = f"{min(minutes):.1f} to {max(minutes):.1f}"
+        shown = f"{sum(epochs) / len(epochs):.1f} | {taken} | {sum(speed) / len(speed):.0f} | {share:.0%} of {kind}"
+        lines.append(f"| {name} | {shown} | {spread(accuracy)} |")
     lines += ["", *(f"- {name}: {end_to_end.ABOUT[name]}." for name in names)]
     args.output.mkdir(parents=True, exist_ok=True)
     target = args.output / f"equal_minutes_{args.device}_{datetime.date.today()}.md"

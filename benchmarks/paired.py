@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -123,7 +123,8 @@ class Contender:
     def close(self) -> None:
         """End it, with its workers."""
         self._signal(signal.SIGCONT)
-        self._pipe(self.process.stdin).close()
+        with suppress(BrokenPipeError):  # it ended while it was asked
+            self._pipe(self.process.stdin).close()
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -136,14 +137,12 @@ def started(commands: dict[str, list[str]], threads: int, folder: Path) -> Itera
     """The contenders, one command each, ended when the body does, or when this process is told to end."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     contenders: list[Contender] = []
-    try:
+    with ExitStack() as stack:  # which closes all, whatever goes wrong with one: the others would stay stopped for ever
         for name, command in commands.items():
             contenders.append(Contender(name, command, threads, folder / f"{name}.log"))
+            stack.callback(contenders[-1].close)
             print(f"{name}: {contenders[-1].facts}", flush=True)
         yield contenders
-    finally:
-        for each in contenders:
-            each.close()
 
 
 def take_turns(contenders: Sequence[Contender], units: dict[str, int], rounds: int) -> dict[str, list[Sample]]:

@@ -75,7 +75,7 @@ def watch_engine(clock: Clock) -> None:
     clock.note("torch and engine imported", start, time.time())
     clock.wrap(engine, "build_pretrainer", "model and optimizer")
     clock.wrap(engine, "build_optimizer", "model and optimizer")
-    clock.wrap(engine, "count_step", "FLOPs counted")
+    clock.wrap(engine, "count_ends", "FLOPs counted")
     clock.wrap(engine.Trainer, "step", "step")
     clock.wrap(distributed, "data_parallel", "DDP")
 

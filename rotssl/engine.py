@@ -20,7 +20,7 @@ from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits, normalization
 from rotssl.evaluation import KNN_K
 from rotssl.evaluation.protocol import extract, measure
-from rotssl.flops import count_step
+from rotssl.flops import count_ends
 from rotssl.journal import Journal
 from rotssl.ledger import Cost, Ledger
 from rotssl.loader import Loader
@@ -120,7 +120,7 @@ class Trainer:
                 raise RunFailed(
                     f"storage.path: the workers see different checkpoints ({seen.tolist()}); it must be shared by all nodes"
                 )
-        flops_per_step = count_step(self.config) if self.runtime.rank == 0 else 0.0
+        flops = count_ends(self.config) if self.runtime.rank == 0 else (0.0, 0.0)
         if self.runtime.rank == 0:
             self.ledger.count_lost(done)
         if done:
@@ -141,6 +141,7 @@ class Trainer:
                 metrics.update(self._memory())
                 self._check_finite(metrics, epoch)
                 samples = steps * train.batch_size
+                flops_per_step = cosine(*flops, (epoch + 0.5) / train.epochs)
                 metrics.update(self.ledger.book(epoch, samples, seconds, steps * flops_per_step))
                 metrics["throughput/images_per_second"] = samples / seconds
                 metrics["optim/lr"] = self.optimizer.param_groups[0]["lr"]

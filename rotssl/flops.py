@@ -12,7 +12,7 @@ from rotssl.methods.base import StepContext
 from rotssl.pretrainer import build_pretrainer
 
 
-def count_step(config: Config) -> float:
+def count_step(config: Config, progress: float = 0.0) -> float:
     """FLOPs of one step of the whole group of workers: student, teacher and tasks, forward and backward.
 
     Two a multiply-add, as torch counts them: convolutions and matrix products; augmentation, norms and optimizer are not
@@ -20,6 +20,7 @@ def count_step(config: Config) -> float:
 
     Args:
         config: resolved.
+        progress: of the run, from 0 to 1.
     """
     assert config.data.image_size != "auto"
     batch, side = config.train.batch_size, config.data.image_size
@@ -27,7 +28,7 @@ def count_step(config: Config) -> float:
     with distributed.alone(), meta:
         model = build_pretrainer(cfg.replace(config, {"model.norm": "batch"}), meta)
     count = config.views.global_count
-    ctx = StepContext(config.train.seed, 0, 0, 0.0, np.arange(batch), 0, batch, count)
+    ctx = StepContext(config.train.seed, 0, 0, progress, np.arange(batch), 0, batch, count)
     augment = Augment(config.views, side, (0.0,), (1.0,), config.train.seed, model.own_crops())
 
     def empty(crop: Crop) -> torch.Tensor:
@@ -43,6 +44,12 @@ def count_step(config: Config) -> float:
     return float(counter.get_total_flops())
 
 
+def count_ends(config: Config) -> tuple[float, float]:
+    """FLOPs of the first step and of the last; in between they follow the share of rotated images, along a cosine."""
+    first = count_step(config)
+    return first, first if config.rotation.fraction_end is None else count_step(config, 1.0)
+
+
 def estimate(config: Config, train_size: int) -> str:
     """What a run would cost, in lines to print.
 
@@ -51,7 +58,7 @@ def estimate(config: Config, train_size: int) -> str:
         train_size: number of training images.
     """
     steps = train_size // config.train.batch_size * config.train.epochs
-    flops = count_step(config)
+    flops = sum(count_ends(config)) / 2  # the mean along a cosine
     return (
         f"# {steps} steps of {config.train.batch_size} images over {config.train.epochs} epochs\n"
         f"# {flops / config.train.batch_size:.3g} FLOPs an image, {flops * steps:.3g} FLOPs in all"

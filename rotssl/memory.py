@@ -23,17 +23,17 @@ def parts(pid: int | None = None) -> dict[str, int]:
 
     Sums over processes so count every page once. ``anon`` is what processes allocate, ``shmem`` shared memory such as Ray's
     object store, ``file`` pages of mapped files (libraries, a disk store of images), which the kernel takes back when it needs
-    memory. Where there is no such account (not Linux), ``anon`` is the unique set size and the others are 0.
+    memory. Where there is no such account (not Linux, or one before 5.4), ``anon`` is the unique set size and the others are 0.
 
     Args:
         pid: of the process; None for this one.
     """
     try:
         lines = Path(f"/proc/{pid or 'self'}/smaps_rollup").read_text().splitlines()
-    except FileNotFoundError:
+        found = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.startswith("Pss_")}
+        return {kind: found[f"Pss_{kind.capitalize()}"] for kind in ("anon", "shmem", "file")}
+    except (OSError, KeyError):
         return {"anon": int(psutil.Process(pid).memory_full_info().uss), "shmem": 0, "file": 0}
-    found = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.startswith("Pss_")}
-    return {kind: found[f"Pss_{kind.capitalize()}"] for kind in ("anon", "shmem", "file")}
 
 
 def host_bytes(pid: int | None = None) -> int:
@@ -46,9 +46,12 @@ def keep_freed() -> None:
     """Have this process keep the memory that it frees, for its next allocation.
 
     glibc maps every large block anew and gives it back when it is freed, so that each step of a training on a CPU would ask the
-    kernel for its activations page by page. Blocks over 1 GiB still go back. Without glibc nothing changes.
+    kernel for its activations page by page. Blocks over 1 GiB still go back, with an old glibc that refuses so much
+    those over 32 MiB. Without glibc nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 1 << 30)
+        # Refused, it must be a lower one: the last call fixes the threshold where it is, at 128 KiB, far below where it would go.
+        if not mallopt(_MMAP_THRESHOLD, 1 << 30):
+            mallopt(_MMAP_THRESHOLD, 32 << 20)
         mallopt(_TRIM_THRESHOLD, -1)

@@ -114,12 +114,14 @@ def measure(config: Config) -> Speed:
     device = torch.device("cuda" if gpu else "cpu")
     passes = config.train.accumulate
     parts = config.train.batch_size // passes
-    sizes = [max(2, parts >> k) * passes for k in reversed(range(max(1, parts.bit_length() - 2)))]
+    share = min(config.rotation.fraction, config.rotation.fraction_end or 1.0) if config.rotation.weight > 0 else 1.0
+    least = min(parts, math.ceil(2 / share))  # two rotated images a pass, as the task's head normalises over them
+    sizes = sorted({max(least, parts >> k) * passes for k in range(max(1, parts.bit_length() - 2))})
     times: dict[int, float] = {}
     with tempfile.TemporaryDirectory(prefix="rotssl-prediction-") as folder, _threads(config) as threads:
         for size in sizes:
             trainer = _trainer(config, size, folder, device)
-            images, ctx = next(trainer.batches(0))
+            images, ctx = next(trainer.batches(1))  # the run's first step writes a picture, and compares gradients
             with _exchanges(trainer, config.model.norm) as exchanges:
                 taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1)  # warms up
             taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1 if taken[0] > 1 else TIMED)

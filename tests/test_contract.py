@@ -125,9 +125,10 @@ def test_every_parameter_gets_a_gradient(tmp_path, method, task):
         assert grad is not None and grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("norm", ["batch", "sync"])
 @pytest.mark.parametrize("method", MULTI_CROP)
-def test_local_views_take_part(tmp_path, method):
-    config = make_config(tmp_path, method, **{"views.local_count": 2})
+def test_local_views_take_part(tmp_path, method, norm):
+    config = make_config(tmp_path, method, **{"views.local_count": 2, "model.norm": norm})
     model = build_pretrainer(config, CPU)
     views, ctx = batch(config, model)
     assert [tuple(view.shape[2:]) for view in views.local] == [(7, 7), (7, 7)]
@@ -136,11 +137,11 @@ def test_local_views_take_part(tmp_path, method):
     leaf = views.local[1].requires_grad_()
     model(views, ctx).loss.backward()
     assert leaf.grad.abs().sum() > 0
-    rotated = [(16, 3, 16, 16)] * 2
-    if model.method.joint_views:  # one pass a resolution
-        assert passes == [(32, 3, 16, 16), (32, 3, 7, 7), *rotated]
+    together, apart = [(32, 3, 16, 16), (32, 3, 7, 7)], [(16, 3, 16, 16)] * 2 + [(16, 3, 7, 7)] * 2
+    if norm == "sync":  # one pass a resolution, whose views have statistics of their own if the method says so
+        assert passes == [*together, together[0]]
     else:
-        assert passes == [(16, 3, 16, 16)] * 2 + [(16, 3, 7, 7)] * 2 + rotated
+        assert passes == [*(together if model.method.joint_views else apart), *apart[:2]]
 
 
 @every

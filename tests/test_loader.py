@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,3 +174,26 @@ def test_freed_memory_is_kept():
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert faults("keep") < 0.1 * faults("give back")
+
+
+def test_an_allocator_that_refuses_a_high_threshold_gets_its_own_highest(monkeypatch):
+    asked = []
+
+    def mallopt(name, value):
+        asked.append((name, value))
+        return int(name != memory._MMAP_THRESHOLD or value <= 32 << 20)  # as older versions of glibc
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    memory.keep_freed()
+    assert asked[-2:] == [(memory._MMAP_THRESHOLD, 32 << 20), (memory._TRIM_THRESHOLD, -1)]
+
+
+@pytest.mark.parametrize("text", ["00-ff ---p 00000000 00:00 0 [rollup]\nRss: 12 kB\nPss: 8 kB\n", None])
+def test_a_kernel_without_the_parts_of_pss_is_no_reason_to_fail(monkeypatch, text):
+    def read(path):
+        if text is None:
+            raise PermissionError(path)
+        return text
+
+    monkeypatch.setattr(memory.Path, "read_text", read)
+    assert memory.host_bytes() > 1 << 20

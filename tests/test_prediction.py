@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from rotssl import distributed, prediction
+from rotssl import distributed, engine, prediction
 from rotssl.prediction import Speed, duration, epoch, line
 from tests.test_timing import resolved
 
@@ -114,3 +114,21 @@ def test_durations_are_short():
 def test_the_rate_of_matrix_products_is_counted_in_flops(monkeypatch):
     monkeypatch.setattr(prediction, "_seconds", lambda call, device, count: [9.0, 9.0, 0.5, 0.25, 1.0, 0.5, 0.5])
     assert prediction.matmul_rate(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 0.5)
+
+
+def test_no_timed_step_writes_a_picture_or_compares_gradients(monkeypatch):
+    written = []
+    monkeypatch.setattr(engine, "save_views", lambda *args: written.append("views.png"))
+    monkeypatch.setattr(engine, "encoder_gradients", lambda *args: written.append("gradients") or {})
+    monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(prediction, "TIMED", 1)
+    prediction.measure(resolved(**{"tasks.log_gradients_every": 50}))
+    assert written == []
+
+
+@pytest.mark.parametrize("fields", [{"rotation.fraction": 0.25}, {"rotation.fraction_end": 0.1}])
+def test_each_timed_step_has_two_rotated_images_or_more(fields, monkeypatch):
+    monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(prediction, "TIMED", 1)
+    speed = prediction.measure(resolved(**{"train.batch_size": 64, "model.norm": "batch", **fields}))
+    assert speed.each > 0

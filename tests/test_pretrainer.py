@@ -265,3 +265,17 @@ def test_each_image_turns_by_its_own_angle(layout):
     images, turns = torch.randn(8, 3, 5, 5).contiguous(memory_format=layout), torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
     expected = torch.stack([torch.rot90(image, k, (1, 2)) for image, k in zip(images, turns.tolist(), strict=True)])
     assert torch.equal(rotate(images, turns), expected)
+
+
+def test_the_flops_of_a_run_follow_the_share_of_rotated_images(tmp_path):
+    def flops(**fields):
+        given = {"data.limit": 32, "train.epochs": 2, "evaluation.knn_every": 0, **fields}
+        run = trainer(make_config(tmp_path / str(len(list(tmp_path.iterdir()))), "byol", **given))
+        run.run()
+        return [run.journal.point(epoch)["cost/flops"] for epoch in (1, 2)]
+
+    whole, quarter = flops(), flops(**{"rotation.fraction": 0.25})
+    falling = flops(**{"rotation.fraction_end": 0.25})
+    assert whole[0] > falling[0] > falling[1] - falling[0] > quarter[0]
+    # Along a cosine the mean over a run is that of its ends.
+    assert falling[1] == pytest.approx((whole[1] + quarter[1]) / 2)
