@@ -1,4 +1,4 @@
-"""How long a run will take on any number of workers, from a few timed steps of one and the FLOPs that torch counts."""
+"""How long runs will take on any number of workers, from a few timed steps of one and the FLOPs that torch counts."""
 
 import contextlib
 import functools
@@ -6,7 +6,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from rotssl.data.datasets import Splits
 from rotssl.data.images import ImageSet
 from rotssl.engine import Trainer
 from rotssl.evaluation.protocol import extract
+from rotssl.fields import ConfigError
 from rotssl.flops import count_step
 from rotssl.runtime import LocalRuntime
 from rotssl.sections import NATIVE_SIDE
@@ -171,8 +172,8 @@ def line(times: dict[int, float]) -> tuple[float, float]:
 
 
 def _trainer(config: Config, size: int, folder: str, device: torch.device) -> Trainer:
-    """An engine whose steps have so many images, made up but of the run's size: nothing is read."""
-    small = {"train.batch_size": size, "storage.path": folder, "scaling.num_workers": 0}
+    """An engine whose steps have so many images, made up but of the run's size: nothing is read, nor compiled."""
+    small = {"train.batch_size": size, "storage.path": folder, "scaling.num_workers": 0, "train.compile": False}
     small |= {"method.queue_size": size} if getattr(config.method, "queue_size", 0) else {}
     probe = cfg.replace(config, small)
     name = config.data.name
@@ -213,16 +214,18 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
     speed, batch = measure(config), config.train.batch_size
     place = "GPU" if speed.device == "cuda" else f"CPU worker with {speed.threads} thread{'s' * (speed.threads > 1)}"
     asked = config.scaling.num_workers
-    counts = sorted({*WORKERS, *([asked] if isinstance(asked, int) and asked else [])})
+    counts = {*WORKERS, *([asked] if isinstance(asked, int) and asked else [])}
     lines = [
         f"# measured here, one {place}, {speed.precision}: {batch / speed.step(batch):.0f} images/s in training, "
         f"{speed.flops * batch / speed.step(batch) / 1e9:.3g} GFLOP/s,",
         f"# which is {speed.utilization(batch):.0%} of its rate in matrix products ({speed.matmul / 1e9:.3g} GFLOP/s)",
         "# workers  training  evaluation  whole run  device-hours",
     ]
-    for workers in counts:
-        if batch // workers < 2:
-            continue
+    for workers in sorted(counts):
+        try:
+            cfg.check_workers(config, workers)
+        except ConfigError:
+            continue  # they can't share such a batch
         training, evaluation = epoch(config, speed, train_size, workers, labelled)
         whole = (training + evaluation) * config.train.epochs
         shown = f"{training:.3g} s", f"{evaluation:.3g} s", duration(whole), f"{workers * whole / 3600:.3g}"
@@ -235,7 +238,45 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
         f"# {speed.exchanges} exchanges of BatchNorm's statistics takes {1000 * WAIT[speed.device]:g} ms. Not in it: start-up, "
         "and the methods' own exchanges.",
     ]
+    lines += ["# Measured without torch.compile."] if config.train.compile else []
     return "\n".join(lines)
+
+
+def of_runs(configs: Sequence[Config], train_sizes: Sequence[int], workers: int, use_gpu: bool) -> list[float]:
+    """Seconds that each run would take on its own.
+
+    The cheapest and the dearest kind of step (by FLOPs) are timed, the others lie on the line between the two.
+
+    Args:
+        configs: resolved.
+        train_sizes: number of training images of each.
+        workers: of each run.
+        use_gpu: whether they train on GPUs.
+    """
+    kinds = [_kind(config) for config in configs]
+    flops = {
+        kind: count_step(config) / config.train.batch_size
+        for kind, config in dict(zip(kinds, configs, strict=True)).items()
+    }
+    ends = sorted(flops, key=lambda kind: flops[kind])
+    timed = {}
+    for kind in {ends[0], ends[-1]}:
+        config, size = next((c, n) for c, n, k in zip(configs, train_sizes, kinds, strict=True) if k == kind)
+        speed = measure(cfg.replace(config, {"scaling.use_gpu": use_gpu}))
+        timed[kind] = sum(epoch(config, speed, size, workers)) / size
+    (low, cheap), (high, dear) = ((flops[kind], timed[kind]) for kind in (ends[0], ends[-1]))
+    result = []
+    for config, kind, size in zip(configs, kinds, train_sizes, strict=True):
+        share = 0.0 if math.isclose(low, high) else (flops[kind] - low) / (high - low)
+        result.append((cheap + share * (dear - cheap)) * size * config.train.epochs)
+    return result
+
+
+def _kind(config: Config) -> str:
+    """What decides the time of a step: everything but seed, length, rates, and the size of a weight."""
+    same = {key: value for key, value in cfg.identity(config).items() if not key.startswith("optim.")}
+    same |= {key: value > 0 for key, value in same.items() if key in ("rotation.weight", "jigsaw.weight")}
+    return repr(sorted((k, v) for k, v in same.items() if k not in ("train.seed", "train.epochs")))
 
 
 def duration(seconds: float) -> str:

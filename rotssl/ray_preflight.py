@@ -12,7 +12,6 @@ import rotssl
 from rotssl import config as cfg
 from rotssl import tracking
 from rotssl.config import Config
-from rotssl.data.images import DataError
 from rotssl.fields import ConfigError
 from rotssl.ray_runtime import COLLECTIVE_TIMEOUT_S, import_ray
 from rotssl.ray_sweep import Slots, fetch, nodes
@@ -150,7 +149,7 @@ def estimated(reference: Any) -> list[float] | None:
     """The answer to ``start_estimate``; None where the cluster has no room for it in five minutes.
 
     Raises:
-        ConfigError: the steps can't be run: a file that can't be read, too little memory, ...
+        ConfigError: the steps can't be run: too little memory, ...
     """
     ray = import_ray()
     from ray.exceptions import RayError
@@ -161,8 +160,6 @@ def estimated(reference: Any) -> list[float] | None:
         return None
     try:
         found: list[float] = fetch(reference)
-    except DataError as error:
-        raise ConfigError(f"data: {error}") from error
     except RayError as error:
         raise ConfigError(f"a few steps could not be run on a worker: {_last_line(error)}") from error
     return found
@@ -174,7 +171,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _estimate(configs: Sequence[dict[str, Any]], train_sizes: Sequence[int], slots: Slots) -> list[float]:
-    from rotssl import timing
+    from rotssl import prediction
 
     built = [cfg.build(cfg.flat_dict(config)) for config in configs]
-    return timing.estimate(built, train_sizes, slots.workers, slots.use_gpu)
+    return prediction.of_runs(built, train_sizes, slots.workers, slots.use_gpu)

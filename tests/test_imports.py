@@ -17,7 +17,7 @@ LAYERS = [
     ("rotssl.trials",),
     ("rotssl.launch", "rotssl.compare", "rotssl.evaluate", "rotssl.data.preview"),
     ("rotssl.ray_runtime", "rotssl.ray_sweep", "rotssl.ray_preflight", "rotssl.tracking", "rotssl.tracked"),
-    ("rotssl.timing", "rotssl.prediction"),
+    ("rotssl.prediction",),
     ("rotssl.engine",),
     ("rotssl.loader", "rotssl.ledger"),
     ("rotssl.runtime",),

@@ -1,15 +1,22 @@
 """What a run is predicted to take on any number of workers."""
 
 import dataclasses
+import re
 import tempfile
 import time
 
 import pytest
 import torch
 
+from rotssl import config as cfg
 from rotssl import distributed, engine, prediction
 from rotssl.prediction import Speed, duration, epoch, line
-from tests.test_timing import resolved
+from tests.test_jobs import SMALL
+
+
+def resolved(**fields):
+    return cfg.resolve(cfg.build({**SMALL, "data.limit": 512, "scaling.num_workers": 0, **fields}), 16, 512)
+
 
 SPEED = Speed("cpu", 1, "fp32", fixed=0.1, each=0.01, encode=0.001, matmul=1e9, flops=5e6, gradient=0.8e9, exchanges=0)
 
@@ -132,3 +139,26 @@ def test_each_timed_step_has_two_rotated_images_or_more(fields, monkeypatch):
     monkeypatch.setattr(prediction, "TIMED", 1)
     speed = prediction.measure(resolved(**{"train.batch_size": 64, "model.norm": "batch", **fields}))
     assert speed.each > 0
+
+
+def test_runs_of_one_kind_cost_in_proportion_to_their_length(monkeypatch):
+    asked = []
+    speeds = {0.0: SPEED, 1.0: dataclasses.replace(SPEED, each=0.02)}
+    monkeypatch.setattr(prediction, "measure", lambda config: asked.append(config) or speeds[config.rotation.weight])
+    configs = [
+        resolved(**{"train.epochs": epochs, "train.seed": seed, "optim.lr": lr, "rotation.weight": weight})
+        for epochs, seed, lr, weight in ((2, 0, 0.1, 1.0), (6, 1, 1e9, 0.3), (4, 0, 0.1, 0.0))
+    ]
+    short, long, plain = prediction.of_runs(configs, [512] * 3, 2, False)
+    each = [sum(epoch(configs[0], speeds[weight], 512, 2)) for weight in (1.0, 0.0)]
+    assert (short, long, plain) == pytest.approx((2 * each[0], 6 * each[0], 4 * each[1]))
+    assert len(asked) == 2 and not any(config.scaling.use_gpu for config in asked)  # one of each kind
+    between = resolved(**{"rotation.weight": 1.0, "rotation.views": 1})
+    low, middle, high = prediction.of_runs([configs[2], between, configs[0]], [512] * 3, 2, False)
+    assert low / 4 < middle / between.train.epochs < high / 2
+
+
+def test_worker_counts_that_cannot_share_the_batch_are_left_out(monkeypatch):
+    monkeypatch.setattr(prediction, "measure", lambda config: SPEED)
+    text = prediction.report(resolved(**{"train.batch_size": 36}), 520, True)
+    assert re.findall(r"^# +(\d+) +\S+ s ", text, re.MULTILINE) == ["1", "2", "4"]
