@@ -49,7 +49,6 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/end_to_end.py
 	$(BIN)/python benchmarks/equal_minutes.py
 	$(BIN)/python benchmarks/workers.py
-	$(BIN)/python benchmarks/rotation_variants.py
 	$(BIN)/python benchmarks/convergence_sample.py
 	$(BIN)/python benchmarks/methods_sample.py
 	$(BIN)/python benchmarks/asha_sample.py
@@ -60,6 +59,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/orchestration.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/cost_model.py
+	$(BIN)/python benchmarks/rotation_variants.py
 
 # Needs a Chromium; without one it says so and leaves the picture as it is.
 screenshots: $(STAMP)

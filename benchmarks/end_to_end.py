@@ -41,7 +41,8 @@ ABOUT = {
     "lightly": "lightly's BYOL example: its data set, transforms, heads, loss and EMA; fp32, contiguous",
     "solo": "solo-learn's CIFAR pipeline, rebuilt: bicubic crops, per-sample transforms of torchvision on PIL images, online "
     "classifier, EMA parameter by parameter; SGD for its LARS, which spares it time; fp32, contiguous",
-    "bare-fp32": "bare torch loop on views that lie ready in memory: nothing to load, nothing to augment; fp32, channels_last",
+    "bare-fp32": "bare torch loop on views that lie ready in memory: nothing to load, nothing to augment; the allocator keeps "
+    "what is freed, as rotssl's does; fp32, channels_last",
     "bare-bf16": "the same with bf16 autocast",
     "rotssl-fp32": "rotssl's Trainer, lightly's parameters of the views, norm batch, one view a pass; fp32, channels_last",
     "rotssl-bf16": "the same with bf16 autocast",
@@ -50,6 +51,7 @@ ABOUT = {
 }
 PEERS_OWN = ("lightly", "solo")  # what runs in the peers' environment
 SCALE, JITTER, HEADS, RATE = (0.08, 1.0), (0.4, 0.4, 0.2, 0.1), (1024, 256), 0.06
+DECAY, EMA = 5e-4, 0.004
 
 
 # --- contenders --------------------------------------------------------------------------------------------------------------
@@ -213,12 +215,15 @@ def bare(args: argparse.Namespace, precision: str) -> Work:
     import torch
     from torch.nn import functional as F
 
+    from rotssl import memory
+
+    memory.keep_freed()
     encoder, (projector, predictor) = backbone(args.stem).to(args.device), heads(args)
     encoder = encoder.to(memory_format=torch.channels_last)
     teacher, teacher_projector = copy.deepcopy(encoder), copy.deepcopy(projector)
     ours = [*encoder.parameters(), *projector.parameters()]
     theirs = [*teacher.parameters(), *teacher_projector.parameters()]
-    optimizer = torch.optim.SGD([*ours, *predictor.parameters()], lr=RATE, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD([*ours, *predictor.parameters()], lr=RATE, momentum=0.9, weight_decay=DECAY)
     ready = [torch.randn(8, args.batch, 3, 32, 32, device=args.device) for _ in range(2)]
     pool = [
         [view.contiguous(memory_format=torch.channels_last) for view in batch] for batch in zip(*ready, strict=True)
@@ -237,7 +242,7 @@ def bare(args: argparse.Namespace, precision: str) -> Work:
             (loss / 2).backward()
             optimizer.step()
             with torch.no_grad():
-                torch._foreach_lerp_(theirs, ours, 0.004)
+                torch._foreach_lerp_(theirs, ours, EMA)
         finish(args.device)
 
     return Work(work, {}, encoder, optimizer)
@@ -271,7 +276,12 @@ def rotssl(args: argparse.Namespace, form: str) -> Work:
         "rotation.weight": 0.0,
         "rotation.mode": "in_place",
         "optim.name": "sgd",
-        "optim.lr": RATE,
+        # 2 - 2cos is twice the loss of the others, so half the rate and twice the decay are the same updates.
+        "optim.lr": RATE / 2,
+        "optim.weight_decay": 2 * DECAY,
+        "optim.warmup_epochs": 0,
+        "method.momentum": 1 - EMA,
+        "method.momentum_end": 1 - EMA,
         "train.batch_size": args.batch,
         "train.epochs": args.epochs,
         "train.precision": "fp32" if form == "fp32" else "bf16",
@@ -368,7 +378,12 @@ def report(args: argparse.Namespace, samples: dict[str, list[Sample]], facts: di
 def write(args: argparse.Namespace, samples: dict[str, list[Sample]], lines: list[str]) -> None:
     """The dated files."""
     args.output.mkdir(parents=True, exist_ok=True)
-    target = args.output / f"end_to_end_{args.device + '_' if args.device != 'cpu' else ''}{datetime.date.today()}"
+    parts = [
+        "end_to_end",
+        *([] if args.device == "cpu" else [args.device]),
+        *([] if len(samples) == len(ABOUT) else ["part"]),
+    ]
+    target = args.output / "_".join([*parts, str(datetime.date.today())])
     target.with_suffix(".md").write_text("\n".join(lines) + "\n")
     with target.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)

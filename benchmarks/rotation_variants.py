@@ -335,6 +335,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
+    if args.data == "cifar10-folder" and not Path(os.environ.get("CIFAR_FOLDER", "")).joinpath("train").is_dir():
+        raise SystemExit(
+            "CIFAR_FOLDER: expected a folder with train/CLASS/*.jpg (10% of it is held back; a test/ is not touched)"
+        )
     os.environ["OMP_NUM_THREADS"] = "1"
     names = ["plain", *(v for v in args.variants.split(";") if v != "plain")]
     with (
