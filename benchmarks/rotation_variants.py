@@ -7,7 +7,7 @@ For each method, at the learning rate that suits its plain run (on the sample th
 else the best of three):
 
 1. Seconds a step of every variant over the plain step: interleaved, in rotated order, medians of paired ratios.
-2. The weight of each variant on its own, with a seed that is none of those in the table.
+2. The weight of each variant on its own: the best in the mean over the methods, with a seed that is none of those in the table.
 3. Paired seeds at *equal epochs*, and at *equal compute*: a variant whose step takes r times as long gets 1/r of the epochs,
    with the whole schedule in them.
 
@@ -69,7 +69,7 @@ MEANING = {
     "shared, weight to 0": "shared, the weight falling to 0 along a cosine",
     "shared, fewer": "shared, the share of rotated images falling from 1 to 1/8 along a cosine",
 }
-WEIGHTS = (0.3, 1.0)
+WEIGHTS = (0.3, 1.0, 3.0)
 TUNING_SEED = 100
 # The best of the plain run on the sample (methods_sample.py, convergence_sample.py); elsewhere the best of it, half and double.
 RATES = {"byol": 0.24, "simclr": 0.24, "simsiam": 0.06, "mocov2": 0.12, "swav": 0.48}
@@ -177,6 +177,7 @@ class Study:
         self.lr, self.rates = RATES[method], dict[float, float]()
         self.ratios: dict[str, float] = {}
         self.tuned: dict[str, dict[float, float]] = {}
+        self.weights = {"plain": 0.0}
 
     def cell(self, variant: str, weight: float, epochs: int, seed: int) -> Cell:
         """A run of this study."""
@@ -193,8 +194,8 @@ class Study:
             if (folder / "encoder.json").exists():
                 self.runs[cell] = journal.read(folder)
 
-    def run(self, pool: Any, tuning_epochs: int) -> None:
-        """All runs."""
+    def tune(self, pool: Any, tuning_epochs: int) -> None:
+        """Time the steps, choose the rate, and try all weights."""
         task = (self.data, self.method, self.variants, self.work)
         self.ratios = pool.apply(timed, (task,)) if pool is not None else timed(task)
         if self.data != "fashion-mnist-sample":
@@ -208,16 +209,12 @@ class Study:
         for (v, w), cell in trial.items():
             if cell in self.runs:
                 self.tuned.setdefault(v, {})[w] = score(self.runs[cell])
-        known = [v for v in self.variants if v == "plain" or v in self.tuned]
-        lengths = {v: {self.epochs, self.share(v)} for v in known}
-        cells = [
-            self.cell(v, self.weight(v), e, seed) for seed in self.seeds for v in known for e in sorted(lengths[v])
-        ]
-        self.need(cells, pool)
 
-    def weight(self, variant: str) -> float:
-        """The chosen weight."""
-        return 0.0 if variant == "plain" else max(self.tuned[variant], key=lambda w: self.tuned[variant][w])
+    def run(self, pool: Any) -> None:
+        """The runs of the table."""
+        lengths = {v: sorted({self.epochs, self.share(v)}) for v in self.weights}
+        cells = [self.cell(v, w, e, seed) for seed in self.seeds for v, w in self.weights.items() for e in lengths[v]]
+        self.need(cells, pool)
 
     def share(self, variant: str) -> int:
         """Epochs that take as long as the plain run."""
@@ -226,11 +223,21 @@ class Study:
 
     def scores(self, variant: str, equal: str, metric: str = "kNN") -> list[float] | None:
         """Of all seeds, at equal ``epochs`` or ``compute``; None if one is not there."""
-        if variant != "plain" and variant not in self.tuned:
+        if variant not in self.weights:
             return None
         epochs = self.epochs if equal == "epochs" else self.share(variant)
-        cells = [self.cell(variant, self.weight(variant), epochs, seed) for seed in self.seeds]
+        cells = [self.cell(variant, self.weights[variant], epochs, seed) for seed in self.seeds]
         return [score(self.runs[c], metric) for c in cells] if all(c in self.runs for c in cells) else None
+
+
+def weights(studies: Sequence[Study]) -> dict[str, float]:
+    """Of each variant the weight that is best in the mean over the methods, of those that all of them tried."""
+    chosen = {"plain": 0.0}
+    for v in studies[0].variants:
+        common = [w for w in WEIGHTS if all(w in study.tuned.get(v, {}) for study in studies)]
+        if common:
+            chosen[v] = max(common, key=lambda w: sum(study.tuned[v][w] for study in studies))
+    return chosen
 
 
 def score(points: Points, metric: str = "kNN") -> float:
@@ -275,8 +282,7 @@ def table(studies: Sequence[Study], variants: Sequence[str], metric: str) -> lis
         shown = {key: "" if values is None else spread(values) for key, values in here.items()}
         ratio = f"{statistics.median(study.ratios[v] for study in studies):.2f}"
         one = studies[0] if len(studies) == 1 else None
-        known = one is not None and (v == "plain" or v in one.tuned)
-        row = [v, ratio, f"{one.weight(v):g}" if one is not None and known else "", shown["epochs"]]
+        row = [v, ratio, f"{studies[0].weights[v]:g}" if v in studies[0].weights else "", shown["epochs"]]
         row += ["", ""] if v == "plain" else [gain(here["epochs"], plain), kept(here["epochs"], paper, plain)]
         row += [str(one.share(v)) if one is not None else "", shown["compute"]]
         row += ["" if v == "plain" else gain(here["compute"], plain)]
@@ -295,11 +301,21 @@ def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
         f"Machine: {machine()}; one thread a run. {args.seeds} paired seeds; top-1 on validation after the last epoch, %: mean "
         "(range); gains in points with 95% Student t intervals over the pairs.",
         f"Encoder small, batch 256, bf16, BatchNorm; 5,000 images. Step: seconds over the plain step's (median of 9 interleaved "
-        f"pairs). Equal compute: {epochs} plain epochs, or {epochs} / step, rounded; steps up to {CHEAP:g} count as 1. Weight: "
-        f"the better of {WEIGHTS[0]:g} and {WEIGHTS[1]:g} at {args.tuning_epochs} epochs, with seed {TUNING_SEED}.",
+        f"pairs). Equal compute: {epochs} plain epochs, or {epochs} / step, rounded; steps up to {CHEAP:g} count as 1.",
+        f"Weight: of {', '.join(f'{w:g}' for w in WEIGHTS)} the best in the mean over the methods, at {args.tuning_epochs} epochs "
+        f"with seed {TUNING_SEED}.",
         "",
         *(f"- {v}: {MEANING[v]}" for v in variants),
+        "",
+        "kNN of the trials of the weights, mean over the methods:",
+        "",
+        f"| variant | {' | '.join(f'{w:g}' for w in WEIGHTS)} |",
+        f"|---|{'---|' * len(WEIGHTS)}",
     ]
+    for v in [v for v in variants if v != "plain"]:
+        each = [[study.tuned.get(v, {}).get(w) for study in studies] for w in WEIGHTS]
+        row = [f"{100 * statistics.mean(found):.1f}" if None not in found else "" for found in each]  # type: ignore[arg-type]
+        lines.append(f"| {v} | {' | '.join(row)} |")
     for metric in METRICS:
         lines += ["", f"## Mean of {', '.join(study.method for study in studies)}: {metric}", ""]
         lines += table(studies, variants, metric)
@@ -347,8 +363,12 @@ def main() -> None:
     ):
         work, seeds = args.work or scratch, range(args.seeds)
         studies = [Study(args.data, m, args.epochs, seeds, names, work) for m in args.methods.split(",")]
+        hands = None if args.report else pool
         for study in studies:
-            study.run(None if args.report else pool, args.tuning_epochs)
+            study.tune(hands, args.tuning_epochs)
+        for study in studies:
+            study.weights = weights(studies)
+            study.run(hands)
         report(studies, args)
 
 
