@@ -302,8 +302,8 @@ def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
         "(range); gains in points with 95% Student t intervals over the pairs.",
         f"Encoder small, batch 256, bf16, BatchNorm; 5,000 images. Step: seconds over the plain step's (median of 9 interleaved "
         f"pairs). Equal compute: {epochs} plain epochs, or {epochs} / step, rounded; steps up to {CHEAP:g} count as 1.",
-        f"Weight: of {', '.join(f'{w:g}' for w in WEIGHTS)} the best in the mean over the methods, at {args.tuning_epochs} epochs "
-        f"with seed {TUNING_SEED}.",
+        f"Weight: of {', '.join(f'{w:g}' for w in WEIGHTS)} the best in the mean over the methods, at {args.tuning_epochs} "
+        f"epochs with seed {TUNING_SEED}.",
         "",
         *(f"- {v}: {MEANING[v]}" for v in variants),
         "",
