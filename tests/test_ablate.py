@@ -1,5 +1,6 @@
 """Sweeps on a real Ray cluster: killed, widened, failing, stopped early, on several workers."""
 
+import contextlib
 import json
 import os
 import signal
@@ -139,6 +140,17 @@ def test_started_again_it_does_nothing_and_widened_only_what_is_new(whole):
     assert {name: (whole.runs()[name] / "run.json").stat().st_mtime_ns for name in before} == before
 
 
+def holder(folder):
+    """The process that holds a run's lock."""
+    for process in psutil.process_iter():
+        try:
+            if any(file.path == str(folder / ".lock") for file in process.open_files()):
+                return process
+        except psutil.Error:
+            continue  # it ended meanwhile, or is not ours
+    return None
+
+
 def test_killed_driver_goes_on_as_if_nothing_had_been(whole, tmp_path):
     ablation = Ablation(tmp_path)
     process = ablation.start()
@@ -150,11 +162,17 @@ def test_killed_driver_goes_on_as_if_nothing_had_been(whole, tmp_path):
         return status("finished") and any(journal.read(ablation.runs()[name]) for name in status("running"))
 
     ablation.wait_for(in_the_middle, process)
+    workers = [holder(ablation.runs()[name]) for name in status("running")]
+    for worker in filter(None, workers):
+        worker.suspend()  # they outlive the driver, and would finish what is to be cut short
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     finished, cut = status("finished"), status("running")
     before = {name: ((ablation.runs()[name] / "metrics.jsonl").read_bytes()) for name in finished}
     ids = {name: ablation.record(name)["run_id"] for name in [*finished, *cut]}
+    for worker in filter(None, workers):
+        with contextlib.suppress(psutil.NoSuchProcess):  # Ray was faster
+            worker.kill()
     code, out, err = ablation.run("--resume")
     assert code == 0 and f"{len(finished)} finished" in out and "cut short" in out, out + err
     runs, points = ablation.logged()
@@ -167,17 +185,6 @@ def test_killed_driver_goes_on_as_if_nothing_had_been(whole, tmp_path):
     undisturbed = without_times(whole.logged()[1])
     assert without_times(points) == {name: undisturbed[name] for name in points}
     assert ablation.report() == whole.first_report
-
-
-def holder(folder):
-    """The process that holds a run's lock."""
-    for process in psutil.process_iter():
-        try:
-            if any(file.path == str(folder / ".lock") for file in process.open_files()):
-                return process
-        except psutil.Error:
-            continue  # it ended meanwhile, or is not ours
-    return None
 
 
 def test_killed_worker_goes_on_and_a_failing_trial_does_not_stop_the_others(tmp_path):
