@@ -3,8 +3,8 @@
     python benchmarks/convergence_sample.py [--seeds 3] [--epochs 10] [--jobs 2] [--work FOLDER]
 
 1. The learning rate is chosen for the *plain* run: the best mean kNN top-1 on validation over the seeds, of four rates.
-2. With that rate, rotation weights 0.3, 1 and 3, as two extra views and in place with a shared angle; same seeds, so same
-   initial weights, sample order and crops (paired).
+2. With that rate, rotation weights 0.3, 1 and 3, as two extra views (the paper's recipe) and in place with a shared angle, of
+   fewer and fewer images (the default); same seeds, so same initial weights, sample order and crops (paired).
 3. For scale, the same kNN on raw pixels and on the untrained encoder.
 4. The table: last-epoch kNN, its paired difference to the plain run with a 95% Student t interval, and the epochs and training
    seconds until the plain run's final accuracy of the same seed is reached, interpolated between epochs.
@@ -30,7 +30,7 @@ from rotssl.reporting.pictures import save_convergence
 
 RATES = (0.06, 0.12, 0.24, 0.48)
 WEIGHTS = (0.3, 1.0, 3.0)
-MODES = {"two extra views": "extra", "in place, shared angle": "in_place"}
+MODES = {"two extra views": "extra", "in place": "in_place"}
 Cell = tuple[float, str, float, int]  # learning rate, mode, weight, seed
 
 

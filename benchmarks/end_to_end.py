@@ -274,7 +274,6 @@ def rotssl(args: argparse.Namespace, form: str) -> Work:
         "method.hidden_dim": hidden,
         "method.out_dim": out,
         "rotation.weight": 0.0,
-        "rotation.mode": "in_place",
         "optim.name": "sgd",
         # 2 - 2cos is twice the loss of the others, so half the rate and twice the decay are the same updates.
         "optim.lr": RATE / 2,

@@ -116,7 +116,6 @@ def flops_an_image(args: argparse.Namespace, rotation: bool) -> float:
         "method.hidden_dim": hidden,
         "method.out_dim": out,
         "rotation.weight": float(rotation),
-        "rotation.mode": "in_place",
         "train.batch_size": 64,
     }
     return count_step(cfg.resolve(cfg.build(overrides), 32, 1024)) / 64

@@ -57,6 +57,7 @@ def run_cell(task: tuple[Cell, int, str]) -> tuple[Cell, Points]:
         "method.name": method,
         "optim.lr": lr,
         "rotation.weight": weight,
+        "rotation.mode": "extra",
         "rotation.update_bn": update_bn,
         "train.seed": seed,
         "train.epochs": epochs,

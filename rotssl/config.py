@@ -162,10 +162,11 @@ def _check_encoder(encoder: sections.EncoderConfig) -> None:
 def _check_tasks(c: Config) -> None:
     rotation, jigsaw = c.rotation, c.jigsaw
     why = {"in_place": "the method's views turn", "four_way": "a crop of its own turns", "extra": ""}[rotation.mode]
-    for key, value in (("views", 2), ("resolution", 1.0), ("joint", False)):
+    for key, value in (("views", 2), ("resolution", 1.0), ("joint", False), ("update_bn", True)):
         given = getattr(rotation, key)
-        fits = rotation.mode == "extra" or given == value
-        _require(fits, f"rotation.{key}", given, f"{value}, as {why} in mode {rotation.mode}")
+        fits = rotation.mode == "extra" or given == value or (key == "update_bn" and rotation.mode == "four_way")
+        expected = f"{value}, as {why} in mode {rotation.mode} (rotation.mode extra is the paper's recipe)"
+        _require(fits, f"rotation.{key}", given, expected)
     fits = rotation.update_bn or not rotation.joint
     _require(fits, "rotation.update_bn", "false", "true: with rotation.joint there is one pass for all views")
     orders = math.factorial(jigsaw.grid**2)
@@ -212,7 +213,8 @@ def check_workers(c: Config, num_workers: int) -> None:
     expected = f"at least {2 / each:g}: two rotated images a worker and step"
     for key in ("fraction", "fraction_end"):
         share = getattr(c.rotation, key)
-        enough = c.rotation.weight == 0 or share is None or int(each * share) >= 2  # the head normalises over them
+        open_ = c.rotation.weight == 0 or share in (None, "auto")
+        enough = open_ or int(each * share) >= 2  # the head normalises over them
         _require(enough, f"rotation.{key}", share, expected)
 
 
@@ -273,6 +275,7 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
             "optim.lr_scale": "none",
             "views.local_size": _part(side) if config.views.local_size == "auto" else config.views.local_size,
             "rotation.crop_size": crop if config.rotation.crop_size == "auto" else config.rotation.crop_size,
+            "rotation.fraction_end": _fraction_end(config),
             **_fit_to_data(config, train_size),
         },
     )
@@ -282,6 +285,15 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
     path = os.path.abspath(os.path.expanduser(config.storage.path or default_storage()))
     run_name = config.tracking.run_name or f"{config.method.name}-{config.data.name}-{fingerprint(config)}"
     return replace(config, {"storage.path": path, "tracking.run_name": run_name, "tracking.uri": uri})
+
+
+def _fraction_end(config: Config) -> float | None:
+    """Of ``auto``: what benchmarks/rotation_variants.py found best, and no less than leaves 16 rotated images in a pass."""
+    rotation, images = config.rotation, config.train.batch_size / config.train.accumulate
+    if rotation.fraction_end != "auto":
+        return rotation.fraction_end
+    falls = rotation.mode == "in_place" and rotation.angles == "shared" and rotation.fraction == 1
+    return max(0.125, 16 / images) if falls and images > 16 else None
 
 
 def _part(side: int) -> int:

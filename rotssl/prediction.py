@@ -115,7 +115,9 @@ def measure(config: Config) -> Speed:
     device = torch.device("cuda" if gpu else "cpu")
     passes = config.train.accumulate
     parts = config.train.batch_size // passes
-    share = min(config.rotation.fraction, config.rotation.fraction_end or 1.0) if config.rotation.weight > 0 else 1.0
+    rotation = config.rotation
+    assert rotation.fraction_end != "auto"
+    share = min(rotation.fraction, rotation.fraction_end or 1.0) if rotation.weight > 0 else 1.0
     least = min(parts, math.ceil(2 / share))  # two rotated images a pass, as the task's head normalises over them
     sizes = sorted({max(least, parts >> k) * passes for k in range(max(1, parts.bit_length() - 2))})
     times: dict[int, float] = {}

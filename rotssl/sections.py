@@ -110,9 +110,9 @@ class RotationConfig:
 
     weight: float = opt(1.0, "Weight of the mean cross-entropy over the rotated views; 0 is off.", ge=0)
     mode: Literal["extra", "in_place", "four_way"] = opt(
-        "extra",
-        "extra: rotated views get a forward of their own (the paper's recipe); in_place: the method's views turn; "
-        "four_way: a small crop of its own, in all four angles (E-SSL, arXiv 2111.00899).",
+        "in_place",
+        "in_place: the method's views turn, no extra forward; extra: rotated views get a forward of their own (the paper's "
+        "recipe); four_way: a small crop of its own, in all four angles (E-SSL, arXiv 2111.00899).",
     )
     angles: Literal["shared", "independent"] = opt(
         "shared",
@@ -122,8 +122,12 @@ class RotationConfig:
     resolution: float = opt(1.0, "Side of the extra views, as a share of the method's.", gt=0, le=1)
     joint: bool = opt(False, "Whether the extra views share a pass, and so BatchNorm's statistics, with the method's.")
     fraction: float = opt(1.0, "Share of the images that are rotated and enter the loss.", gt=0, le=1)
-    fraction_end: float | None = opt(
-        None, "That share at the end of the run, reached along a cosine; none: it stays.", gt=0, le=1
+    fraction_end: float | Auto | None = opt(
+        "auto",
+        "That share at the end of the run, reached along a cosine; none: it stays; auto: 1/8 in place with shared angles "
+        "where fraction is 1, else it stays.",
+        gt=0,
+        le=1,
     )
     schedule: Literal["constant", "linear", "cosine"] = opt("constant", "Course of the weight over the run, down to 0.")
     update_bn: bool = opt(True, "Whether the extra forward also updates BatchNorm's running statistics.")

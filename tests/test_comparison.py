@@ -211,31 +211,36 @@ def test_labels_say_what_differs_and_no_more():
     records = [
         run(method__name="simclr"),
         run(method__name="byol"),
-        run(method__name="byol", rotation__weight=0.3, rotation__mode="in_place"),
+        run(method__name="byol", rotation__weight=0.3, rotation__mode="extra"),
         run(method__name="byol", rotation__weight=1.0),
-        run(method__name="byol", rotation__weight=1, jigsaw__weight=2, rotation__mode="in_place"),
+        run(method__name="byol", rotation__weight=1, jigsaw__weight=2, rotation__mode="extra"),
         run(method__name="byol", optim__lr=0.5),
     ]
     assert [(cell.family, cell.variant) for cell in cells_of(records)] == [
         ("byol, lr 0.24", "plain"),
-        ("byol, lr 0.24", "rotation weight 0.3, mode in_place"),
-        ("byol, lr 0.24", "rotation weight 1, mode extra"),
-        ("byol, lr 0.24", "jigsaw weight 2 + rotation weight 1, mode in_place"),
+        ("byol, lr 0.24", "rotation weight 0.3, mode extra"),
+        ("byol, lr 0.24", "rotation weight 1, mode in_place"),
+        ("byol, lr 0.24", "jigsaw weight 2 + rotation weight 1, mode extra"),
         ("byol, lr 0.5", "plain"),
         ("simclr, lr 0.24", "plain"),
     ]
     # The rate follows from the method: no word of it. Nor of the fields of a task that is off.
-    cells = cells_of([run(method__name="swav"), run(method__name="byol", rotation__mode="in_place")])
+    cells = cells_of([run(method__name="swav"), run(method__name="byol", rotation__mode="extra")])
     assert [cell.family for cell in cells] == ["byol", "swav"] and {cell.variant for cell in cells} == {"plain"}
+    # What auto makes of the mode is no word either; what was asked for is.
+    kinds = [{}, {"rotation__fraction_end": 0.5}, {"rotation__mode": "extra"}]
+    assert [cell.variant for cell in cells_of([run(rotation__weight=1, **kind) for kind in kinds])] == [
+        "rotation weight 1, fraction_end 0.125, mode in_place",
+        "rotation weight 1, fraction_end 0.5, mode in_place",
+        "rotation weight 1, fraction_end none, mode extra",
+    ]
 
 
 def test_fields_of_a_task_that_is_off_separate_nothing():
-    others = {"rotation__mode": "in_place", "jigsaw__hidden_dim": 64, "tasks__log_gradients_every": 5}
+    others = {"rotation__mode": "extra", "jigsaw__hidden_dim": 64, "tasks__log_gradients_every": 5}
     (cell,) = cells_of([run(), run(train__seed=1, **others)])
     assert set(cell.runs[4]) == {0, 1}
-    assert (
-        len(cells_of([run(rotation__weight=1), run(train__seed=1, rotation__weight=1, rotation__mode="in_place")])) == 2
-    )
+    assert len(cells_of([run(rotation__weight=1), run(train__seed=1, rotation__weight=1, rotation__mode="extra")])) == 2
 
 
 def test_what_follows_from_the_budget_does_not_tear_a_cell_apart():

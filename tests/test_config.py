@@ -136,7 +136,8 @@ train.epochs=3 | 'train.epochs=3'
 --rotation.mode four_way --rotation.views 1 | rotation.views: got 1, expected 2 | four_way
 --rotation.mode in_place --rotation.joint true | rotation.joint: got True, expected False | the method's views turn
 --rotation.mode four_way --rotation.resolution 0.5 | rotation.resolution: got 0.5, expected 1.0 | four_way
---rotation.joint true --rotation.update_bn false | rotation.update_bn: got false | one pass
+--rotation.mode extra --rotation.joint true --rotation.update_bn false | rotation.update_bn: got false | one pass
+--rotation.update_bn false | rotation.update_bn: got False | in_place
 --rotation.fraction_end 0.1 --train.batch_size 16 --scaling.num_workers 1 | rotation.fraction_end: got 0.1 | at least 0.125
 --optim.warmup_lr 0.01 | optim.warmup_lr: got 0.01, expected 0 with lr auto
 --optim.final_lr 0.01 | optim.final_lr: got 0.01, expected 0 with lr auto
@@ -231,6 +232,17 @@ data.image_size=224 | views.local_size=96 rotation.crop_size=96
 data.image_size=32 | views.local_size=14 rotation.crop_size=16
 data.image_size=28 | views.local_size=12 rotation.crop_size=14
 data.image_size=8 | views.local_size=4 rotation.crop_size=4
+ | rotation.mode=in_place rotation.angles=shared rotation.fraction=1 rotation.fraction_end=0.125
+train.batch_size=64 | rotation.fraction_end=0.25
+train.batch_size=64 train.accumulate=2 | rotation.fraction_end=0.5
+train.batch_size=16 | rotation.fraction_end=null
+train.batch_size=4096 | rotation.fraction_end=0.125
+rotation.fraction_end=none | rotation.fraction_end=null
+rotation.fraction_end=0.7 | rotation.fraction_end=0.7
+rotation.fraction=0.5 | rotation.fraction_end=null
+rotation.angles=independent | rotation.fraction_end=null
+rotation.mode=extra | rotation.fraction_end=null rotation.views=2 rotation.fraction=1
+rotation.mode=four_way | rotation.fraction_end=null
 data.image_size=224 views.local_size=64 rotation.crop_size=80 | views.local_size=64 rotation.crop_size=80
 encoder.name=timm/resnet18 data.image_size=32 | encoder.stem=imagenet
 method.name=mocov2 | method.queue_size=2048
@@ -244,7 +256,8 @@ def test_resolve_fills_in_what_was_auto(line):
     given, expected = (dict(word.split("=") for word in side.split()) for side in line.split("| "))
     values = cfg.flat(cfg.resolve(cfg.build(given), 28, 5000))
     for key, value in expected.items():
-        assert values[key] == (value if isinstance(values[key], str) else pytest.approx(float(value))), key
+        number = value != "null" and not isinstance(values[key], str)
+        assert values[key] == (pytest.approx(float(value)) if number else None if value == "null" else value), key
 
 
 @pytest.mark.parametrize("method", METHODS)

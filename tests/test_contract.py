@@ -23,25 +23,28 @@ from rotssl.runtime import LocalRuntime
 
 CPU = torch.device("cpu")
 JIGSAW = {"jigsaw.weight": 1.0, "jigsaw.grid": 2, "jigsaw.permutations": 10}
+PAPER = {"rotation.mode": "extra"}
 TASKS = {
     "off": {"rotation.weight": 0},
-    "extra": {},
-    "one small view": {"rotation.views": 1, "rotation.resolution": 0.5},
-    "extra, half": {"rotation.fraction": 0.5},
-    "extra, BN kept": {"rotation.update_bn": False},
-    "joint, half": {"rotation.joint": True, "rotation.fraction": 0.5},
+    "extra": PAPER,
+    "one small view": {**PAPER, "rotation.views": 1, "rotation.resolution": 0.5},
+    "extra, half": {**PAPER, "rotation.fraction": 0.5},
+    "extra, BN kept": {**PAPER, "rotation.update_bn": False},
+    "joint, half": {**PAPER, "rotation.joint": True, "rotation.fraction": 0.5},
     "four way": {"rotation.mode": "four_way"},
     "four way, half": {"rotation.mode": "four_way", "rotation.fraction": 0.5},
     "jigsaw": {"rotation.weight": 0, **JIGSAW},
-    "rotation and jigsaw": JIGSAW,
-    "shared": {"rotation.mode": "in_place"},
-    "independent": {"rotation.mode": "in_place", "rotation.angles": "independent"},
-    "shared, fewer": {"rotation.mode": "in_place", "rotation.fraction": 0.5, "rotation.fraction_end": 0.25},
-    "shared and jigsaw": {"rotation.mode": "in_place", **JIGSAW},
+    "rotation and jigsaw": {**PAPER, **JIGSAW},
+    "shared": {},
+    "independent": {"rotation.angles": "independent"},
+    "shared, fewer": {"rotation.fraction": 0.5, "rotation.fraction_end": 0.25},
+    "shared and jigsaw": JIGSAW,
 }
 ON = {name: task for name, task in TASKS.items() if name != "off"}
 EXTRA = {
-    name: task for name, task in ON.items() if task.get("rotation.mode") != "in_place" and "rotation.joint" not in task
+    name: task
+    for name, task in ON.items()
+    if ("rotation.mode" in task or task.get("rotation.weight") == 0) and "rotation.joint" not in task
 }
 # What a method wants to be small, or to show all that it has within a few steps; a new method needs no line here.
 SMALL = {
@@ -128,7 +131,7 @@ def test_every_parameter_gets_a_gradient(tmp_path, method, task):
 @pytest.mark.parametrize("norm", ["batch", "sync"])
 @pytest.mark.parametrize("method", MULTI_CROP)
 def test_local_views_take_part(tmp_path, method, norm):
-    config = make_config(tmp_path, method, **{"views.local_count": 2, "model.norm": norm})
+    config = make_config(tmp_path, method, **PAPER, **{"views.local_count": 2, "model.norm": norm})
     model = build_pretrainer(config, CPU)
     views, ctx = batch(config, model)
     assert [tuple(view.shape[2:]) for view in views.local] == [(7, 7), (7, 7)]
@@ -161,7 +164,9 @@ def test_collapse_shows_in_the_spread(tmp_path, method):
 @pytest.mark.parametrize("task", ["rotation", "jigsaw"])
 def test_update_bn_decides_about_running_statistics(tmp_path, method, kept, task):
     fields = (
-        {"rotation.weight": 0, **JIGSAW, "jigsaw.update_bn": kept} if task == "jigsaw" else {"rotation.update_bn": kept}
+        {"rotation.weight": 0, **JIGSAW, "jigsaw.update_bn": kept}
+        if task == "jigsaw"
+        else {**PAPER, "rotation.update_bn": kept}
     )
     on, off = make_config(tmp_path, method, **fields), make_config(tmp_path, method, **TASKS["off"])
     models = [build_pretrainer(c, CPU) for c in (on, off)]
@@ -226,7 +231,7 @@ def first_steps(overrides, steps):
 @pytest.mark.parametrize("norm", ["sync", "group"])
 @pytest.mark.parametrize(
     "task",
-    [{"views.local_count": 2}, TASKS["shared, fewer"], TASKS["four way"] | JIGSAW],
+    [{**PAPER, "views.local_count": 2}, TASKS["shared, fewer"], TASKS["four way"] | JIGSAW],
     ids=["extra, local views", "shared, fewer", "four way and jigsaw"],
 )
 def test_two_workers_equal_one(tmp_path, pool, method, norm, task):

@@ -56,17 +56,17 @@ def test_what_is_measured_is_what_steps_take_and_nothing_is_left_on_disk(tmp_pat
         sizes.append(len(images))
         time.sleep(0.01 + 0.001 * len(images))
 
-    sizes = []
+    sizes, paper = [], {"rotation.mode": "extra"}
     monkeypatch.setattr(prediction.Trainer, "step", slow)
     monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     threads = torch.get_num_threads()
-    speed = prediction.measure(resolved(**{"train.batch_size": 64, "scaling.num_workers": 2}))
+    speed = prediction.measure(resolved(**{**paper, "train.batch_size": 64, "scaling.num_workers": 2}))
     assert 0.042 <= speed.step(32) < 0.06 and 0.001 * 0.5 <= speed.each < 0.002 and speed.encode > 0
     assert sorted(set(sizes)) == [4, 8, 16, 32, 64] and (speed.threads, torch.get_num_threads()) == (1, threads)
     sizes.clear()
     monkeypatch.setattr(prediction, "ENOUGH_S", 0.015)
-    prediction.measure(resolved(**{"train.batch_size": 64}))
+    prediction.measure(resolved(**{**paper, "train.batch_size": 64}))
     assert sorted(set(sizes)) == [4, 8]  # larger ones would take too long
     assert list(tmp_path.iterdir()) == []
 
@@ -142,18 +142,18 @@ def test_each_timed_step_has_two_rotated_images_or_more(fields, monkeypatch):
 
 
 def test_runs_of_one_kind_cost_in_proportion_to_their_length(monkeypatch):
-    asked = []
+    asked, paper = [], {"rotation.mode": "extra"}
     speeds = {0.0: SPEED, 1.0: dataclasses.replace(SPEED, each=0.02)}
     monkeypatch.setattr(prediction, "measure", lambda config: asked.append(config) or speeds[config.rotation.weight])
     configs = [
-        resolved(**{"train.epochs": epochs, "train.seed": seed, "optim.lr": lr, "rotation.weight": weight})
+        resolved(**{"train.epochs": epochs, "train.seed": seed, "optim.lr": lr, "rotation.weight": weight, **paper})
         for epochs, seed, lr, weight in ((2, 0, 0.1, 1.0), (6, 1, 1e9, 0.3), (4, 0, 0.1, 0.0))
     ]
     short, long, plain = prediction.of_runs(configs, [512] * 3, 2, False)
     each = [sum(epoch(configs[0], speeds[weight], 512, 2)) for weight in (1.0, 0.0)]
     assert (short, long, plain) == pytest.approx((2 * each[0], 6 * each[0], 4 * each[1]))
     assert len(asked) == 2 and not any(config.scaling.use_gpu for config in asked)  # one of each kind
-    between = resolved(**{"rotation.weight": 1.0, "rotation.views": 1})
+    between = resolved(**{"rotation.weight": 1.0, "rotation.views": 1, **paper})
     low, middle, high = prediction.of_runs([configs[2], between, configs[0]], [512] * 3, 2, False)
     assert low / 4 < middle / between.train.epochs < high / 2
 

@@ -31,13 +31,14 @@ def test_grid_has_a_row_an_image_a_column_a_version_and_small_views_in_the_middl
     [
         (["--rotation.weight", "0"], 2),
         ([], 4),
+        (["--rotation.mode", "extra"], 4),
         (["--rotation.mode", "four_way"], 6),
         (["--views.local_count", "3", "--method.name", "swav"], 7),
         (
-            ["--rotation.mode", "in_place", "--jigsaw.weight", "1", "--jigsaw.grid", "2", "--jigsaw.permutations", "9"],
+            ["--jigsaw.weight", "1", "--jigsaw.grid", "2", "--jigsaw.permutations", "9"],
             8,
         ),
-        (["--rotation.fraction", "0.5"], 2),
+        (["--rotation.mode", "extra", "--rotation.fraction", "0.5"], 2),
         (["--method.name", "mocov2"], 4),
     ],
 )

@@ -71,7 +71,7 @@ rotation.weight: [0, 0.3, 1], train.epochs: [2, 4] | 12 | 4
 rotation.weight: [0.3, 1], train.epochs: [2, 4] | 12 | 4
 rotation.weight: [0.3, 1], train.epochs: [2, 4], method.name: [byol, simclr] | 24 | 8
 rotation.mode: [extra, in_place], rotation.fraction: [0.5, 1] | 10 | 2
-rotation.views: [1, 2], rotation.weight: [0, 1], rotation.schedule: [constant, cosine] | 10 | 2
+rotation.angles: [shared, independent], rotation.weight: [0, 1], rotation.schedule: [constant, cosine] | 10 | 2
 rotation.weight: [0], jigsaw.weight: [0, 1] | 4 | 2
 rotation.weight: [0, 1], jigsaw.weight: [0, 1] | 8 | 2
 rotation.weight: [0], jigsaw.weight: [1], jigsaw.grid: [3, 2], jigsaw.permutations: [20] | 6 | 2

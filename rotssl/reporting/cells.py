@@ -19,6 +19,7 @@ _NOT_COMPARED = (*NOT_IDENTITY, "train.seed", "train.epochs", "evaluation.knn_ev
 # What other fields often follow from: those that do are no axes of their own.
 _ANCHORS = ("method.name", "data.name", "encoder.name")
 _FOLLOWS_BUDGET = ("method.", "optim.")  # such as a warm-up that is a share of the run
+_FOLLOWS_TASK = {"rotation.fraction_end": "rotation.mode"}  # what ``auto`` makes of it
 
 Params = dict[str, str | None]
 
@@ -169,7 +170,8 @@ def axes_of(params: Sequence[tuple[Params, int]]) -> list[str]:
     """The fields that separate cells: those that differ and don't merely follow from method, data or encoder.
 
     A field of the method or the optimizer that follows from one of these and the budget together (a warm-up that is a share of
-    the run, say) doesn't separate either, for within a budget it tells nothing apart. Those of the auxiliary tasks always do.
+    the run, say) doesn't separate either, for within a budget it tells nothing apart. Those of the auxiliary tasks always do, but
+    for one that is as ``auto`` makes it of another.
 
     Args:
         params: active fields and budget of each run.
@@ -189,10 +191,10 @@ def axes_of(params: Sequence[tuple[Params, int]]) -> list[str]:
         key
         for key in varying
         if key in _ANCHORS
-        or key.split(".")[0] in TASKS
+        or (key.split(".")[0] in TASKS and key not in _FOLLOWS_TASK)
         or not any(
             follows(key, anchor, with_budget)
-            for anchor in _ANCHORS
+            for anchor in ((_FOLLOWS_TASK[key],) if key in _FOLLOWS_TASK else _ANCHORS)
             for with_budget in ((False, True) if key.startswith(_FOLLOWS_BUDGET) else (False,))
         )
     ]

@@ -75,6 +75,7 @@ class Rotation(Task):
     def fraction(self, progress: float) -> float:
         """Share of the images that are rotated at a progress of the run from 0 to 1."""
         start, end = self.config.fraction, self.config.fraction_end
+        assert end != "auto"  # as resolved
         return start if end is None else cosine(start, end, progress)
 
     def turns(self, view: int, ctx: StepContext) -> Positions:
