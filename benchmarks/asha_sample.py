@@ -151,8 +151,9 @@ def main() -> None:
         "",
         f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; two trials at a time, one thread each.",
-        f"BYOL on fashion-mnist-sample, {args.epochs} epochs, weights {', '.join(f'{w:g}' for w in WEIGHTS)} x {args.seeds} "
-        f"seeds ({len(full)} trials); ASHA: reduction factor 2, grace of one epoch, baselines run to the end.",
+        f"BYOL with rotation in place on fashion-mnist-sample, {args.epochs} epochs, weights "
+        f"{', '.join(f'{w:g}' for w in WEIGHTS)} x {args.seeds} seeds ({len(full)} trials); ASHA: reduction factor 2, "
+        "grace of one epoch, baselines run to the end.",
         "",
         "| | epochs run | by the clock | best weight |",
         "|---|---|---|---|",

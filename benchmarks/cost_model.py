@@ -67,8 +67,8 @@ def main() -> None:
         f"# Prediction against measurement, {datetime.date.today()}",
         "",
         f"Command: `{command()}`, commit {commit()}.",
-        f"Machine: {machine()}; shared with others. One thread a worker, BYOL with rotation on fashion-mnist-sample; one",
-        f"run each of {args.epochs} epochs, the first left out, median (range). The prediction is the mean of one before the",
+        f"Machine: {machine()}; shared with others. One thread a worker; BYOL with rotation in place on fashion-mnist-sample;",
+        f"one run each of {args.epochs} epochs, the first left out, median (range). The prediction is the mean of one before the",
         "run and one after.",
         "",
         "| encoder | workers | training of an epoch, predicted (before, after) | measured | off by | evaluation, predicted "

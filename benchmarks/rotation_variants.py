@@ -14,7 +14,7 @@ else the best of three):
 Runs are single processes with one thread, --jobs at a time; one that is finished in --work is not run again, and several of
 these scripts may share a folder if they have different methods. --data cifar10-folder takes the folder of JPEG files in
 CIFAR_FOLDER. Precision is bf16 and BatchNorm torch's own, as on a GPU. Writes
-benchmarks/results/rotation_variants_DATA_EPOCHS_DATE.{md,csv}; --report writes them from the runs that are there.
+benchmarks/results/rotation_variants_DATA_EPOCHS[_SEEDS]_DATE.{md,csv}; --report writes them from the runs that are there.
 """
 
 import argparse
@@ -227,17 +227,17 @@ class Study:
         if variant not in self.weights:
             return None
         epochs = self.epochs if equal == "epochs" else self.share(variant)
-        return self.last(variant, epochs, METRICS[metric])
-
-    def last(self, variant: str, epochs: int, key: str) -> list[float] | None:
-        """A metric of the last epoch, of all seeds; 0 for a run that failed, None if one is not there."""
         cells = [self.cell(variant, self.weights[variant], epochs, seed) for seed in self.seeds]
-        return [final(self.runs[c], key) for c in cells] if all(c in self.runs for c in cells) else None
+        return [final(self.runs[c], METRICS[metric]) for c in cells] if all(c in self.runs for c in cells) else None
 
-    def means(self, variant: str, key: str) -> float | None:
-        """Of a metric of the last epoch at equal epochs."""
-        found = self.last(variant, self.epochs, key) if variant in self.weights else None
-        return None if found is None else statistics.mean(found)
+    def mean(self, variant: str, key: str) -> float | None:
+        """Of a metric of the last epoch, at equal epochs, over the runs that have it."""
+        if variant not in self.weights:
+            return None
+        cells = [self.cell(variant, self.weights[variant], self.epochs, seed) for seed in self.seeds]
+        last = [points[max(points)] for points in map(self.runs.get, cells) if points]
+        found = [point[key] for point in last if key in point]
+        return statistics.mean(found) if found else None
 
 
 def weights(studies: Sequence[Study]) -> dict[str, float]:
@@ -346,10 +346,11 @@ def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
     for v in variants:
         shown = []
         for study in studies:
-            loss, right = (study.means(v, key) for key in ("loss/ssl", "rotation/accuracy"))
+            loss, right = (study.mean(v, key) for key in ("loss/ssl", "rotation/accuracy"))
             shown.append("" if loss is None else f"{loss:.2f}" + (f", {100 * right:.0f} %" if right else ""))
         lines.append(f"| {v} | {' | '.join(shown)} |")
-    target = args.output / f"rotation_variants_{data}_{epochs}ep_{datetime.date.today()}"
+    seeds = "" if args.seeds == 3 else f"_{args.seeds}seeds"
+    target = args.output / f"rotation_variants_{data}_{epochs}ep{seeds}_{datetime.date.today()}"
     args.output.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".md").write_text("\n".join(lines) + "\n")
     columns = ["knn/top1", "linear/top1", "rotation/accuracy", "loss/ssl", "feature/std", "cost/train_seconds"]

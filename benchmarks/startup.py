@@ -182,7 +182,7 @@ def main() -> None:
         "",
         f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; shared with others. Seconds, median (range) of {len(found[args.workers[0]])} starts each, on",
-        "a cluster of their own; BYOL with rotation on fashion-mnist-sample; files in the system's cache.",
+        "a cluster of their own; BYOL with rotation in place on fashion-mnist-sample; files in the system's cache.",
         "",
         f"| | {' | '.join(labels)} |",
         f"|---|{'---|' * len(labels)}",

@@ -93,7 +93,7 @@ def main() -> None:
         "",
         f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; shared with others. Each sweep was run once, from nothing, its cluster included.",
-        f"BYOL with rotation on fashion-mnist-sample, {args.epochs} epochs; kNN in the last one only.",
+        f"BYOL with rotation in place on fashion-mnist-sample, {args.epochs} epochs; kNN in the last one only.",
         "",
         "| trials of | number | training, median (range) | ideal: training / slots | trials, first to last | over ideal "
         "| whole command | over ideal | before the first trial | start-up of a trial, median (range) |",

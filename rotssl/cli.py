@@ -2,7 +2,11 @@
 
 import argparse
 import dataclasses
+import math
+import os
 import sys
+import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any, NoReturn
 import yaml
 
 from rotssl import config as cfg
+from rotssl import sections
 from rotssl.fields import ConfigError, describe, nearest
 from rotssl.methods import METHODS
 
@@ -198,7 +203,7 @@ def parse(argv: Sequence[str], program: str = "pretrain.py", description: str = 
     if method in METHODS:
         refuse_unknown(unknown, cfg.schema(method), method)
     if given.smoke:  # flags win over it, but for those on the data
-        overrides |= cfg.smoke({**overrides, **flags})
+        overrides |= smoke({**overrides, **flags})
         flags = {key: value for key, value in flags.items() if not key.startswith("data.")}
     return Command(cfg.build({**overrides, **flags}), given.print_config, given.dry_run)
 
@@ -215,3 +220,39 @@ def run_command(body: Callable[[], int]) -> NoReturn:
         code = EXIT_INTERRUPTED
     sys.stdout.flush()
     sys.exit(code)
+
+
+def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides that shrink a recipe to two steps on a few synthetic images of its own size, in this process."""
+    side = overrides.get("data.image_size", "auto")
+    native = sections.NATIVE_SIDE.get(str(overrides.get("data.name", sections.DataConfig.name)), 224)
+    fraction = min(_number(overrides.get(f"rotation.{key}"), 1) for key in ("fraction", "fraction_end"))
+    passes = math.ceil(_number(overrides.get("train.accumulate"), 1))
+    batch = max(2, math.ceil(2 / fraction)) * passes  # two rotated images a pass
+    return {
+        "data.name": "synthetic",
+        "data.image_size": native if side == "auto" else side,
+        "data.root": None,
+        "data.limit": 2 * batch,
+        "data.download": False,
+        "data.store": "auto",
+        "train.batch_size": batch,
+        "train.epochs": 1,
+        "train.stop_after": None,
+        "train.precision": "auto",  # half precision is slow beyond patience on most CPUs
+        "optim.warmup_epochs": 0,
+        "scaling.num_workers": 0,
+        "tracking.experiment": "smoke",
+        # A place of its own each time: a finished run would not run again.
+        "storage.path": os.path.join(tempfile.gettempdir(), f"rotssl-smoke-{uuid.uuid4().hex[:8]}"),
+        **({"method.queue_size": batch} if _number(overrides.get("method.queue_size"), 0) else {}),
+    }
+
+
+def _number(value: object, default: float) -> float:
+    """A positive number as flags or YAML give it; what is none is left for ``build`` to refuse."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return default
+    return number if 1e-3 <= number < math.inf else default

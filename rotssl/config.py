@@ -9,8 +9,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,8 +162,9 @@ def _check_tasks(c: Config) -> None:
     why = {"in_place": "the method's views turn", "four_way": "a crop of its own turns", "extra": ""}[rotation.mode]
     for key, value in (("views", 2), ("resolution", 1.0), ("joint", False), ("update_bn", True)):
         given = getattr(rotation, key)
-        fits = rotation.mode == "extra" or given == value or (key == "update_bn" and rotation.mode == "four_way")
-        expected = f"{value}, as {why} in mode {rotation.mode} (rotation.mode extra is the paper's recipe)"
+        takes = ("extra", "four_way") if key == "update_bn" else ("extra",)
+        fits = rotation.mode in takes or given == value or rotation.weight == 0
+        expected = f"{value}, as {why} in mode {rotation.mode}; it is for rotation.mode {' and '.join(takes)}"
         _require(fits, f"rotation.{key}", given, expected)
     fits = rotation.update_bn or not rotation.joint
     _require(fits, "rotation.update_bn", "false", "true: with rotation.joint there is one pass for all views")
@@ -211,11 +210,20 @@ def check_workers(c: Config, num_workers: int) -> None:
     each = batch // (workers * parts)
     _require(each >= 2, "train.batch_size", batch, f"at least 2 images for each of {passes}")
     expected = f"at least {2 / each:g}: two rotated images a worker and step"
-    for key in ("fraction", "fraction_end"):
+    for key, stays in (("fraction", ""), ("fraction_end", ", or none: the share stays")):
         share = getattr(c.rotation, key)
         open_ = c.rotation.weight == 0 or share in (None, "auto")
         enough = open_ or int(each * share) >= 2  # the head normalises over them
-        _require(enough, f"rotation.{key}", share, expected)
+        _require(enough, f"rotation.{key}", share, expected + stays)
+
+
+def can_share(c: Config, num_workers: int) -> bool:
+    """Whether so many workers can share the batch."""
+    try:
+        check_workers(c, num_workers)
+    except ConfigError:
+        return False
+    return True
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:
@@ -279,6 +287,8 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
             **_fit_to_data(config, train_size),
         },
     )
+    if config.scaling.num_workers != "auto":
+        check_workers(config, config.scaling.num_workers)
     uri = config.tracking.uri
     if uri is not None and uri.startswith("sqlite:///"):  # workers run in another folder
         uri = f"sqlite:///{os.path.abspath(uri.removeprefix('sqlite:///'))}"
@@ -318,42 +328,6 @@ def cut_down(asked: Config, resolved: Config) -> list[str]:
     keys = ("method.queue_size", "method.prototypes")
     cut = [key for key in keys if before.get(key) != after.get(key)]
     return [f"{key}: {after[key]} in place of {before[key]}: there are no more training images" for key in cut]
-
-
-def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides that shrink a recipe to two steps on a few synthetic images of its own size, in this process."""
-    side = overrides.get("data.image_size", "auto")
-    native = sections.NATIVE_SIDE.get(str(overrides.get("data.name", sections.DataConfig.name)), 224)
-    fraction = min(_number(overrides.get(f"rotation.{key}"), 1) for key in ("fraction", "fraction_end"))
-    passes = math.ceil(_number(overrides.get("train.accumulate"), 1))
-    batch = max(2, math.ceil(2 / fraction)) * passes  # two rotated images a pass
-    return {
-        "data.name": "synthetic",
-        "data.image_size": native if side == "auto" else side,
-        "data.root": None,
-        "data.limit": 2 * batch,
-        "data.download": False,
-        "data.store": "auto",
-        "train.batch_size": batch,
-        "train.epochs": 1,
-        "train.stop_after": None,
-        "train.precision": "auto",  # half precision is slow beyond patience on most CPUs
-        "optim.warmup_epochs": 0,
-        "scaling.num_workers": 0,
-        "tracking.experiment": "smoke",
-        # A place of its own each time: a finished run would not run again.
-        "storage.path": os.path.join(tempfile.gettempdir(), f"rotssl-smoke-{uuid.uuid4().hex[:8]}"),
-        **({"method.queue_size": batch} if _number(overrides.get("method.queue_size"), 0) else {}),
-    }
-
-
-def _number(value: object, default: float) -> float:
-    """A positive number as flags or YAML give it; what is none is left for ``build`` to refuse."""
-    try:
-        number = float(str(value))
-    except ValueError:
-        return default
-    return number if 1e-3 <= number < math.inf else default
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:

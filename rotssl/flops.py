@@ -47,7 +47,8 @@ def count_step(config: Config, progress: float = 0.0) -> float:
 def count_ends(config: Config) -> tuple[float, float]:
     """FLOPs of the first step and of the last; in between they follow the share of rotated images, along a cosine."""
     first = count_step(config)
-    return first, first if config.rotation.fraction_end is None else count_step(config, 1.0)
+    falls = config.rotation.weight > 0 and config.rotation.fraction_end is not None
+    return first, count_step(config, 1.0) if falls else first
 
 
 def estimate(config: Config, train_size: int) -> str:

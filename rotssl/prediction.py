@@ -20,7 +20,6 @@ from rotssl.data.datasets import Splits
 from rotssl.data.images import ImageSet
 from rotssl.engine import Trainer
 from rotssl.evaluation.protocol import extract
-from rotssl.fields import ConfigError
 from rotssl.flops import count_step
 from rotssl.runtime import LocalRuntime
 from rotssl.sections import NATIVE_SIDE
@@ -223,11 +222,7 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
         f"# which is {speed.utilization(batch):.0%} of its rate in matrix products ({speed.matmul / 1e9:.3g} GFLOP/s)",
         "# workers  training  evaluation  whole run  device-hours",
     ]
-    for workers in sorted(counts):
-        try:
-            cfg.check_workers(config, workers)
-        except ConfigError:
-            continue  # they can't share such a batch
+    for workers in sorted(workers for workers in counts if cfg.can_share(config, workers)):
         training, evaluation = epoch(config, speed, train_size, workers, labelled)
         whole = (training + evaluation) * config.train.epochs
         shown = f"{training:.3g} s", f"{evaluation:.3g} s", duration(whole), f"{workers * whole / 3600:.3g}"

@@ -148,7 +148,7 @@ def plan(config: Config, resources: dict[str, float], nodes: list[dict[str, Any]
     places = sum(int(node["Resources"].get("CPU", 0)) // scaling.cpus_per_worker for node in alive)
     if scaling.num_workers == "auto":
         most = max(1, min(gpus, places) if use_gpu else min(2, places))
-        count = max(n for n in range(1, most + 1) if config.train.batch_size % n == 0)
+        count = max((n for n in range(1, most + 1) if cfg.can_share(config, n)), default=1)
     else:
         count = scaling.num_workers
     if use_gpu and count > gpus:

@@ -227,7 +227,7 @@ def test_labels_say_what_differs_and_no_more():
     # The rate follows from the method: no word of it. Nor of the fields of a task that is off.
     cells = cells_of([run(method__name="swav"), run(method__name="byol", rotation__mode="extra")])
     assert [cell.family for cell in cells] == ["byol", "swav"] and {cell.variant for cell in cells} == {"plain"}
-    # What auto makes of the mode is no word either; what was asked for is.
+    # What auto made of the mode was none above either; where something else was asked for, it is one.
     kinds = [{}, {"rotation__fraction_end": 0.5}, {"rotation__mode": "extra"}]
     assert [cell.variant for cell in cells_of([run(rotation__weight=1, **kind) for kind in kinds])] == [
         "rotation weight 1, fraction_end 0.125, mode in_place",

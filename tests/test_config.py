@@ -137,7 +137,7 @@ train.epochs=3 | 'train.epochs=3'
 --rotation.mode in_place --rotation.joint true | rotation.joint: got True, expected False | the method's views turn
 --rotation.mode four_way --rotation.resolution 0.5 | rotation.resolution: got 0.5, expected 1.0 | four_way
 --rotation.mode extra --rotation.joint true --rotation.update_bn false | rotation.update_bn: got false | one pass
---rotation.update_bn false | rotation.update_bn: got False | in_place
+--rotation.update_bn false | rotation.update_bn: got False | it is for rotation.mode extra and four_way
 --rotation.fraction_end 0.1 --train.batch_size 16 --scaling.num_workers 1 | rotation.fraction_end: got 0.1 | at least 0.125
 --optim.warmup_lr 0.01 | optim.warmup_lr: got 0.01, expected 0 with lr auto
 --optim.final_lr 0.01 | optim.final_lr: got 0.01, expected 0 with lr auto
@@ -169,6 +169,8 @@ GOOD_FLAGS = """
 --encoder.name resnet18 --encoder.stem cifar --encoder.zero_init true
 --jigsaw.grid 2 --jigsaw.permutations 24
 --rotation.mode extra --rotation.views 1
+--rotation.weight 0.0 --rotation.views 1 --rotation.update_bn false
+--rotation.mode four_way --rotation.update_bn false
 --optim.lr 0.1 --optim.warmup_lr 0.1 --optim.final_lr 0.1
 --data.name cifar100 --data.root x --data.download true
 """
@@ -269,6 +271,18 @@ def test_an_auto_rate_is_the_method_s_at_its_own_optimizer_scaled_by_the_batch(m
         cfg.resolve(cfg.replace(config, {"optim.name": "lars"}), 28, 5000)
     with pytest.raises(ConfigError, match=r"train.batch_size: got 64, expected at most the 63"):
         cfg.resolve(config, 28, 63)
+
+
+def test_workers_that_are_left_one_rotated_image_in_the_end_are_refused_with_the_way_out():
+    config = cfg.build({"train.batch_size": 256, "scaling.num_workers": 16})
+    assert cfg.resolve(config, 28, 5000).rotation.fraction_end == 0.125
+    many = cfg.replace(config, {"scaling.num_workers": 32})
+    with pytest.raises(
+        ConfigError, match=r"rotation.fraction_end: got 0.125, expected at least 0.25.*, or none: the share stays"
+    ):
+        cfg.resolve(many, 28, 5000)
+    for fields in ({"rotation.fraction_end": None}, {"rotation.mode": "extra"}, {"rotation.weight": 0.0}):
+        cfg.resolve(cfg.replace(many, fields), 28, 5000)
 
 
 @pytest.mark.parametrize("method", ["mocov2", "swav"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rotssl import config as cfg
-from rotssl import ray_sweep
+from rotssl import ray_runtime, ray_sweep
 from rotssl.ablation import trials_of
 from rotssl.cli import run_command
 from rotssl.fields import ConfigError
@@ -545,6 +545,21 @@ def test_as_many_trials_run_as_the_cluster_holds(nodes, fields, expected):
     assert (slots.count, slots.workers, slots.resources) == expected
     gpus = sum(one["Resources"].get("GPU", 0) for one in nodes)
     assert slots.use_gpu is (gpus > 0 and fields.get("scaling.use_gpu", True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({}, 16),  # with 32, one rotated image in the end
+        ({"rotation.fraction_end": None}, 32),
+        ({"rotation.mode": "extra"}, 32),
+        ({"train.batch_size": 48}, 8),  # of 12, each would be left with one of its four
+    ],
+)
+def test_as_many_workers_as_can_share_the_batch(fields, count):
+    config = cfg.resolve(cfg.build(fields), 28, 5000)
+    workers = ray_runtime.plan(config, {"CPU": 64, "GPU": 32}, [node(64, 32) | {"NodeManagerAddress": "a"}])
+    assert workers.count == count
 
 
 TOO_MUCH = [

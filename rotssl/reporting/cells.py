@@ -19,7 +19,9 @@ _NOT_COMPARED = (*NOT_IDENTITY, "train.seed", "train.epochs", "evaluation.knn_ev
 # What other fields often follow from: those that do are no axes of their own.
 _ANCHORS = ("method.name", "data.name", "encoder.name")
 _FOLLOWS_BUDGET = ("method.", "optim.")  # such as a warm-up that is a share of the run
-_FOLLOWS_TASK = {"rotation.fraction_end": "rotation.mode"}  # what ``auto`` makes of it
+# What ``auto`` makes of others.
+_OF_ROTATION = ("rotation.mode", "rotation.angles", "rotation.fraction", "train.batch_size", "train.accumulate")
+_FOLLOWS_TASK = {"rotation.fraction_end": _OF_ROTATION}
 
 Params = dict[str, str | None]
 
@@ -171,7 +173,7 @@ def axes_of(params: Sequence[tuple[Params, int]]) -> list[str]:
 
     A field of the method or the optimizer that follows from one of these and the budget together (a warm-up that is a share of
     the run, say) doesn't separate either, for within a budget it tells nothing apart. Those of the auxiliary tasks always do, but
-    for one that is as ``auto`` makes it of another.
+    for one that is as ``auto`` makes it of others.
 
     Args:
         params: active fields and budget of each run.
@@ -179,10 +181,10 @@ def axes_of(params: Sequence[tuple[Params, int]]) -> list[str]:
     keys = sorted({key for fields, _ in params for key in fields})
     varying = [key for key in keys if len({fields.get(key) for fields, _ in params if _matters(key, fields)}) > 1]
 
-    def follows(key: str, anchor: str, with_budget: bool) -> bool:
+    def follows(key: str, anchors: Sequence[str], with_budget: bool) -> bool:
         seen: dict[object, str | None] = {}
         for fields, budget in params:
-            origin = fields.get(anchor), budget if with_budget else 0
+            origin = *(fields.get(anchor) for anchor in anchors), budget if with_budget else 0
             if seen.setdefault(origin, fields.get(key)) != fields.get(key):
                 return False
         return True
@@ -193,8 +195,8 @@ def axes_of(params: Sequence[tuple[Params, int]]) -> list[str]:
         if key in _ANCHORS
         or (key.split(".")[0] in TASKS and key not in _FOLLOWS_TASK)
         or not any(
-            follows(key, anchor, with_budget)
-            for anchor in ((_FOLLOWS_TASK[key],) if key in _FOLLOWS_TASK else _ANCHORS)
+            follows(key, anchors, with_budget)
+            for anchors in ([_FOLLOWS_TASK[key]] if key in _FOLLOWS_TASK else [(anchor,) for anchor in _ANCHORS])
             for with_budget in ((False, True) if key.startswith(_FOLLOWS_BUDGET) else (False,))
         )
     ]
