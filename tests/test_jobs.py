@@ -65,7 +65,7 @@ BAD = [
     ("--data.name cifar10 --data.root {}", "cifar-10-batches-py"),
     ("--train.batch_size 255 --scaling.num_workers 2", "train.batch_size"),
     ("--train.batch_size 100000", "train.batch_size"),
-    ("--scaling.num_workers 500 --train.batch_size 4000", "scaling.num_workers"),
+    ("--scaling.num_workers 500 --train.batch_size 4000 --rotation.weight 0", "scaling.num_workers"),
     ("--storage.path {}/file", "storage.path"),
     ("--storage.path s3://bucket/x", "storage.path"),
     ("--tracking.uri ftp://x", "tracking.uri"),
