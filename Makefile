@@ -60,6 +60,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/cost_model.py
 	$(BIN)/python benchmarks/rotation_variants.py
+	$(BIN)/python benchmarks/rotation_variants.py --epochs 20 --variants 'paper;shared;shared, fewer'
+	$(BIN)/python benchmarks/rotation_variants.py --data cifar10-folder --variants 'paper;shared;shared, fewer'
+	$(BIN)/python benchmarks/rotation_variants.py --data cifar10-folder --epochs 20 --variants 'paper;shared, fewer'
 
 # Needs a Chromium; without one it says so and leaves the picture as it is.
 screenshots: $(STAMP)

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,16 +54,32 @@ def train(overrides: Mapping[str, Any]) -> Points:
     return points
 
 
-def cifar10_folder(work: Path) -> Path:
-    """CIFAR-10 as a folder of JPEGs with train/ (50,000) and val/ (10,000), unpacked from $ROTSSL_DATA/cifar10-jpeg.tar.gz."""
-    root = work / "cifar10"
+def cifar10_folder(work: Path, images: int | None = None) -> Path:
+    """CIFAR-10 as a folder of JPEGs, unpacked from $ROTSSL_DATA/cifar10-jpeg.tar.gz if it is not there yet.
+
+    Args:
+        work: where to; the folder is made in it.
+        images: take the first so many pictures of train/ only, as many of each class; None: train/ (50,000) and val/ (10,000).
+    """
+    root, part = work / "cifar10", work / "cifar10.part"
     archive = Path(os.environ.get("ROTSSL_DATA", "")) / "cifar10-jpeg.tar.gz"
     if not archive.is_file():
         raise SystemExit("ROTSSL_DATA: expected a folder with cifar10-jpeg.tar.gz")
+    if root.exists():
+        return root
+    taken: Counter[str] = Counter()
+
+    def wanted(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo | None:
+        parent = str(Path(member.name).parent)
+        taken[parent] += member.isfile()
+        few = images is not None and not (member.name.startswith("train") and taken[parent] <= images // 10)
+        return None if few else tarfile.data_filter(member, target)
+
     with tarfile.open(archive) as files:
-        files.extractall(root, filter="data")
-    (root / "test").rename(root / "val")
-    return root
+        files.extractall(part, filter=wanted)
+    if images is None:
+        (part / "test").rename(part / "val")
+    return part.rename(root)
 
 
 def command(folders: Sequence[str] = ("--work", "--output", "--peers", "--root")) -> str:

@@ -17,10 +17,8 @@ import itertools
 import os
 import statistics
 import sys
-import tarfile
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -394,24 +392,6 @@ def write(args: argparse.Namespace, samples: dict[str, list[Sample]], lines: lis
     print("\n".join(lines))
 
 
-def unpack(folder: Path, images: int) -> Path:
-    """The first CIFAR-10 pictures of each class as files."""
-    archive = Path(os.environ.get("ROTSSL_DATA", "")) / "cifar10-jpeg.tar.gz"
-    if not archive.is_file():
-        raise SystemExit("no pictures: give --root, or put cifar10-jpeg.tar.gz into $ROTSSL_DATA")
-    taken: Counter[str] = Counter()
-
-    def few(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo | None:
-        parent = str(Path(member.name).parent)
-        taken[parent] += member.isfile()
-        wanted = member.name.startswith("train") and (member.isdir() or taken[parent] <= images // 10)
-        return tarfile.data_filter(member, target) if wanted else None
-
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter=few)
-    return folder
-
-
 def main() -> None:
     """Start the contenders, let them take turns, write the tables."""
     cores = os.cpu_count() or 1
@@ -439,13 +419,15 @@ def main() -> None:
     if args.serve:
         serve(lambda: contender(args)[:2], args.warm_up)
         return
+    from common import cifar10_folder
+
     if args.quick:
         args.steps, args.rounds, args.warm_up = 3, 2, 1
     python = peers(args.peers)
     names = [name for name in ABOUT if python is not None or name != "lightly"]
     names = [name for name in names if not args.only or name in args.only]
     with tempfile.TemporaryDirectory() as scratch:
-        root = args.root or unpack(Path(scratch) / "pictures", args.images)
+        root = args.root or cifar10_folder(Path(scratch), args.images)
         shared = ["--device", args.device, "--stem", args.stem, "--batch", args.batch, "--threads", args.threads]
         shared += [
             "--workers",

@@ -9,12 +9,14 @@ else the best of three):
 1. Seconds a step of every variant over the plain step: interleaved, in rotated order, medians of paired ratios.
 2. The weight of each variant on its own: the best in the mean over the methods, with a seed that is none of those in the table.
 3. Paired seeds at *equal epochs*, and at *equal compute*: a variant whose step takes r times as long gets 1/r of the epochs,
-   with the whole schedule in them.
+   rounded, with the whole schedule in them. Against the paper's recipe nothing is rounded: its accuracy at exactly the compute
+   of the other run is read between its two lengths, on a line over the logarithm of the epochs, seed by seed.
 
 Runs are single processes with one thread, --jobs at a time; one that is finished in --work is not run again, and several of
-these scripts may share a folder if they have different methods. --data cifar10-folder takes the folder of JPEG files in
-CIFAR_FOLDER. Precision is bf16 and BatchNorm torch's own, as on a GPU. Writes
-benchmarks/results/rotation_variants_DATA_EPOCHS[_SEEDS]_DATE.{md,csv}; --report writes them from the runs that are there.
+these scripts may share a folder if they have different methods. --data cifar10-folder is CIFAR-10 as JPEG files, of
+$ROTSSL_DATA/cifar10-jpeg.tar.gz; 10% of the training images are held back. Precision is bf16 and BatchNorm torch's own, as on a
+GPU. Writes benchmarks/results/rotation_variants_DATA_EPOCHS[_SEEDS]_DATE.{md,csv}; --report writes them from the runs that are
+there.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import csv
 import datetime
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -32,7 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import RESULTS, command, commit, machine, spread, train, trainer
+from common import RESULTS, cifar10_folder, command, commit, machine, spread, train, trainer
 
 from rotssl import journal
 from rotssl.journal import Points
@@ -97,7 +100,7 @@ class Cell(NamedTuple):
 def fields(cell: Cell, work: str) -> dict[str, Any]:
     """The configuration of a run."""
     name = "-".join(map(str, cell)).replace(" ", "_").replace(",", "")
-    root = {"data.root": os.environ["CIFAR_FOLDER"]} if cell.data == "cifar10-folder" else {}
+    root = {"data.root": f"{work}/cifar10"} if cell.data == "cifar10-folder" else {}
     return {
         **DATA[cell.data],
         **root,
@@ -230,6 +233,18 @@ class Study:
         cells = [self.cell(variant, self.weights[variant], epochs, seed) for seed in self.seeds]
         return [final(self.runs[c], METRICS[metric]) for c in cells] if all(c in self.runs for c in cells) else None
 
+    def compute(self, variant: str, equal: str) -> float:
+        """Time of a run, as a share of the plain run's."""
+        return self.ratios[variant] * (self.epochs if equal == "epochs" else self.share(variant)) / self.epochs
+
+    def paper(self, compute: float, metric: str) -> list[float] | None:
+        """Of all seeds, what the paper's recipe reaches with so much compute, between its two lengths or just beyond."""
+        short, long = (self.scores("paper", equal, metric) for equal in ("compute", "epochs"))
+        if short is None or long is None:
+            return None
+        at = math.log(compute / self.compute("paper", "compute")) / math.log(self.epochs / self.share("paper"))
+        return [a + at * (b - a) for a, b in zip(short, long, strict=True)]
+
     def mean(self, variant: str, key: str) -> float | None:
         """Of a metric of the last epoch, at equal epochs, over the runs that have it."""
         if variant not in self.weights:
@@ -263,9 +278,8 @@ def gain(ours: Sequence[float] | None, theirs: Sequence[float] | None) -> str:
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def pooled(studies: Sequence[Study], variant: str, equal: str, metric: str) -> list[float] | None:
-    """Seed by seed the mean over the methods."""
-    each = [study.scores(variant, equal, metric) for study in studies]
+def pooled(each: Sequence[list[float] | None]) -> list[float] | None:
+    """Seed by seed the mean over the methods; None if one has nothing."""
     found = [scores for scores in each if scores is not None]
     return [statistics.mean(column) for column in zip(*found, strict=True)] if len(found) == len(each) else None
 
@@ -281,20 +295,21 @@ def kept(ours: Sequence[float] | None, paper: Sequence[float] | None, plain: Seq
 def table(studies: Sequence[Study], variants: Sequence[str], metric: str) -> list[str]:
     """The rows of some methods together."""
     lines = [
-        f"| variant | step | weight | {metric}, equal epochs | gain over plain | of the paper's | epochs | {metric}, equal "
-        "compute | gain over plain | gain over the paper's recipe |",
+        f"| variant | step | weight | {metric}, equal epochs | gain over plain | of the paper's | compute | {metric}, equal "
+        "compute | gain over plain | gain over the paper's recipe, exactly equal compute |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for v in variants:
-        here = {equal: pooled(studies, v, equal, metric) for equal in ("epochs", "compute")}
-        plain, paper = (pooled(studies, name, "epochs", metric) for name in ("plain", "paper"))
-        cheap_paper = pooled(studies, "paper", "compute", metric)
+        here = {equal: pooled([s.scores(v, equal, metric) for s in studies]) for equal in ("epochs", "compute")}
+        plain, paper = (pooled([s.scores(name, "epochs", metric) for s in studies]) for name in ("plain", "paper"))
+        spent = statistics.mean(study.compute(v, "compute") for study in studies)
+        cheap_paper = pooled([s.paper(s.compute(v, "compute"), metric) for s in studies])
         shown = {key: "" if values is None else spread(values) for key, values in here.items()}
         ratio = f"{statistics.median(study.ratios[v] for study in studies):.2f}"
         one = studies[0] if len(studies) == 1 else None
         row = [v, ratio, f"{studies[0].weights[v]:g}" if v in studies[0].weights else "", shown["epochs"]]
         row += ["", ""] if v == "plain" else [gain(here["epochs"], plain), kept(here["epochs"], paper, plain)]
-        row += [str(one.share(v)) if one is not None else "", shown["compute"]]
+        row += [f"{spent:.2f}" + (f", {one.share(v)} epochs" if one is not None else ""), shown["compute"]]
         row += ["" if v == "plain" else gain(here["compute"], plain)]
         row += ["" if v == "paper" else gain(here["compute"], cheap_paper)]
         lines.append(f"| {' | '.join(row)} |")
@@ -311,7 +326,9 @@ def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
         f"Machine: {machine()}; one thread a run. {args.seeds} paired seeds; top-1 on validation after the last epoch, %: mean "
         "(range); gains in points with 95% Student t intervals over the pairs.",
         f"Encoder small, batch 256, bf16, BatchNorm; 5,000 images. Step: seconds over the plain step's (median of 9 interleaved "
-        f"pairs). Equal compute: {epochs} plain epochs, or {epochs} / step, rounded; steps up to {CHEAP:g} count as 1.",
+        f"pairs). Equal compute: {epochs} plain epochs, or {epochs} / step, rounded, steps up to {CHEAP:g} as 1; what comes of "
+        "it, in plain runs, is under compute. The accuracy of the paper's recipe at exactly the compute of another run is read "
+        "between its two lengths, on a line over the logarithm of the epochs.",
         f"Weight: of {', '.join(f'{w:g}' for w in WEIGHTS)} the best in the mean over the methods, at {args.tuning_epochs} "
         f"epochs with seed {TUNING_SEED}.",
         "",
@@ -378,10 +395,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
-    if args.data == "cifar10-folder" and not Path(os.environ.get("CIFAR_FOLDER", "")).joinpath("train").is_dir():
-        raise SystemExit(
-            "CIFAR_FOLDER: expected a folder with train/CLASS/*.jpg (10% of it is held back; a test/ is not touched)"
-        )
     os.environ["OMP_NUM_THREADS"] = "1"
     names = ["plain", *(v for v in args.variants.split(";") if v != "plain")]
     with (
@@ -389,6 +402,8 @@ def main() -> None:
         multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool,
     ):
         work, seeds = args.work or scratch, range(args.seeds)
+        if args.data == "cifar10-folder" and not args.report:
+            cifar10_folder(Path(work), 50_000)
         studies = [Study(args.data, m, args.epochs, seeds, names, work) for m in args.methods.split(",")]
         hands = None if args.report else pool
         for study in studies:

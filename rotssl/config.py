@@ -159,14 +159,14 @@ def _check_encoder(encoder: sections.EncoderConfig) -> None:
 
 def _check_tasks(c: Config) -> None:
     rotation, jigsaw = c.rotation, c.jigsaw
-    why = {"in_place": "the method's views turn", "four_way": "a crop of its own turns", "extra": ""}[rotation.mode]
-    for key, value in (("views", 2), ("resolution", 1.0), ("joint", False), ("update_bn", True)):
-        given = getattr(rotation, key)
-        takes = ("extra", "four_way") if key == "update_bn" else ("extra",)
+    modes = {"views": ("extra",), "resolution": ("extra",), "joint": ("extra",), "update_bn": ("extra", "four_way")}
+    modes["angles"] = ("in_place",)
+    for key, takes in modes.items():
+        given, value = getattr(rotation, key), getattr(sections.RotationConfig, key)
         fits = rotation.mode in takes or given == value or rotation.weight == 0
-        expected = f"{value}, as {why} in mode {rotation.mode}; it is for rotation.mode {' and '.join(takes)}"
+        expected = f"{value} in mode {rotation.mode}; it is for rotation.mode {' and '.join(takes)}"
         _require(fits, f"rotation.{key}", given, expected)
-    fits = rotation.update_bn or not rotation.joint
+    fits = rotation.update_bn or not rotation.joint or rotation.weight == 0
     _require(fits, "rotation.update_bn", "false", "true: with rotation.joint there is one pass for all views")
     orders = math.factorial(jigsaw.grid**2)
     most = f"at most {orders}, the orders of {jigsaw.grid**2} tiles"
@@ -217,13 +217,13 @@ def check_workers(c: Config, num_workers: int) -> None:
         _require(enough, f"rotation.{key}", share, expected + stays)
 
 
-def can_share(c: Config, num_workers: int) -> bool:
-    """Whether so many workers can share the batch."""
+def unshared(c: Config, num_workers: int) -> str:
+    """What keeps so many workers from sharing the batch, in a line; empty if nothing does."""
     try:
         check_workers(c, num_workers)
-    except ConfigError:
-        return False
-    return True
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:

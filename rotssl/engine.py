@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import os
+import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +13,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from rotssl import checkpoint, distributed, memory, rng
@@ -40,6 +43,20 @@ def precision(config: Config, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def _refuse_one_pixel(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if inputs[0].shape[-2:] == (1, 1):
+        raise RunFailed(
+            "train.precision: got bf16, expected fp32: on CPUs torch computes garbage for convolutions with a stride on maps "
+            "of one pixel, to which these views shrink; or take larger views"
+        )
+
+
+def _require_compiler() -> None:
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise RunFailed(f"train.compile: got true, but there is no C++ compiler here ({compiler}; $CXX names another)")
+
+
 class Trainer:
     """One worker of one run.
 
@@ -48,6 +65,9 @@ class Trainer:
         splits: the images.
         runtime: who runs this.
         journal: the points of the run; only rank 0 writes.
+
+    Raises:
+        RunFailed: ``train.compile`` on a CPU without a compiler.
     """
 
     def __init__(self, config: Config, splits: Splits, runtime: Runtime, journal: Journal) -> None:
@@ -61,10 +81,16 @@ class Trainer:
         if device.type == "cuda":  # on a CPU the weights' gradients come as NCHW, and would be copied at every step
             self.model = self.model.to(memory_format=self.layout)
         if train.compile:
+            if device.type == "cpu":
+                _require_compiler()
             self.model.compile_networks()
         method = self.model.method
         constant = [p for name in method.constant_lr for p in method.get_submodule(name).parameters()]
         self.precision = precision(config, device)
+        if (device.type, self.precision) == ("cpu", "bf16"):
+            for layer in self.model.modules():
+                if isinstance(layer, nn.Conv2d) and max(layer.stride) > 1 and max(layer.kernel_size) > 1:
+                    layer.register_forward_pre_hook(_refuse_one_pixel)
         self.optimizer = build_optimizer(self.model, config.optim, constant)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.parallel = runtime.wrap(self.model)
@@ -108,7 +134,7 @@ class Trainer:
         """Train to the end, or to ``train.stop_after``, from the newest checkpoint if there is one.
 
         Raises:
-            RunFailed: the loss became infinite or NaN.
+            RunFailed: loss or gradient became infinite or NaN; bf16 on a CPU with views that shrink to a pixel.
         """
         train = self.config.train
         state = next(checkpoint.latest(self.journal.folder), None)
@@ -264,8 +290,8 @@ class Trainer:
         return found
 
     def _check_finite(self, metrics: dict[str, float], epoch: int) -> None:
-        if not math.isfinite(metrics.get("optim/grad_norm", 0.0)):
-            del metrics["optim/grad_norm"]  # half precision: a step whose scale was too large
+        if self.scaler.is_enabled() and not math.isfinite(metrics.get("optim/grad_norm", 0.0)):
+            del metrics["optim/grad_norm"]  # a step whose scale was too large, and which the scaler left out
         bad = [key for key, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise RunFailed(

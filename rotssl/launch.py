@@ -68,6 +68,8 @@ def _check_encoder(config: Config) -> None:
     sides |= {"views.local_size": config.views.local_size} if config.views.local_count else {}
     if config.rotation.weight > 0 and config.rotation.mode == "four_way":
         sides["rotation.crop_size"] = config.rotation.crop_size
+    if config.rotation.weight > 0 and config.rotation.mode == "extra":
+        sides["rotation.resolution"] = config.rotation.extra_side(int(config.data.image_size))
     if config.jigsaw.weight > 0:
         sides["jigsaw.grid"] = tile_side(int(config.data.image_size), config.jigsaw.grid)
     for key, side in sides.items():
@@ -139,6 +141,8 @@ def pretrain(config: Config) -> int:
 
             workers = stack.enter_context(ray_runtime.connected(config))
             print(f"training on {workers.count} {'GPU' if workers.use_gpu else 'CPU'} workers", file=sys.stderr)
+            if workers.why:
+                print(f"not on more: {workers.why}", file=sys.stderr)
         if threading.current_thread() is threading.main_thread():
             stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             signal.signal(signal.SIGTERM, interrupt)  # what `ray job stop` sends

@@ -1,6 +1,7 @@
 """How long runs will take on any number of workers, from a few timed steps of one and the FLOPs that torch counts."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import statistics
@@ -20,11 +21,13 @@ from rotssl.data.datasets import Splits
 from rotssl.data.images import ImageSet
 from rotssl.engine import Trainer
 from rotssl.evaluation.protocol import extract
+from rotssl.fields import ConfigError
 from rotssl.flops import count_step
-from rotssl.runtime import LocalRuntime
+from rotssl.runtime import LocalRuntime, RunFailed
 from rotssl.sections import NATIVE_SIDE
 
 WORKERS = (1, 2, 4, 8)
+MIDDLE = 0.5  # of the run, where a share of rotated images that changes along a cosine has its mean
 TIMED = 3  # steps of each size, after one that warms up
 ENOUGH_S = 0.25  # no larger batches are timed once a step takes so long
 # Assumed, in bytes a second: gloo between processes of one machine (0.7 to 0.9 were measured), NCCL between GPUs on PCIe.
@@ -109,6 +112,9 @@ def measure(config: Config) -> Speed:
 
     Args:
         config: resolved.
+
+    Raises:
+        ConfigError: the engine refuses the step.
     """
     gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
     device = torch.device("cuda" if gpu else "cpu")
@@ -124,8 +130,12 @@ def measure(config: Config) -> Speed:
         for size in sizes:
             trainer = _trainer(config, size, folder, device)
             images, ctx = next(trainer.batches(1))  # the run's first step writes a picture, and compares gradients
-            with _exchanges(trainer, config.model.norm) as exchanges:
-                taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1)  # warms up
+            ctx = dataclasses.replace(ctx, progress=MIDDLE)
+            try:
+                with _exchanges(trainer, config.model.norm) as exchanges:
+                    taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1)  # warms up
+            except RunFailed as error:
+                raise ConfigError(str(error)) from error
             taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1 if taken[0] > 1 else TIMED)
             times[size] = statistics.median(taken)
             if times[size] > ENOUGH_S:
@@ -143,7 +153,7 @@ def measure(config: Config) -> Speed:
             each,
             encode / len(part),
             matmul_rate(device, kind),
-            count_step(config) / config.train.batch_size,
+            count_step(config, MIDDLE) / config.train.batch_size,
             sum(4.0 * p.numel() for p in trainer.model.parameters() if p.requires_grad),
             sum(exchanges),
         )
@@ -222,7 +232,7 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
         f"# which is {speed.utilization(batch):.0%} of its rate in matrix products ({speed.matmul / 1e9:.3g} GFLOP/s)",
         "# workers  training  evaluation  whole run  device-hours",
     ]
-    for workers in sorted(workers for workers in counts if cfg.can_share(config, workers)):
+    for workers in sorted(workers for workers in counts if not cfg.unshared(config, workers)):
         training, evaluation = epoch(config, speed, train_size, workers, labelled)
         whole = (training + evaluation) * config.train.epochs
         shown = f"{training:.3g} s", f"{evaluation:.3g} s", duration(whole), f"{workers * whole / 3600:.3g}"
@@ -252,7 +262,7 @@ def of_runs(configs: Sequence[Config], train_sizes: Sequence[int], workers: int,
     """
     kinds = [_kind(config) for config in configs]
     flops = {
-        kind: count_step(config) / config.train.batch_size
+        kind: count_step(config, MIDDLE) / config.train.batch_size
         for kind, config in dict(zip(kinds, configs, strict=True)).items()
     }
     ends = sorted(flops, key=lambda kind: flops[kind])

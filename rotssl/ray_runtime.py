@@ -38,11 +38,12 @@ COLLECTIVE_TIMEOUT_S = 600
 
 @dataclass(frozen=True)
 class Workers:
-    """Who will train, and where."""
+    """Who will train, and where; ``why`` there are no more of them, if others could be used."""
 
     count: int
     use_gpu: bool
     nodes: int
+    why: str = ""
 
 
 def import_ray() -> Any:
@@ -146,9 +147,11 @@ def plan(config: Config, resources: dict[str, float], nodes: list[dict[str, Any]
         raise ConfigError("scaling.use_gpu: got true, but the cluster has no GPU")
     alive = [node for node in nodes if node.get("Alive", True)]
     places = sum(int(node["Resources"].get("CPU", 0)) // scaling.cpus_per_worker for node in alive)
+    why = ""
     if scaling.num_workers == "auto":
         most = max(1, min(gpus, places) if use_gpu else min(2, places))
-        count = max((n for n in range(1, most + 1) if cfg.can_share(config, n)), default=1)
+        count = max((n for n in range(1, most + 1) if not cfg.unshared(config, n)), default=1)
+        why = cfg.unshared(config, most)
     else:
         count = scaling.num_workers
     if use_gpu and count > gpus:
@@ -160,7 +163,7 @@ def plan(config: Config, resources: dict[str, float], nodes: list[dict[str, Any]
             f"scaling.num_workers: got {count} with {scaling.cpus_per_worker} CPU each, but the cluster has {cpus} CPUs"
         )
     cfg.check_workers(config, count)
-    return Workers(count, use_gpu, len({node["NodeManagerAddress"] for node in alive}))
+    return Workers(count, use_gpu, len({node["NodeManagerAddress"] for node in alive}), why)
 
 
 class RayRuntime:

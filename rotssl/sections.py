@@ -137,6 +137,10 @@ class RotationConfig:
     )
     crop_scale: tuple[float, float] = opt((0.2, 1.0), "Share of the area of four_way's crop.", gt=0, le=1)
 
+    def extra_side(self, side: int) -> int:
+        """Side of the extra views in pixels, for the method's."""
+        return max(1, round(side * self.resolution))
+
 
 @dataclass(frozen=True, kw_only=True)
 class JigsawConfig:
@@ -208,7 +212,9 @@ class TrainConfig:
 class ScalingConfig:
     """The workers."""
 
-    num_workers: int | Auto = opt("auto", "Ray Train workers; auto: every GPU, else 2 CPU workers; 0: no Ray.", ge=0)
+    num_workers: int | Auto = opt(
+        "auto", "Ray Train workers; auto: one a GPU, else 2 CPU workers, if they can share the batch; 0: no Ray.", ge=0
+    )
     use_gpu: bool | Auto = opt("auto", "Whether each worker takes a GPU.")
     cpus_per_worker: int = opt(1, "CPU cores a worker reserves.", ge=1)
 

@@ -134,10 +134,11 @@ train.epochs=3 | 'train.epochs=3'
 --jigsaw.grid 2 | jigsaw.permutations: got 100, expected at most 24 | 4 tiles
 --jigsaw.grid 2 --jigsaw.permutations 25 | jigsaw.permutations: got 25
 --rotation.mode four_way --rotation.views 1 | rotation.views: got 1, expected 2 | four_way
---rotation.mode in_place --rotation.joint true | rotation.joint: got True, expected False | the method's views turn
+--rotation.mode in_place --rotation.joint true | rotation.joint: got True, expected False in mode in_place
 --rotation.mode four_way --rotation.resolution 0.5 | rotation.resolution: got 0.5, expected 1.0 | four_way
 --rotation.mode extra --rotation.joint true --rotation.update_bn false | rotation.update_bn: got false | one pass
 --rotation.update_bn false | rotation.update_bn: got False | it is for rotation.mode extra and four_way
+--rotation.mode extra --rotation.angles independent | rotation.angles: got independent, expected shared | in_place
 --rotation.fraction_end 0.1 --train.batch_size 16 --scaling.num_workers 1 | rotation.fraction_end: got 0.1 | at least 0.125
 --optim.warmup_lr 0.01 | optim.warmup_lr: got 0.01, expected 0 with lr auto
 --optim.final_lr 0.01 | optim.final_lr: got 0.01, expected 0 with lr auto
@@ -170,6 +171,7 @@ GOOD_FLAGS = """
 --jigsaw.grid 2 --jigsaw.permutations 24
 --rotation.mode extra --rotation.views 1
 --rotation.weight 0.0 --rotation.views 1 --rotation.update_bn false
+--rotation.weight 0.0 --rotation.mode extra --rotation.joint true --rotation.update_bn false --rotation.angles independent
 --rotation.mode four_way --rotation.update_bn false
 --optim.lr 0.1 --optim.warmup_lr 0.1 --optim.final_lr 0.1
 --data.name cifar100 --data.root x --data.download true

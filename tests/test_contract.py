@@ -378,6 +378,41 @@ def test_nan_fails_and_keeps_the_last_checkpoint(tmp_path):
     assert not list(Path(config.run_dir).glob("epoch_*/checkpoint.pt"))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_in_the_last_step_fails(tmp_path, precision):
+    from rotssl.runtime import RunFailed
+
+    fields = {"data.limit": 64, "train.epochs": 1, "optim.warmup_epochs": 0, "evaluation.knn_every": 0}
+    run = trainer(make_config(tmp_path, "simclr", **fields, **{"train.precision": precision}))
+
+    def breaks(ctx):
+        if ctx.step == run.total_steps - 1:
+            next(run.model.encoder.parameters()).grad.fill_(math.inf)
+
+    run.model.method.after_backward = breaks
+    with pytest.raises(RunFailed, match=r"^optim/grad_norm became inf in epoch 1"):
+        run.run()
+    assert not (run.journal.folder / "encoder.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"encoder.name": "resnet18", "train.precision": "bf16"}, "train.precision: got bf16, expected fp32"),
+        ({"train.compile": True}, "train.compile: got true, but there is no C++ compiler here (/no/such/compiler"),
+    ],
+)
+def test_what_torch_cannot_do_on_a_cpu_is_one_line(tmp_path, monkeypatch, fields, words):
+    from rotssl.runtime import RunFailed
+
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    # Views of 16 pixels come to 1 before the last stage of a ResNet with the stem for ImageNet.
+    config = make_config(tmp_path, "simclr", **{"data.limit": 64, "encoder.stem": "imagenet", **fields})
+    with pytest.raises(RunFailed) as caught:
+        trainer(config).run()
+    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
+
+
 @pytest.mark.ddp
 def test_device_seconds_add_up_over_numbers_of_workers(tmp_path, pool):
     overrides = {"folder": tmp_path, "method": "simclr", "data.limit": 64}

@@ -66,6 +66,10 @@ BAD = [
     ("--train.batch_size 255 --scaling.num_workers 2", "train.batch_size"),
     ("--train.batch_size 100000", "train.batch_size"),
     ("--scaling.num_workers 500 --train.batch_size 4000 --rotation.weight 0", "scaling.num_workers"),
+    (
+        "--data.name synthetic --encoder.name timm/convnext_atto --rotation.mode extra --rotation.resolution 0.5",
+        "resolution",
+    ),
     ("--storage.path {}/file", "storage.path"),
     ("--storage.path s3://bucket/x", "storage.path"),
     ("--tracking.uri ftp://x", "tracking.uri"),

@@ -31,6 +31,7 @@ def test_grid_has_a_row_an_image_a_column_a_version_and_small_views_in_the_middl
     [
         (["--rotation.weight", "0"], 2),
         ([], 4),
+        (["--rotation.fraction_end", "0.125"], 4),
         (["--rotation.mode", "extra"], 4),
         (["--rotation.mode", "four_way"], 6),
         (["--views.local_count", "3", "--method.name", "swav"], 7),

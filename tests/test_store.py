@@ -88,13 +88,13 @@ def test_what_changes_the_pixels_makes_another_store(root, decoded):
     assert store.checksum(parts, None, 16) != store.checksum(parts, (16, 16), 16) != store.checksum(parts, (16, 16), 32)
 
 
-@pytest.mark.parametrize("damage", ["cut short", "no json", "another's json", "broken json"])
+@pytest.mark.parametrize("damage", ["cut short", "empty", "no json", "another's json", "broken json"])
 def test_a_damaged_store_is_made_again(root, decoded, damage):
     whole = datasets.load(config(root, "memory"), 0.2)
     datasets.load(config(root), 0.2)
     (pixels,), (about,) = ((root.parent / "cache").glob(f"*.{kind}") for kind in ("npy", "json"))
-    if damage == "cut short":
-        os.truncate(pixels, 5000)
+    if damage in ("cut short", "empty"):
+        os.truncate(pixels, 5000 if damage == "cut short" else 0)
     elif damage == "no json":
         about.unlink()
     else:
@@ -165,6 +165,10 @@ def test_a_disk_without_room_is_one_line_and_leaves_nothing(root, monkeypatch):
     with pytest.raises(ConfigError, match=r"^data\.cache: .*61,440 bytes"):
         datasets.place(config(root), 0.2, info, here=True)
     assert "10,000 free" in datasets.place(config(root), 0.2, info, here=False)
+    # What a killed process left takes room only until it is written over.
+    name = store.checksum(*datasets._files(config(root), 0.2)[:2], 16)
+    (root.parent / "cache" / f"{name[:16]}.part").write_bytes(bytes(60_000))
+    assert "here they are not yet" in datasets.place(config(root), 0.2, info, here=True)
 
 
 @pytest.mark.parametrize("where", [(store.os, "pwrite"), (store.os, "fsync"), (store.Path, "rename")])

@@ -560,6 +560,8 @@ def test_as_many_workers_as_can_share_the_batch(fields, count):
     config = cfg.resolve(cfg.build(fields), 28, 5000)
     workers = ray_runtime.plan(config, {"CPU": 64, "GPU": 32}, [node(64, 32) | {"NodeManagerAddress": "a"}])
     assert workers.count == count
+    # Those that stay idle are told of, with the field that keeps them so.
+    assert bool(workers.why) == (count < 32) and (not workers.why or workers.why.split(":")[0] in cfg.schema())
 
 
 TOO_MUCH = [

@@ -190,9 +190,10 @@ def place(config: DataConfig, holdout: float, info: DataInfo, here: bool) -> str
     cache = store.folder(config.cache)
     line += f", on disk in {cache} of each node"
     parts, native, _ = _files(config, holdout)
-    if store.find(cache, store.checksum(parts, native, int(config.image_size))) is not None:
+    name = store.checksum(parts, native, int(config.image_size))
+    if store.find(cache, name) is not None:
         return f"{line}; here they are already"
-    reason = store.missing(cache, info.bytes)
+    reason = store.missing(cache, name, info.bytes)
     if reason and here:
         raise ConfigError(reason)
     return f"{line}; here they are not yet" + (f" ({reason})" if reason else "")

@@ -30,6 +30,7 @@ def preview(argv: Sequence[str]) -> int:
     asked = parse(rest, "rotssl.data.preview", __doc__).config
     batch = max(ROWS, round(2 / asked.rotation.fraction))
     few = {"data.limit": max(64, batch), "data.store": "memory", "train.batch_size": batch, "train.accumulate": 1}
+    few |= {"rotation.fraction_end": None, "scaling.num_workers": 0}  # what the first step shows
     few |= {"method.queue_size": batch} if getattr(asked.method, "queue_size", 0) else {}
     config, _ = prepare(replace(asked, few))
     import numpy as np

@@ -69,20 +69,22 @@ def find(cache: Path, name: str) -> Pixels | None:
     try:
         about = json.loads((cache / f"{name[:16]}.json").read_text())
         images = np.load(cache / f"{name[:16]}.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     whole = isinstance(about, dict) and (about.get("checksum"), about.get("shape")) == (name, list(images.shape))
     return images if whole and images.dtype == np.uint8 else None
 
 
-def missing(cache: Path, size: int) -> str:
+def missing(cache: Path, name: str, size: int) -> str:
     """What keeps a store of so many bytes from being written, in a line; empty if nothing does."""
     place = cache
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK):
         return f"data.cache: cannot write to {cache}"
-    free = shutil.disk_usage(place).free
+    part = cache / f"{name[:16]}.part"
+    # What a killed process left is written over.
+    free = shutil.disk_usage(place).free + (part.stat().st_blocks * 512 if part.exists() else 0)
     if free >= size:
         return ""
     return f"data.cache: the decoded images take {size:,} bytes, {cache} has {free:,} free; {_ADVICE}"
@@ -167,7 +169,7 @@ def _make(parts: Sequence[Folder], native: tuple[int, int] | None, image_size: i
         made, each = shape, math.prod(shape[1:])
         file.seek(0)
         file.truncate()
-        if reason := missing(part.parent, math.prod(shape)):
+        if reason := missing(part.parent, name, math.prod(shape)):
             raise DataError(reason)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)

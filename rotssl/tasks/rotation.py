@@ -96,7 +96,7 @@ class Rotation(Task):
         if not self.in_place:
             views = [view if rows is None else view[rows] for view in views[: self.config.views]]
         if self.config.resolution < 1:
-            side = max(1, round(views[0].shape[-1] * self.config.resolution))
+            side = self.config.extra_side(views[0].shape[-1])
             views = [F.interpolate(view, (side, side), mode="bilinear", antialias=True) for view in views]
         turned, labels = [], []
         for v, view in enumerate(views):
