@@ -41,11 +41,11 @@ ABOUT = {
     "classifier, EMA parameter by parameter; SGD for its LARS, which spares it time; fp32, contiguous",
     "bare-fp32": "bare torch loop on views that lie ready in memory: nothing to load, nothing to augment; the allocator keeps "
     "what is freed, as rotssl's does; fp32, channels_last",
-    "bare-bf16": "the same with bf16 autocast",
+    "bare-bf16": "bare-fp32 with bf16 autocast",
     "rotssl-fp32": "rotssl's Trainer, lightly's parameters of the views, norm batch, one view a pass; fp32, channels_last",
-    "rotssl-bf16": "the same with bf16 autocast",
-    "rotssl-rotation": "the same with bf16 and rotation in place by a shared angle",
-    "rotssl-joint": "the same with bf16 and all views in one pass (other BatchNorm statistics)",
+    "rotssl-bf16": "rotssl-fp32 with bf16 autocast",
+    "rotssl-rotation": "rotssl-bf16 with rotation in place by a shared angle",
+    "rotssl-joint": "rotssl-bf16 with all views in one pass (other BatchNorm statistics)",
 }
 PEERS_OWN = ("lightly", "solo")  # what runs in the peers' environment
 SCALE, JITTER, HEADS, RATE = (0.08, 1.0), (0.4, 0.4, 0.2, 0.1), (1024, 256), 0.06

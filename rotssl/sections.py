@@ -199,7 +199,7 @@ class TrainConfig:
     deterministic: bool = opt(False, "Refuse operations that have no deterministic form.")
     compile: bool = opt(
         False,
-        "Compile encoder and projector (torch.compile): half a minute or more at the start, for faster steps on GPUs.",
+        "Compile encoder and projector (torch.compile), which takes half a minute or more at the start.",
     )
     channels_last: bool = opt(True, "Memory layout of images; convolutions are faster with it, on CPUs too.")
     stop_after: int | None = opt(None, "Stop after this epoch as if interrupted; not part of the run's identity.", ge=1)
