@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,12 +44,32 @@ ABOUT = {
     "bare-bf16": "bare-fp32 with bf16 autocast",
     "rotssl-fp32": "rotssl's Trainer, lightly's parameters of the views, norm batch, one view a pass; fp32, channels_last",
     "rotssl-bf16": "rotssl-fp32 with bf16 autocast",
-    "rotssl-rotation": "rotssl-bf16 with rotation in place by a shared angle",
-    "rotssl-joint": "rotssl-bf16 with all views in one pass (other BatchNorm statistics)",
+    "rotssl-rotation": "rotssl-{fast} with rotation in place by a shared angle",
+    "rotssl-joint": "rotssl-{fast} with all views in one pass (other BatchNorm statistics)",
 }
 PEERS_OWN = ("lightly", "solo")  # what runs in the peers' environment
 SCALE, JITTER, HEADS, RATE = (0.08, 1.0), (0.4, 0.4, 0.2, 0.1), (1024, 256), 0.06
 DECAY, EMA = 5e-4, 0.004
+
+
+def fast(device: str) -> str:
+    """bf16, unless this is about a processor that only emulates it."""
+    from rotssl.engine import emulates_bf16
+
+    return "fp32" if device == "cpu" and emulates_bf16() else "bf16"
+
+
+def suited(names: Sequence[str], device: str) -> list[str]:
+    """Those of these that make sense here: a processor that emulates bf16 has nothing to show in it."""
+    return [name for name in names if not name.endswith("bf16") or fast(device) == "bf16"]
+
+
+def precision_of(name: str, device: str) -> str:
+    """What a contender computes in."""
+    if name in PEERS_OWN:
+        return "fp32"
+    form = name.partition("-")[2]
+    return form if form in ("fp32", "bf16") else fast(device)
 
 
 # --- contenders --------------------------------------------------------------------------------------------------------------
@@ -281,7 +301,7 @@ def rotssl(args: argparse.Namespace, form: str) -> Work:
         "method.momentum_end": 1 - EMA,
         "train.batch_size": args.batch,
         "train.epochs": args.epochs,
-        "train.precision": "fp32" if form == "fp32" else "bf16",
+        "train.precision": precision_of(f"rotssl-{form}", args.device),
         "scaling.num_workers": 0,
         "storage.path": work_folder,
     }
@@ -353,13 +373,15 @@ def report(args: argparse.Namespace, samples: dict[str, list[Sample]], facts: di
     ]
     for name, own in samples.items():
         cpu = [1000 * each.cpu / (args.steps * args.batch) for each in own]
-        precision = "fp32" if name in ("lightly", "solo") or name.endswith("fp32") else "bf16"
+        precision = precision_of(name, args.device)
         start = facts[name]["built"] + facts[name]["warmed_up"]
         lines.append(
             f"| {name} | {shown(speed[name], '.0f')} | {shown(cpu, '.1f')} | {ratio(name, 'lightly')} | {ratio(name, 'solo')} "
             f"| {ratio(name, 'bare-' + precision)} | {start:.1f} |"
         )
-    lines += ["", *(f"- {name}: {ABOUT[name]}." for name in samples)]
+    lines += ["", *(f"- {name}: {ABOUT[name].format(fast=fast(args.device))}." for name in samples)]
+    if args.device == "cpu" and fast("cpu") == "fp32":
+        lines.append("- This processor has no instructions for bf16: nothing in it was measured.")
     lines.append("- All solarise the second view with probability 0.2. solo-learn's own heads are 4096 wide.")
     for name in samples:
         if "decoded" in facts[name]:
@@ -378,7 +400,7 @@ def write(args: argparse.Namespace, samples: dict[str, list[Sample]], lines: lis
     parts = [
         "end_to_end",
         *([] if args.device == "cpu" else [args.device]),
-        *([] if len(samples) == len(ABOUT) else ["part"]),
+        *([] if len(samples) == len(suited(list(ABOUT), args.device)) else ["part"]),
     ]
     target = args.output / "_".join([*parts, str(datetime.date.today())])
     target.with_suffix(".md").write_text("\n".join(lines) + "\n")
@@ -424,8 +446,8 @@ def main() -> None:
     if args.quick:
         args.steps, args.rounds, args.warm_up = 3, 2, 1
     python = peers(args.peers)
-    names = [name for name in ABOUT if python is not None or name != "lightly"]
-    names = [name for name in names if not args.only or name in args.only]
+    names = [name for name in suited(list(ABOUT), args.device) if python is not None or name != "lightly"]
+    names = [name for name in args.only or names if name in ABOUT]
     with tempfile.TemporaryDirectory() as scratch:
         root = args.root or cifar10_folder(Path(scratch), args.images)
         shared = ["--device", args.device, "--stem", args.stem, "--batch", args.batch, "--threads", args.threads]

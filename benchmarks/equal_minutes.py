@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--workers", type=int, default=cores, help="of lightly's data loader")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--contenders", nargs="+", default=CONTENDERS)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="default: those that this device suits")
     parser.add_argument("--peers", type=Path, default=PEERS, help="environment of the peers; made where it is missing")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     for name in ("serve", "scratch"):
@@ -154,7 +154,8 @@ def main() -> None:
     from rotssl.sections import DataConfig
 
     python = peers(args.peers)
-    names = [name for name in args.contenders if python is not None or name not in end_to_end.PEERS_OWN]
+    names = args.contenders or end_to_end.suited(CONTENDERS, args.device)
+    names = [name for name in names if python is not None or name not in end_to_end.PEERS_OWN]
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}  # epochs, minutes, images/s, kNN
     with tempfile.TemporaryDirectory() as scratch:
         root = hold_back(cifar10_folder(Path(scratch) / "pictures"))
@@ -177,7 +178,9 @@ def main() -> None:
                 found[name].append(row)
                 print(f"{name}, seed {seed}: {row[0]:.1f} epochs, {speed:.0f} images/s, kNN {row[3]:.1%}", flush=True)
     device = torch.device(args.device)
-    rates = {"fp32": matmul_rate(device, torch.float32), "bf16": matmul_rate(device, torch.bfloat16)}
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    used = {name: end_to_end.precision_of(name, args.device) for name in names}
+    rates = {kind: matmul_rate(device, kinds[kind]) for kind in sorted(set(used.values()))}
     lines = [
         f"# kNN after {args.minutes:g} minutes, {datetime.date.today()}",
         "",
@@ -192,12 +195,12 @@ def main() -> None:
     ]
     for name, rows in found.items():
         epochs, minutes, speed, accuracy = (list(column) for column in zip(*rows, strict=True))
-        kind = "fp32" if name in end_to_end.PEERS_OWN or name.endswith("fp32") else "bf16"
+        kind = used[name]
         share = sum(speed) / len(speed) * flops_an_image(args, name == "rotssl-rotation") / rates[kind]
         taken = f"{min(minutes):.1f} to {max(minutes):.1f}"
         shown = f"{sum(epochs) / len(epochs):.1f} | {taken} | {sum(speed) / len(speed):.0f} | {share:.0%} of {kind}"
         lines.append(f"| {name} | {shown} | {spread(accuracy)} |")
-    lines += ["", *(f"- {name}: {end_to_end.ABOUT[name]}." for name in names)]
+    lines += ["", *(f"- {name}: {end_to_end.ABOUT[name].format(fast=end_to_end.fast(args.device))}." for name in names)]
     args.output.mkdir(parents=True, exist_ok=True)
     target = args.output / f"equal_minutes_{args.device}_{datetime.date.today()}.md"
     target.write_text("\n".join(lines) + "\n")

@@ -1,22 +1,23 @@
 """Which form of the rotation task gives the most for its time?
 
     python benchmarks/rotation_variants.py [--data fashion-mnist-sample] [--epochs 10] [--seeds 3] [--jobs 2] [--work FOLDER]
-        [--methods byol,simclr,simsiam,mocov2,swav] [--variants 'paper;shared;...'] [--report]
+        [--methods byol,simclr,simsiam,mocov2,swav] [--variants 'paper;shared;...'] [--weight 1] [--report]
 
 For each method, at the learning rate that suits its plain run (on the sample that of methods_sample.py and convergence_sample.py,
 else the best of three):
 
 1. Seconds a step of every variant over the plain step: interleaved, in rotated order, medians of paired ratios.
-2. The weight of each variant on its own: the best in the mean over the methods, with a seed that is none of those in the table.
+2. The weight of each variant on its own: the best in the mean over the methods, with a seed that is none of those in the table;
+   or one for all, without trials of weights and rates, where an earlier table has chosen it (--weight).
 3. Paired seeds at *equal epochs*, and at *equal compute*: a variant whose step takes r times as long gets 1/r of the epochs,
    rounded, with the whole schedule in them. Against the paper's recipe nothing is rounded: its accuracy at exactly the compute
    of the other run is read between its two lengths, on a line over the logarithm of the epochs, seed by seed.
 
 Runs are single processes with one thread, --jobs at a time; one that is finished in --work is not run again, and several of
 these scripts may share a folder if they have different methods. --data cifar10-folder is CIFAR-10 as JPEG files, of
-$ROTSSL_DATA/cifar10-jpeg.tar.gz; 10% of the training images are held back. Precision is bf16 and BatchNorm torch's own, as on a
-GPU. Writes benchmarks/results/rotation_variants_DATA_EPOCHS[_SEEDS]_DATE.{md,csv}; --report writes them from the runs that are
-there.
+$ROTSSL_DATA/cifar10-jpeg.tar.gz; 10% of the training images are held back. BatchNorm is torch's own and the precision bf16, as on
+a GPU; fp32 where the processor only emulates bf16. Writes benchmarks/results/rotation_variants_DATA_EPOCHS[_SEEDS]_DATE.{md,csv};
+--report writes them from the runs that are there.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from typing import Any, NamedTuple
 from common import RESULTS, cifar10_folder, command, commit, machine, spread, train, trainer
 
 from rotssl import journal
+from rotssl.engine import emulates_bf16
 from rotssl.journal import Points
 from rotssl.reporting.convergence import paired_difference
 
@@ -81,6 +83,7 @@ DATA: dict[str, dict[str, Any]] = {
     "fashion-mnist-sample": {},
     "cifar10-folder": {"data.name": "imagefolder", "data.limit": 5000},
 }
+PRECISION = "fp32" if emulates_bf16() else "bf16"
 CHEAP = 1.05  # a step up to so many times as long counts as no longer
 METRICS = {"kNN": "knn/top1", "linear": "linear/top1"}
 
@@ -95,6 +98,7 @@ class Cell(NamedTuple):
     weight: float
     epochs: int
     seed: int
+    precision: str = PRECISION
 
 
 def fields(cell: Cell, work: str) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def fields(cell: Cell, work: str) -> dict[str, Any]:
         "rotation.weight": cell.weight,
         **VARIANTS[cell.variant],
         "model.norm": "batch",
-        "train.precision": "bf16",
+        "train.precision": cell.precision,
         "train.seed": cell.seed,
         "train.epochs": cell.epochs,
         "evaluation.knn_every": cell.epochs,
@@ -127,13 +131,13 @@ def run_cell(task: tuple[Cell, str]) -> tuple[Cell, Points]:
     return cell, points
 
 
-def step_ratios(data: str, method: str, variants: Sequence[str], rounds: int = 9) -> dict[str, float]:
+def step_ratios(data: str, method: str, variants: Sequence[str], work: str, rounds: int = 9) -> dict[str, float]:
     """Seconds of a step over those of the plain step, medians of the pairs of each round."""
     with tempfile.TemporaryDirectory() as scratch:
         engines = {}
         for variant in variants:
-            values = fields(Cell(data, method, RATES[method], variant, 1.0, 1, 0), f"{scratch}/{len(engines)}")
-            engine = trainer(values)  # whose first step, left out here, writes a picture
+            values = fields(Cell(data, method, RATES[method], variant, 1.0, 1, 0), work)
+            engine = trainer(values | {"storage.path": scratch})  # whose first step, left out here, writes a picture
             engine.parallel.train()
             engines[variant] = engine, itertools.cycle(itertools.islice(engine.batches(0), 1, 4))
         taken: dict[str, list[float]] = {variant: [] for variant in variants}
@@ -155,7 +159,7 @@ def timed(task: tuple[str, str, Sequence[str], str]) -> dict[str, float]:
     known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     missing = [v for v in variants if v not in known]
     if missing:
-        known |= step_ratios(data, method, ["plain", *(v for v in missing if v != "plain")])
+        known |= step_ratios(data, method, ["plain", *(v for v in missing if v != "plain")], work)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(known))
     return {v: known[v] for v in variants}
@@ -198,10 +202,13 @@ class Study:
             if (folder / "encoder.json").exists():
                 self.runs[cell] = journal.read(folder)
 
-    def tune(self, pool: Any, tuning_epochs: int) -> None:
-        """Time the steps, choose the rate, and try all weights."""
+    def time(self, pool: Any) -> None:
+        """Time the steps."""
         task = (self.data, self.method, self.variants, self.work)
         self.ratios = pool.apply(timed, (task,)) if pool is not None else timed(task)
+
+    def tune(self, pool: Any, tuning_epochs: int) -> None:
+        """Choose the rate, and try all weights."""
         if self.data != "fashion-mnist-sample":
             tried = [self.cell("plain", 0.0, tuning_epochs, TUNING_SEED)._replace(lr=f * self.lr) for f in (0.5, 1, 2)]
             self.need(tried, pool)
@@ -255,9 +262,11 @@ class Study:
         return statistics.mean(found) if found else None
 
 
-def weights(studies: Sequence[Study]) -> dict[str, float]:
-    """Of each variant the weight that is best in the mean over the methods, of those that all of them tried."""
+def weights(studies: Sequence[Study], given: float | None) -> dict[str, float]:
+    """Of each variant the weight that is given, or that is best in the mean over the methods, of those that all of them tried."""
     chosen = {"plain": 0.0}
+    if given is not None:
+        return dict.fromkeys(studies[0].variants, given) | chosen
     for v in studies[0].variants:
         common = [w for w in WEIGHTS if all(w in study.tuned.get(v, {}) for study in studies)]
         if common:
@@ -325,21 +334,26 @@ def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
         f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; one thread a run. {args.seeds} paired seeds; top-1 on validation after the last epoch, %: mean "
         "(range); gains in points with 95% Student t intervals over the pairs.",
-        f"Encoder small, batch 256, bf16, BatchNorm; 5,000 images. Step: seconds over the plain step's (median of 9 interleaved "
-        f"pairs). Equal compute: {epochs} plain epochs, or {epochs} / step, rounded, steps up to {CHEAP:g} as 1; what comes of "
-        "it, in plain runs, is under compute. The accuracy of the paper's recipe at exactly the compute of another run is read "
-        "between its two lengths, on a line over the logarithm of the epochs.",
+        f"Encoder small, batch 256, {PRECISION}, BatchNorm; 5,000 images. Step: seconds over the plain step's (median of 9 "
+        f"interleaved pairs). Equal compute: {epochs} plain epochs, or {epochs} / step, rounded, steps up to {CHEAP:g} as 1; "
+        "what comes of it, in plain runs, is under compute. The accuracy of the paper's recipe at exactly the compute of "
+        "another run is read between its two lengths, on a line over the logarithm of the epochs.",
         f"Weight: of {', '.join(f'{w:g}' for w in WEIGHTS)} the best in the mean over the methods, at {args.tuning_epochs} "
-        f"epochs with seed {TUNING_SEED}.",
+        f"epochs with seed {TUNING_SEED}."
+        if args.weight is None
+        else "Weight and rates: as given, which the trials of an earlier table chose.",
         "",
         *(f"- {v}: {MEANING[v]}" for v in variants),
-        "",
-        "kNN of the trials of the weights, mean over the methods:",
-        "",
-        f"| variant | {' | '.join(f'{w:g}' for w in WEIGHTS)} |",
-        f"|---|{'---|' * len(WEIGHTS)}",
     ]
-    for v in [v for v in variants if v != "plain"]:
+    if args.weight is None:
+        lines += [
+            "",
+            "kNN of the trials of the weights, mean over the methods:",
+            "",
+            f"| variant | {' | '.join(f'{w:g}' for w in WEIGHTS)} |",
+            f"|---|{'---|' * len(WEIGHTS)}",
+        ]
+    for v in [v for v in variants if v != "plain" and args.weight is None]:
         each = [[study.tuned.get(v, {}).get(w) for study in studies] for w in WEIGHTS]
         row = [f"{100 * statistics.mean(found):.1f}" if None not in found else "" for found in each]  # type: ignore[arg-type]
         lines.append(f"| {v} | {' | '.join(row)} |")
@@ -390,6 +404,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(RATES))
     parser.add_argument("--variants", default=";".join(VARIANTS), help="separated by semicolons")
+    parser.add_argument("--weight", type=float, default=None, help="of all variants, instead of trials")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--work", default=None, help="folder of the runs; default: a temporary one")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -407,9 +422,11 @@ def main() -> None:
         studies = [Study(args.data, m, args.epochs, seeds, names, work) for m in args.methods.split(",")]
         hands = None if args.report else pool
         for study in studies:
+            study.time(hands)
+        for study in studies if args.weight is None else []:
             study.tune(hands, args.tuning_epochs)
         for study in studies:
-            study.weights = weights(studies)
+            study.weights = weights(studies, args.weight)
             study.run(hands)
         report(studies, args)
 

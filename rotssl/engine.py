@@ -43,6 +43,14 @@ def precision(config: Config, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def emulates_bf16() -> bool:
+    """Whether this processor has no instructions for bf16, so that steps in it take many times as long as in fp32."""
+    # torch 2.11 may not tell what it found; then nothing is said.
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    known = "avx512_bf16", "amx_bf16", "avx_ne_convert"
+    return has.get("architecture") == "x86_64" and not any(has.get(name) for name in known)
+
+
 def _refuse_one_pixel(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     if inputs[0].shape[-2:] == (1, 1):
         raise RunFailed(
@@ -154,6 +162,9 @@ class Trainer:
         bank = len(self.splits.train.images)
         if self.splits.validation is not None and bank < KNN_K:
             self.runtime.progress({"note": f"kNN with k={bank} in place of {KNN_K}: there are no more training images"})
+        if self.precision == "bf16" and self.runtime.device.type == "cpu" and emulates_bf16():
+            note = "train.precision bf16: this processor has no instructions for it; fp32 is many times as fast here"
+            self.runtime.progress({"note": note})
         end = min(train.epochs, train.stop_after or train.epochs)
         self.runtime.progress({"facts": self.facts()})
         with self.ledger:

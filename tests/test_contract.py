@@ -413,6 +413,25 @@ def test_what_torch_cannot_do_on_a_cpu_is_one_line(tmp_path, monkeypatch, fields
     assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("found", "precision", "told"),
+    [
+        ({"architecture": "x86_64", "avx2": True}, "bf16", True),
+        ({"architecture": "x86_64", "avx2": True}, "fp32", False),
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True}, "bf16", False),
+        ({"architecture": "x86_64", "amx_bf16": True}, "bf16", False),
+        ({"architecture": "aarch64"}, "bf16", False),
+    ],
+)
+def test_bf16_on_a_processor_without_it_is_told_of(tmp_path, monkeypatch, found, precision, told):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    run = trainer(make_config(tmp_path, "simclr", **{"data.limit": 64, "train.precision": precision}))
+    notes = []
+    run.runtime.progress = lambda event: notes.append(event.get("note", ""))
+    run.run()
+    assert told == any(note.startswith("train.precision bf16: this processor") for note in notes)
+
+
 @pytest.mark.ddp
 def test_device_seconds_add_up_over_numbers_of_workers(tmp_path, pool):
     overrides = {"folder": tmp_path, "method": "simclr", "data.limit": 64}
