@@ -1,7 +1,8 @@
 """Which form of the rotation task gives the most for its time?
 
     python benchmarks/rotation_variants.py [--data fashion-mnist-sample] [--epochs 10] [--seeds 3] [--jobs 2] [--work FOLDER]
-        [--methods byol,simclr,simsiam,mocov2,swav] [--variants 'paper;shared;...'] [--weight 1] [--report]
+        [--methods byol,simclr,simsiam,mocov2,swav] [--variants 'paper;shared;...'] [--weight 1]
+        [--known CSV] [--report]
 
 For each method, at the learning rate that suits its plain run (on the sample that of methods_sample.py and convergence_sample.py,
 else the best of three):
@@ -13,11 +14,11 @@ else the best of three):
    rounded, with the whole schedule in them. Against the paper's recipe nothing is rounded: its accuracy at exactly the compute
    of the other run is read between its two lengths, on a line over the logarithm of the epochs, seed by seed.
 
-Runs are single processes with one thread, --jobs at a time; one that is finished in --work is not run again, and several of
-these scripts may share a folder if they have different methods. --data cifar10-folder is CIFAR-10 as JPEG files, of
-$ROTSSL_DATA/cifar10-jpeg.tar.gz; 10% of the training images are held back. BatchNorm is torch's own and the precision bf16, as on
-a GPU; fp32 where the processor only emulates bf16. Writes benchmarks/results/rotation_variants_DATA_EPOCHS[_SEEDS]_DATE.{md,csv};
---report writes them from the runs that are there.
+Runs are single processes with one thread, --jobs at a time; one that is finished in --work, or stands in a table of --known,
+is not run again, and several of these scripts may share a folder if they have different methods. --data cifar10-folder is
+CIFAR-10 as JPEG files, of $ROTSSL_DATA/cifar10-jpeg.tar.gz; 10% of the training images are held back. BatchNorm is torch's own
+and the precision bf16, as on a GPU; fp32 where the processor only emulates bf16. Writes
+benchmarks/results/rotation_variants_DATA_EPOCHS[_SEEDS]_DATE.{md,csv}; --report writes them from the runs that are there.
 """
 
 import argparse
@@ -86,6 +87,7 @@ DATA: dict[str, dict[str, Any]] = {
 PRECISION = "fp32" if emulates_bf16() else "bf16"
 CHEAP = 1.05  # a step up to so many times as long counts as no longer
 METRICS = {"kNN": "knn/top1", "linear": "linear/top1"}
+COLUMNS = ["knn/top1", "linear/top1", "rotation/accuracy", "loss/ssl", "feature/std", "cost/train_seconds"]
 
 
 class Cell(NamedTuple):
@@ -191,6 +193,18 @@ class Study:
         """A run of this study."""
         return Cell(self.data, self.method, self.lr, variant, weight, epochs, seed)
 
+    def know(self, file: Path) -> None:
+        """Take the runs and ratios of this study from a table that an earlier start wrote."""
+        with file.open(newline="") as rows:
+            for row in csv.DictReader(rows):
+                kinds = Cell.__annotations__
+                told = {key: kinds[key](row[key]) for key in Cell._fields if key in row}
+                cell = Cell(**{"precision": "bf16", **told})  # the first tables do not name it
+                if (cell.data, cell.method, cell.precision) == (self.data, self.method, PRECISION):
+                    self.runs[cell] = {cell.epochs: {key: float(row[key]) for key in COLUMNS if row[key]}}
+                    if row.get("step"):
+                        self.ratios[cell.variant] = float(row["step"])
+
     def need(self, cells: Sequence[Cell], pool: Any) -> None:
         """Run what is not there yet; without a pool, only take what is there."""
         missing = [cell for cell in dict.fromkeys(cells) if cell not in self.runs]
@@ -204,8 +218,9 @@ class Study:
 
     def time(self, pool: Any) -> None:
         """Time the steps."""
-        task = (self.data, self.method, self.variants, self.work)
-        self.ratios = pool.apply(timed, (task,)) if pool is not None else timed(task)
+        task = (self.data, self.method, [v for v in self.variants if v not in self.ratios], self.work)
+        if task[2]:
+            self.ratios |= pool.apply(timed, (task,)) if pool is not None else timed(task)
 
     def tune(self, pool: Any, tuning_epochs: int) -> None:
         """Choose the rate, and try all weights."""
@@ -342,6 +357,7 @@ def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
         f"epochs with seed {TUNING_SEED}."
         if args.weight is None
         else "Weight and rates: as given, which the trials of an earlier table chose.",
+        *([f"Among the runs are those of {', '.join(file.name for file in args.known)}."] if args.known else []),
         "",
         *(f"- {v}: {MEANING[v]}" for v in variants),
     ]
@@ -384,14 +400,14 @@ def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
     target = args.output / f"rotation_variants_{data}_{epochs}ep{seeds}_{datetime.date.today()}"
     args.output.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    columns = ["knn/top1", "linear/top1", "rotation/accuracy", "loss/ssl", "feature/std", "cost/train_seconds"]
     with target.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*Cell._fields, *columns])
+        writer.writerow([*Cell._fields, "step", *COLUMNS])
         for study in studies:
             for cell, points in sorted(study.runs.items()):
                 last = points[max(points)] if points else {}
-                writer.writerow([*cell, *(f"{last[key]:.4f}" if key in last else "" for key in columns)])
+                step = study.ratios.get(cell.variant, "")
+                writer.writerow([*cell, step, *(f"{last[key]:.4f}" if key in last else "" for key in COLUMNS)])
     print("\n".join(lines))
 
 
@@ -407,6 +423,7 @@ def main() -> None:
     parser.add_argument("--weight", type=float, default=None, help="of all variants, instead of trials")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--work", default=None, help="folder of the runs; default: a temporary one")
+    parser.add_argument("--known", type=Path, nargs="+", default=[], help="tables (csv) of earlier starts")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
@@ -421,6 +438,8 @@ def main() -> None:
             cifar10_folder(Path(work), 50_000)
         studies = [Study(args.data, m, args.epochs, seeds, names, work) for m in args.methods.split(",")]
         hands = None if args.report else pool
+        for study, file in itertools.product(studies, args.known):
+            study.know(file)
         for study in studies:
             study.time(hands)
         for study in studies if args.weight is None else []:
