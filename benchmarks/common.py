@@ -111,10 +111,13 @@ def commit() -> str:
 
 
 def machine(device: str = "cpu") -> str:
-    """Processor, cores, GPU if it is used, torch."""
+    """Processor with what its vectors can do, cores, GPU if it is used, torch."""
     import torch
+
+    from rotssl.engine import emulates_bf16
 
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     gpu = "no GPU" if device == "cpu" else torch.cuda.get_device_name()
-    return f"{model}, {os.cpu_count()} cores, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"
+    vectors = f"{torch.backends.cpu.get_cpu_capability()}, {'no ' if emulates_bf16() else ''}bf16"
+    return f"{model} ({vectors}), {os.cpu_count()} cores, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"

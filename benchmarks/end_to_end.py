@@ -301,6 +301,7 @@ def rotssl(args: argparse.Namespace, form: str) -> Work:
         "method.momentum_end": 1 - EMA,
         "train.batch_size": args.batch,
         "train.epochs": args.epochs,
+        "train.seed": args.seed,
         "train.precision": precision_of(f"rotssl-{form}", args.device),
         "scaling.num_workers": 0,
         "storage.path": work_folder,
@@ -425,7 +426,12 @@ def main() -> None:
     parser.add_argument("--stem", choices=("imagenet", "cifar"), default=None, help="default: imagenet, on a GPU cifar")
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--workers", type=int, default=cores, help="of a peer's data loader")
-    parser.add_argument("--only", nargs="+", choices=tuple(ABOUT), help="contenders")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=tuple(ABOUT),
+        help="contenders; all of them are on the device at a time, so take few on a small one",
+    )
     parser.add_argument("--quick", action="store_true", help="two rounds of 3 steps, to see that it works")
     parser.add_argument("--images", type=int, default=10000, help="of CIFAR-10's")
     parser.add_argument("--root", type=Path, default=None, help="folder with train/CLASS/*.jpg, instead of CIFAR-10")
@@ -433,6 +439,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--warm-up", type=int, default=5, help="steps before the first sample")
     parser.add_argument("--epochs", type=int, default=1000, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -445,7 +452,7 @@ def main() -> None:
 
     if args.quick:
         args.steps, args.rounds, args.warm_up = 3, 2, 1
-    python = peers(args.peers)
+    python = peers(args.peers, PEERS_OWN[:1])
     names = [name for name in suited(list(ABOUT), args.device) if python is not None or name != "lightly"]
     names = [name for name in args.only or names if name in ABOUT]
     with tempfile.TemporaryDirectory() as scratch:

@@ -41,10 +41,10 @@ def train(args: argparse.Namespace) -> None:
     images = sum(1 for _ in (args.root / "train").rglob("*.jpg"))
     args.epochs = 1000
     probe = end_to_end.contender(args)
-    probe.run(3)
+    probe.run(3 + 4 * args.workers)  # more than a data loader has ready
     started = time.perf_counter()
-    probe.run(10)
-    step = (time.perf_counter() - started) / 10
+    probe.run(20)
+    step = (time.perf_counter() - started) / 20
     total = max(10, round(60 * args.minutes / step))
     work = probe
     if ours:  # whose schedule is in epochs
@@ -153,7 +153,7 @@ def main() -> None:
     from rotssl.prediction import matmul_rate
     from rotssl.sections import DataConfig
 
-    python = peers(args.peers)
+    python = peers(args.peers, end_to_end.PEERS_OWN[:1])
     names = args.contenders or end_to_end.suited(CONTENDERS, args.device)
     names = [name for name in names if python is not None or name not in end_to_end.PEERS_OWN]
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}  # epochs, minutes, images/s, kNN

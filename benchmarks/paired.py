@@ -6,6 +6,7 @@ others are stopped (SIGSTOP, with their data loaders' workers): nobody fills que
 round to round.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -157,10 +158,11 @@ def take_turns(contenders: Sequence[Contender], units: dict[str, int], rounds: i
     return samples
 
 
-def peers(folder: Path) -> Path | None:
+def peers(folder: Path, packages: Sequence[str] = PACKAGES) -> Path | None:
     """Python of the environment with the peers' packages and the versions of torch and torchvision that run here.
 
-    Made by uv where it is missing. None, with the reason on the error output, where it can't be made.
+    Made by uv where it is missing. Where it can't be made the reason goes to the error output, and the answer is this Python if
+    it has the packages, else None.
     """
     import torch
     import torchvision
@@ -170,19 +172,23 @@ def peers(folder: Path) -> Path | None:
     uv = Path(sys.executable).parent / "uv"
     tool = str(uv) if uv.exists() else shutil.which("uv") or "uv"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    install = [tool, "pip", "install", "--quiet", "--python", str(python), *same, *PACKAGES]
+    install = [tool, "pip", "install", "--quiet", "--python", str(python), *same, *packages]
     try:
         if not python.exists():
             subprocess.run([tool, "venv", "--quiet", "--python", version, str(folder)], check=True)
         subprocess.run(install, check=True)  # nothing to do where all is there
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"without peers: {error}", file=sys.stderr)
-        return None
+        here = all(importlib.util.find_spec(name) for name in packages)
+        print(f"{'peers as they are here' if here else 'without peers'}: {error}", file=sys.stderr)
+        return Path(sys.executable) if here else None
     return python
 
 
 def versions(python: Path) -> str:
-    """Of the peers' packages."""
-    code = "import importlib.metadata as m, sys; print(', '.join(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
+    """Of the peers' packages that are there."""
+    code = (
+        "import importlib.metadata as m, sys; found = {d.name.lower(): d.version for d in m.distributions()}; "
+        "print(', '.join(f'{p} {found[p]}' for p in sys.argv[1:] if p in found))"
+    )
     command = [str(python), "-c", code, "torch", "torchvision", "pillow", *PACKAGES]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

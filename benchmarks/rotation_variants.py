@@ -157,7 +157,7 @@ def step_ratios(data: str, method: str, variants: Sequence[str], work: str, roun
 def timed(task: tuple[str, str, Sequence[str], str]) -> dict[str, float]:
     """The ratios of a method, measured once for each folder of runs."""
     data, method, variants, work = task
-    path = Path(work) / f"ratios-{data}-{method}.json"
+    path = Path(work) / f"ratios-{data}-{method}-{PRECISION}.json"
     known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     missing = [v for v in variants if v not in known]
     if missing:
@@ -416,7 +416,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=DATA, default="fashion-mnist-sample")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--tuning-epochs", type=int, default=10)
+    parser.add_argument("--tuning-epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(RATES))
     parser.add_argument("--variants", default=";".join(VARIANTS), help="separated by semicolons")

@@ -132,6 +132,12 @@ class Trainer:
         """Take up a state; returns the number of epochs done."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # A run may go on on another kind of device, whose weights lie otherwise; fused kernels take moments to lie as those do.
+        for param, kept in self.optimizer.state.items():
+            moments = {key: value for key, value in kept.items() if value.shape == param.shape}
+            kept.update(
+                {key: torch.empty_like(param, dtype=value.dtype).copy_(value) for key, value in moments.items()}
+            )
         self.scaler.load_state_dict(state["scaler"])
         self.ledger.cost = Cost(**state["cost"])
         return int(state["epoch"])

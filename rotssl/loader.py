@@ -3,6 +3,7 @@
 Order and content are functions of seed, epoch and step (rotssl.rng), so that they are the same with and without the thread.
 """
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,13 +24,15 @@ AHEAD = 2  # batches that the thread may be ahead
 Batch = TypeVar("Batch")
 
 
-def prefetch(make: Callable[[int], Batch], count: int, ahead: int) -> Iterator[Batch]:
+def prefetch(
+    make: Callable[[int], Batch], count: int, ahead: int, start: Callable[[], object] | None = None
+) -> Iterator[Batch]:
     """``make(0)`` to ``make(count - 1)``, in order, made in one background thread up to ``ahead`` of what was taken.
 
     What ``make`` raises is raised where its batch would have come. The thread ends with the iterator, be that exhausted, closed
-    or dropped.
+    or dropped. It calls ``start`` first.
     """
-    thread = ThreadPoolExecutor(1, "input")
+    thread = ThreadPoolExecutor(1, "input", start)
     try:
         waiting: deque[Future[Batch]] = deque(thread.submit(make, i) for i in range(min(ahead, count)))
         for i in range(count):
@@ -80,7 +83,9 @@ class Loader:
             first = i * size + self.runtime.rank * each
             return *self._cut(order[first : first + each]), self._context(epoch, i, np.arange(first, first + each))
 
-        found = prefetch(make, steps, self.ahead) if self.ahead else map(make, range(steps))
+        device = self.runtime.device  # a new thread would be on the first of a node's GPUs, and open a context there
+        start = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+        found = prefetch(make, steps, self.ahead, start) if self.ahead else map(make, range(steps))
         for images, copied, ctx in found:
             if copied is not None:
                 stream = torch.cuda.current_stream(self.runtime.device)

@@ -154,7 +154,7 @@ def barlow_twins(a: Tensor, b: Tensor, off_diagonal: float, total: Callable[[Ten
         off_diagonal: lambda.
         total: sum over all workers.
     """
-    count = total(full_precision(a).new_tensor(float(len(a))))
+    count = total(full_precision(a).new_full((), len(a)))  # filled on the device, which nothing waits for
 
     def standardized(x: Tensor) -> Tensor:
         x = full_precision(x)
@@ -185,7 +185,7 @@ def vicreg(
         total: sum over all workers.
     """
     a, b = full_precision(a), full_precision(b)
-    count, dim = total(a.new_tensor(float(len(a)))), a.shape[1]
+    count, dim = total(a.new_full((), len(a))), a.shape[1]
     variance = covariance = a.new_zeros(())
     for x in (a, b):
         centred = x - total(x.sum(0)) / count

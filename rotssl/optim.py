@@ -42,13 +42,13 @@ class LARS(torch.optim.Optimizer):
             if group["weight_decay"]:
                 grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             if group["adapt"]:
-                weights, slopes = torch._foreach_norm(params), torch._foreach_norm(grads)
-                ratios = [
-                    torch.where((w > 0) & (g > 0), group["trust"] * w / g, torch.ones_like(w))
-                    for w, g in zip(weights, slopes, strict=True)
-                ]
-                grads = list(torch._foreach_mul(grads, ratios))
-            buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+                w, g = (torch.stack(list(torch._foreach_norm(each))) for each in (params, grads))
+                ratios = torch.where((w > 0) & (g > 0), group["trust"] * w / g, torch.ones_like(w))
+                grads = list(torch._foreach_mul(grads, list(ratios.unbind())))
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, grads)
             torch._foreach_add_(params, buffers, alpha=-group["lr"])

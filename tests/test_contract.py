@@ -1,5 +1,6 @@
 """What every method must do with every form of every task; a new entry in METHODS is tested by being there."""
 
+import copy
 import dataclasses
 import hashlib
 import math
@@ -248,6 +249,29 @@ def test_two_workers_equal_one(tmp_path, pool, method, norm, task):
         assert seen_alone[step] == seen_first[step] + seen_second[step]
         for key, value in alone[step].items():
             assert losses[step][key] == pytest.approx(value, rel=1e-7, abs=1e-9), (step, key)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_a_state_of_another_kind_of_device_is_taken_up(tmp_path, name):
+    # On GPUs weights, and so their moments, are channels_last; a checkpoint keeps how they lie, which fused kernels rely on.
+    fields = {"optim.name": name, "optim.lr": 0.1, "model.norm": "group"}
+    whole, second = (trainer(make_config(tmp_path / part, "simclr", **fields)) for part in ("whole", "second"))
+    batches = list(islice(whole.batches(0), 3))
+    whole.step(*batches[0])
+    whole.step(*batches[1])
+    state = copy.deepcopy(whole.state(1))
+    turned = 0
+    for kept in state["optimizer"]["state"].values():
+        for key, value in kept.items():
+            if torch.is_tensor(value) and value.dim() == 4:
+                kept[key] = value.contiguous(memory_format=torch.channels_last)
+                turned += kept[key].stride() != value.stride()
+    assert turned
+    second.restore(state)
+    for run in (whole, second):
+        run.step(*batches[2])
+    for (key, ours), other in zip(second.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(ours, other), key
 
 
 def gradient_of_step(overrides):
