@@ -253,7 +253,7 @@ def test_two_workers_equal_one(tmp_path, pool, method, norm, task):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
 def test_a_state_of_another_kind_of_device_is_taken_up(tmp_path, name):
-    # On GPUs weights, and so their moments, are channels_last; a checkpoint keeps how they lie, which fused kernels rely on.
+    # Weights, and so their moments, lie otherwise on GPUs than on some CPUs; a checkpoint keeps how, which fused kernels rely on.
     fields = {"optim.name": name, "optim.lr": 0.1, "model.norm": "group"}
     whole, second = (trainer(make_config(tmp_path / part, "simclr", **fields)) for part in ("whole", "second"))
     batches = list(islice(whole.batches(0), 3))
@@ -264,7 +264,9 @@ def test_a_state_of_another_kind_of_device_is_taken_up(tmp_path, name):
     for kept in state["optimizer"]["state"].values():
         for key, value in kept.items():
             if torch.is_tensor(value) and value.dim() == 4:
-                kept[key] = value.contiguous(memory_format=torch.channels_last)
+                as_images = value.is_contiguous(memory_format=torch.channels_last)
+                other = torch.contiguous_format if as_images else torch.channels_last
+                kept[key] = value.contiguous(memory_format=other)
                 turned += kept[key].stride() != value.stride()
     assert turned
     second.restore(state)
