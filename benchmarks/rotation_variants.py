@@ -1,6 +1,6 @@
 """Which form of the rotation task gives the most for its time?
 
-    python benchmarks/rotation_variants.py [--data fashion-mnist-sample] [--epochs 10] [--seeds 3] [--jobs 2] [--work FOLDER]
+    python benchmarks/rotation_variants.py [--data fashion-mnist-sample] [--epochs 10] [--seeds 0 1 2] [--jobs 2] [--work FOLDER]
         [--methods byol,simclr,simsiam,mocov2,swav] [--variants 'paper;shared;...'] [--weight 1]
         [--known CSV] [--report]
 
@@ -77,6 +77,7 @@ MEANING = {
     "shared, fewer": "shared, the share of rotated images falling from 1 to 1/8 along a cosine",
 }
 WEIGHTS = (0.3, 1.0, 3.0)
+SEEDS = [0, 1, 2]
 TUNING_SEED = 100
 # The best of the plain run on the sample (methods_sample.py, convergence_sample.py); elsewhere the best of it, half and double.
 RATES = {"byol": 0.24, "simclr": 0.24, "simsiam": 0.06, "mocov2": 0.12, "swav": 0.48}
@@ -347,7 +348,7 @@ def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
         f"# Forms of the rotation task on {data}, {epochs} epochs, {datetime.date.today()}",
         "",
         f"Command: `{command()}`, commit {commit()}.",
-        f"Machine: {machine()}; one thread a run. {args.seeds} paired seeds; top-1 on validation after the last epoch, %: mean "
+        f"Machine: {machine()}; one thread a run. Paired seeds {', '.join(map(str, args.seeds))}; top-1 on validation after the last epoch, %: mean "
         "(range); gains in points with 95% Student t intervals over the pairs.",
         f"Encoder small, batch 256, {PRECISION}, BatchNorm; 5,000 images. Step: seconds over the plain step's (median of 9 "
         f"interleaved pairs). Equal compute: {epochs} plain epochs, or {epochs} / step, rounded, steps up to {CHEAP:g} as 1; "
@@ -396,7 +397,7 @@ def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
             loss, right = (study.mean(v, key) for key in ("loss/ssl", "rotation/accuracy"))
             shown.append("" if loss is None else f"{loss:.2f}" + (f", {100 * right:.0f} %" if right else ""))
         lines.append(f"| {v} | {' | '.join(shown)} |")
-    seeds = "" if args.seeds == 3 else f"_{args.seeds}seeds"
+    seeds = "" if args.seeds == SEEDS else f"_seeds{'-'.join(map(str, args.seeds))}"
     target = args.output / f"rotation_variants_{data}_{epochs}ep{seeds}_{datetime.date.today()}"
     args.output.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".md").write_text("\n".join(lines) + "\n")
@@ -417,7 +418,7 @@ def main() -> None:
     parser.add_argument("--data", choices=DATA, default="fashion-mnist-sample")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--tuning-epochs", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--methods", default=",".join(RATES))
     parser.add_argument("--variants", default=";".join(VARIANTS), help="separated by semicolons")
     parser.add_argument("--weight", type=float, default=None, help="of all variants, instead of trials")
@@ -433,10 +434,10 @@ def main() -> None:
         tempfile.TemporaryDirectory() as scratch,
         multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool,
     ):
-        work, seeds = args.work or scratch, range(args.seeds)
+        work = args.work or scratch
         if args.data == "cifar10-folder" and not args.report:
             cifar10_folder(Path(work), 50_000)
-        studies = [Study(args.data, m, args.epochs, seeds, names, work) for m in args.methods.split(",")]
+        studies = [Study(args.data, m, args.epochs, args.seeds, names, work) for m in args.methods.split(",")]
         hands = None if args.report else pool
         for study, file in itertools.product(studies, args.known):
             study.know(file)
