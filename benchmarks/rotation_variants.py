@@ -348,8 +348,8 @@ def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
         f"# Forms of the rotation task on {data}, {epochs} epochs, {datetime.date.today()}",
         "",
         f"Command: `{command()}`, commit {commit()}.",
-        f"Machine: {machine()}; one thread a run. Paired seeds {', '.join(map(str, args.seeds))}; top-1 on validation after the last epoch, %: mean "
-        "(range); gains in points with 95% Student t intervals over the pairs.",
+        f"Machine: {machine()}; one thread a run. Paired seeds {', '.join(map(str, args.seeds))}; top-1 on validation after the "
+        "last epoch, %: mean (range); gains in points with 95% Student t intervals over the pairs.",
         f"Encoder small, batch 256, {PRECISION}, BatchNorm; 5,000 images. Step: seconds over the plain step's (median of 9 "
         f"interleaved pairs). Equal compute: {epochs} plain epochs, or {epochs} / step, rounded, steps up to {CHEAP:g} as 1; "
         "what comes of it, in plain runs, is under compute. The accuracy of the paper's recipe at exactly the compute of "
