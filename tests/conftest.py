@@ -1,12 +1,16 @@
 """What all tests share: real data where there are any, one pool of two processes, one Ray cluster."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Tests start clusters of their own: they must not join one that happens to run here.
 os.environ.pop("RAY_ADDRESS", None)
+# A shell ignores Ctrl-C for what it starts in the background, and that is inherited; tests interrupt what they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
