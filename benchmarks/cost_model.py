@@ -1,6 +1,6 @@
 """How far off is what jobs/pretrain.py --dry-run predicts?
 
-    python benchmarks/cost_model.py [--workers 1 2] [--quick]
+    python benchmarks/cost_model.py [--workers 1 2] [--encoders small resnet18] [--quick]
 
 For two encoders and each number of workers: what rotssl.prediction says after timing a few steps in a process of its own, before
 and after a run of jobs/pretrain.py whose epochs it is about; compared are the training time of an epoch and the time between two
@@ -53,6 +53,7 @@ def main() -> None:
     """Predict, run, predict again, and write how far off that was."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[n for n in (1, 2, 4) if n <= (os.cpu_count() or 1)])
+    parser.add_argument("--encoders", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument(
         "--quick", action="store_true", help="the small encoder on 1,024 images, 3 epochs, and no files"
@@ -60,9 +61,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=None, help="folder of the runs, empty; default: a temporary one")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    runs = {name: SAMPLE | fields for name, fields in RUNS.items()}
+    runs = {name: SAMPLE | RUNS[name] for name in args.encoders}
     if args.quick:
-        runs, args.epochs = {"small": runs["small"] | {"data.limit": 1024}}, 3
+        runs, args.epochs = {"small": SAMPLE | RUNS["small"] | {"data.limit": 1024}}, 3
     lines = [
         f"# Prediction against measurement, {datetime.date.today()}",
         "",

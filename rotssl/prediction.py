@@ -29,7 +29,7 @@ from rotssl.sections import NATIVE_SIDE
 WORKERS = (1, 2, 4, 8)
 MIDDLE = 0.5  # of the run, where a share of rotated images that changes along a cosine has its mean
 TIMED = 3  # steps of each size, after one that warms up
-ENOUGH_S = 0.25  # no larger batches are timed once a step takes so long
+ENOUGH_S = 1.0  # no larger batches are timed once a step takes so long
 # Assumed, in bytes a second: gloo between processes of one machine (0.7 to 0.9 were measured), NCCL between GPUs on PCIe.
 BANDWIDTH = {"cpu": 0.8e9, "cuda": 10e9}
 # Assumed, in seconds: what an exchange of a layer's statistics keeps workers waiting; on CPUs as benchmarks/workers.py found.
@@ -113,7 +113,7 @@ def _threads(config: Config) -> Iterator[int]:
 
 
 def measure(config: Config) -> Speed:
-    """Time steps of growing batches, up to the run's or until one takes a quarter of a second, on made-up images of its size.
+    """Time steps of growing batches, up to the run's or until one takes a second, on made-up images of its size.
 
     Args:
         config: resolved.
