@@ -1,13 +1,13 @@
 """kNN after equal minutes of training: lightly's BYOL loop and rotssl's, without and with rotation, on one device.
 
-    python benchmarks/equal_minutes.py [--minutes 10] [--device cuda] [--seeds 1] [--contenders lightly rotssl-bf16]
+    python benchmarks/equal_minutes.py [--minutes 10] [--device cuda] [--images 5000] [--seeds 1] [--contenders lightly ...]
 
 The contenders of end_to_end.py, one after the other, the first one another in each round. All take SGD with momentum 0.9, weight
 decay 5e-4, a teacher's momentum of 0.996, and a rate that falls from 0.06 along a cosine to the end of their minutes (rotssl's
 loss is twice lightly's: half the rate and twice the decay are the same updates). Left different: rotssl decays no biases and
-norms, and its minutes are rounded to whole epochs. Start-up and decoding are not in the minutes. Then images a second, what
-share of the device's matrix-multiply rate the counted FLOPs of a step reach, and kNN (k=200, T=0.1) on every tenth of CIFAR-10's
-training files, held back, by rotssl's evaluation for all.
+norms, and its minutes are rounded to whole epochs; take few --images where an epoch is long for that. Start-up and decoding are
+not in the minutes. Then images a second, what share of the device's matrix-multiply rate the counted FLOPs of a step reach, and
+kNN (k=200, T=0.1) on every tenth of CIFAR-10's training files, held back, by rotssl's evaluation for all.
 Writes benchmarks/results/equal_minutes_DEVICE_DATE.md. Needs $ROTSSL_DATA/cifar10-jpeg.tar.gz.
 """
 
@@ -72,7 +72,7 @@ def train(args: argparse.Namespace) -> None:
 
 def hold_back(root: Path) -> Path:
     """Make every tenth training picture one of validation, in place of the test split, which is nobody's to choose by."""
-    shutil.rmtree(root / "val")
+    shutil.rmtree(root / "val", ignore_errors=True)  # the first pictures of train/ come without
     for folder in sorted((root / "train").iterdir()):
         (root / "val" / folder.name).mkdir(parents=True)
         for file in sorted(folder.iterdir())[::10]:
@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None, help="images a step; default: 128, on a GPU 512")
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--workers", type=int, default=cores, help="of lightly's data loader")
+    parser.add_argument("--images", type=int, default=None, help="of CIFAR-10's training pictures; default: all")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="default: those that this device suits")
     parser.add_argument("--peers", type=Path, default=PEERS, help="environment of the peers; made where it is missing")
@@ -158,7 +159,7 @@ def main() -> None:
     names = [name for name in names if python is not None or name not in end_to_end.PEERS_OWN]
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}  # epochs, minutes, images/s, kNN
     with tempfile.TemporaryDirectory() as scratch:
-        root = hold_back(cifar10_folder(Path(scratch) / "pictures"))
+        root = hold_back(cifar10_folder(Path(scratch) / "pictures", args.images))
         config = DataConfig(name="imagefolder", root=str(root), image_size=32)
         loaded = datasets.load(config, 0.1)
         splits = loaded.train, loaded.validation
