@@ -143,7 +143,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         # A run may go on on another kind of device, whose weights lie otherwise; fused kernels take moments to lie as those do.
         for param, kept in self.optimizer.state.items():
-            moments = {key: value for key, value in kept.items() if value.shape == param.shape}
+            moments = {key: v for key, v in kept.items() if torch.is_tensor(v) and v.shape == param.shape}
             kept.update(
                 {key: torch.empty_like(param, dtype=value.dtype).copy_(value) for key, value in moments.items()}
             )
