@@ -453,8 +453,8 @@ def main() -> None:
     if args.quick:
         args.steps, args.rounds, args.warm_up = 3, 2, 1
     python = peers(args.peers, PEERS_OWN[:1])
-    names = [name for name in suited(list(ABOUT), args.device) if python is not None or name != "lightly"]
-    names = [name for name in args.only or names if name in ABOUT]
+    names = args.only or suited(list(ABOUT), args.device)
+    names = [name for name in names if python is not None or name != "lightly"]
     with tempfile.TemporaryDirectory() as scratch:
         root = args.root or cifar10_folder(Path(scratch), args.images)
         shared = ["--device", args.device, "--stem", args.stem, "--batch", args.batch, "--threads", args.threads]

@@ -47,10 +47,13 @@ def weight_layout(device: torch.device, images: torch.memory_format) -> torch.me
     """How weights lie in memory: as the images do on GPUs, and on CPUs where that pays.
 
     oneDNN gives a CPU's weight gradients in the default format, and copies them at each step into that of other weights. With
-    AVX2 its convolutions gain more than that by weights that lie as the images do.
+    AVX2 its convolutions gain more than that by weights that lie as the images do. All workers have one layout, which DDP
+    insists on: where their processors differ, the default one.
     """
-    pays = device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return images if pays else torch.contiguous_format
+    if device.type != "cpu":
+        return images
+    pays = torch.tensor(float(torch.backends.cpu.get_cpu_capability() == "AVX2"))
+    return images if bool(distributed.mean(pays) == 1) else torch.contiguous_format
 
 
 def emulates_bf16() -> bool:

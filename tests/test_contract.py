@@ -16,7 +16,7 @@ from rotssl import checkpoint, distributed, journal
 from rotssl import config as cfg
 from rotssl.data import datasets
 from rotssl.data.augment import Augment, Views
-from rotssl.engine import Trainer
+from rotssl.engine import Trainer, weight_layout
 from rotssl.methods import METHODS
 from rotssl.methods.base import StepContext
 from rotssl.pretrainer import build_pretrainer
@@ -274,6 +274,29 @@ def test_a_state_of_another_kind_of_device_is_taken_up(tmp_path, name):
         run.step(*batches[2])
     for (key, ours), other in zip(second.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
         assert torch.equal(ours, other), key
+
+
+def layout_of_weights(capabilities):
+    """Of this rank, whose processor is said to have the capability at its place."""
+    before = torch.backends.cpu.get_cpu_capability
+    torch.backends.cpu.get_cpu_capability = lambda: capabilities[distributed.rank()]
+    try:
+        return str(weight_layout(CPU, torch.channels_last))
+    finally:
+        torch.backends.cpu.get_cpu_capability = before
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        (("AVX2", "AVX2"), "torch.channels_last"),
+        (("AVX512", "AVX512"), "torch.contiguous_format"),
+        (("AVX2", "AVX512"), "torch.contiguous_format"),
+    ],
+)
+def test_workers_agree_on_the_layout_of_their_weights(pool, capabilities, expected):
+    assert pool.run(layout_of_weights, capabilities) == [expected, expected]
 
 
 def gradient_of_step(overrides):
