@@ -2,7 +2,7 @@
 
     python benchmarks/equal_minutes.py [--minutes 10] [--device cuda] [--images 5000] [--seeds 1] [--contenders lightly ...]
 
-The contenders of end_to_end.py, one after the other, the first one another in each round. All take SGD with momentum 0.9, weight
+The contenders (contenders.py), one after the other, the first one another in each round. All take SGD with momentum 0.9, weight
 decay 5e-4, a teacher's momentum of 0.996, and a rate that falls from 0.06 along a cosine to the end of their minutes (rotssl's
 loss is twice lightly's: half the rate and twice the decay are the same updates). Left different: rotssl decays no biases and
 norms, and its minutes are rounded to whole epochs; take few --images where an epoch is long for that. Start-up and decoding are
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import end_to_end
+import contenders
 from paired import PEERS, ROOT, peers, versions
 
 CONTENDERS = ("lightly", "rotssl-fp32", "rotssl-bf16", "rotssl-rotation")
@@ -40,7 +40,7 @@ def train(args: argparse.Namespace) -> None:
     ours = args.serve.startswith("rotssl")
     images = sum(1 for _ in (args.root / "train").rglob("*.jpg"))
     args.epochs = 1000
-    probe = end_to_end.contender(args)
+    probe = contenders.build(args)
     probe.run(3 + 4 * args.workers)  # more than a data loader has ready
     started = time.perf_counter()
     probe.run(20)
@@ -51,17 +51,17 @@ def train(args: argparse.Namespace) -> None:
         per_epoch = images // args.batch
         args.epochs = max(1, round(total / per_epoch))
         total = args.epochs * per_epoch
-        work = end_to_end.contender(args)
+        work = contenders.build(args)
     for group in work.optimizer.param_groups:
         group["momentum"] = MOMENTUM
         if not ours:
-            group["weight_decay"] = end_to_end.DECAY
+            group["weight_decay"] = contenders.DECAY
     started = time.perf_counter()
     done = 0
     while done < total:
         if not ours:
             for group in work.optimizer.param_groups:
-                group["lr"] = end_to_end.RATE * (1 + math.cos(math.pi * done / total)) / 2
+                group["lr"] = contenders.RATE * (1 + math.cos(math.pi * done / total)) / 2
         count = min(10, total - done)
         work.run(count)
         done += count
@@ -91,7 +91,7 @@ def knn(args: argparse.Namespace, name: str, file: Path, splits: Any) -> float:
     from rotssl.sections import ViewsConfig
 
     ours = name.startswith("rotssl")
-    encoder = build_encoder("resnet18", args.stem, 32)[0] if ours else end_to_end.backbone(args.stem)
+    encoder = build_encoder("resnet18", args.stem, 32)[0] if ours else contenders.backbone(args.stem)
     encoder.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     device = torch.device(args.device)
     # The peers' own mean and deviation: ImageNet's, as rotssl takes them for folders.
@@ -108,7 +108,7 @@ def flops_an_image(args: argparse.Namespace, rotation: bool) -> float:
     from rotssl import config as cfg
     from rotssl.flops import count_step
 
-    hidden, out = end_to_end.HEADS
+    hidden, out = contenders.HEADS
     overrides = {
         "data.name": "synthetic",
         "encoder.name": "resnet18",
@@ -154,9 +154,9 @@ def main() -> None:
     from rotssl.prediction import matmul_rate
     from rotssl.sections import DataConfig
 
-    python = peers(args.peers, end_to_end.PEERS_OWN[:1])
-    names = args.contenders or end_to_end.suited(CONTENDERS, args.device)
-    names = [name for name in names if python is not None or name not in end_to_end.PEERS_OWN]
+    python = peers(args.peers, contenders.PEERS_OWN[:1])
+    names = args.contenders or contenders.suited(CONTENDERS, args.device)
+    names = [name for name in names if python is not None or name not in contenders.PEERS_OWN]
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}  # epochs, minutes, images/s, kNN
     with tempfile.TemporaryDirectory() as scratch:
         root = hold_back(cifar10_folder(Path(scratch) / "pictures", args.images))
@@ -168,7 +168,7 @@ def main() -> None:
         for seed in range(args.seeds):
             for k in range(len(names)):
                 name, file = names[(k + seed) % len(names)], Path(scratch) / f"{k}-{seed}.pt"
-                own = python if python is not None and name in end_to_end.PEERS_OWN else sys.executable
+                own = python if python is not None and name in contenders.PEERS_OWN else sys.executable
                 words = [own, __file__, *same, "--serve", name, "--save", file, "--seed", seed]
                 env = {**os.environ, "PYTHONPATH": str(ROOT), "LIGHTLY_DID_VERSION_CHECK": "True"}
                 done = subprocess.run([*map(str, words)], check=True, stdout=subprocess.PIPE, text=True, env=env)
@@ -180,7 +180,7 @@ def main() -> None:
                 print(f"{name}, seed {seed}: {row[0]:.1f} epochs, {speed:.0f} images/s, kNN {row[3]:.1%}", flush=True)
     device = torch.device(args.device)
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    used = {name: end_to_end.precision_of(name, args.device) for name in names}
+    used = {name: contenders.precision_of(name, args.device) for name in names}
     rates = {kind: matmul_rate(device, kinds[kind]) for kind in sorted(set(used.values()))}
     lines = [
         f"# kNN after {args.minutes:g} minutes, {datetime.date.today()}",
@@ -201,7 +201,7 @@ def main() -> None:
         taken = f"{min(minutes):.1f} to {max(minutes):.1f}"
         shown = f"{sum(epochs) / len(epochs):.1f} | {taken} | {sum(speed) / len(speed):.0f} | {share:.0%} of {kind}"
         lines.append(f"| {name} | {shown} | {spread(accuracy)} |")
-    lines += ["", *(f"- {name}: {end_to_end.ABOUT[name].format(fast=end_to_end.fast(args.device))}." for name in names)]
+    lines += ["", *(f"- {name}: {contenders.ABOUT[name].format(fast=contenders.fast(args.device))}." for name in names)]
     args.output.mkdir(parents=True, exist_ok=True)
     target = args.output / f"equal_minutes_{args.device}_{datetime.date.today()}.md"
     target.write_text("\n".join(lines) + "\n")
