@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 256])
-    parser.add_argument("--quick", action="store_true", help="two rounds of one size, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="two rounds of one size, and no files")
     parser.add_argument("--peers", type=Path, default=PEERS, help="environment of the peers; made where it is missing")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--serve", choices=tuple(ABOUT), help=argparse.SUPPRESS)
@@ -178,9 +178,11 @@ def main() -> None:
             cells = str(batch), "0.5" if blur else "none", name, shown(speed[name], ".0f"), ratio, cpu, f"{foreign:.0%}"
             lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"- {name}: {ABOUT[name]}." for name in names)]
+    print("\n".join(lines))
+    if args.quick:
+        return
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / f"augmentation_{datetime.date.today()}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
 
 
 if __name__ == "__main__":

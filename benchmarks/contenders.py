@@ -27,7 +27,7 @@ ABOUT = {
     "bare-bf16": "bare-fp32 with bf16 autocast",
     "rotssl-fp32": "rotssl's Trainer, lightly's parameters of the views, norm batch, one view a pass; fp32, channels_last",
     "rotssl-bf16": "rotssl-fp32 with bf16 autocast",
-    "rotssl-rotation": "rotssl-{fast} with rotation in place by a shared angle",
+    "rotssl-rotation": "rotssl-{fast} with rotation in place by a shared angle, at first of all images, in the end of 1 in 8",
     "rotssl-joint": "rotssl-{fast} with all views in one pass (other BatchNorm statistics)",
 }
 PEERS_OWN = ("lightly", "solo")  # what runs in the peers' environment

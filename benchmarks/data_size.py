@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="5000,10000,20000,50000")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one round of a tenth of each size")
+    parser.add_argument("--quick", action="store_true", help="one round of a tenth of each size, and no files")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     sizes, rounds = [int(size) // (10 if args.quick else 1) for size in args.sizes.split(",")], args.rounds
@@ -63,6 +63,7 @@ def main() -> None:
     images, seconds = (np.array([row[k] for row in rows], float) for k in (2, 3))
     slope, start = np.polyfit(images, seconds, 1)
     rest = seconds - (slope * images + start)
+    worst = int(abs(rest).argmax())
     r2 = 1 - (rest**2).sum() / ((seconds - seconds.mean()) ** 2).sum()
     lines = [
         f"# Seconds an epoch against the number of images, {datetime.date.today()}",
@@ -89,8 +90,11 @@ def main() -> None:
     lines += [
         "",
         f"Least squares over all {len(rows)} epochs: {start:.2f} s + {1000 * slope:.3f} ms an image, R² = {r2:.4f}; largest "
-        f"residual {abs(rest).max():.2f} s ({(abs(rest) / seconds).max():.1%} of its epoch).",
+        f"residual {abs(rest[worst]):.2f} s ({abs(rest[worst]) / seconds[worst]:.1%} of its epoch).",
     ]
+    print("\n".join(lines))
+    if args.quick:
+        return
     args.output.mkdir(parents=True, exist_ok=True)
     target = args.output / f"data_size_{datetime.date.today()}"
     target.with_suffix(".md").write_text("\n".join(lines) + "\n")
@@ -98,7 +102,6 @@ def main() -> None:
         writer = csv.writer(file)
         writer.writerow(("round", "images", "taken", "seconds", "input_wait"))
         writer.writerows(rows)
-    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Every contender trains in a process of its own with the same batch size, the sam
 and the same number of threads; the data loaders of the peers have as many workers on top. A sample is --steps steps in steady
 state: start-up, first batches and the decoding into rotssl's store lie before, and are told apart. Needs
 $ROTSSL_DATA/cifar10-jpeg.tar.gz, or --root. The peers' packages are put into an environment of their own (--peers). Writes
-benchmarks/results/end_to_end_DATE.md and .csv.
+benchmarks/results/end_to_end[_DEVICE][_part]_DATE.md and .csv, ``part`` where not all contenders ran.
 """
 
 import argparse
@@ -61,6 +61,8 @@ def report(args: argparse.Namespace, samples: dict[str, list[Sample]], facts: di
     lines += ["", *(f"- {name}: {ABOUT[name].format(fast=fast(args.device))}." for name in samples)]
     if args.device == "cpu" and fast("cpu") == "fp32":
         lines.append("- This processor has no instructions for bf16: nothing in it was measured.")
+    if "rotssl-rotation" in samples:
+        lines.append("- What is timed of rotssl-rotation is its start, where all images turn.")
     lines.append("- All solarise the second view with probability 0.2. solo-learn's own heads are 4096 wide.")
     for name in samples:
         if "decoded" in facts[name]:
@@ -90,7 +92,6 @@ def write(args: argparse.Namespace, samples: dict[str, list[Sample]], lines: lis
             for i, each in enumerate(own):
                 row = [f"{each.seconds:.3f}", f"{each.cpu:.3f}", f"{each.foreign:.3f}"]
                 writer.writerow([name, i + 1, args.steps * args.batch, *row])
-    print("\n".join(lines))
 
 
 def main() -> None:
@@ -110,7 +111,7 @@ def main() -> None:
         choices=tuple(ABOUT),
         help="contenders; all of them are on the device at a time, so take few on a small one",
     )
-    parser.add_argument("--quick", action="store_true", help="two rounds of 3 steps, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="two rounds of 3 steps, and no files")
     parser.add_argument("--images", type=int, default=10000, help="of CIFAR-10's")
     parser.add_argument("--root", type=Path, default=None, help="folder with train/CLASS/*.jpg, instead of CIFAR-10")
     parser.add_argument("--peers", type=Path, default=PEERS, help="environment of the peers; made where it is missing")
@@ -158,7 +159,10 @@ def main() -> None:
         with started(commands, args.threads, Path(scratch)) as contenders:
             samples = take_turns(contenders, dict.fromkeys(names, args.steps), args.rounds)
     facts = {each.name: each.facts for each in contenders}
-    write(args, samples, report(args, samples, facts, versions(python) if python else "none could be installed"))
+    lines = report(args, samples, facts, versions(python) if python else "none could be installed")
+    print("\n".join(lines))
+    if not args.quick:
+        write(args, samples, lines)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--images", type=int, default=20000)
-    parser.add_argument("--quick", action="store_true", help="one round of two steps, on one thread")
+    parser.add_argument("--quick", action="store_true", help="one round of two steps, on one thread, and no files")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.quick:
@@ -109,9 +109,11 @@ def main() -> None:
                     f"| {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) "
                     f"| {statistics.median(shares):.2%} ({min(shares):.2%} to {max(shares):.2%}) |"
                 )
+    print("\n".join(lines))
+    if args.quick:
+        return
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / f"input_wait_{datetime.date.today()}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def main() -> None:
         "",
         f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; shared with others. {args.pairs} pairs of runs of {args.epochs} epochs, one thread each,",
-        "the first epoch left out. BYOL with rotation on fashion-mnist-sample"
+        "the first epoch left out. BYOL with rotation in place on fashion-mnist-sample"
         f"{f' ({args.limit} images)' if args.limit else ''}, encoder {args.encoder}, kNN every epoch.",
         "",
         "| an epoch, median (range) over all pairs | without Ray, no MLflow | one Ray Train worker, everything on "

@@ -118,7 +118,7 @@ class Contender:
         seconds = self._answer()["seconds"]
         self._signal(signal.SIGSTOP)
         own, after, wall = self._cpu() - cpu, psutil.cpu_times(), time.perf_counter() - started
-        busy = (after.user + after.system) - (whole.user + whole.system)
+        busy = sum(getattr(after, kind) - getattr(whole, kind) for kind in ("user", "nice", "system"))
         return Sample(seconds, own, max(0.0, busy - own) / wall / (os.cpu_count() or 1))
 
     def close(self) -> None:
@@ -185,10 +185,11 @@ def peers(folder: Path, packages: Sequence[str] = PACKAGES) -> Path | None:
 
 
 def versions(python: Path) -> str:
-    """Of the peers' packages that are there."""
+    """Of the peers' packages that are there, and whether they have an environment of their own."""
     code = (
         "import importlib.metadata as m, sys; found = {d.name.lower(): d.version for d in m.distributions()}; "
         "print(', '.join(f'{p} {found[p]}' for p in sys.argv[1:] if p in found))"
     )
     command = [str(python), "-c", code, "torch", "torchvision", "pillow", *PACKAGES]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return f"{found}, {'this environment' if python == Path(sys.executable) else 'an environment of their own'}"

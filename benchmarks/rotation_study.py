@@ -40,12 +40,12 @@ MEANING = {
     "one view": "one extra view",
     "quarter": "two extra views of a quarter of the batch",
     "half resolution": "two extra views at half the side",
-    "quarter, half resolution": "the same at half the side",
+    "quarter, half resolution": "two extra views of a quarter of the batch, at half the side",
     "joint": "two extra views in one forward with the method's views",
     "independent": "in place, each student view by an angle of its own, the teacher's upright",
     "shared": "in place, all views of an image by one angle",
-    "shared, half": "the same for every second image",
-    "shared, quarter": "the same for every fourth image",
+    "shared, half": "in place, every second image, all its views by one angle",
+    "shared, quarter": "in place, every fourth image, all its views by one angle",
     "shared, weight to 0": "shared, the weight falling to 0 along a cosine",
     "shared, fewer": "shared, the share of rotated images falling from 1 to 1/8 along a cosine",
 }
@@ -159,6 +159,7 @@ class Study:
         self.work, self.runs = work, dict[Cell, Points]()
         self.lr, self.rates = RATES[method], dict[float, float]()
         self.ratios: dict[str, float] = {}
+        self.known: set[Path] = set()
         self.tuned: dict[str, dict[float, float]] = {}
         self.weights = {"plain": 0.0}
 
@@ -167,13 +168,14 @@ class Study:
         return Cell(self.data, self.method, self.lr, variant, weight, epochs, seed)
 
     def know(self, file: Path) -> None:
-        """Take the runs and ratios of this study from a table that an earlier start wrote."""
+        """Take the runs and ratios of this study, of this precision, from a table that an earlier start wrote."""
         with file.open(newline="") as rows:
             for row in csv.DictReader(rows):
                 kinds = Cell.__annotations__
                 told = {key: kinds[key](row[key]) for key in Cell._fields if key in row}
                 cell = Cell(**{"precision": "bf16", **told})  # the first tables do not name it
                 if (cell.data, cell.method, cell.precision) == (self.data, self.method, PRECISION):
+                    self.known.add(file)
                     self.runs[cell] = {cell.epochs: {key: float(row[key]) for key in COLUMNS if row[key]}}
                     if row.get("step"):
                         self.ratios[cell.variant] = float(row["step"])

@@ -2,7 +2,7 @@
 
     python benchmarks/rotation_variants.py [--data fashion-mnist-sample] [--epochs 10] [--seeds 0 1 2] [--jobs 2] [--work FOLDER]
         [--methods byol,simclr,simsiam,mocov2,swav] [--variants 'paper;shared;...'] [--weight 1]
-        [--known CSV] [--report]
+        [--known CSV ...] [--report]
 
 For each method, at the learning rate that suits its plain run (on the sample that of methods_sample.py and convergence_sample.py,
 else the best of three):
@@ -17,8 +17,9 @@ else the best of three):
 Runs are single processes with one thread, --jobs at a time; one that is finished in --work, or stands in a table of --known,
 is not run again, and several of these scripts may share a folder if they have different methods. --data cifar10-folder is
 CIFAR-10 as JPEG files, of $ROTSSL_DATA/cifar10-jpeg.tar.gz; 10% of the training images are held back. BatchNorm is torch's own
-and the precision bf16, as on a GPU; fp32 where the processor only emulates bf16. Writes
-benchmarks/results/rotation_variants_DATA_EPOCHS[_SEEDS]_DATE.{md,csv}; --report writes them from the runs that are there.
+and the precision bf16, as on a GPU; fp32 where the processor only emulates bf16; tables of --known in
+the other precision are left out. Writes benchmarks/results/rotation_variants_DATA_EPOCHSep[_seedsSEEDS]_DATE.{md,csv};
+--report writes them from the runs that are there, and times only steps that no start has timed.
 """
 
 import argparse
@@ -114,6 +115,7 @@ def table(studies: Sequence[Study], variants: Sequence[str], metric: str) -> lis
 
 def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
     """Write the tables and the points of all runs."""
+    known = sorted({file.name for study in studies for file in study.known})
     epochs, variants, data = args.epochs, studies[0].variants, studies[0].data
     lines = [
         f"# Forms of the rotation task on {data}, {epochs} epochs, {datetime.date.today()}",
@@ -128,8 +130,8 @@ def report(studies: Sequence[Study], args: argparse.Namespace) -> None:
         f"Weight: of {', '.join(f'{w:g}' for w in WEIGHTS)} the best in the mean over the methods, at {args.tuning_epochs} "
         f"epochs with seed {TUNING_SEED}."
         if args.weight is None
-        else "Weight and rates: as given, which the trials of an earlier table chose.",
-        *([f"Among the runs are those of {', '.join(file.name for file in args.known)}."] if args.known else []),
+        else "Weights: as given. Rates: those of the sample's plain runs.",
+        *([f"Among the runs are those of {', '.join(known)}."] if known else []),
         "",
         *(f"- {v}: {MEANING[v]}" for v in variants),
     ]

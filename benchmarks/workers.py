@@ -1,11 +1,11 @@
-"""Two workers with one thread each, against one process with two threads: what does dividing a batch cost on CPUs?
+"""Two and four workers with one thread each, against one process with two threads: what does dividing a batch cost on CPUs?
 
     python benchmarks/workers.py [--steps 6] [--rounds 9] [--batch 256] [--only one two]
 
 BYOL, ResNet-18 with the imagenet stem, 32 x 32, the same global batch, without augmentation's share taken out: whole steps of
 the engine. Every contender is a process, or two, of its own; the others are stopped while one is at work. Where the difference
-goes: ``apart`` are two workers that never exchange a gradient, ``buckets`` are DDP's (25 MB is its default), ``sync`` is
-BatchNorm over both workers' samples. Writes benchmarks/results/workers_bBATCH_DATE.md.
+goes: ``four`` share two cores, so that their exchange has no time of its own to hide in; ``apart`` are two workers that never exchange a gradient, ``buckets`` are DDP's (25 MB is its default), ``sync`` is
+BatchNorm over both workers' samples. Writes benchmarks/results/workers_bBATCH[_part]_DATE.md, ``part`` where not all forms ran.
 """
 
 import argparse
@@ -26,6 +26,7 @@ FORMS: dict[
 ] = {  # workers, norm, MB a bucket (0: no exchange; None: rotssl's, all in one)
     "one": (1, "batch", None),
     "two": (2, "batch", None),
+    "four": (4, "batch", None),
     "two, apart": (2, "batch", 0),
     "two, buckets of 1 MB": (2, "batch", 1),
     "two, buckets of 25 MB": (2, "batch", 25),
@@ -47,7 +48,7 @@ def engine(form: str, batch: int, rank: int) -> Any:
     from rotssl.runtime import LocalRuntime
 
     workers, norm, bucket = FORMS[form]
-    torch.set_num_threads(2 // workers)
+    torch.set_num_threads(max(1, 2 // workers))
     overrides = {
         "data.name": "synthetic",
         "encoder.name": "resnet18",
@@ -92,27 +93,28 @@ def steps(trainer: Any, count: int) -> None:
 
 
 def contender(args: argparse.Namespace) -> None:
-    """A worker: the first one answers, the second does what the first one says."""
+    """A worker: the first one answers, the others do what the first one says."""
     import torch
     import torch.distributed as dist
 
     workers = FORMS[args.serve][0]
-    if workers == 2:
+    if workers > 1:
         if args.rank == 0:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 args.port = free.getsockname()[1]
-            subprocess.Popen([sys.executable, *sys.argv, "--rank", "1", "--port", str(args.port)])
+            for rank in range(1, workers):
+                subprocess.Popen([sys.executable, *sys.argv, "--rank", str(rank), "--port", str(args.port)])
         address = f"tcp://127.0.0.1:{args.port}"
-        dist.init_process_group("gloo", address, rank=args.rank, world_size=2)
+        dist.init_process_group("gloo", address, rank=args.rank, world_size=workers)
     trainer = engine(args.serve, args.batch, args.rank)
     order = torch.zeros(1, dtype=torch.long)
 
     def work(count: int) -> None:
-        if workers == 2:
+        if workers > 1:
             dist.broadcast(order.fill_(count), 0)
         steps(trainer, count)
-        if workers == 2:
+        if workers > 1:
             dist.barrier()
 
     def make() -> tuple[Callable[[int], None], dict[str, Any]]:
@@ -120,7 +122,7 @@ def contender(args: argparse.Namespace) -> None:
 
     if args.rank == 0:
         serve(make, warm_up=4)
-        if workers == 2:
+        if workers > 1:
             dist.broadcast(order.zero_(), 0)
         return
     while True:
@@ -156,14 +158,14 @@ def main() -> None:
     speed = {name: [args.steps * args.batch / each.seconds for each in own] for name, own in samples.items()}
     foreign = [each.foreign for own in samples.values() for each in own]
     lines = [
-        f"# Two workers with one thread against one with two, {datetime.date.today()}",
+        f"# Workers with one thread each against one with two, {datetime.date.today()}",
         "",
         f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}. BYOL, ResNet-18, imagenet stem, 32 x 32, global batch {args.batch}, fp32; heads of 1024.",
         f"{args.rounds} interleaved rounds of {args.steps} steps, the others stopped meanwhile; other processes used at most "
         f"{max(foreign):.0%} of the cores. Median (range); ratios within a round.",
         "",
-        "| | images/s | against one process with two threads |",
+        "| | images/s | against one process with two threads and the same norm |",
         "|---|---|---|",
     ]
     for name, own in speed.items():
@@ -172,7 +174,8 @@ def main() -> None:
         lines.append(f"| {name} | {shown(own, '.0f')} | {ratio} |")
     output = args.output or RESULTS
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"workers_b{args.batch}_{datetime.date.today()}.md").write_text("\n".join(lines) + "\n")
+    part = "" if set(args.only) == set(FORMS) else "_part"
+    (output / f"workers_b{args.batch}{part}_{datetime.date.today()}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

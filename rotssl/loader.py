@@ -48,8 +48,8 @@ class Loader:
     """This worker's batches.
 
     The thread is used where there is something to wait for: a copy to a GPU, or images that may have to come from a disk. Cutting
-    a batch of 256 out of memory takes 0.07 ms at 32 x 32, and 10 ms at 258 x 258, measured on one CPU core: under a thousandth of
-    a step there, which is all that a thread could save.
+    a batch out of memory takes about a thousandth of even a small encoder's step on CPUs (benchmarks/input_wait.py), which is all
+    that a thread could save.
 
     Args:
         config: resolved.
