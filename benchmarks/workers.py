@@ -3,9 +3,10 @@
     python benchmarks/workers.py [--steps 6] [--rounds 9] [--batch 256] [--only one two]
 
 BYOL, ResNet-18 with the imagenet stem, 32 x 32, the same global batch, without augmentation's share taken out: whole steps of
-the engine. Every contender is a process, or two, of its own; the others are stopped while one is at work. Where the difference
-goes: ``four`` share two cores, so that their exchange has no time of its own to hide in; ``apart`` are two workers that never exchange a gradient, ``buckets`` are DDP's (25 MB is its default), ``sync`` is
-BatchNorm over both workers' samples. Writes benchmarks/results/workers_bBATCH[_part]_DATE.md, ``part`` where not all forms ran.
+the engine. Every contender has a process of its own for each worker; the others are stopped while one is at work. Where the
+difference goes: ``apart`` are two workers that never exchange a gradient, ``buckets`` are DDP's (25 MB is its default), ``sync``
+is BatchNorm over both workers' samples. ``four`` share the two cores. Writes benchmarks/results/workers_bBATCH[_part]_DATE.md,
+``part`` where not all forms ran.
 """
 
 import argparse
