@@ -10,12 +10,21 @@ from typing import Any, NamedTuple
 
 
 class Work(NamedTuple):
-    """A contender: does so many steps; facts to be told; the network that it trains, and by what."""
+    """A contender.
+
+    Attributes:
+        run: does so many steps.
+        facts: to be told.
+        encoder: the network that it trains.
+        optimizer: by which it does.
+        waited: seconds in which it had no batch so far.
+    """
 
     run: Callable[[int], None]
     facts: dict[str, Any]
     encoder: Any
     optimizer: Any
+    waited: Callable[[], float]
 
 
 ABOUT = {
@@ -74,19 +83,34 @@ def backbone(stem: str) -> Any:
     return nn.Sequential(*list(net.children())[:-1], nn.Flatten())
 
 
-def endless(dataset: Any, args: argparse.Namespace) -> Iterator[Any]:
+class Waiting:
+    """An iterator over another one's batches that adds up the seconds in which it had none."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __next__(self) -> Any:
+        started = time.perf_counter()
+        batch = next(self.batches)
+        self.seconds += time.perf_counter() - started
+        return batch
+
+
+def endless(dataset: Any, args: argparse.Namespace) -> Waiting:
     """Batches of a loader that never comes to the end of an epoch, so that none of its starts is timed."""
     import torch
 
     sampler = torch.utils.data.RandomSampler(dataset, num_samples=10**9)
-    return iter(
-        torch.utils.data.DataLoader(
-            dataset,
-            args.batch,
-            sampler=sampler,
-            num_workers=args.workers,
-            drop_last=True,
-            pin_memory=args.device == "cuda",
+    return Waiting(
+        iter(
+            torch.utils.data.DataLoader(
+                dataset,
+                args.batch,
+                sampler=sampler,
+                num_workers=args.workers,
+                drop_last=True,
+                pin_memory=args.device == "cuda",
+            )
         )
     )
 
@@ -137,7 +161,7 @@ def lightly(args: argparse.Namespace) -> Work:
         float(total)
         finish(args.device)
 
-    return Work(work, {}, encoder, optimizer)
+    return Work(work, {}, encoder, optimizer, lambda: batches.seconds)
 
 
 def heads(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -205,7 +229,7 @@ def solo(args: argparse.Namespace) -> Work:
                     theirs.copy_(0.99 * theirs + 0.01 * ours)
         finish(args.device)
 
-    return Work(work, {}, encoder, optimizer)
+    return Work(work, {}, encoder, optimizer, lambda: batches.seconds)
 
 
 def bare(args: argparse.Namespace, precision: str) -> Work:
@@ -243,7 +267,7 @@ def bare(args: argparse.Namespace, precision: str) -> Work:
                 torch._foreach_lerp_(theirs, ours, EMA)
         finish(args.device)
 
-    return Work(work, {}, encoder, optimizer)
+    return Work(work, {}, encoder, optimizer, lambda: 0.0)
 
 
 def rotssl(args: argparse.Namespace, form: str) -> Work:
@@ -308,7 +332,7 @@ def rotssl(args: argparse.Namespace, form: str) -> Work:
         finish(args.device)
 
     facts = {"decoded": decoded, "images": len(splits.train.images) + len(splits.validation or [])}
-    return Work(work, facts, trainer.model.encoder, trainer.optimizer)
+    return Work(work, facts, trainer.model.encoder, trainer.optimizer, lambda: trainer.loader.waited)
 
 
 def build(args: argparse.Namespace) -> Work:

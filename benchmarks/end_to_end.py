@@ -16,11 +16,24 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from contenders import ABOUT, HEADS, PEERS_OWN, build, fast, precision_of, suited
 from paired import PEERS, Sample, peers, serve, started, take_turns, versions
+
+
+def contender(args: argparse.Namespace) -> tuple[Callable[[int], float], dict[str, Any]]:
+    """The one that ``--serve`` names; its work tells the seconds that it waited for its batches."""
+    work = build(args)
+
+    def run(steps: int) -> float:
+        before = work.waited()
+        work.run(steps)
+        return work.waited() - before
+
+    return run, work.facts
 
 
 def report(args: argparse.Namespace, samples: dict[str, list[Sample]], facts: dict[str, Any], peer: str) -> list[str]:
@@ -46,16 +59,18 @@ def report(args: argparse.Namespace, samples: dict[str, list[Sample]], facts: di
         f"{statistics.median(foreign):.0%} of the cores (median; at most {max(foreign):.0%}).",
         "Median (range) of the rounds; ratios are of images a second, within a round.",
         "",
-        "| contender | images/s | CPU ms an image | against lightly | against solo | against the bare loop of its precision "
-        "| start-up, s |",
-        "|---|---|---|---|---|---|---|",
+        "| contender | images/s | CPU ms an image | waits for its batches | against lightly | against solo "
+        "| against the bare loop of its precision | start-up, s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, own in samples.items():
+        waits = [each.waited / each.seconds for each in own]
         cpu = [1000 * each.cpu / (args.steps * args.batch) for each in own]
         precision = precision_of(name, args.device)
         start = facts[name]["built"] + facts[name]["warmed_up"]
         lines.append(
-            f"| {name} | {shown(speed[name], '.0f')} | {shown(cpu, '.1f')} | {ratio(name, 'lightly')} | {ratio(name, 'solo')} "
+            f"| {name} | {shown(speed[name], '.0f')} | {shown(cpu, '.1f')} | {shown(waits, '.1%')} "
+            f"| {ratio(name, 'lightly')} | {ratio(name, 'solo')} "
             f"| {ratio(name, 'bare-' + precision)} | {start:.1f} |"
         )
     lines += ["", *(f"- {name}: {ABOUT[name].format(fast=fast(args.device))}." for name in samples)]
@@ -87,10 +102,10 @@ def write(args: argparse.Namespace, samples: dict[str, list[Sample]], lines: lis
     target.with_suffix(".md").write_text("\n".join(lines) + "\n")
     with target.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["contender", "round", "images", "seconds", "cpu_seconds", "others"])
+        writer.writerow(["contender", "round", "images", "seconds", "cpu_seconds", "waited_seconds", "others"])
         for name, own in samples.items():
             for i, each in enumerate(own):
-                row = [f"{each.seconds:.3f}", f"{each.cpu:.3f}", f"{each.foreign:.3f}"]
+                row = [f"{each.seconds:.3f}", f"{each.cpu:.3f}", f"{each.waited:.3f}", f"{each.foreign:.3f}"]
                 writer.writerow([name, i + 1, args.steps * args.batch, *row])
 
 
@@ -125,7 +140,7 @@ def main() -> None:
     args.batch = args.batch or (512 if args.device == "cuda" else 128)
     args.stem = args.stem or ("cifar" if args.device == "cuda" else "imagenet")
     if args.serve:
-        serve(lambda: build(args)[:2], args.warm_up)
+        serve(lambda: contender(args), args.warm_up)
         return
     from common import cifar10_folder
 

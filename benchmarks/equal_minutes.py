@@ -56,7 +56,7 @@ def train(args: argparse.Namespace) -> None:
         group["momentum"] = MOMENTUM
         if not ours:
             group["weight_decay"] = contenders.DECAY
-    started = time.perf_counter()
+    started, before = time.perf_counter(), work.waited()
     done = 0
     while done < total:
         if not ours:
@@ -67,7 +67,7 @@ def train(args: argparse.Namespace) -> None:
         done += count
     seconds = time.perf_counter() - started
     torch.save(work.encoder.state_dict(), args.save)
-    print(json.dumps({"steps": total, "seconds": seconds}))
+    print(json.dumps({"steps": total, "seconds": seconds, "waited": work.waited() - before}))
 
 
 def hold_back(root: Path) -> Path:
@@ -157,7 +157,7 @@ def main() -> None:
     python = peers(args.peers, contenders.PEERS_OWN[:1])
     names = args.contenders or contenders.suited(CONTENDERS, args.device)
     names = [name for name in names if python is not None or name not in contenders.PEERS_OWN]
-    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}  # epochs, minutes, images/s, kNN
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}  # epochs, minutes, images/s, waited, kNN
     with tempfile.TemporaryDirectory() as scratch:
         root = hold_back(cifar10_folder(Path(scratch) / "pictures", args.images))
         config = DataConfig(name="imagefolder", root=str(root), image_size=32)
@@ -175,9 +175,10 @@ def main() -> None:
                 told = json.loads(done.stdout.splitlines()[-1])
                 images = told["steps"] * args.batch
                 minutes, speed = told["seconds"] / 60, images / told["seconds"]
-                row = images / len(loaded.train), minutes, speed, knn(args, name, file, splits)
+                waited = told["waited"] / told["seconds"]
+                row = images / len(loaded.train), minutes, speed, waited, knn(args, name, file, splits)
                 found[name].append(row)
-                print(f"{name}, seed {seed}: {row[0]:.1f} epochs, {speed:.0f} images/s, kNN {row[3]:.1%}", flush=True)
+                print(f"{name}, seed {seed}: {row[0]:.1f} epochs, {speed:.0f} images/s, kNN {row[4]:.1%}", flush=True)
     device = torch.device(args.device)
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
     used = {name: contenders.precision_of(name, args.device) for name in names}
@@ -191,15 +192,16 @@ def main() -> None:
         f"{len(splits[1])} validation images, %: mean (range). FLOPs as torch counts them; rates of square matrix products: "
         + ", ".join(f"{kind} {rate / 1e12:.3g} TFLOP/s" for kind, rate in rates.items()),
         "",
-        "| contender | epochs | minutes taken | images/s | of the matrix-multiply rate | kNN |",
-        "|---|---|---|---|---|---|",
+        "| contender | epochs | minutes taken | images/s | waits for its batches | of the matrix-multiply rate | kNN |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, rows in found.items():
-        epochs, minutes, speed, accuracy = (list(column) for column in zip(*rows, strict=True))
+        epochs, minutes, speed, waited, accuracy = (list(column) for column in zip(*rows, strict=True))
         kind = used[name]
         share = sum(speed) / len(speed) * flops_an_image(args, name == "rotssl-rotation") / rates[kind]
         taken = f"{min(minutes):.1f} to {max(minutes):.1f}"
-        shown = f"{sum(epochs) / len(epochs):.1f} | {taken} | {sum(speed) / len(speed):.0f} | {share:.0%} of {kind}"
+        shown = f"{sum(epochs) / len(epochs):.1f} | {taken} | {sum(speed) / len(speed):.0f} | {sum(waited) / len(waited):.1%} "
+        shown += f"| {share:.0%} of {kind}"
         lines.append(f"| {name} | {shown} | {spread(accuracy)} |")
     lines += ["", *(f"- {name}: {contenders.ABOUT[name].format(fast=contenders.fast(args.device))}." for name in names)]
     args.output.mkdir(parents=True, exist_ok=True)

@@ -27,18 +27,27 @@ PACKAGES = ("lightly", "kornia")
 
 @dataclass
 class Sample:
-    """One answer: seconds on the clock, seconds of processor time of the whole group, share of the cores others used."""
+    """One answer.
+
+    Attributes:
+        seconds: on the clock.
+        cpu: seconds of processor time of the whole group.
+        foreign: share of the cores that others used.
+        waited: seconds without input, where the work tells.
+    """
 
     seconds: float
     cpu: float
     foreign: float
+    waited: float = 0.0
 
 
-def serve(make: Callable[[], tuple[Callable[[int], None], dict[str, Any]]], warm_up: int) -> None:
+def serve(make: Callable[[], tuple[Callable[[int], float | None], dict[str, Any]]], warm_up: int) -> None:
     """The contender's side: build, warm up, answer until the input ends.
 
     Args:
-        make: gives a function that does n units of work and waits for the device, and facts to be told.
+        make: gives a function that does n units of work and waits for the device, and facts to be told. It may return the seconds
+            in which it waited for input.
         warm_up: units of work before the first answer.
     """
     answers = os.fdopen(os.dup(1), "w")
@@ -51,8 +60,8 @@ def serve(make: Callable[[], tuple[Callable[[int], None], dict[str, Any]]], warm
     print(json.dumps(facts), file=answers, flush=True)
     for line in sys.stdin:
         started = time.perf_counter()
-        work(int(line))
-        print(json.dumps({"seconds": time.perf_counter() - started}), file=answers, flush=True)
+        waited = work(int(line))
+        print(json.dumps({"seconds": time.perf_counter() - started, "waited": waited or 0.0}), file=answers, flush=True)
 
 
 class Contender:
@@ -115,11 +124,12 @@ class Contender:
         pipe = self._pipe(self.process.stdin)
         pipe.write(f"{units}\n")
         pipe.flush()
-        seconds = self._answer()["seconds"]
+        answer = self._answer()
         self._signal(signal.SIGSTOP)
         own, after, wall = self._cpu() - cpu, psutil.cpu_times(), time.perf_counter() - started
         busy = sum(getattr(after, kind) - getattr(whole, kind) for kind in ("user", "nice", "system"))
-        return Sample(seconds, own, max(0.0, busy - own) / wall / (os.cpu_count() or 1))
+        foreign = max(0.0, busy - own) / wall / (os.cpu_count() or 1)
+        return Sample(answer["seconds"], own, foreign, answer["waited"])
 
     def close(self) -> None:
         """End it, with its workers."""
