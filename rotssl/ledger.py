@@ -1,4 +1,4 @@
-"""The end of an epoch: its cost, its point in the journal, and its checkpoint, written beside the training that goes on."""
+"""The end of an epoch: its cost, its point in the journal, and its checkpoint, all written beside the training that goes on."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,10 +28,11 @@ class Ledger:
     """Accounts for the epochs of a run and sees that they are kept; one for each worker, of which rank 0's writes.
 
     An epoch goes to the journal first and then into a checkpoint: a crash in between repeats it and finds its point already
-    there. The checkpoint is written by a thread of its own from a copy of the state, one at a time: the end of the next epoch
-    waits for it. Once it is there the epoch is announced, by the training thread, as whoever is told may end the run.
+    there. Both are written by threads, the checkpoint from a copy of the state by one of its own, so that storage that hangs
+    holds up no step; the end of the next epoch waits for them. Once they are there the epoch is announced, by the training
+    thread, as whoever is told may end the run.
 
-    Leaving the context waits for the last one; what went wrong with one is raised by the next call of ``announce``.
+    Leaving the context waits for the last ones; what went wrong with one is raised by the next call of ``announce``.
 
     Args:
         journal: of the run.
@@ -42,18 +43,18 @@ class Ledger:
         self.journal, self.runtime = journal, runtime
         self.cost = Cost()
         self._unfinished = journal.folder / "unfinished"  # epoch (0-based) and seconds spent in it
-        self._pool: ThreadPoolExecutor | None = None
+        self._lines, self._checkpoints = ThreadPoolExecutor(1, "journal"), ThreadPoolExecutor(1, "checkpoint")
+        self._noting: Future[int] | None = None
         self._saving: tuple[Future[Path], dict[str, Any]] | None = None
 
     def __enter__(self) -> "Ledger":
-        self._pool = ThreadPoolExecutor(1, "checkpoint")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._pool is not None
-        self._pool.shutdown()
+        self._checkpoints.shutdown()
+        self._lines.shutdown()
         if kind is None:
             self.announce(wait=True)
 
@@ -72,8 +73,16 @@ class Ledger:
         self._unfinished.unlink(missing_ok=True)
 
     def note(self, epoch: int, seconds: float) -> None:
-        """Note the seconds that an epoch (0-based) has taken so far, for count_lost()."""
-        self._unfinished.write_text(f"{epoch} {seconds:.1f}")
+        """Note the seconds that an epoch (0-based) has taken so far, for count_lost(), unless the last note is yet to be written.
+
+        Raises:
+            OSError: the last one could not be.
+        """
+        if self._noting is not None:
+            if not self._noting.done():
+                return
+            self._noting.result()
+        self._noting = self._lines.submit(self._unfinished.write_text, f"{epoch} {seconds:.1f}")
 
     def book(self, epoch: int, samples: int, seconds: float, flops: float) -> dict[str, float]:
         """Account for an epoch. One that an earlier start had finished, but not saved, is lost time: its first cost stands.
@@ -110,26 +119,29 @@ class Ledger:
             event: how it is announced.
 
         Raises:
-            OSError: the disk is full, or the like: here for the journal, of this epoch or of the one before for the checkpoint.
+            OSError: the disk is full, or the like, for the epoch before; for this one ``announce`` raises it.
         """
         saved = None
         if self.runtime.rank == 0:
-            assert self._pool is not None
             self.announce(wait=True)
-            self.journal.append(epoch + 1, metrics)
-            self._unfinished.unlink(missing_ok=True)
+            booked = self._lines.submit(self._append, epoch, metrics)
             folder = self.journal.folder / checkpoint.name(epoch + 1)
-            saved = self._pool.submit(self._save, checkpoint.snapshot(state), folder)
+            saved = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)
             self._saving = saved, {"epoch": epoch, **event, "metrics": metrics}
         self.runtime.report(epoch + 1, metrics, saved)
 
-    def _save(self, state: dict[str, Any], folder: Path) -> Path:
+    def _append(self, epoch: int, metrics: dict[str, float]) -> None:
+        self.journal.append(epoch + 1, metrics)
+        self._unfinished.unlink(missing_ok=True)
+
+    def _save(self, booked: Future[None], state: dict[str, Any], folder: Path) -> Path:
+        booked.result()
         checkpoint.save(state, folder)
         self.runtime.prune()
         return folder
 
     def announce(self, wait: bool = False) -> None:
-        """Tell of the epoch whose checkpoint was being written, if it is there by now.
+        """Tell of the epoch that was being written, if it is there by now.
 
         Args:
             wait: until it is there.

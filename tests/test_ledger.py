@@ -1,6 +1,8 @@
 """The end of an epoch: journal, checkpoint and announcement, and MLflow beside it; what is slow must not hold up what trains."""
 
+import os
 import threading
+import time
 
 import pytest
 import torch
@@ -15,10 +17,11 @@ class Disk:
     """torch.save, but as slow as one likes."""
 
     def __init__(self, monkeypatch):
-        self.free, self.error, self.save = threading.Event(), None, torch.save
+        self.free, self.asked, self.error, self.save = threading.Event(), threading.Event(), None, torch.save
         monkeypatch.setattr(torch, "save", self)
 
     def __call__(self, state, path):
+        self.asked.set()
         assert self.free.wait(timeout=20)
         if self.error:
             raise self.error
@@ -51,6 +54,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(l
         finish(ledger, 0, weights)  # the disk is not free yet
         weights += 1  # a step of the next epoch
         ledger.announce()
+        assert disk.asked.wait(timeout=20)
         assert told == [] and checkpoint.found(tmp_path) == [] and set(journal.read(tmp_path)) == {1}
         disk.free.set()
         ledger.announce(wait=True)
@@ -59,6 +63,35 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(l
     assert torch.equal(state["model"]["w"], torch.zeros(3)) and torch.equal(
         state["optimizer"]["state"][0], torch.zeros(3)
     )
+
+
+def test_storage_that_hangs_holds_up_no_step(ledger, told, tmp_path, monkeypatch):
+    free, fsync = threading.Event(), os.fsync
+
+    def hanging(file):
+        assert free.wait(timeout=20), "nobody went on while the journal was being written"
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", hanging)
+    with ledger:
+        ledger.note(0, 7.5)
+        finish(ledger, 0, torch.ones(1))
+        ledger.note(1, 0.5)
+        ledger.note(1, 1.5)  # passed over, as the one before is not written yet
+        ledger.announce()
+        assert told == [] and checkpoint.found(tmp_path) == [] and (tmp_path / "unfinished").read_text() == "0 7.5"
+        free.set()
+        ledger.announce(wait=True)
+        assert [event["epoch"] for event in told] == [0] and set(journal.read(tmp_path)) == {1}
+    assert (tmp_path / "unfinished").read_text() == "1 0.5"
+
+
+def test_a_note_that_cannot_be_written_ends_the_run(ledger, tmp_path):
+    (tmp_path / "unfinished").mkdir()
+    with pytest.raises(OSError, match="unfinished"), ledger:
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            ledger.note(0, 0.5)
 
 
 def test_leaving_waits_for_the_last_checkpoint_and_two_are_kept(ledger, disk, told, tmp_path):
@@ -97,7 +130,8 @@ def test_what_ends_a_run_is_not_hidden_by_its_last_checkpoint(ledger, disk, told
 
 @pytest.mark.parametrize(("cut", "lost"), [(1, 0.0), (2, 7.5), (3, 7.5)])
 def test_lost_time_counts_in_the_epoch_after_one_that_was_not_saved_too(ledger, cut, lost):
-    ledger.note(cut, 7.5)
+    with ledger:
+        ledger.note(cut, 7.5)
     ledger.count_lost(2)
     assert ledger.cost.lost_seconds == lost
     ledger.count_lost(2)
