@@ -1,30 +1,20 @@
 """What every method must do with every form of every task; a new entry in METHODS is tested by being there."""
 
-import copy
 import dataclasses
 import hashlib
 import math
-from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from rotssl import checkpoint, distributed, journal
-from rotssl import config as cfg
-from rotssl.data import datasets
-from rotssl.data.augment import Augment, Views
-from rotssl.engine import Trainer, weight_layout
+from rotssl import distributed, journal
 from rotssl.methods import METHODS
-from rotssl.methods.base import StepContext
 from rotssl.pretrainer import build_pretrainer
-from rotssl.runtime import LocalRuntime
+from tests.runs import CPU, PAPER, arithmetic, batch, make_config, run_to, trainer
 
-CPU = torch.device("cpu")
 JIGSAW = {"jigsaw.weight": 1.0, "jigsaw.grid": 2, "jigsaw.permutations": 10}
-PAPER = {"rotation.mode": "extra"}
 TASKS = {
     "off": {"rotation.weight": 0},
     "extra": PAPER,
@@ -47,47 +37,11 @@ EXTRA = {
     for name, task in ON.items()
     if ("rotation.mode" in task or task.get("rotation.weight") == 0) and "rotation.joint" not in task
 }
-# What a method wants to be small, or to show all that it has within a few steps; a new method needs no line here.
-SMALL = {
-    "mocov2": {"method.queue_size": 40},
-    "swav": {"method.prototypes": 12, "method.queue_size": 40, "method.queue_after": 1, "method.freeze_steps": 3},
-    "simsiam": {"method.predictor_dim": 8},
-    "dino": {"method.out_dim": 24, "method.bottleneck_dim": 8, "method.freeze_steps": 3},
-}
 PER_IMAGE = [method for method, spec in METHODS.items() if spec.per_image]
 MULTI_CROP = [method for method, spec in METHODS.items() if spec.multi_crop]
 every = pytest.mark.parametrize("method", METHODS)
 forms = pytest.mark.parametrize("task", ON.values(), ids=ON.keys())
 extra_forms = pytest.mark.parametrize("task", EXTRA.values(), ids=EXTRA.keys())
-
-
-def make_config(folder, method, **fields):
-    small = {
-        "data.name": "synthetic",
-        "data.limit": 512,
-        "data.image_size": 16,
-        "train.batch_size": 16,
-        "train.epochs": 4,
-        "method.name": method,
-        "method.hidden_dim": 32,
-        "method.out_dim": 16,
-        "rotation.crop_size": 8,
-        "tracking.run_name": "run",
-        "storage.path": str(folder),
-        **SMALL.get(method, {}),
-    }
-    return cfg.resolve(cfg.build(small | fields), 32, 512)
-
-
-def batch(config, model):
-    """Random views, of every kind that the configuration has, and the first step's context."""
-    size, gen = config.train.batch_size, torch.Generator().manual_seed(7)
-    crops = Augment(config.views, 16, (0.0,), (1.0,), 0, model.own_crops())
-    full, local = (
-        [torch.randn(size, 3, c.size, c.size, generator=gen) for c in kind] for kind in (crops.full, crops.local)
-    )
-    views = Views(full, local, {name: [torch.randn(size, 3, crop.size, crop.size)] for name, crop in crops.own.items()})
-    return views, StepContext(config.train.seed, 0, 0, 0.0, np.arange(size), 0, size, config.views.global_count)
 
 
 def gradients(model):
@@ -178,33 +132,6 @@ def test_update_bn_decides_about_running_statistics(tmp_path, method, kept, task
     assert torch.equal(*means) != kept
 
 
-class Group(LocalRuntime):
-    """The engine in a process group without Ray."""
-
-    def __init__(self, run_dir):
-        super().__init__(run_dir, CPU)
-        self.rank, self.world_size = distributed.rank(), distributed.world_size()
-
-    def wrap(self, model):
-        return distributed.data_parallel(model, self.device)
-
-
-def trainer(config):
-    run = Trainer(config, datasets.load(config.data, 0.1), Group(config.run_dir), journal.Journal(config.run_dir))
-    normalize, kind = run.augment.normalize, torch.get_default_dtype()
-    run.augment.normalize = lambda images: normalize(images).to(kind)  # views as the weights are
-    return run
-
-
-@contextmanager
-def arithmetic(kind):
-    torch.set_default_dtype(kind)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def digest(tensor):
     return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
 
@@ -249,54 +176,6 @@ def test_two_workers_equal_one(tmp_path, pool, method, norm, task):
         assert seen_alone[step] == seen_first[step] + seen_second[step]
         for key, value in alone[step].items():
             assert losses[step][key] == pytest.approx(value, rel=1e-7, abs=1e-9), (step, key)
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
-def test_a_state_of_another_kind_of_device_is_taken_up(tmp_path, name):
-    # Weights, and so their moments, lie otherwise on GPUs than on some CPUs; a checkpoint keeps how, which fused kernels rely on.
-    fields = {"optim.name": name, "optim.lr": 0.1, "model.norm": "group"}
-    whole, second = (trainer(make_config(tmp_path / part, "simclr", **fields)) for part in ("whole", "second"))
-    batches = list(islice(whole.batches(0), 3))
-    whole.step(*batches[0])
-    whole.step(*batches[1])
-    state = copy.deepcopy(whole.state(1))
-    turned = 0
-    for kept in state["optimizer"]["state"].values():
-        for key, value in kept.items():
-            if torch.is_tensor(value) and value.dim() == 4:
-                as_images = value.is_contiguous(memory_format=torch.channels_last)
-                other = torch.contiguous_format if as_images else torch.channels_last
-                kept[key] = value.contiguous(memory_format=other)
-                turned += kept[key].stride() != value.stride()
-    assert turned
-    second.restore(state)
-    for run in (whole, second):
-        run.step(*batches[2])
-    for (key, ours), other in zip(second.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
-        assert torch.equal(ours, other), key
-
-
-def layout_of_weights(capabilities):
-    """Of this rank, whose processor is said to have the capability at its place."""
-    before = torch.backends.cpu.get_cpu_capability
-    torch.backends.cpu.get_cpu_capability = lambda: capabilities[distributed.rank()]
-    try:
-        return str(weight_layout(CPU, torch.channels_last))
-    finally:
-        torch.backends.cpu.get_cpu_capability = before
-
-
-@pytest.mark.ddp
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
-        (("AVX2", "AVX2"), "torch.channels_last"),
-        (("AVX512", "AVX512"), "torch.contiguous_format"),
-        (("AVX2", "AVX512"), "torch.contiguous_format"),
-    ],
-)
-def test_workers_agree_on_the_layout_of_their_weights(pool, capabilities, expected):
-    assert pool.run(layout_of_weights, capabilities) == [expected, expected]
 
 
 def gradient_of_step(overrides):
@@ -363,13 +242,6 @@ def test_accumulated_step_equals_that_of_the_whole_batch(tmp_path, method, task)
         torch.testing.assert_close(cut_logs[name], logs[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-def run_to(overrides):
-    """Final weights of a run."""
-    run = trainer(make_config(**overrides))
-    run.run()
-    return {name: value.numpy().copy() for name, value in run.model.state_dict().items()}
-
-
 def accumulated(overrides):
     """Weights and buffers after one step, in double precision."""
     with arithmetic(torch.float64):
@@ -403,91 +275,3 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, request, method, work
     for folder in ("whole", "halves"):
         lines = (tmp_path / folder / "rotssl" / "run" / journal.Journal.NAME).read_text().splitlines()
         assert len(lines) == 4
-
-
-def test_crash_between_journal_and_checkpoint_counts_as_lost_time(tmp_path):
-    config = make_config(tmp_path, "simclr", **{"data.limit": 64})
-    trainer(cfg.replace(config, {"train.stop_after": 3})).run()
-    before = journal.read(config.run_dir)
-    for folder in checkpoint.found(config.run_dir)[:1]:  # the last checkpoint never arrived
-        (folder / checkpoint.FILE).unlink()
-    trainer(config).run()
-    after = journal.read(config.run_dir)
-    assert {epoch: after[epoch] for epoch in before} == before and list(after) == [1, 2, 3, 4]
-    assert before[3]["cost/lost_seconds"] == 0 < after[4]["cost/lost_seconds"]
-    assert after[4]["cost/samples"] == 4 * 64 and after[4]["cost/epochs"] == 4
-
-
-def test_nan_fails_and_keeps_the_last_checkpoint(tmp_path):
-    from rotssl.runtime import RunFailed
-
-    config = make_config(tmp_path, "byol", **{"optim.lr": 1e12, "optim.warmup_epochs": 1, "data.limit": 256})
-    with pytest.raises(RunFailed, match=r"optim\.lr 1e\+12"):
-        trainer(config).run()
-    assert not list(Path(config.run_dir).glob("epoch_*/checkpoint.pt"))
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gradient_that_is_not_finite_in_the_last_step_fails(tmp_path, precision):
-    from rotssl.runtime import RunFailed
-
-    fields = {"data.limit": 64, "train.epochs": 1, "optim.warmup_epochs": 0, "evaluation.knn_every": 0}
-    run = trainer(make_config(tmp_path, "simclr", **fields, **{"train.precision": precision}))
-
-    def breaks(ctx):
-        if ctx.step == run.total_steps - 1:
-            next(run.model.encoder.parameters()).grad.fill_(math.inf)
-
-    run.model.method.after_backward = breaks
-    with pytest.raises(RunFailed, match=r"^optim/grad_norm became inf in epoch 1"):
-        run.run()
-    assert not (run.journal.folder / "encoder.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"encoder.name": "resnet18", "train.precision": "bf16"}, "train.precision: got bf16, expected fp32"),
-        ({"train.compile": True}, "train.compile: got true, but there is no C++ compiler here (/no/such/compiler"),
-    ],
-)
-def test_what_torch_cannot_do_on_a_cpu_is_one_line(tmp_path, monkeypatch, fields, words):
-    from rotssl.runtime import RunFailed
-
-    monkeypatch.setenv("CXX", "/no/such/compiler")
-    # Views of 16 pixels come to 1 before the last stage of a ResNet with the stem for ImageNet.
-    config = make_config(tmp_path, "simclr", **{"data.limit": 64, "encoder.stem": "imagenet", **fields})
-    with pytest.raises(RunFailed) as caught:
-        trainer(config).run()
-    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("found", "precision", "told"),
-    [
-        ({"architecture": "x86_64", "avx2": True}, "bf16", True),
-        ({"architecture": "x86_64", "avx2": True}, "fp32", False),
-        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True}, "bf16", False),
-        ({"architecture": "x86_64", "amx_bf16": True}, "bf16", False),
-        ({"architecture": "aarch64"}, "bf16", False),
-    ],
-)
-def test_bf16_on_a_processor_without_it_is_told_of(tmp_path, monkeypatch, found, precision, told):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
-    run = trainer(make_config(tmp_path, "simclr", **{"data.limit": 64, "train.precision": precision}))
-    notes = []
-    run.runtime.progress = lambda event: notes.append(event.get("note", ""))
-    run.run()
-    assert told == any(note.startswith("train.precision bf16: this processor") for note in notes)
-
-
-@pytest.mark.ddp
-def test_device_seconds_add_up_over_numbers_of_workers(tmp_path, pool):
-    overrides = {"folder": tmp_path, "method": "simclr", "data.limit": 64}
-    pool.run(run_to, {**overrides, "train.stop_after": 2})
-    run_to(overrides)  # goes on alone
-    points = journal.read(make_config(**overrides).run_dir)
-    two, whole = points[2], points[4]
-    assert two["cost/device_seconds"] == pytest.approx(2 * two["cost/train_seconds"])
-    alone = whole["cost/train_seconds"] - two["cost/train_seconds"]
-    assert whole["cost/device_seconds"] == pytest.approx(two["cost/device_seconds"] + alone)

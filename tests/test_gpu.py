@@ -11,7 +11,7 @@ from rotssl.data import datasets
 from rotssl.engine import Trainer
 from rotssl.methods import METHODS
 from rotssl.runtime import LocalRuntime
-from tests.test_contract import PAPER, make_config
+from tests.runs import PAPER, make_config
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,7 +14,7 @@ import torch
 
 from rotssl import journal, memory
 from rotssl.loader import AHEAD, Loader, prefetch
-from tests.test_contract import make_config, trainer
+from tests.runs import make_config, trainer
 
 
 def threads():

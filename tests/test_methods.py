@@ -17,7 +17,7 @@ from rotssl.losses import byol_regression, dino_cross_entropy, info_nce, negativ
 from rotssl.methods import METHODS
 from rotssl.methods.base import Pending, StepContext, other_views
 from rotssl.pretrainer import build_pretrainer
-from tests.test_contract import CPU, batch, make_config, trainer
+from tests.runs import CPU, batch, make_config, trainer
 
 DIM = 6
 

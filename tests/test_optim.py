@@ -8,7 +8,7 @@ from torch import nn
 from rotssl.optim import LARS, build_optimizer
 from rotssl.schedules import cosine, learning_rate, task_weight
 from rotssl.sections import OptimConfig
-from tests.test_contract import make_config, trainer
+from tests.runs import make_config, trainer
 
 
 def parameters(seed=0):

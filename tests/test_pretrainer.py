@@ -11,7 +11,7 @@ from rotssl import distributed
 from rotssl.methods.base import StepContext
 from rotssl.pretrainer import build_pretrainer, compare_gradients, encoder_gradients
 from rotssl.tasks.rotation import rotate
-from tests.test_contract import CPU, PAPER, arithmetic, batch, make_config, trainer
+from tests.runs import CPU, PAPER, arithmetic, batch, make_config, trainer
 
 JOINT = {**PAPER, "rotation.joint": True}
 

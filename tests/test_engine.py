@@ -1,0 +1,145 @@
+"""What the training loop does around the steps: states, faults, costs."""
+
+import copy
+import math
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from rotssl import checkpoint, distributed, journal
+from rotssl import config as cfg
+from rotssl.engine import weight_layout
+from rotssl.runtime import RunFailed
+from tests.runs import CPU, make_config, run_to, trainer
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_a_state_of_another_kind_of_device_is_taken_up(tmp_path, name):
+    # Weights, and so their moments, lie otherwise on GPUs than on some CPUs; a checkpoint keeps how, which fused kernels rely on.
+    fields = {"optim.name": name, "optim.lr": 0.1, "model.norm": "group"}
+    whole, second = (trainer(make_config(tmp_path / part, "simclr", **fields)) for part in ("whole", "second"))
+    batches = list(islice(whole.batches(0), 3))
+    whole.step(*batches[0])
+    whole.step(*batches[1])
+    state = copy.deepcopy(whole.state(1))
+    turned = 0
+    for kept in state["optimizer"]["state"].values():
+        for key, value in kept.items():
+            if torch.is_tensor(value) and value.dim() == 4:
+                as_images = value.is_contiguous(memory_format=torch.channels_last)
+                other = torch.contiguous_format if as_images else torch.channels_last
+                kept[key] = value.contiguous(memory_format=other)
+                turned += kept[key].stride() != value.stride()
+    assert turned
+    second.restore(state)
+    for run in (whole, second):
+        run.step(*batches[2])
+    for (key, ours), other in zip(second.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(ours, other), key
+
+
+def layout_of_weights(capabilities):
+    """Of this rank, whose processor is said to have the capability at its place."""
+    before = torch.backends.cpu.get_cpu_capability
+    torch.backends.cpu.get_cpu_capability = lambda: capabilities[distributed.rank()]
+    try:
+        return str(weight_layout(CPU, torch.channels_last))
+    finally:
+        torch.backends.cpu.get_cpu_capability = before
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        (("AVX2", "AVX2"), "torch.channels_last"),
+        (("AVX512", "AVX512"), "torch.contiguous_format"),
+        (("AVX2", "AVX512"), "torch.contiguous_format"),
+    ],
+)
+def test_workers_agree_on_the_layout_of_their_weights(pool, capabilities, expected):
+    assert pool.run(layout_of_weights, capabilities) == [expected, expected]
+
+
+def test_crash_between_journal_and_checkpoint_counts_as_lost_time(tmp_path):
+    config = make_config(tmp_path, "simclr", **{"data.limit": 64})
+    trainer(cfg.replace(config, {"train.stop_after": 3})).run()
+    before = journal.read(config.run_dir)
+    for folder in checkpoint.found(config.run_dir)[:1]:  # the last checkpoint never arrived
+        (folder / checkpoint.FILE).unlink()
+    trainer(config).run()
+    after = journal.read(config.run_dir)
+    assert {epoch: after[epoch] for epoch in before} == before and list(after) == [1, 2, 3, 4]
+    assert before[3]["cost/lost_seconds"] == 0 < after[4]["cost/lost_seconds"]
+    assert after[4]["cost/samples"] == 4 * 64 and after[4]["cost/epochs"] == 4
+
+
+def test_nan_fails_and_keeps_the_last_checkpoint(tmp_path):
+    config = make_config(tmp_path, "byol", **{"optim.lr": 1e12, "optim.warmup_epochs": 1, "data.limit": 256})
+    with pytest.raises(RunFailed, match=r"optim\.lr 1e\+12"):
+        trainer(config).run()
+    assert not list(Path(config.run_dir).glob("epoch_*/checkpoint.pt"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_in_the_last_step_fails(tmp_path, precision):
+    fields = {"data.limit": 64, "train.epochs": 1, "optim.warmup_epochs": 0, "evaluation.knn_every": 0}
+    run = trainer(make_config(tmp_path, "simclr", **fields, **{"train.precision": precision}))
+
+    def breaks(ctx):
+        if ctx.step == run.total_steps - 1:
+            next(run.model.encoder.parameters()).grad.fill_(math.inf)
+
+    run.model.method.after_backward = breaks
+    with pytest.raises(RunFailed, match=r"^optim/grad_norm became inf in epoch 1"):
+        run.run()
+    assert not (run.journal.folder / "encoder.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"encoder.name": "resnet18", "train.precision": "bf16"}, "train.precision: got bf16, expected fp32"),
+        ({"train.compile": True}, "train.compile: got true, but there is no C++ compiler here (/no/such/compiler"),
+    ],
+)
+def test_what_torch_cannot_do_on_a_cpu_is_one_line(tmp_path, monkeypatch, fields, words):
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    # Views of 16 pixels come to 1 before the last stage of a ResNet with the stem for ImageNet.
+    config = make_config(tmp_path, "simclr", **{"data.limit": 64, "encoder.stem": "imagenet", **fields})
+    with pytest.raises(RunFailed) as caught:
+        trainer(config).run()
+    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "precision", "told"),
+    [
+        ({"architecture": "x86_64", "avx2": True}, "bf16", True),
+        ({"architecture": "x86_64", "avx2": True}, "fp32", False),
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True}, "bf16", False),
+        ({"architecture": "x86_64", "amx_bf16": True}, "bf16", False),
+        ({"architecture": "aarch64"}, "bf16", False),
+    ],
+)
+def test_bf16_on_a_processor_without_it_is_told_of(tmp_path, monkeypatch, found, precision, told):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    run = trainer(make_config(tmp_path, "simclr", **{"data.limit": 64, "train.precision": precision}))
+    notes = []
+    run.runtime.progress = lambda event: notes.append(event.get("note", ""))
+    run.run()
+    assert told == any(note.startswith("train.precision bf16: this processor") for note in notes)
+
+
+@pytest.mark.ddp
+def test_device_seconds_add_up_over_numbers_of_workers(tmp_path, pool):
+    overrides = {"folder": tmp_path, "method": "simclr", "data.limit": 64}
+    pool.run(run_to, {**overrides, "train.stop_after": 2})
+    run_to(overrides)  # goes on alone
+    points = journal.read(make_config(**overrides).run_dir)
+    two, whole = points[2], points[4]
+    assert two["cost/device_seconds"] == pytest.approx(2 * two["cost/train_seconds"])
+    alone = whole["cost/train_seconds"] - two["cost/train_seconds"]
+    assert whole["cost/device_seconds"] == pytest.approx(two["cost/device_seconds"] + alone)
