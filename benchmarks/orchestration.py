@@ -169,7 +169,7 @@ def main() -> None:
         "",
         "The end of an epoch in parts, each alone in one process, ms: "
         + ", ".join(f"{part} {shown([1000 * s for s in each], '.0f')}" for part, each in pieces.items())
-        + ". The journal and the copy are on the training thread, the others beside it.",
+        + ". The copy is on the training thread, the others beside it.",
     ]
     print("\n".join(lines))
     if args.quick:

@@ -36,12 +36,22 @@ def snapshot(value: Any) -> Any:
 
 
 def save(state: dict[str, Any], folder: Path) -> None:
-    """Write the state into a folder, whole or not at all; what a crash left of it is beside the folder, and overwritten."""
+    """Write the state into a folder, whole or not at all; what a crash left of it is beside the folder, and overwritten.
+
+    Raises:
+        OSError: the disk is full, or the like.
+    """
     import torch  # here, above and in load(): the driver lists checkpoints without paying for this import
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f"{folder.name}.part")
-    torch.save(state, part)
+    try:
+        with part.open("wb") as file:  # given a path, torch would tell of a full disk by a RuntimeError
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())  # as the journal, which says that the epoch is done
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(part)) from error
     folder.mkdir(exist_ok=True)
     os.replace(part, folder / FILE)
 

@@ -1,7 +1,7 @@
 """The end of an epoch: its cost, its point in the journal, and its checkpoint, all written beside the training that goes on."""
 
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,10 +29,11 @@ class Ledger:
 
     An epoch goes to the journal first and then into a checkpoint: a crash in between repeats it and finds its point already
     there. Both are written by threads, the checkpoint from a copy of the state by one of its own, so that storage that hangs
-    holds up no step; the end of the next epoch waits for them. Once they are there the epoch is announced, by the training
-    thread, as whoever is told may end the run.
+    holds up no step but the first, which writes a picture; the end of the next epoch waits for them. Once they are there the
+    epoch is announced, by the training thread, as whoever is told may end the run.
 
-    Leaving the context waits for the last ones; what went wrong with one is raised by the next call of ``announce``.
+    Leaving the context waits for the last ones, and says so where that takes long. What went wrong with one is raised by the
+    next call of ``announce``, or told where something else ends the run.
 
     Args:
         journal: of the run.
@@ -42,7 +43,10 @@ class Ledger:
     def __init__(self, journal: Journal, runtime: Runtime) -> None:
         self.journal, self.runtime = journal, runtime
         self.cost = Cost()
-        self._unfinished = journal.folder / "unfinished"  # epoch (0-based) and seconds spent in it
+        # The epoch (0-based) under way, the seconds that all starts have spent in it, and whether the journal has it already. A
+        # crash must not count as lost what is in a point, nor forget what an earlier crash had cost.
+        self._unfinished = journal.folder / "unfinished"
+        self._carried = 0.0
         self._lines, self._checkpoints = ThreadPoolExecutor(1, "journal"), ThreadPoolExecutor(1, "checkpoint")
         self._noting: Future[int] | None = None
         self._saving: tuple[Future[Path], dict[str, Any]] | None = None
@@ -53,24 +57,32 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        saving = None if self._saving is None else self._saving[0]
+        if saving is not None and wait([saving], timeout=5).not_done:
+            self.runtime.progress({"note": "waiting for storage.path, where a checkpoint is being written"})
         self._checkpoints.shutdown()
         self._lines.shutdown()
         if kind is None:
             self.announce(wait=True)
+            if self.runtime.rank == 0:
+                self._unfinished.unlink(missing_ok=True)
+        elif saving is not None and (failed := saving.exception()) is not None:
+            self.runtime.progress({"note": f"the last checkpoint could not be written: {failed}"})
 
     def count_lost(self, epoch: int) -> None:
-        """Add what a crash cost in the epoch that it cut short, as far as it had been noted (about every second).
+        """Add what crashes cost in the epoch that the last one cut short, as far as it had been noted (about every second).
 
         Args:
             epoch: with which the run goes on (0-based); that one, or the one after, whose predecessor was not saved yet.
         """
         try:
-            cut, seconds = map(float, self._unfinished.read_text().split())
+            cut, seconds, again = map(float, self._unfinished.read_text().split())
         except (OSError, ValueError):
             return
-        if cut >= epoch:
+        finished = not again and self.journal.point(int(cut) + 1) is not None
+        if cut >= epoch and not finished:
+            self._carried = seconds
             self.cost.lost_seconds += seconds
-        self._unfinished.unlink(missing_ok=True)
 
     def note(self, epoch: int, seconds: float) -> None:
         """Note the seconds that an epoch (0-based) has taken so far, for count_lost(), unless the last note is yet to be written.
@@ -82,7 +94,9 @@ class Ledger:
             if not self._noting.done():
                 return
             self._noting.result()
-        self._noting = self._lines.submit(self._unfinished.write_text, f"{epoch} {seconds:.1f}")
+        again = self.journal.point(epoch + 1) is not None
+        text = f"{epoch} {self._carried + seconds:.1f} {again:d}"
+        self._noting = self._lines.submit(self._unfinished.write_text, text)
 
     def book(self, epoch: int, samples: int, seconds: float, flops: float) -> dict[str, float]:
         """Account for an epoch. One that an earlier start had finished, but not saved, is lost time: its first cost stands.
@@ -98,9 +112,12 @@ class Ledger:
         """
         earlier = self.journal.point(epoch + 1)
         if earlier is not None:
-            lost = self.cost.lost_seconds + seconds
+            before = self.journal.point(epoch) or {}
+            unknown = (
+                self.cost.lost_seconds - before.get("cost/lost_seconds", 0.0) + seconds
+            )  # to the points of that start
             self.cost = Cost(**{key: type(getattr(self.cost, key))(earlier[f"cost/{key}"]) for key in vars(self.cost)})
-            self.cost.lost_seconds = max(lost, self.cost.lost_seconds + seconds)
+            self.cost.lost_seconds += unknown
         else:
             self.cost.epochs += 1
             self.cost.samples += samples
@@ -124,15 +141,12 @@ class Ledger:
         saved = None
         if self.runtime.rank == 0:
             self.announce(wait=True)
-            booked = self._lines.submit(self._append, epoch, metrics)
+            booked = self._lines.submit(self.journal.append, epoch + 1, metrics)
+            self._carried = 0.0
             folder = self.journal.folder / checkpoint.name(epoch + 1)
             saved = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)
             self._saving = saved, {"epoch": epoch, **event, "metrics": metrics}
         self.runtime.report(epoch + 1, metrics, saved)
-
-    def _append(self, epoch: int, metrics: dict[str, float]) -> None:
-        self.journal.append(epoch + 1, metrics)
-        self._unfinished.unlink(missing_ok=True)
 
     def _save(self, booked: Future[None], state: dict[str, Any], folder: Path) -> Path:
         booked.result()

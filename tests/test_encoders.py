@@ -184,3 +184,9 @@ def test_a_saved_encoder_is_the_same_when_loaded(tmp_path, name, stem, patch, no
     assert any(isinstance(m, nn.GroupNorm) for m in again.modules()) == (norm == "group" and name != VIT)
     assert json.loads((tmp_path / "encoder.json").read_text())["mean"] == [0.5]
     assert (tmp_path / "encoder.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_full_disk_under_an_encoder_is_an_error_of_the_system(tmp_path):
+    (tmp_path / "encoder.safetensors").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        save_encoder(build_encoder("small", "cifar")[0], {}, tmp_path)

@@ -1,5 +1,6 @@
 """The end of an epoch: journal, checkpoint and announcement, and MLflow beside it; what is slow must not hold up what trains."""
 
+import errno
 import os
 import threading
 import time
@@ -43,6 +44,19 @@ def ledger(tmp_path, told):
     return Ledger(journal.Journal(tmp_path), LocalRuntime(tmp_path, torch.device("cpu"), told.append))
 
 
+def restarted(ledger, seconds=0.0):
+    """As the next start has it, whose checkpoint has so many lost seconds."""
+    again = Ledger(journal.Journal(ledger.journal.folder), ledger.runtime)
+    again.cost.lost_seconds = seconds
+    return again
+
+
+def written(ledger, folder):
+    """The note, once it is on disk."""
+    ledger._lines.submit(int).result(timeout=20)
+    return (folder / "unfinished").read_text()
+
+
 def finish(ledger, epoch, weights):
     state = {"model": {"w": weights}, "optimizer": {"state": [weights]}, "epoch": epoch + 1}
     ledger.finish(epoch, {"loss/total": 1.0}, state, {"step": epoch + 1})
@@ -75,15 +89,17 @@ def test_storage_that_hangs_holds_up_no_step(ledger, told, tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", hanging)
     with ledger:
         ledger.note(0, 7.5)
+        assert written(ledger, tmp_path) == "0 7.5 0"
         finish(ledger, 0, torch.ones(1))
         ledger.note(1, 0.5)
         ledger.note(1, 1.5)  # passed over, as the one before is not written yet
         ledger.announce()
-        assert told == [] and checkpoint.found(tmp_path) == [] and (tmp_path / "unfinished").read_text() == "0 7.5"
+        assert told == [] and checkpoint.found(tmp_path) == [] and (tmp_path / "unfinished").read_text() == "0 7.5 0"
         free.set()
         ledger.announce(wait=True)
         assert [event["epoch"] for event in told] == [0] and set(journal.read(tmp_path)) == {1}
-    assert (tmp_path / "unfinished").read_text() == "1 0.5"
+        assert written(ledger, tmp_path) == "1 0.5 0"
+    assert not (tmp_path / "unfinished").exists()
 
 
 def test_a_note_that_cannot_be_written_ends_the_run(ledger, tmp_path):
@@ -110,7 +126,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(ledger, disk, told, tm
     with pytest.raises(OSError, match="no space"), ledger:
         finish(ledger, 0, torch.ones(1))
         ledger.announce(wait=True)
-        disk.error = OSError("no space left")
+        disk.error = OSError(errno.ENOSPC, "no space left")
         finish(ledger, 1, torch.ones(1))
         if not last:
             finish(ledger, 2, torch.ones(1))
@@ -129,13 +145,68 @@ def test_what_ends_a_run_is_not_hidden_by_its_last_checkpoint(ledger, disk, told
 
 
 @pytest.mark.parametrize(("cut", "lost"), [(1, 0.0), (2, 7.5), (3, 7.5)])
-def test_lost_time_counts_in_the_epoch_after_one_that_was_not_saved_too(ledger, cut, lost):
+def test_lost_time_counts_in_the_epoch_after_one_that_was_not_saved_too(ledger, tmp_path, cut, lost):
+    ledger.note(cut, 7.5)
+    assert written(ledger, tmp_path) == f"{cut} 7.5 0"
+    for _ in range(2):  # the first one was killed before it noted anything
+        ledger = restarted(ledger)
+        ledger.count_lost(2)
+        assert ledger.cost.lost_seconds == lost
+
+
+def test_all_crashes_in_an_epoch_count(ledger, tmp_path):
+    for lost in (100.0, 200.0):
+        ledger.note(1, 100.0)
+        written(ledger, tmp_path)
+        ledger = restarted(ledger)
+        ledger.count_lost(1)
+        assert ledger.cost.lost_seconds == lost
     with ledger:
-        ledger.note(cut, 7.5)
-    ledger.count_lost(2)
-    assert ledger.cost.lost_seconds == lost
-    ledger.count_lost(2)
-    assert ledger.cost.lost_seconds == lost
+        found = ledger.book(1, 64, 30.0, 0.0)
+        assert (found["cost/lost_seconds"], found["cost/train_seconds"]) == (200.0, 30.0)
+        ledger.finish(1, found, {}, {})
+        ledger.note(2, 1.0)
+        assert written(ledger, tmp_path) == "2 1.0 0"
+
+
+def test_an_epoch_that_is_repeated_is_lost_once_and_what_is_cut_short_in_it_too(ledger, disk, tmp_path):
+    # Killed before the checkpoint of an epoch that the journal has, and again in the middle of repeating it.
+    with pytest.raises(KeyboardInterrupt), ledger:
+        ledger.note(0, 49.0)
+        ledger.finish(0, ledger.book(0, 64, 50.0, 0.0), {}, {})
+        disk.free.set()
+        raise KeyboardInterrupt
+    second = restarted(ledger)
+    second.count_lost(0)
+    assert second.cost.lost_seconds == 0  # the note is of an epoch that has its point
+    second.note(0, 20.0)
+    assert written(second, tmp_path) == "0 20.0 1"
+    third = restarted(ledger)
+    third.count_lost(0)
+    with third:
+        found = third.book(0, 64, 51.0, 0.0)
+        assert (found["cost/lost_seconds"], found["cost/train_seconds"]) == (71.0, 50.0)
+        third.finish(0, found, {}, {})
+        assert third.book(1, 64, 50.0, 0.0)["cost/lost_seconds"] == 71.0
+    # Two epochs to repeat, as both checkpoints were damaged: the points of neither know what the repeats cost.
+    book = journal.Journal(tmp_path / "two")
+    for epoch, lost in ((1, 5.0), (2, 5.0), (3, 10.0)):
+        book.append(epoch, {f"cost/{key}": 0.0 for key in vars(ledger.cost)} | {"cost/lost_seconds": lost})
+    fourth = Ledger(book, ledger.runtime)
+    fourth.cost.lost_seconds = 5.0
+    assert [fourth.book(epoch, 64, 50.0, 0.0)["cost/lost_seconds"] for epoch in (1, 2, 3)] == [55.0, 110.0, 110.0]
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_is_told_where_something_else_ends_the_run(ledger, told, tmp_path):
+    (tmp_path / "epoch_00001.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"), ledger:
+        finish(ledger, 0, torch.ones(1000))
+    other = restarted(ledger)
+    with pytest.raises(KeyboardInterrupt), other:
+        finish(other, 0, torch.ones(1000))
+        raise KeyboardInterrupt
+    why = f"[Errno 28] No space left on device: '{tmp_path / 'epoch_00001.part'}'"
+    assert [event.get("note") for event in told] == [f"the last checkpoint could not be written: {why}"]
 
 
 class Store:

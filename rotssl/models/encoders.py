@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
@@ -128,10 +128,13 @@ def save_encoder(encoder: nn.Module, about: Mapping[str, Any], folder: Path) -> 
         encoder: its state is saved as it is.
         about: ``encoder``, ``stem``, ``patch_size``, ``norm``, ``image_size``, ``mean`` and ``std`` of the images.
         folder: where to.
+
+    Raises:
+        OSError: the disk is full, or the like.
     """
     weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    save_file(weights, folder / "encoder.safetensors")
-    (folder / "encoder.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
+    # save_file's own error of a full disk is no OSError.
+    (folder / "encoder.safetensors").write_bytes(save(weights))
     content = {**about, "load": "rotssl.models.encoders.load_encoder(FOLDER)"}
     (folder / "encoder.json").write_text(json.dumps(content, indent=2) + "\n")
 
