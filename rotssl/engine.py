@@ -352,7 +352,8 @@ class Trainer:
             return {}
         labels = [torch.from_numpy(part).to(device) for part in (bank.labels, queries.labels)]
         probe = self.config.evaluation.linear and epoch + 1 == self.config.train.epochs
-        return measure(features[0], labels[0], features[1], labels[1], probe)
+        kind = torch.bfloat16 if self.config.evaluation.knn_bf16 else torch.float32
+        return measure(features[0], labels[0], features[1], labels[1], probe, kind)
 
     def export(self) -> None:
         """The student encoder alone, with what is needed to use it beside it."""

@@ -224,6 +224,9 @@ class EvaluationConfig:
     """What is measured while training."""
 
     knn_every: int = opt(1, "Epochs between kNN evaluations on validation; 0: never.", ge=0)
+    knn_bf16: bool = opt(
+        False, "Compute kNN's cosines in bf16: faster with large banks on devices that have it; may change a few."
+    )
     linear: bool = opt(True, "Train a linear probe on the features of the last epoch.")
     holdout: float = opt(
         0.1, "Share of train held out for validation where the data have no validation split.", gt=0, lt=1

@@ -40,6 +40,45 @@ def test_a_state_of_another_kind_of_device_is_taken_up(tmp_path, name):
         assert torch.equal(ours, other), key
 
 
+@pytest.mark.parametrize("task", [{}, {"rotation.mode": "extra"}], ids=["in place", "extra"])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_steps_take_the_fast_ways(tmp_path, monkeypatch, name, task):
+    run = trainer(make_config(tmp_path, "byol", **{"optim.name": name, "optim.lr": 0.01, **task}))
+    assert all(group["fused"] for group in run.optimizer.param_groups)
+    views, teachers, lerp = [], [], torch._foreach_lerp_
+    for encoder in (run.model.encoder, run.model.teacher[0]):
+        encoder.register_forward_pre_hook(lambda module, inputs: views.append(inputs[0]))
+    monkeypatch.setattr(torch, "_foreach_lerp_", lambda *given: teachers.append(len(given[0])) or lerp(*given))
+    run.step(*next(run.batches(0)))
+    assert len(views) >= 2
+    for view in views:
+        assert view.is_contiguous(memory_format=torch.channels_last) and not view.is_contiguous()
+    assert teachers == [len([*run.model.teacher.parameters()])]  # all weights of the teacher at once
+
+
+def exchanges(overrides):
+    """Whether buffers are broadcast before a forward, the bytes of gradients exchanged at once, and whether they are copied."""
+    run = trainer(make_config(**overrides))
+    run.step(*next(run.batches(0)))
+    return (
+        run.parallel.will_sync_module_buffers(),
+        run.parallel._get_ddp_logging_data()["bucket_sizes"],
+        run.parallel.gradient_as_bucket_view,
+    )
+
+
+@pytest.mark.ddp
+def test_cpu_workers_exchange_all_gradients_at_once_and_no_buffers(tmp_path, pool):
+    overrides = {
+        "folder": tmp_path,
+        "method": "mocov2",
+        "method.hidden_dim": 4096,
+    }  # more than DDP's first bucket takes
+    weights = sum(p.numel() for p in trainer(make_config(**overrides)).model.parameters() if p.requires_grad)
+    for broadcast, buckets, views in pool.run(exchanges, overrides):
+        assert not broadcast and views and buckets == str(4 * weights)
+
+
 def layout_of_weights(capabilities):
     """Of this rank, whose processor is said to have the capability at its place."""
     before = torch.backends.cpu.get_cpu_capability

@@ -12,6 +12,7 @@ from rotssl.evaluation.collapse import effective_rank, feature_std
 from rotssl.evaluation.knn import knn_top1
 from rotssl.evaluation.linear import fit, linear_top1, logits
 from rotssl.journal import Journal
+from tests.runs import make_config, trainer
 
 
 def features(count, dim=8, seed=0):
@@ -56,6 +57,29 @@ def test_knn_weighs_the_near_above_the_many():
     # Three neighbours at cosine 0.5 have 3 exp(5) votes, one at cosine 1 has exp(10).
     bank = torch.tensor([[1.0, 0.0]] + [[0.5, math.sqrt(0.75)]] * 3)
     assert knn_top1(bank, torch.tensor([1, 0, 0, 0]), torch.tensor([[2.0, 0.0]]), torch.tensor([1])) == 1.0
+
+
+def test_knn_in_bf16_is_close_and_is_in_bf16():
+    gen = torch.Generator().manual_seed(3)
+    centres = 2 * torch.randn(4, 16, generator=gen)
+    labels, asked = torch.arange(400) % 4, torch.arange(200) % 4
+    bank, queries = (centres[part] + 2 * torch.randn(len(part), 16, generator=gen) for part in (labels, asked))
+    exact = knn_top1(bank, labels, queries, asked)
+    assert exact < 0.98 and knn_top1(bank, labels, queries, asked, torch.bfloat16) == pytest.approx(exact, abs=0.02)
+    # Cosines of 0.7001 and 0.7000 are one number in bf16, and of classes with equal votes the first is taken.
+    near = torch.tensor([[c, math.sqrt(1 - c * c)] for c in (0.7000, 0.7001)])
+    asked = near.new_tensor([[1.0, 0.0]]), torch.tensor([1])
+    found = [knn_top1(near, torch.tensor([0, 1]), *asked, kind) for kind in (torch.float32, torch.bfloat16)]
+    assert found == [1.0, 0.0]
+
+
+def test_the_bf16_option_reaches_knn(tmp_path, monkeypatch):
+    kinds = []
+    monkeypatch.setattr("rotssl.evaluation.protocol.knn_top1", lambda *given: kinds.append(given[-1]) or 0.5)
+    for bf16 in (False, True):
+        config = make_config(tmp_path / str(bf16), "simclr", **{"data.limit": 64, "evaluation.knn_bf16": bf16})
+        trainer(config).evaluate(0)
+    assert kinds == [torch.float32, torch.bfloat16]
 
 
 def test_knn_asks_no_more_than_k_neighbours():

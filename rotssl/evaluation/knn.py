@@ -10,7 +10,9 @@ CHUNK_BYTES = 256 << 20  # of similarities at a time, whatever the size of the b
 
 
 @torch.no_grad()
-def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor) -> float:
+def knn_top1(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, kind: torch.dtype = torch.float32
+) -> float:
     """Share of the queries whose class has the largest sum of exp(cosine / T) among the k nearest neighbours.
 
     Args:
@@ -18,19 +20,20 @@ def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: T
         bank_labels: (N,) int64.
         queries: (M, D).
         query_labels: (M,) int64.
+        kind: in which the cosines are computed; votes are added up in single precision.
 
     Returns:
         Accuracy from 0 to 1.
     """
-    bank = F.normalize(bank.float(), dim=1).T
-    queries = F.normalize(queries.float(), dim=1)
+    bank = F.normalize(bank.float(), dim=1).to(kind).T
+    queries = F.normalize(queries.float(), dim=1).to(kind)
     classes = int(bank_labels.max()) + 1
     chunk = max(1, CHUNK_BYTES // (bank.shape[1] * bank.element_size()))  # queries a matrix multiplication
     correct = 0
     for rows, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
         similarity, index = (rows @ bank).topk(min(KNN_K, bank.shape[1]), dim=1)
-        votes = rows.new_zeros(len(rows), classes).scatter_add_(
-            1, bank_labels[index], (similarity / KNN_TEMPERATURE).exp()
+        votes = bank_labels.new_zeros(len(rows), classes, dtype=torch.float32).scatter_add_(
+            1, bank_labels[index], (similarity.float() / KNN_TEMPERATURE).exp()
         )
         correct += int((votes.argmax(1) == labels).sum())
     return correct / len(queries)

@@ -42,7 +42,14 @@ def extract(
     return distributed.gather(torch.cat(parts))[:count]
 
 
-def measure(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, probe: bool) -> dict[str, float]:
+def measure(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    probe: bool,
+    kind: torch.dtype = torch.float32,
+) -> dict[str, float]:
     """The metrics of DESIGN's names: ``knn/top1``, ``feature/effective_rank``, and ``linear/top1`` where a probe is asked for.
 
     Args:
@@ -51,9 +58,10 @@ def measure(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Te
         queries: validation features, (M, D).
         query_labels: (M,) int64.
         probe: whether to train a linear probe.
+        kind: in which kNN's cosines are computed.
     """
     metrics = {
-        "knn/top1": knn_top1(bank, bank_labels, queries, query_labels),
+        "knn/top1": knn_top1(bank, bank_labels, queries, query_labels, kind),
         "feature/effective_rank": effective_rank(queries),
     }
     if probe:
