@@ -59,21 +59,22 @@ def test_steps_take_the_fast_ways(tmp_path, monkeypatch, name, task):
 def exchanges(overrides):
     """Whether buffers are broadcast before a forward, the bytes of gradients exchanged at once, and whether they are copied."""
     run = trainer(make_config(**overrides))
-    run.step(*next(run.batches(0)))
+    for batch in islice(
+        run.batches(0), 3
+    ):  # after the first one gradients are grouped anew, in the order in which they come
+        run.step(*batch)
+    ddp = run.parallel
     return (
-        run.parallel.will_sync_module_buffers(),
-        run.parallel._get_ddp_logging_data()["bucket_sizes"],
-        run.parallel.gradient_as_bucket_view,
+        ddp.will_sync_module_buffers(),
+        ddp._get_ddp_logging_data()["rebuilt_bucket_sizes"],
+        ddp.gradient_as_bucket_view,
     )
 
 
 @pytest.mark.ddp
 def test_cpu_workers_exchange_all_gradients_at_once_and_no_buffers(tmp_path, pool):
-    overrides = {
-        "folder": tmp_path,
-        "method": "mocov2",
-        "method.hidden_dim": 4096,
-    }  # more than DDP's first bucket takes
+    wide = {"method.hidden_dim": 4096, "method.out_dim": 2048}  # more than the 25 MB that DDP exchanges at once
+    overrides = {"folder": tmp_path, "method": "mocov2", **wide}
     weights = sum(p.numel() for p in trainer(make_config(**overrides)).model.parameters() if p.requires_grad)
     for broadcast, buckets, views in pool.run(exchanges, overrides):
         assert not broadcast and views and buckets == str(4 * weights)
