@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -244,11 +245,13 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
         row = "# {:>7}  {:>8}  {:>10}  {:>9}  {:>12}".format(workers, *shown)
         lines.append(row + " (asked for)" * (workers == asked))
     rate = BANDWIDTH[speed.device] / 1e9
+    cores = f" on cores of its own ({os.cpu_count()} here)" if speed.device == "cpu" else ""
     lines += [
-        "# training and evaluation: of an epoch. Assumed: every worker is as fast as this one alone, also beside the others; the",
-        f"# {speed.gradient / 1e6:.3g} MB of gradients are added up at {rate:g} GB/s and not hidden; images are at hand; each of",
-        f"# {speed.exchanges} exchanges of BatchNorm's statistics takes {1000 * WAIT[speed.device]:g} ms. Not in it: start-up, "
-        "and the methods' own exchanges.",
+        f"# training and evaluation: of an epoch. Assumed: every worker is{cores} as fast as this one alone, and stays so",
+        f"# beside others; images are at hand; {speed.gradient / 1e6:.3g} MB of gradients are added up at {rate:g} GB/s and not "
+        f"hidden; each of {speed.exchanges}",
+        f"# exchanges of BatchNorm's statistics takes {1000 * WAIT[speed.device]:g} ms. Not in it: start-up, and the methods' "
+        "own exchanges.",
     ]
     lines += ["# Measured without torch.compile."] if config.train.compile else []
     return "\n".join(lines)
