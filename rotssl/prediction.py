@@ -244,14 +244,13 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
         shown = f"{training:.3g} s", f"{evaluation:.3g} s", duration(whole), f"{workers * whole / 3600:.3g}"
         row = "# {:>7}  {:>8}  {:>10}  {:>9}  {:>12}".format(workers, *shown)
         lines.append(row + " (asked for)" * (workers == asked))
-    rate = BANDWIDTH[speed.device] / 1e9
+    added = f"{speed.gradient / 1e6:.3g} MB of gradients are added up at {BANDWIDTH[speed.device] / 1e9:g} GB/s"
     cores = f" on cores of its own ({os.cpu_count()} here)" if speed.device == "cpu" else ""
     lines += [
-        f"# training and evaluation: of an epoch. Assumed: every worker is{cores} as fast as this one alone, and stays so",
-        f"# beside others; images are at hand; {speed.gradient / 1e6:.3g} MB of gradients are added up at {rate:g} GB/s and not "
-        f"hidden; each of {speed.exchanges}",
-        f"# exchanges of BatchNorm's statistics takes {1000 * WAIT[speed.device]:g} ms. Not in it: start-up, and the methods' "
-        "own exchanges.",
+        f"# training and evaluation: of an epoch. Assumed: every worker is{cores} as fast as this one alone, and so",
+        f"# it stays beside others; images are at hand; {added} and not",
+        f"# hidden; each of {speed.exchanges} exchanges of BatchNorm's statistics takes {1000 * WAIT[speed.device]:g} ms. Not in "
+        "it: start-up, and the methods' own exchanges.",
     ]
     lines += ["# Measured without torch.compile."] if config.train.compile else []
     return "\n".join(lines)
