@@ -46,12 +46,15 @@ def save(state: dict[str, Any], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f"{folder.name}.part")
     try:
-        with part.open("wb") as file:  # given a path, torch would tell of a full disk by a RuntimeError
+        with part.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())  # as the journal, which says that the epoch is done
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(part)) from error
+    except (OSError, RuntimeError) as error:
+        why = error if isinstance(error, OSError) else error.__context__  # torch tells of a full disk by a RuntimeError
+        if not isinstance(why, OSError):
+            raise
+        raise OSError(why.errno, why.strerror, str(part)) from error
     folder.mkdir(exist_ok=True)
     os.replace(part, folder / FILE)
 

@@ -1,5 +1,6 @@
 """The end of an epoch: its cost, its point in the journal, and its checkpoint, all written beside the training that goes on."""
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -43,12 +44,13 @@ class Ledger:
     def __init__(self, journal: Journal, runtime: Runtime) -> None:
         self.journal, self.runtime = journal, runtime
         self.cost = Cost()
-        # The epoch (0-based) under way, the seconds that all starts have spent in it, and whether the journal has it already. A
-        # crash must not count as lost what is in a point, nor forget what an earlier crash had cost.
+        # The epoch (0-based) under way, the seconds that all starts have spent in it, whether the journal has it already, and the
+        # seconds of the epoch before, if it was repeated, which only its checkpoint will hold. A crash must not count as lost what
+        # is in a point, nor forget what an earlier crash had cost.
         self._unfinished = journal.folder / "unfinished"
-        self._carried = 0.0
+        self._carried = self._unsaved = 0.0
         self._lines, self._checkpoints = ThreadPoolExecutor(1, "journal"), ThreadPoolExecutor(1, "checkpoint")
-        self._noting: Future[int] | None = None
+        self._noting: Future[None] | None = None
         self._saving: tuple[Future[Path], dict[str, Any]] | None = None
 
     def __enter__(self) -> "Ledger":
@@ -76,13 +78,13 @@ class Ledger:
             epoch: with which the run goes on (0-based); that one, or the one after, whose predecessor was not saved yet.
         """
         try:
-            cut, seconds, again = map(float, self._unfinished.read_text().split())
+            cut, seconds, again, unsaved = map(float, self._unfinished.read_text().split())
         except (OSError, ValueError):
             return
         finished = not again and self.journal.point(int(cut) + 1) is not None
         if cut >= epoch and not finished:
-            self._carried = seconds
-            self.cost.lost_seconds += seconds
+            self._carried = seconds + (unsaved if cut > epoch else 0.0)
+            self.cost.lost_seconds += self._carried
 
     def note(self, epoch: int, seconds: float) -> None:
         """Note the seconds that an epoch (0-based) has taken so far, for count_lost(), unless the last note is yet to be written.
@@ -95,8 +97,13 @@ class Ledger:
                 return
             self._noting.result()
         again = self.journal.point(epoch + 1) is not None
-        text = f"{epoch} {self._carried + seconds:.1f} {again:d}"
-        self._noting = self._lines.submit(self._unfinished.write_text, text)
+        text = f"{epoch} {self._carried + seconds:.1f} {again:d} {self._unsaved:.1f}"
+        self._noting = self._lines.submit(self._write, text)
+
+    def _write(self, text: str) -> None:
+        part = self._unfinished.with_suffix(".part")
+        part.write_text(text)
+        os.replace(part, self._unfinished)
 
     def book(self, epoch: int, samples: int, seconds: float, flops: float) -> dict[str, float]:
         """Account for an epoch. One that an earlier start had finished, but not saved, is lost time: its first cost stands.
@@ -118,12 +125,15 @@ class Ledger:
             )  # to the points of that start
             self.cost = Cost(**{key: type(getattr(self.cost, key))(earlier[f"cost/{key}"]) for key in vars(self.cost)})
             self.cost.lost_seconds += unknown
+            self._unsaved = self._carried + seconds
         else:
             self.cost.epochs += 1
             self.cost.samples += samples
             self.cost.train_seconds += seconds
             self.cost.device_seconds += seconds * self.runtime.world_size
             self.cost.flops += flops
+            self._unsaved = 0.0
+        self._carried = 0.0
         return {f"cost/{key}": float(value) for key, value in vars(self.cost).items()}
 
     def finish(self, epoch: int, metrics: dict[str, float], state: Mapping[str, Any], event: Mapping[str, Any]) -> None:
@@ -142,7 +152,6 @@ class Ledger:
         if self.runtime.rank == 0:
             self.announce(wait=True)
             booked = self._lines.submit(self.journal.append, epoch + 1, metrics)
-            self._carried = 0.0
             folder = self.journal.folder / checkpoint.name(epoch + 1)
             saved = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)
             self._saving = saved, {"epoch": epoch, **event, "metrics": metrics}

@@ -1,5 +1,6 @@
 """Small runs of the engine, for the tests."""
 
+import resource
 from contextlib import contextmanager
 
 import numpy as np
@@ -69,6 +70,17 @@ def trainer(config):
     normalize, kind = run.augment.normalize, torch.get_default_dtype()
     run.augment.normalize = lambda images: normalize(images).to(kind)  # views as the weights are
     return run
+
+
+@contextmanager
+def full_disk(room):
+    """No file can become larger than so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from rotssl.evaluation.collapse import effective_rank, feature_std
 from rotssl.evaluation.knn import knn_top1
 from rotssl.evaluation.linear import fit, linear_top1, logits
 from rotssl.journal import Journal
-from tests.runs import make_config, trainer
+from tests.runs import full_disk, make_config, trainer
 
 
 def features(count, dim=8, seed=0):
@@ -315,9 +315,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(tmp_path, cap
     assert checkpoint.name(2) in record.getMessage()
 
 
-def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path):
+@pytest.mark.parametrize("room", [0, 200_000], ids=["none", "some"])
+def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path, room):
     save(tmp_path, 1)
-    (tmp_path / f"{checkpoint.name(1)}.part").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=r"No space left on device: .*part"):
-        save(tmp_path, 1)
+    with full_disk(room), pytest.raises(OSError, match=r"File too large: .*part"):
+        checkpoint.save({"epoch": 2, "weights": torch.ones(1_000_000)}, tmp_path / checkpoint.name(1))
     assert checkpoint.load(tmp_path / checkpoint.name(1))["epoch"] == 1

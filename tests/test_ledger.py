@@ -12,6 +12,7 @@ from rotssl import checkpoint, journal
 from rotssl.ledger import Ledger
 from rotssl.runtime import LocalRuntime
 from rotssl.tracking import Follower
+from tests.runs import full_disk
 
 
 class Disk:
@@ -89,25 +90,29 @@ def test_storage_that_hangs_holds_up_no_step(ledger, told, tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", hanging)
     with ledger:
         ledger.note(0, 7.5)
-        assert written(ledger, tmp_path) == "0 7.5 0"
+        assert written(ledger, tmp_path) == "0 7.5 0 0.0"
         finish(ledger, 0, torch.ones(1))
         ledger.note(1, 0.5)
         ledger.note(1, 1.5)  # passed over, as the one before is not written yet
         ledger.announce()
-        assert told == [] and checkpoint.found(tmp_path) == [] and (tmp_path / "unfinished").read_text() == "0 7.5 0"
+        assert (
+            told == [] and checkpoint.found(tmp_path) == [] and (tmp_path / "unfinished").read_text() == "0 7.5 0 0.0"
+        )
         free.set()
         ledger.announce(wait=True)
         assert [event["epoch"] for event in told] == [0] and set(journal.read(tmp_path)) == {1}
-        assert written(ledger, tmp_path) == "1 0.5 0"
+        assert written(ledger, tmp_path) == "1 0.5 0 0.0"
     assert not (tmp_path / "unfinished").exists()
 
 
-def test_a_note_that_cannot_be_written_ends_the_run(ledger, tmp_path):
-    (tmp_path / "unfinished").mkdir()
-    with pytest.raises(OSError, match="unfinished"), ledger:
+def test_a_note_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(ledger, tmp_path):
+    ledger.note(0, 300.0)
+    assert written(ledger, tmp_path) == "0 300.0 0 0.0"
+    with pytest.raises(OSError, match="File too large"), full_disk(0), ledger:
         end = time.monotonic() + 20
         while time.monotonic() < end:
             ledger.note(0, 0.5)
+    assert (tmp_path / "unfinished").read_text() == "0 300.0 0 0.0"
 
 
 def test_leaving_waits_for_the_last_checkpoint_and_two_are_kept(ledger, disk, told, tmp_path):
@@ -147,7 +152,7 @@ def test_what_ends_a_run_is_not_hidden_by_its_last_checkpoint(ledger, disk, told
 @pytest.mark.parametrize(("cut", "lost"), [(1, 0.0), (2, 7.5), (3, 7.5)])
 def test_lost_time_counts_in_the_epoch_after_one_that_was_not_saved_too(ledger, tmp_path, cut, lost):
     ledger.note(cut, 7.5)
-    assert written(ledger, tmp_path) == f"{cut} 7.5 0"
+    assert written(ledger, tmp_path) == f"{cut} 7.5 0 0.0"
     for _ in range(2):  # the first one was killed before it noted anything
         ledger = restarted(ledger)
         ledger.count_lost(2)
@@ -166,7 +171,7 @@ def test_all_crashes_in_an_epoch_count(ledger, tmp_path):
         assert (found["cost/lost_seconds"], found["cost/train_seconds"]) == (200.0, 30.0)
         ledger.finish(1, found, {}, {})
         ledger.note(2, 1.0)
-        assert written(ledger, tmp_path) == "2 1.0 0"
+        assert written(ledger, tmp_path) == "2 1.0 0 0.0"
 
 
 def test_an_epoch_that_is_repeated_is_lost_once_and_what_is_cut_short_in_it_too(ledger, disk, tmp_path):
@@ -180,13 +185,21 @@ def test_an_epoch_that_is_repeated_is_lost_once_and_what_is_cut_short_in_it_too(
     second.count_lost(0)
     assert second.cost.lost_seconds == 0  # the note is of an epoch that has its point
     second.note(0, 20.0)
-    assert written(second, tmp_path) == "0 20.0 1"
+    assert written(second, tmp_path) == "0 20.0 1 0.0"
     third = restarted(ledger)
     third.count_lost(0)
     with third:
         found = third.book(0, 64, 51.0, 0.0)
         assert (found["cost/lost_seconds"], found["cost/train_seconds"]) == (71.0, 50.0)
+        disk.free.clear()
         third.finish(0, found, {}, {})
+        third.note(1, 3.0)  # whose predecessor is not saved yet
+        assert written(third, tmp_path) == "1 3.0 0 71.0"
+        disk.free.set()
+        for epoch, lost in ((0, 74.0), (1, 3.0)):  # as what is lost begins at the last checkpoint
+            again = restarted(ledger)
+            again.count_lost(epoch)
+            assert again.cost.lost_seconds == lost
         assert third.book(1, 64, 50.0, 0.0)["cost/lost_seconds"] == 71.0
     # Two epochs to repeat, as both checkpoints were damaged: the points of neither know what the repeats cost.
     book = journal.Journal(tmp_path / "two")
@@ -198,14 +211,13 @@ def test_an_epoch_that_is_repeated_is_lost_once_and_what_is_cut_short_in_it_too(
 
 
 def test_a_full_disk_is_an_error_of_the_system_and_is_told_where_something_else_ends_the_run(ledger, told, tmp_path):
-    (tmp_path / "epoch_00001.part").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"), ledger:
-        finish(ledger, 0, torch.ones(1000))
+    with full_disk(200_000), pytest.raises(OSError, match="File too large"), ledger:
+        finish(ledger, 0, torch.ones(1_000_000))
     other = restarted(ledger)
-    with pytest.raises(KeyboardInterrupt), other:
-        finish(other, 0, torch.ones(1000))
+    with full_disk(200_000), pytest.raises(KeyboardInterrupt), other:
+        finish(other, 0, torch.ones(1_000_000))
         raise KeyboardInterrupt
-    why = f"[Errno 28] No space left on device: '{tmp_path / 'epoch_00001.part'}'"
+    why = f"[Errno 27] File too large: '{tmp_path / 'epoch_00001.part'}'"
     assert [event.get("note") for event in told] == [f"the last checkpoint could not be written: {why}"]
 
 

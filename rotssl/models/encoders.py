@@ -1,6 +1,7 @@
 """Encoders: name and stem -> a network from images to feature vectors."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,9 @@ def save_encoder(encoder: nn.Module, about: Mapping[str, Any], folder: Path) -> 
         OSError: the disk is full, or the like.
     """
     weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    # save_file's own error of a full disk is no OSError.
-    (folder / "encoder.safetensors").write_bytes(save(weights))
+    part = folder / "encoder.safetensors.part"
+    part.write_bytes(save(weights))  # save_file's own error of a full disk is no OSError
+    os.replace(part, folder / "encoder.safetensors")
     content = {**about, "load": "rotssl.models.encoders.load_encoder(FOLDER)"}
     (folder / "encoder.json").write_text(json.dumps(content, indent=2) + "\n")
 
