@@ -45,8 +45,8 @@ class Ledger:
         self.journal, self.runtime = journal, runtime
         self.cost = Cost()
         # The epoch (0-based) under way, the seconds that all starts have spent in it, whether the journal has it already, and the
-        # seconds of the epoch before, if it was repeated, which only its checkpoint will hold. A crash must not count as lost what
-        # is in a point, nor forget what an earlier crash had cost.
+        # seconds of the epoch before, if it was repeated, which only its checkpoint will hold. A crash must not count as lost
+        # what is in a point, nor forget what an earlier crash had cost.
         self._unfinished = journal.folder / "unfinished"
         self._carried = self._unsaved = 0.0
         self._lines, self._checkpoints = ThreadPoolExecutor(1, "journal"), ThreadPoolExecutor(1, "checkpoint")
@@ -120,9 +120,8 @@ class Ledger:
         earlier = self.journal.point(epoch + 1)
         if earlier is not None:
             before = self.journal.point(epoch) or {}
-            unknown = (
-                self.cost.lost_seconds - before.get("cost/lost_seconds", 0.0) + seconds
-            )  # to the points of that start
+            # What the points of that start do not know of: what was lost since, and this epoch.
+            unknown = self.cost.lost_seconds - before.get("cost/lost_seconds", 0.0) + seconds
             self.cost = Cost(**{key: type(getattr(self.cost, key))(earlier[f"cost/{key}"]) for key in vars(self.cost)})
             self.cost.lost_seconds += unknown
             self._unsaved = self._carried + seconds
