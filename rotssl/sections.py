@@ -225,7 +225,7 @@ class EvaluationConfig:
 
     knn_every: int = opt(1, "Epochs between kNN evaluations on validation; 0: never.", ge=0)
     knn_bf16: bool = opt(
-        False, "Compute kNN's cosines in bf16: faster with large banks on devices that have it; may change a few."
+        False, "Compute kNN's cosines in bf16, for large banks on devices that have it; a few predictions change."
     )
     linear: bool = opt(True, "Train a linear probe on the features of the last epoch.")
     holdout: float = opt(

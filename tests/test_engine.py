@@ -59,10 +59,8 @@ def test_steps_take_the_fast_ways(tmp_path, monkeypatch, name, task):
 def exchanges(overrides):
     """Whether buffers are broadcast before a forward, the bytes of gradients exchanged at once, and whether they are copied."""
     run = trainer(make_config(**overrides))
-    for batch in islice(
-        run.batches(0), 3
-    ):  # after the first one gradients are grouped anew, in the order in which they come
-        run.step(*batch)
+    for batch in islice(run.batches(0), 3):
+        run.step(*batch)  # after the first one gradients are grouped anew, in the order in which they come
     ddp = run.parallel
     return (
         ddp.will_sync_module_buffers(),
