@@ -47,6 +47,16 @@ class Config:
 
 # Not part of what a run computes: they may change between a start and the next.
 NOT_IDENTITY = ("tracking.", "storage.", "scaling.", "train.stop_after", "data.download", "data.store", "data.cache")
+# These may as well, and it is said: how it is computed, what is measured beside it, and where the same images are.
+MAY_CHANGE = (
+    "evaluation.knn_every",
+    "evaluation.knn_bf16",
+    "evaluation.linear",
+    "train.compile",
+    "train.accumulate",
+    "tasks.log_gradients_every",
+    "data.root",
+)
 
 
 def fields_of(section: str, cls: type) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
@@ -346,10 +356,22 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The fields that decide what is computed; a run goes on only under the same ones."""
-    return {key: value for key, value in flat(config).items() if not key.startswith(NOT_IDENTITY)}
+    """The fields that a run is recorded with; it goes on only under the same ones, but for those of ``MAY_CHANGE``."""
+    known = schema(config.method.name)
+
+    def kept(key: str, value: Any) -> bool:
+        spec = known[key][1]
+        return not key.startswith(NOT_IDENTITY) and not (spec.metadata["later"] and value == spec.default)
+
+    return {key: value for key, value in flat(config).items() if kept(key, value)}
 
 
 def fingerprint(config: Config) -> str:
-    """Eight hexadecimal digits of the identity."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    """Eight hexadecimal digits of what a run computes, on which images.
+
+    Fields of ``MAY_CHANGE`` count as their defaults, so that a run without a name of its own goes on when they change; but
+    ``data.root`` counts, as another folder mostly holds other images.
+    """
+    known, decisive = schema(config.method.name), identity(config)
+    decisive |= {key: known[key][1].default for key in MAY_CHANGE if key != "data.root"}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]

@@ -16,9 +16,13 @@ class ConfigError(Exception):
     """Something the user asked for cannot be done; the text is the one line to print. Exit code 2."""
 
 
-def opt(default: Any, text: str, **bounds: float) -> Any:
-    """A field with a default, a help text and bounds (``ge``, ``gt``, ``le``, ``lt``) on its numbers."""
-    return field(default=default, metadata={"help": text, "bounds": bounds})
+def opt(default: Any, text: str, *, later: bool = False, **bounds: float) -> Any:
+    """A field with a default, a help text and bounds (``ge``, ``gt``, ``le``, ``lt``) on its numbers.
+
+    ``later``: it came after runs had been recorded without it. Its default is what those runs did, and is left out of a run's
+    identity, so that they go on.
+    """
+    return field(default=default, metadata={"help": text, "bounds": bounds, "later": later})
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -132,6 +132,11 @@ class RotationConfig:
     schedule: Literal["constant", "linear", "cosine"] = opt("constant", "Course of the weight over the run, down to 0.")
     update_bn: bool = opt(True, "Whether the extra forward also updates BatchNorm's running statistics.")
     hidden_dim: int = opt(128, "Width of the head's hidden layer.", ge=1)
+    head_on: Literal["encoder", "projector"] = opt(
+        "encoder",
+        "What the head sees: the encoder's features (the official code), or the projector's output (the paper, eq. 1).",
+        later=True,
+    )
     crop_size: int | Auto = opt(
         "auto", "Side of four_way's crop; auto: half of the global views' up to 64 pixels, else 3/7.", ge=4
     )
@@ -229,7 +234,11 @@ class EvaluationConfig:
     )
     linear: bool = opt(True, "Train a linear probe on the features of the last epoch.")
     holdout: float = opt(
-        0.1, "Share of train held out for validation where the data have no validation split.", gt=0, lt=1
+        0.1,
+        "Share of train held out for validation where the data have no validation split; 0: train on all of it, and measure "
+        "once, at the end, on the test split.",
+        ge=0,
+        lt=1,
     )
 
 
