@@ -26,6 +26,7 @@ from rotssl.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from rotssl.config import Config
 from rotssl.fields import ConfigError
 from rotssl.record import Record, check_writable, run_folder
+from rotssl.sections import OFF
 from rotssl.sweep import Command, Sweep
 from rotssl.trials import Trial, run_trial, trials_of
 
@@ -48,7 +49,11 @@ def run(command: Command) -> int:
     if command.resume and not (whole.run_dir / "run.json").exists():
         raise ConfigError(f"--resume: {whole.run_dir} holds no sweep that was started")
     check_writable(whole.run_dir)
-    statuses = [trial.record().status for trial in trials]
+    records = [trial.record() for trial in trials]
+    statuses = [record.status for record in records]
+    changes = Counter((line, record.status == "finished") for record in records for line in record.changes)
+    for (line, finished), count in changes.items():
+        print(f"{line} in {count} trials" + (", which are finished: no effect on them" if finished else ""))
     todo = [trial for trial in trials if not trial.is_done(prunes)]
     print(
         f"sweep {sweep.name}: {len(trials)} trials: {_counts(statuses)}; {len(todo)} to run"
@@ -83,8 +88,8 @@ def _start(
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(ray_runtime.connected(config))
         slots = ray_sweep.plan(config, settings, ray_sweep.nodes())
-        uri = _store(whole)
-        launch.check_store(uri, cluster.nodes)
+        uri = tracking.store_of(whole)
+        tracking.check_store(uri, cluster.nodes)
         kind = "in Tune's workers" if slots.workers == 1 else f"on {slots.workers} Ray Train workers"
         each = f"{config.scaling.cpus_per_worker} CPU" + (
             f" and {slots.resources.get('GPU', 1):g} GPU" if slots.use_gpu else ""
@@ -159,10 +164,6 @@ def _megabytes(folder: Path) -> str:
             with contextlib.suppress(OSError):  # it went away meanwhile
                 total += os.lstat(os.path.join(path, name)).st_size
     return f"{total / 1e6:.1f} MB"
-
-
-def _store(whole: Config) -> str:
-    return whole.tracking.uri or tracking.default_uri(str(whole.storage.path))
 
 
 def _open(sweep: Sweep, whole: Config, parent: Record, uri: str) -> None:
@@ -325,7 +326,7 @@ def _report(whole: Config, parent: Record, ids: Sequence[str]) -> None:
 
 def _publish(sweep: Sweep, whole: Config, parent: Record, trials: Sequence[Trial]) -> bool:
     """Bring MLflow up to the folders, where it was away or was lost; returns whether it has all of them."""
-    uri = _store(whole)
+    uri = tracking.store_of(whole)
     known = tracked.run_ids(uri, whole.tracking.experiment) if not tracking.reachable(uri) else None
     if known is None:
         return False
@@ -334,7 +335,7 @@ def _publish(sweep: Sweep, whole: Config, parent: Record, trials: Sequence[Trial
     complete = True
     for trial, tags in zip(trials, _tags(sweep, parent, trials), strict=True):
         record = trial.record()
-        lost = record.run_id not in known or not record.synced
+        lost = record.run_id not in known or not record.synced or record.uri == OFF  # jobs/pretrain.py went on with it
         if record.status in ("finished", "pruned", "failed") and lost and journal.read(trial.config.run_dir):
             launch.open_tracking(trial.config, record, trial.workers, tags)
             launch.close(trial.config, record, record.status, record.reason)

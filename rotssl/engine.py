@@ -3,11 +3,8 @@
 import dataclasses
 import json
 import math
-import os
-import shutil
-import sys
 import time
-from collections import Counter
+import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -18,12 +15,21 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from rotssl import checkpoint, distributed, memory, rng
 from rotssl import config as cfg
+from rotssl.averages import Averages
 from rotssl.config import Config
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits, normalization
 from rotssl.evaluation import KNN_K
-from rotssl.evaluation.protocol import extract, measure
+from rotssl.evaluator import Evaluator
 from rotssl.flops import count_ends
+from rotssl.hardware import (
+    be_deterministic,
+    emulates_bf16,
+    precision,
+    refuse_one_pixel,
+    require_compiler,
+    weight_layout,
+)
 from rotssl.journal import Journal
 from rotssl.ledger import Cost, Ledger
 from rotssl.loader import Loader
@@ -34,48 +40,6 @@ from rotssl.pretrainer import Output, Pretrainer, build_pretrainer, compare_grad
 from rotssl.reporting.pictures import save_views
 from rotssl.runtime import RunFailed, Runtime
 from rotssl.schedules import cosine, learning_rate
-
-
-def precision(config: Config, device: torch.device) -> str:
-    """``fp32``, ``bf16`` or ``fp16``: as configured, or bf16 on GPUs that have it."""
-    if config.train.precision != "auto":
-        return config.train.precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-
-
-def weight_layout(device: torch.device, images: torch.memory_format) -> torch.memory_format:
-    """How weights lie in memory: as the images do on GPUs, and on CPUs where that pays.
-
-    oneDNN gives a CPU's weight gradients in the default format, and copies them at each step into that of other weights. With
-    AVX2 its convolutions gain more than that by weights that lie as the images do. All workers have one layout, which DDP
-    insists on: where their processors differ, the default one.
-    """
-    if device.type != "cpu":
-        return images
-    pays = torch.tensor(float(torch.backends.cpu.get_cpu_capability() == "AVX2"))
-    return images if bool(distributed.mean(pays) == 1) else torch.contiguous_format
-
-
-def emulates_bf16() -> bool:
-    """Whether this processor has no instructions for bf16, so that steps in it take many times as long as in fp32."""
-    # torch 2.11 may not tell what it found; then nothing is said.
-    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    known = "avx512_bf16", "amx_bf16", "avx_ne_convert"
-    return has.get("architecture") == "x86_64" and not any(has.get(name) for name in known)
-
-
-def _refuse_one_pixel(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    if inputs[0].shape[-2:] == (1, 1):
-        raise RunFailed(
-            "train.precision: got bf16, expected fp32: on CPUs torch computes garbage for convolutions with a stride on maps "
-            "of one pixel, to which these views shrink; or take larger views"
-        )
-
-
-def _require_compiler() -> None:
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
-        raise RunFailed(f"train.compile: got true, but there is no C++ compiler here ({compiler}; $CXX names another)")
 
 
 class Trainer:
@@ -94,7 +58,7 @@ class Trainer:
     def __init__(self, config: Config, splits: Splits, runtime: Runtime, journal: Journal) -> None:
         self.config, self.splits, self.runtime, self.journal = config, splits, runtime, journal
         train, device = config.train, runtime.device
-        torch.use_deterministic_algorithms(train.deterministic)
+        be_deterministic(train.deterministic)
         if device.type == "cpu":
             memory.keep_freed()
         self.model: Pretrainer = build_pretrainer(config, device)
@@ -102,7 +66,7 @@ class Trainer:
         self.model = self.model.to(memory_format=weight_layout(device, self.layout))
         if train.compile:
             if device.type == "cpu":
-                _require_compiler()
+                require_compiler()
             self.model.compile_networks()
         method = self.model.method
         constant = [p for name in method.constant_lr for p in method.get_submodule(name).parameters()]
@@ -110,9 +74,11 @@ class Trainer:
         if (device.type, self.precision) == ("cpu", "bf16"):
             for layer in self.model.modules():
                 if isinstance(layer, nn.Conv2d) and max(layer.stride) > 1 and max(layer.kernel_size) > 1:
-                    layer.register_forward_pre_hook(_refuse_one_pixel)
+                    layer.register_forward_pre_hook(refuse_one_pixel)
         self.optimizer = build_optimizer(self.model, config.optim, constant)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        # Whether a step may be left out, as its gradient is not finite: decided on the device, which the host doesn't wait for.
+        self.guarded = train.on_nan == "skip" or self.scaler.is_enabled()
         self.parallel = runtime.wrap(self.model)
         assert config.data.image_size != "auto" and config.optim.lr != "auto"
         statistics = normalization(config.data.name)
@@ -121,6 +87,7 @@ class Trainer:
         self.loader = Loader(config, splits.train.images, runtime)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
         self.ledger = Ledger(journal, runtime)
+        self.evaluator = Evaluator(config, splits, self.augment, self.layout, runtime)
 
     def facts(self) -> dict[str, str]:
         """What the configuration left open, for the tags of the run."""
@@ -138,10 +105,26 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "cost": vars(self.ledger.cost),
             "config": json.dumps(cfg.to_dict(self.config)),
+            "images": self._images(),
         }
 
+    def _images(self) -> list[int]:
+        """Number and labels of the training images: a folder that was moved has the same, another one hardly."""
+        train = self.splits.train
+        return [len(train), 0 if train.labels is None else zlib.crc32(train.labels.tobytes())]
+
     def restore(self, state: dict[str, Any]) -> int:
-        """Take up a state; returns the number of epochs done."""
+        """Take up a state; returns the number of epochs done.
+
+        Raises:
+            RunFailed: it is of other images.
+        """
+        ours, theirs = self._images(), state.get("images")  # which checkpoints of version 0.1 don't have
+        if theirs is not None and theirs != ours:
+            raise RunFailed(
+                f"data.root: got {ours[0]} training images, but those that this run was started with "
+                + (f"were {theirs[0]}" if theirs[0] != ours[0] else "have other labels or another order")
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         # A run may go on on another kind of device, whose weights lie otherwise; fused kernels take moments to lie as those do.
@@ -160,7 +143,8 @@ class Trainer:
         """Train to the end, or to ``train.stop_after``, from the newest checkpoint if there is one.
 
         Raises:
-            RunFailed: loss or gradient became infinite or NaN; bf16 on a CPU with views that shrink to a pixel.
+            RunFailed: loss or gradient became infinite or NaN; a step does not fit into memory; bf16 on a CPU with views that
+                shrink to a pixel; the checkpoint is of other images.
         """
         train = self.config.train
         state = next(checkpoint.latest(self.journal.folder), None)
@@ -186,39 +170,66 @@ class Trainer:
         end = min(train.epochs, train.stop_after or train.epochs)
         self.runtime.progress({"facts": self.facts()})
         with self.ledger:
+            if done:
+                self._evaluate_late(done - 1)
             for epoch in range(done, end):
-                started = time.perf_counter()
-                sums, steps = self._train_epoch(epoch)
-                distributed.follow_first(self.model)
-                metrics = {key: float(value) for key, value in sums.items()}
-                seconds = time.perf_counter() - started
-                metrics["throughput/input_wait"] /= seconds
-                metrics.update(self._memory())
-                self._check_finite(metrics, epoch)
-                samples = steps * train.batch_size
-                flops_per_step = cosine(*flops, (epoch + 0.5) / train.epochs)
-                metrics.update(self.ledger.book(epoch, samples, seconds, steps * flops_per_step))
-                metrics["throughput/images_per_second"] = samples / seconds
-                metrics["optim/lr"] = self.optimizer.param_groups[0]["lr"]
-                if self._evaluates(epoch):
-                    metrics.update(self.evaluate(epoch))
-                event = {"step": (epoch + 1) * self.steps_per_epoch, "total_steps": self.total_steps}
-                self.ledger.finish(epoch, metrics, self.state(epoch + 1), event)
+                self._epoch(epoch, flops, first=epoch == done)
         if end == train.epochs and self.runtime.rank == 0:
             self.export()
 
-    def _train_epoch(self, epoch: int) -> tuple[dict[str, Tensor], int]:
-        """One pass over the training images; returns the means over steps and workers, and the number of steps."""
+    def _epoch(self, epoch: int, flops: tuple[float, float], first: bool) -> None:
+        """Train for an epoch, keep it, evaluate it, and close it; ``first``: of this start."""
+        train, started = self.config.train, time.perf_counter()
+        try:
+            metrics = self._train_epoch(epoch)
+        except (RuntimeError, MemoryError) as error:
+            # Of several workers the others would wait for one that returns: they are stopped, and started again.
+            if distributed.world_size() > 1 or not memory.is_exhausted(error):
+                raise
+            raise RunFailed(
+                f"train.batch_size: got {train.batch_size}, for which there is not enough memory; take a smaller one, "
+                f"train.accumulate, or more workers ({str(error).splitlines()[0][:160]})"
+            ) from error
+        distributed.follow_first(self.model)
+        seconds = time.perf_counter() - started
+        metrics["throughput/input_wait"] /= seconds
+        metrics.update(self._memory())
+        self._check_finite(metrics, epoch)
+        samples = self.steps_per_epoch * train.batch_size
+        flops_per_step = cosine(*flops, (epoch + 0.5) / train.epochs)
+        metrics.update(self.ledger.book(epoch, samples, seconds, self.steps_per_epoch * flops_per_step))
+        metrics["throughput/images_per_second"] = samples / seconds
+        metrics["optim/lr"] = self.optimizer.param_groups[0]["lr"]
+        self.ledger.keep(epoch, metrics, self.state(epoch + 1))
+        found: dict[str, float] = {}
+        if self.evaluator.wanted(epoch):
+            if first or epoch + 1 == train.epochs:
+                # What takes too much memory mostly does so at the first evaluation, or at the probe, and may take the process
+                # with it: the next start must find this epoch, or it would come to the same end.
+                self.ledger.wait_for_checkpoint()
+            found = self.evaluate(epoch)
+        self.ledger.finish(epoch, metrics, self._event(epoch), found)
+
+    def _event(self, epoch: int) -> dict[str, int]:
+        return {"step": (epoch + 1) * self.steps_per_epoch, "total_steps": self.total_steps}
+
+    def _evaluate_late(self, epoch: int) -> None:
+        """Measure on the last epoch of the start before what that could not, or was not asked to."""
+        point = self.journal.point(epoch + 1) or {}
+        missing = bool(self.evaluator.wanted(epoch) - point.keys())
+        if float(distributed.mean(torch.tensor(float(missing), device=self.runtime.device))) > 0:
+            found = self.evaluate(epoch)
+            if found:
+                self.ledger.amend(epoch, found, self._event(epoch))
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the training images; returns the means over steps and workers."""
         self.parallel.train()
-        sums: dict[str, Tensor] = {}
-        counts: Counter[str] = Counter()
+        averages = Averages(self.guarded)
         started = shown = time.perf_counter()
         waited = self.loader.waited
         for i, (images, ctx) in enumerate(self.batches(epoch)):
-            logs = self.step(images, ctx)
-            counts.update(logs.keys())
-            for key, value in logs.items():
-                sums[key] = sums[key] + value if key in sums else value.float()
+            averages.add(self.step(images, ctx))
             if time.perf_counter() - shown > 0.5 or i == 0:
                 shown = time.perf_counter()
                 if self.runtime.rank == 0:
@@ -226,11 +237,8 @@ class Trainer:
                 self.ledger.announce()
                 self.runtime.progress({"epoch": epoch, "step": ctx.step + 1, "total_steps": self.total_steps})
         waited = self.loader.waited - waited
-        sums["throughput/input_wait"], counts["throughput/input_wait"] = torch.tensor(waited).to(self.runtime.device), 1
-        keys = sorted(sums)
-        # The mean over the steps that have it; one collective, and the only place where the host waits for the device.
-        means = distributed.mean(torch.stack([sums[key] / counts[key] for key in keys]))
-        return dict(zip(keys, means.cpu(), strict=True)), self.steps_per_epoch
+        averages.add({"throughput/input_wait": torch.tensor(waited).to(self.runtime.device)})
+        return averages.means()  # one collective, and the only place where the host waits for the device
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
         """This worker's uint8 images of each step, and the step's context."""
@@ -250,8 +258,9 @@ class Trainer:
     def step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
         """One step of the optimizer; returns what there is to log, on the device."""
         self._schedule(ctx)
-        careful, clip = self.config.train.on_nan == "skip", self.config.optim.clip_norm
-        before = [buffer.clone() for buffer in self.model.buffers()] if careful else []
+        clip = self.config.optim.clip_norm
+        held = [*self.model.buffers(), *self.model.method.parameters()] if self.guarded else []
+        before = [value.detach().clone() for value in held]
         self.optimizer.zero_grad(set_to_none=True)
         logs: dict[str, Tensor] = {}
         gradients: dict[str, Tensor] = {}
@@ -271,20 +280,21 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
         if clip is not None:
             torch.nn.utils.clip_grads_with_norm_(params, clip, norm)
-        skip = careful and not bool(torch.isfinite(norm))
-        if skip:
-            for buffer, value in zip(self.model.buffers(), before, strict=True):
-                buffer.copy_(value)  # the running statistics have seen what broke
-        else:
-            self.scaler.step(self.optimizer)
-            self.model.after_step(ctx)
+        logs["optim/grad_norm"] = norm
+        skipped = None
+        if self.guarded:
+            skipped = ~torch.isfinite(norm)
+            logs["optim/skipped_steps"] = skipped.float()
+            # Fused optimizers and LARS then leave weights and moments as they are. (The scaler's own step would do the same, but
+            # with a wait for optimizers that don't know of this.)
+            self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.model.after_step(ctx, skipped)
+        if skipped is not None:
+            # Running statistics have seen what broke, and the method followed a step that was not taken.
+            for value, kept in zip(held, before, strict=True):
+                value.detach().copy_(kept.where(skipped, value.detach()))
         self.scaler.update()
-        if not skip:
-            logs["optim/grad_norm"] = norm
-        elif not bool(torch.isfinite(distributed.mean(logs["loss/total"]))):
-            logs = {}  # nothing to be averaged over the epoch, on any worker
-        if careful:
-            logs["optim/skipped_steps"] = torch.tensor(float(skip), device=self.runtime.device)
         return logs
 
     def _pass(self, images: Tensor, ctx: StepContext, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -319,8 +329,6 @@ class Trainer:
         return found
 
     def _check_finite(self, metrics: dict[str, float], epoch: int) -> None:
-        if self.scaler.is_enabled() and not math.isfinite(metrics.get("optim/grad_norm", 0.0)):
-            del metrics["optim/grad_norm"]  # a step whose scale was too large, and which the scaler left out
         bad = [key for key, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise RunFailed(
@@ -333,27 +341,11 @@ class Trainer:
                 f"every step of epoch {epoch + 1} had a non-finite gradient and was skipped (optim.lr {self.peak_lr:g})"
             )
 
-    # --- evaluation --------------------------------------------------------------------------------------------------------
-
-    def _evaluates(self, epoch: int) -> bool:
-        every = self.config.evaluation.knn_every
-        last = epoch + 1 == self.config.train.epochs
-        return self.splits.validation is not None and every > 0 and ((epoch + 1) % every == 0 or last)
+    # --- the end of it -----------------------------------------------------------------------------------------------------
 
     def evaluate(self, epoch: int) -> dict[str, float]:
-        """The measures on validation after an epoch (0-based), on rank 0."""
-        bank, queries = self.splits.train, self.splits.validation
-        assert queries is not None and bank.labels is not None and queries.labels is not None
-        encoder, device = self.model.encoder, self.runtime.device
-        features = [extract(encoder, part, self.augment, device, self.layout) for part in (bank, queries)]
-        if not all(bool(torch.isfinite(part).all()) for part in features):
-            raise RunFailed(f"the encoder's features are no longer finite (optim.lr {self.peak_lr:g})")
-        if self.runtime.rank != 0:
-            return {}
-        labels = [torch.from_numpy(part).to(device) for part in (bank.labels, queries.labels)]
-        probe = self.config.evaluation.linear and epoch + 1 == self.config.train.epochs
-        kind = torch.bfloat16 if self.config.evaluation.knn_bf16 else torch.float32
-        return measure(features[0], labels[0], features[1], labels[1], probe, kind)
+        """The measures of an epoch (0-based); see Evaluator."""
+        return self.evaluator.evaluate(self.model.encoder, epoch)
 
     def export(self) -> None:
         """The student encoder alone, with what is needed to use it beside it."""

@@ -1,4 +1,8 @@
-"""The journal of a run: one line of JSON an epoch, on disk before anything else hears of it. MLflow is filled from it."""
+"""The journal of a run: a line of JSON for the training of an epoch, and one for its evaluation. MLflow is filled from it.
+
+A line is on disk before anything else hears of it. What is measured after the checkpoint has a line of its own, as it may fail
+without the epoch.
+"""
 
 import json
 import os
@@ -38,7 +42,7 @@ class RunRecord:
 
 
 class Journal:
-    """The points of a run, each epoch once.
+    """The points of a run, each epoch and each of its metrics once.
 
     Args:
         folder: of the run; made if need be.
@@ -57,9 +61,16 @@ class Journal:
 
     def append(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add an epoch's metrics, unless it is there already: an epoch that had to be repeated keeps its first point."""
-        if epoch in self._points:
+        if epoch not in self._points:
+            self.add(epoch, metrics)
+
+    def add(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Add metrics to an epoch, which may have others already; of those that it has, the first value stands."""
+        point = self._points.setdefault(epoch, {})
+        new = {key: value for key, value in metrics.items() if key not in point}
+        if not new:
             return
-        self._points[epoch] = dict(metrics)
+        point.update(new)
         with self.path.open("a+b") as file:
             # A line that a crash cut short is ended here, so that it spoils no other.
             file.seek(0, os.SEEK_END)
@@ -68,7 +79,7 @@ class Journal:
                 torn = file.read(1) != b"\n"
             else:
                 torn = False
-            file.write((b"\n" if torn else b"") + json.dumps({"epoch": epoch, **metrics}).encode() + b"\n")
+            file.write((b"\n" if torn else b"") + json.dumps({"epoch": epoch, **new}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -80,7 +91,8 @@ def read(folder: Path) -> Points:
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             point = json.loads(line)
-            points.setdefault(int(point.pop("epoch")), point)
+            epoch = int(point.pop("epoch"))
+            points[epoch] = point | points.get(epoch, {})
         except (ValueError, KeyError, AttributeError, TypeError):
             continue
     return points

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from rotssl import checkpoint, journal, tracking
+from rotssl import checkpoint, journal, tracking, untracked
 from rotssl import config as cfg
 from rotssl.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Command
 from rotssl.config import Config
@@ -25,7 +25,7 @@ from rotssl.fields import ConfigError
 from rotssl.record import Record, check_writable, run_folder
 from rotssl.reporting import tables
 from rotssl.reporting.progress import ProgressView
-from rotssl.sections import EncoderConfig
+from rotssl.sections import OFF, EncoderConfig
 
 log = logging.getLogger(__name__)
 ARTIFACTS = ("config.yaml", "convergence.png", "views.png", "encoder.safetensors", "encoder.json")
@@ -127,9 +127,11 @@ def pretrain(config: Config) -> int:
     with ExitStack() as stack:
         stack.enter_context(run_folder(config))
         record = Record.of(config)
+        for line in record.changes:
+            end = ", which has no effect: the run is finished" if record.status == "finished" else ", from here on"
+            print(f"{line}{end}", file=sys.stderr)
         if record.status == "finished":
-            if not record.synced:  # MLflow was away when it ended
-                close(config, record, "finished", record.reason)
+            _catch_up(config, record)
             print(f"run {config.tracking.run_name} is finished already:")
             report(config, record)
             return EXIT_OK
@@ -179,7 +181,7 @@ def execute(
     record.write("running")
     (folder / "config.yaml").write_text(dump(config))
     try:
-        with tracking.Follower(tracking.Tracker(record.uri, str(record.run_id)), folder) as follower:
+        with tracking.Follower(untracked.tracker_of(record.uri, record.run_id, folder), folder) as follower:
 
             def handle(event: dict[str, Any]) -> None:
                 follower.handle(event)
@@ -226,7 +228,7 @@ def close(config: Config, record: Record, status: str, reason: str) -> str:
     try:
         if points:
             _plot(config)
-        tracker = tracking.Tracker(record.uri, str(record.run_id))
+        tracker = untracked.tracker_of(record.uri, record.run_id, folder)
         done = tracker.sync(points)
         record.synced = tracker.finish(MLFLOW_STATUS[status], reason, [folder / name for name in ARTIFACTS]) and done
         record.write(status, reason)
@@ -237,13 +239,27 @@ def close(config: Config, record: Record, status: str, reason: str) -> str:
     return status
 
 
+def _catch_up(config: Config, record: Record) -> None:
+    """Send a finished run to its store, if MLflow was away when it ended, or off."""
+    if tracking.store_of(config) == OFF:
+        return
+    if record.uri == OFF:
+        # The tags are those of the run; its folder may have moved.
+        tags = untracked.kept_tags(config.run_dir) | {"run_dir": str(config.run_dir)}
+        open_tracking(config, record, None, tags)
+        record.synced = False
+        record.write(record.status, record.reason)
+    if not record.synced:
+        close(config, record, record.status, record.reason)
+
+
 def interrupt(*_: object) -> None:
     """A signal handler that ends what runs as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
 def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[str, str] | None = None) -> None:
-    """Make the run in MLflow, or take it up again, and note its place in the record.
+    """Make the run in MLflow, or take it up again, and note its place in the record; where that is off, keep the tags.
 
     Args:
         config: resolved.
@@ -254,8 +270,8 @@ def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[st
     Raises:
         ConfigError: the store can't be used, or not from the cluster's nodes.
     """
-    uri = config.tracking.uri or tracking.default_uri(str(config.storage.path))
-    check_store(uri, workers.nodes if workers is not None else 1)
+    uri = tracking.store_of(config)
+    tracking.check_store(uri, workers.nodes if workers is not None else 1)
     tags = {
         "method": config.method.name,
         "data": config.data.name,
@@ -272,26 +288,19 @@ def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[st
         **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
         **(more or {}),
     }
-    open_in_mlflow(config, record, uri, cfg.identity(config), tags)
-
-
-def check_store(uri: str, nodes: int) -> None:
-    """Refuse a file as the store of several machines.
-
-    Raises:
-        ConfigError: so it is.
-    """
-    if uri.startswith("sqlite") and nodes > 1:
-        raise ConfigError(
-            f"tracking.uri: got {uri!r}, expected http(s)://HOST:PORT: sqlite is for one machine, the cluster has {nodes}"
-        )
+    if uri == OFF:
+        untracked.Untracked(config.run_dir).tag(tags)
+        record.uri = uri  # the run's id stays: a start that has its store goes on with it
+    else:
+        open_in_mlflow(config, record, uri, cfg.identity(config), tags)
 
 
 def open_in_mlflow(
     config: Config, record: Record, uri: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> None:
     """Make the record's run with these parameters and tags, or take it up again, and note its place."""
-    known = record.run_id if record.uri == uri else None
+    # Of a run that went on without MLflow the id is that of the store before; another store knows no such run.
+    known = record.run_id if record.uri in (uri, OFF) else None
     artifacts = Path(str(config.storage.path)) / "mlartifacts" / config.tracking.experiment
     name = str(config.tracking.run_name)
     record.run_id = tracking.open_run(uri, config.tracking.experiment, name, known, dict(params), dict(tags), artifacts)
@@ -348,7 +357,10 @@ def report(config: Config, record: Record) -> None:
     for label, file in (("encoder", "encoder.safetensors"), ("views", "views.png"), ("plot", "convergence.png")):
         if (folder / file).exists():
             print(f"{label:<12} {folder / file}")
-    show_mlflow(record.uri)
+    if record.uri == OFF:
+        print(f"metrics      {folder / journal.Journal.NAME}")
+    else:
+        show_mlflow(record.uri)
 
 
 def show_mlflow(uri: str) -> None:

@@ -1,4 +1,4 @@
-"""The end of an epoch: its cost, its point in the journal, and its checkpoint, all written beside the training that goes on."""
+"""The end of an epoch: its cost, its point in the journal, and its checkpoint, all written beside what goes on."""
 
 import os
 from collections.abc import Mapping
@@ -28,10 +28,11 @@ class Cost:
 class Ledger:
     """Accounts for the epochs of a run and sees that they are kept; one for each worker, of which rank 0's writes.
 
-    An epoch goes to the journal first and then into a checkpoint: a crash in between repeats it and finds its point already
-    there. Both are written by threads, the checkpoint from a copy of the state by one of its own, so that storage that hangs
-    holds up no step but the first, which writes a picture; the end of the next epoch waits for them. Once they are there the
-    epoch is announced, by the training thread, as whoever is told may end the run.
+    An epoch goes to the journal first and then into a checkpoint (``keep``): a crash in between repeats it and finds its point
+    already there. What is measured on it comes after that (``finish``), so that an evaluation that fails costs no epoch. All is
+    written by threads, the checkpoint from a copy of the state by one of its own, so that storage that hangs holds up no step but
+    the first, which writes a picture; the end of the next epoch waits for them. Once they are there the epoch is announced, by
+    the training thread, as whoever is told may end the run.
 
     Leaving the context waits for the last ones, and says so where that takes long. What went wrong with one is raised by the
     next call of ``announce``, or told where something else ends the run.
@@ -51,7 +52,8 @@ class Ledger:
         self._carried = self._unsaved = 0.0
         self._lines, self._checkpoints = ThreadPoolExecutor(1, "journal"), ThreadPoolExecutor(1, "checkpoint")
         self._noting: Future[None] | None = None
-        self._saving: tuple[Future[Path], dict[str, Any]] | None = None
+        self._kept: Future[Path] | None = None  # the newest checkpoint
+        self._untold: tuple[list[Future[Any]], dict[str, Any]] | None = None  # what an event waits for, and the event
 
     def __enter__(self) -> "Ledger":
         return self
@@ -59,7 +61,7 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        saving = None if self._saving is None else self._saving[0]
+        saving = self._kept
         if saving is not None and wait([saving], timeout=5).not_done:
             self.runtime.progress({"note": "waiting for storage.path, where a checkpoint is being written"})
         self._checkpoints.shutdown()
@@ -68,7 +70,7 @@ class Ledger:
             self.announce(wait=True)
             if self.runtime.rank == 0:
                 self._unfinished.unlink(missing_ok=True)
-        elif saving is not None and (failed := saving.exception()) is not None:
+        elif saving is not None and (failed := saving.exception()) not in (None, error):
             self.runtime.progress({"note": f"the last checkpoint could not be written: {failed}"})
 
     def count_lost(self, epoch: int) -> None:
@@ -135,26 +137,52 @@ class Ledger:
         self._carried = 0.0
         return {f"cost/{key}": float(value) for key, value in vars(self.cost).items()}
 
-    def finish(self, epoch: int, metrics: dict[str, float], state: Mapping[str, Any], event: Mapping[str, Any]) -> None:
-        """Keep an epoch; every worker calls it.
+    def keep(self, epoch: int, metrics: dict[str, float], state: Mapping[str, Any]) -> None:
+        """Write down what an epoch has trained; every worker calls it, and then ``finish``.
 
         Args:
             epoch: 0-based.
-            metrics: its point.
+            metrics: of its training.
             state: for the checkpoint; copied before this returns.
-            event: how it is announced.
 
         Raises:
             OSError: the disk is full, or the like, for the epoch before; for this one ``announce`` raises it.
         """
-        saved = None
         if self.runtime.rank == 0:
             self.announce(wait=True)
             booked = self._lines.submit(self.journal.append, epoch + 1, metrics)
             folder = self.journal.folder / checkpoint.name(epoch + 1)
-            saved = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)
-            self._saving = saved, {"epoch": epoch, **event, "metrics": metrics}
-        self.runtime.report(epoch + 1, metrics, saved)
+            self._kept = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)
+
+    def wait_for_checkpoint(self) -> None:
+        """Until the newest is on disk; for what might take this process with it.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._kept is not None:
+            self._kept.result()
+
+    def finish(self, epoch: int, metrics: dict[str, float], event: Mapping[str, Any], found: dict[str, float]) -> None:
+        """Close an epoch that was kept; every worker calls it.
+
+        Args:
+            epoch: 0-based.
+            metrics: of its training, as kept.
+            event: how it is announced.
+            found: what its evaluation measured; nothing where there was none, or where it failed.
+        """
+        metrics = metrics | found
+        if self.runtime.rank == 0:
+            assert self._kept is not None
+            added = self._lines.submit(self.journal.add, epoch + 1, found)
+            self._untold = [self._kept, added], {"epoch": epoch, **event, "metrics": metrics}
+        self.runtime.report(epoch + 1, metrics, self._kept)
+
+    def amend(self, epoch: int, found: dict[str, float], event: Mapping[str, Any]) -> None:
+        """Add what an earlier start could not measure on an epoch (0-based) that it kept; rank 0 calls it."""
+        self._lines.submit(self.journal.add, epoch + 1, found).result()
+        self.runtime.progress({"epoch": epoch, **event, "metrics": self.journal.point(epoch + 1)})
 
     def _save(self, booked: Future[None], state: dict[str, Any], folder: Path) -> Path:
         booked.result()
@@ -171,7 +199,8 @@ class Ledger:
         Raises:
             OSError: it could not be written.
         """
-        if self._saving is not None and (wait or self._saving[0].done()):
-            (saved, event), self._saving = self._saving, None
-            saved.result()
+        if self._untold is not None and (wait or all(part.done() for part in self._untold[0])):
+            (parts, event), self._untold = self._untold, None
+            for part in parts:
+                part.result()
             self.runtime.progress(event)

@@ -55,3 +55,13 @@ def keep_freed() -> None:
         if not mallopt(_MMAP_THRESHOLD, 1 << 30):
             mallopt(_MMAP_THRESHOLD, 32 << 20)
         mallopt(_TRIM_THRESHOLD, -1)
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error says that a device or this machine has no memory left; torch has several ways to."""
+    import torch
+
+    words = "not enough memory", "can't allocate memory", "ALLOC_FAILED", "out of memory"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )

@@ -13,7 +13,8 @@ class LARS(torch.optim.Optimizer):
     """SGD with momentum whose rate is scaled for each layer by the ratio of the norms of weight and gradient.
 
     You, Gitman, Ginsburg 2017 (arXiv 1708.03888), algorithm 1, in the form that SimCLR, BYOL and SwAV use: momentum is applied
-    to the scaled gradient, and groups with ``adapt`` False (biases and norm layers) take plain SGD steps without decay.
+    to the scaled gradient, and groups with ``adapt`` False (biases and norm layers) take plain SGD steps without decay. As with
+    torch's fused optimizers, a step changes nothing where the attribute ``found_inf``, a scalar on the device, is not 0.
 
     Args:
         params: parameters or groups.
@@ -22,6 +23,8 @@ class LARS(torch.optim.Optimizer):
         weight_decay: added to the gradient before the norms are taken.
         trust: the coefficient eta.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
@@ -34,6 +37,7 @@ class LARS(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step; a closure is not supported."""
         assert closure is None
+        skipped = None if self.found_inf is None else self.found_inf != 0
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -49,9 +53,16 @@ class LARS(torch.optim.Optimizer):
                 if not self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum_buffer"] for p in params]
-            torch._foreach_mul_(buffers, group["momentum"])
+            if skipped is None:
+                torch._foreach_mul_(buffers, group["momentum"])
+                torch._foreach_add_(buffers, grads)
+                torch._foreach_add_(params, buffers, alpha=-group["lr"])
+                continue
+            # What is not finite times 0 is not 0, so such gradients are taken out before anything is multiplied.
+            grads = [grad.masked_fill(skipped, 0.0) for grad in grads]
+            torch._foreach_mul_(buffers, torch.where(skipped, 1.0, group["momentum"]))
             torch._foreach_add_(buffers, grads)
-            torch._foreach_add_(params, buffers, alpha=-group["lr"])
+            torch._foreach_add_(params, torch._foreach_mul(buffers, torch.where(skipped, 0.0, -group["lr"])))
 
 
 def build_optimizer(

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import math
 import os
 import statistics
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from rotssl import config as cfg
-from rotssl import journal
+from rotssl import journal, memory
 from rotssl.config import Config
 from rotssl.data.datasets import Splits
 from rotssl.data.images import ImageSet
@@ -24,11 +25,12 @@ from rotssl.engine import Trainer
 from rotssl.evaluation.protocol import extract
 from rotssl.fields import ConfigError
 from rotssl.flops import count_step
-from rotssl.runtime import LocalRuntime, RunFailed
+from rotssl.runtime import LocalRuntime, RunFailed, indexed
 from rotssl.sections import NATIVE_SIDE
 
 WORKERS = (1, 2, 4, 8)
 MIDDLE = 0.5  # of the run, where a share of rotated images that changes along a cosine has its mean
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of a precision; of fp32 none
 TIMED = 3  # steps of each size, after one that warms up
 ENOUGH_S = 1.0  # no larger batches are timed once a step takes so long
 # Assumed, in bytes a second: gloo between processes of one machine (0.7 to 0.9 were measured), NCCL between GPUs on PCIe.
@@ -52,6 +54,7 @@ class Speed:
         flops: of a training step, for each image.
         gradient: bytes that the workers add up in a step.
         exchanges: of BatchNorm's statistics in a step.
+        too_many: the fewest images a step that did not fit into its memory; None: all that were tried did.
     """
 
     device: str
@@ -64,6 +67,7 @@ class Speed:
     flops: float
     gradient: float
     exchanges: int
+    too_many: int | None = None
 
     def step(self, images: int) -> float:
         """Seconds of a step on so many images, without communication."""
@@ -80,15 +84,25 @@ class Speed:
 
 
 def matmul_rate(device: torch.device, kind: torch.dtype) -> float:
-    """FLOPs a second in a product of two square matrices, the median of some; of fp32 on GPUs in TF32, as convolutions are."""
-    side = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+    """FLOPs a second in a product of two square matrices, the median of some; of fp32 on GPUs in TF32, as convolutions are.
+
+    Raises:
+        ConfigError: there is no memory for the matrices.
+    """
     before = torch.get_float32_matmul_precision()
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    taken = statistics.median(_seconds(lambda: a @ b, device, 7)[2:])
-    torch.set_float32_matmul_precision(before)
-    return 2 * side**3 / taken
+    for side in (8192, 4096, 2048) if device.type == "cuda" else (1024,):
+        try:
+            a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+            if device.type == "cuda":
+                torch.set_float32_matmul_precision("high")
+            taken = statistics.median(_seconds(functools.partial(torch.matmul, a, b), device, 7)[2:])
+            return 2 * side**3 / taken
+        except RuntimeError as error:
+            if not memory.is_exhausted(error):
+                raise
+        finally:
+            torch.set_float32_matmul_precision(before)
+    raise ConfigError(f"scaling.use_gpu: this {device.type} has no memory left for a product of two matrices")
 
 
 def _seconds(call: Callable[[], object], device: torch.device, count: int) -> list[float]:
@@ -113,56 +127,88 @@ def _threads(config: Config) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def measure(config: Config) -> Speed:
-    """Time steps of growing batches, up to the run's or until one takes a second, on made-up images of its size.
+def measure(config: Config, workers: int = 1) -> Speed:
+    """Time steps of growing batches, up to a worker's share of the run's, until one takes a second or does not fit into memory.
+
+    The images are made up, of the run's size.
 
     Args:
         config: resolved.
+        workers: among which its batch is divided.
 
     Raises:
-        ConfigError: the engine refuses the step.
+        ConfigError: the engine refuses the step, or not even the smallest fits.
     """
     gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
-    device = torch.device("cuda" if gpu else "cpu")
-    passes = config.train.accumulate
-    parts = config.train.batch_size // passes
-    rotation = config.rotation
+    device = indexed(torch.device("cuda" if gpu else "cpu"))
+    sizes = _sizes(config, workers)
+    times: dict[int, float] = {}
+    found: Speed | None = None
+    with tempfile.TemporaryDirectory(prefix="rotssl-prediction-") as folder, _threads(config) as threads:
+        for size in sizes:
+            gc.collect()  # an engine refers to itself; the one before must not count
+            try:
+                times[size], found = _time(config, size, folder, device, threads)
+            except RunFailed as error:
+                raise ConfigError(str(error)) from error
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_exhausted(error):
+                    raise
+                reason = str(error).splitlines()[0][:160]
+            else:
+                if times[size] > ENOUGH_S:
+                    break
+                continue
+            # Out of the handler, whose traceback held on to what did fit.
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            if found is None:
+                raise ConfigError(
+                    f"train.batch_size: got {config.train.batch_size}, but a step of {size} images does not fit into the "
+                    f"memory here ({reason})"
+                )
+            found = dataclasses.replace(found, too_many=size)
+            break
+        assert found is not None
+        fixed, each = line(times)
+        rate = matmul_rate(device, DTYPES.get(found.precision, torch.float32))
+    flops = count_step(config, MIDDLE) / config.train.batch_size
+    return dataclasses.replace(found, fixed=fixed, each=each, matmul=rate, flops=flops)
+
+
+def _sizes(config: Config, workers: int) -> list[int]:
+    """Numbers of images of the steps to be timed, up to what a worker has in one of the run's."""
+    passes, rotation = config.train.accumulate, config.rotation
+    parts = max(2, config.train.batch_size // (passes * max(1, workers)))
     assert rotation.fraction_end != "auto"
     share = min(rotation.fraction, rotation.fraction_end or 1.0) if rotation.weight > 0 else 1.0
     least = min(parts, math.ceil(2 / share))  # two rotated images a pass, as the task's head normalises over them
-    sizes = sorted({max(least, parts >> k) * passes for k in range(max(1, parts.bit_length() - 2))})
-    times: dict[int, float] = {}
-    with tempfile.TemporaryDirectory(prefix="rotssl-prediction-") as folder, _threads(config) as threads:
-        for size in sizes:
-            trainer = _trainer(config, size, folder, device)
-            images, ctx = next(trainer.batches(1))  # the run's first step writes a picture, and compares gradients
-            ctx = dataclasses.replace(ctx, progress=MIDDLE)
-            try:
-                with _exchanges(trainer, config.model.norm) as exchanges:
-                    taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1)  # warms up
-            except RunFailed as error:
-                raise ConfigError(str(error)) from error
-            taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1 if taken[0] > 1 else TIMED)
-            times[size] = statistics.median(taken)
-            if times[size] > ENOUGH_S:
-                break
-        fixed, each = line(times)
-        part = trainer.splits.train
-        encoder, augment, layout = trainer.model.encoder, trainer.augment, trainer.layout
-        encode = statistics.median(_seconds(lambda: extract(encoder, part, augment, device, layout), device, 3)[1:])
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.precision, torch.float32)
-        return Speed(
-            device.type,
-            threads,
-            trainer.precision,
-            fixed,
-            each,
-            encode / len(part),
-            matmul_rate(device, kind),
-            count_step(config, MIDDLE) / config.train.batch_size,
-            sum(4.0 * p.numel() for p in trainer.model.parameters() if p.requires_grad),
-            sum(exchanges),
-        )
+    return sorted({max(least, parts >> k) * passes for k in range(max(1, parts.bit_length() - 2))})
+
+
+def _time(config: Config, size: int, folder: str, device: torch.device, threads: int) -> tuple[float, Speed]:
+    """Seconds of a step of so many images, and what else is to be seen of the engine that took it; no rates yet."""
+    trainer = _trainer(config, size, folder, device)
+    images, ctx = next(trainer.batches(1))  # the run's first step writes a picture, and compares gradients
+    ctx = dataclasses.replace(ctx, progress=MIDDLE)
+    with _exchanges(trainer, config.model.norm) as exchanges:
+        taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1)  # warms up
+    taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1 if taken[0] > 1 else TIMED)
+    part, encoder = trainer.splits.train, trainer.model.encoder
+    encoding = functools.partial(extract, encoder, part, trainer.augment, device, trainer.layout)
+    seen = Speed(
+        device.type,
+        threads,
+        trainer.precision,
+        fixed=0.0,
+        each=0.0,
+        encode=statistics.median(_seconds(encoding, device, 3)[1:]) / len(part),
+        matmul=math.nan,
+        flops=math.nan,
+        gradient=sum(4.0 * p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        exchanges=sum(exchanges),
+    )
+    return statistics.median(taken), seen
 
 
 @contextlib.contextmanager
@@ -228,14 +274,15 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
         train_size: number of training images.
         labelled: whether they are.
     """
-    speed, batch = measure(config), config.train.batch_size
+    batch, asked = config.train.batch_size, config.scaling.num_workers
+    share = math.ceil(batch / max(1, asked if isinstance(asked, int) else 1))
+    speed = measure(config, batch // share)
     place = "GPU" if speed.device == "cuda" else f"CPU worker with {speed.threads} thread{'s' * (speed.threads > 1)}"
-    asked = config.scaling.num_workers
     counts = {*WORKERS, *([asked] if isinstance(asked, int) and asked else [])}
     lines = [
-        f"# measured here, one {place}, {speed.precision}: {batch / speed.step(batch):.0f} images/s in training, "
-        f"{speed.flops * batch / speed.step(batch) / 1e9:.3g} GFLOP/s,",
-        f"# which is {speed.utilization(batch):.0%} of its rate in matrix products ({speed.matmul / 1e9:.3g} GFLOP/s)",
+        f"# measured here, one {place}, {speed.precision}: {share / speed.step(share):.0f} images/s in training, "
+        f"{speed.flops * share / speed.step(share) / 1e9:.3g} GFLOP/s,",
+        f"# which is {speed.utilization(share):.0%} of its rate in matrix products ({speed.matmul / 1e9:.3g} GFLOP/s)",
         "# workers  training  evaluation  whole run  device-hours",
     ]
     for workers in sorted(workers for workers in counts if not cfg.unshared(config, workers)):
@@ -243,7 +290,9 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
         whole = (training + evaluation) * config.train.epochs
         shown = f"{training:.3g} s", f"{evaluation:.3g} s", duration(whole), f"{workers * whole / 3600:.3g}"
         row = "# {:>7}  {:>8}  {:>10}  {:>9}  {:>12}".format(workers, *shown)
-        lines.append(row + " (asked for)" * (workers == asked))
+        if speed.too_many and math.ceil(batch / workers) >= speed.too_many:
+            row = f"# {workers:>7}  out of memory: steps of {speed.too_many} images did not fit here"
+        lines.append(row + (" (asked for)" if workers == asked else ""))
     added = f"{speed.gradient / 1e6:.3g} MB of gradients are added up at {BANDWIDTH[speed.device] / 1e9:g} GB/s"
     cores = f" on cores of its own ({os.cpu_count()} here)" if speed.device == "cpu" else ""
     lines += [
@@ -266,6 +315,9 @@ def of_runs(configs: Sequence[Config], train_sizes: Sequence[int], workers: int,
         train_sizes: number of training images of each.
         workers: of each run.
         use_gpu: whether they train on GPUs.
+
+    Raises:
+        ConfigError: a step does not fit into a worker's memory, or the engine refuses it.
     """
     kinds = [_kind(config) for config in configs]
     flops = {
@@ -276,7 +328,12 @@ def of_runs(configs: Sequence[Config], train_sizes: Sequence[int], workers: int,
     timed = {}
     for kind in {ends[0], ends[-1]}:
         config, size = next((c, n) for c, n, k in zip(configs, train_sizes, kinds, strict=True) if k == kind)
-        speed = measure(cfg.replace(config, {"scaling.use_gpu": use_gpu}))
+        speed = measure(cfg.replace(config, {"scaling.use_gpu": use_gpu}), workers)
+        if speed.too_many is not None:
+            raise ConfigError(
+                f"train.batch_size: got {config.train.batch_size}, but a step of {speed.too_many} images does not fit into the "
+                f"memory of a worker's {speed.device}; take a smaller one, train.accumulate, or more workers"
+            )
         timed[kind] = sum(epoch(config, speed, size, workers)) / size
     (low, cheap), (high, dear) = ((flops[kind], timed[kind]) for kind in (ends[0], ends[-1]))
     result = []

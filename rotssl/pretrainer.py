@@ -136,15 +136,19 @@ class Pretrainer(nn.Module):
         logs = {"loss/ssl": out.loss.detach(), "feature/std": _spread(z)}
         logs.update(out.logs)
         for name, task in self.named_tasks():
-            judged = features[: len(student)]
+            judged = (z if task.on_projector else features)[: len(student)]
             if name in shared:
                 judged = [next(rest) for _ in shared[name]]
                 new_views |= {name: shared[name]} if targets[name].rows is None else {}
+                if task.on_projector:
+                    judged = encode(self.method.projector, judged, joint=False)
             elif not task.in_place:
                 made, targets[name] = task.transform(views.own.get(name, views.full), ctx)
                 new_views |= {name: made} if targets[name].rows is None else {}
-                with nullcontext() if task.update_bn else frozen_bn_statistics(self.encoder):
+                with nullcontext() if task.update_bn else frozen_bn_statistics(self):
                     judged = encode(self.encoder, made, joint=False)
+                    if task.on_projector:
+                        judged = encode(self.method.projector, judged, joint=False)
             part = task.loss(judged, targets[name])
             parts[name] = task.weight(ctx.progress) * part.loss
             logs[f"loss/{name}"] = part.loss.detach()
@@ -177,12 +181,23 @@ class Pretrainer(nn.Module):
         return encode(projector, encode(encoder, views, self.joint_views), self.joint_views)
 
     @torch.no_grad()
-    def after_step(self, ctx: StepContext) -> None:
-        """Move the teacher towards the student, and let the method follow."""
+    def after_step(self, ctx: StepContext, skipped: Tensor | None = None) -> None:
+        """Move the teacher towards the student, and let the method follow.
+
+        Args:
+            ctx: of the step.
+            skipped: whether the step was left out, a bool on the device, where that may be; then the teacher stays.
+        """
         if self.teacher is not None:
-            momentum = self.method.teacher_momentum(ctx.progress)
+            share = 1 - self.method.teacher_momentum(ctx.progress)
             ours: list[Tensor] = [*self.encoder.parameters(), *self.method.projector.parameters()]
-            torch._foreach_lerp_([*self.teacher.parameters()], ours, 1 - momentum)
+            theirs: list[Tensor] = [*self.teacher.parameters()]
+            if skipped is None:
+                torch._foreach_lerp_(theirs, ours, share)
+            else:
+                way = list(torch._foreach_sub(ours, theirs))
+                torch._foreach_mul_(way, torch.where(skipped, 0.0, share))
+                torch._foreach_add_(theirs, way)
         self.method.after_step(ctx)
 
 
@@ -232,7 +247,7 @@ def build_pretrainer(config: Config, device: torch.device) -> Pretrainer:
         section = getattr(config, name)
         if section.weight > 0:
             with rng.seeded(seed, "tasks", name):
-                tasks[name] = cls(section, dim)
+                tasks[name] = cls(section, config.method.out_dim if cls.sees_projector(section) else dim)
     for module in (encoder, method, *tasks.values()):  # before the teacher is copied, which is frozen
         distributed.convert_norm(module, config.model.norm, device)
     joint = None if config.model.joint_views == "auto" else config.model.joint_views

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Record:
     """``run.json`` in the run's folder: what the run is, and how its last start ended.
 
     ``status`` is new, running, finished, failed, interrupted, stopped (``train.stop_after``) or pruned (by a sweep's scheduler).
+    ``changes``: what the configuration that it was asked for has otherwise, in lines; nothing of what is computed.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Record:
     uri: str = ""
     run_id: str | None = None
     synced: bool = False
+    changes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, config: Config) -> "Record":
@@ -49,11 +51,17 @@ class Record:
             )
         record = cls.read(path, ours)
         for key in sorted(ours.keys() | record.config.keys()):
-            if ours.get(key) != record.config.get(key):
-                before, now = record.config.get(key), ours.get(key)
+            before, now = record.config.get(key), ours.get(key)
+            if before == now:
+                continue
+            if key not in cfg.MAY_CHANGE:
                 raise ConfigError(
                     f"{key}: got {now}, but run {config.tracking.run_name!r} was started with {before}; choose another run_name"
                 )
+            if key in record.config:
+                record.changes.append(f"{key}: {now} in place of {before}")
+        if record.status != "finished":
+            record.config = ours
         return record
 
     @classmethod
@@ -78,7 +86,7 @@ class Record:
     def write(self, status: str, reason: str = "") -> None:
         """Save with a new status and what there is to say about it, whole or not at all."""
         self.status, self.reason = status, reason
-        content = {key: value for key, value in vars(self).items() if key != "path"}
+        content = {key: value for key, value in vars(self).items() if key not in ("path", "changes")}
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(content, indent=2) + "\n")
         part.replace(self.path)

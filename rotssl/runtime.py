@@ -38,12 +38,19 @@ class Runtime(Protocol):
         """Show where the run is."""
 
 
+def indexed(device: torch.device) -> torch.device:
+    """The device with its index, which some of torch.cuda's functions insist on: ``cuda`` is the current GPU."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 class LocalRuntime:
     """One process, no Ray: for debugging, and for trials on one worker.
 
     Args:
         run_dir: where checkpoints go.
-        device: where to train.
+        device: where to train; without an index, the current one of its kind.
         show: takes the progress events.
         keep: number of checkpoints kept.
     """
@@ -57,7 +64,7 @@ class LocalRuntime:
         show: Callable[[dict[str, Any]], None] = lambda event: None,
         keep: int = 2,
     ) -> None:
-        self.run_dir, self.device, self.progress, self.keep = run_dir, device, show, keep
+        self.run_dir, self.device, self.progress, self.keep = run_dir, indexed(device), show, keep
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model itself."""

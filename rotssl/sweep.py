@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from rotssl import cli, sections
 from rotssl import config as cfg
-from rotssl.config import NOT_IDENTITY, Config
+from rotssl.config import MAY_CHANGE, NOT_IDENTITY, Config
 from rotssl.fields import ConfigError, convert, nearest, opt
 from rotssl.methods import METHODS
-from rotssl.sections import Auto
+from rotssl.sections import OFF, Auto
 
 MOST = 10_000  # configurations; more are a slip
 WEIGHTS = ("rotation.weight", "jigsaw.weight")
@@ -184,7 +184,7 @@ def _axes(section: str, content: Any) -> dict[str, Any]:
     for key in axes:
         if key not in known:
             raise ConfigError(f"{section}.{key}: no such field{nearest(key, known)}")
-        if key.startswith(NOT_IDENTITY):
+        if key.startswith(NOT_IDENTITY) or (key in MAY_CHANGE and key != "data.root"):
             raise ConfigError(f"{section}.{key}: cannot be varied: it is no part of what a run computes")
     return axes
 
@@ -268,6 +268,8 @@ def expand(sweep: Sweep) -> Iterator[Cell]:
         axes |= {key: draw(key, sample, *spec) for key, spec in sweep.distributions.items()}
         recipe = axes.pop("recipe", settings.recipe)
         built = cfg.build({**recipes[recipe], **sweep.common, **axes})
+        if built.tracking.uri == OFF:
+            raise ConfigError("tracking.uri: got off, expected a store: a sweep's report is read from it")
         values = {"rotation.weight": built.rotation.weight, "jigsaw.weight": built.jigsaw.weight}
         # A label tells a baseline from what it was made of, and a recipe from another.
         shown = [*axes, *(key for key in WEIGHTS if settings.baseline and values[key] > 0)]

@@ -390,6 +390,11 @@ def test_the_identity_is_what_is_computed_and_nothing_else(given):
     assert (key in cfg.identity(before)) is not same
 
 
+def test_names_of_runs_are_those_of_before():
+    # Another hash would start every run and sweep anew that has no name of its own; only a change of what is computed may.
+    assert cfg.fingerprint(cfg.resolve(cfg.build({}), 28, 5000)) == "4d43d1e4"
+
+
 @pytest.mark.parametrize("given", ["", "method.name=simclr optim.lr=1e-5 views.blur=1,0.1", "tracking.run_name=12"])
 def test_a_printed_config_read_again_is_the_same_run(tmp_path, given):
     config = cfg.resolve(cfg.build(dict(word.split("=") for word in given.split())), 28, 5000)

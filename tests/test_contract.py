@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 from itertools import islice
 
@@ -274,4 +275,6 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, request, method, work
         np.testing.assert_array_equal(value, resumed[name], err_msg=name)
     for folder in ("whole", "halves"):
         lines = (tmp_path / folder / "rotssl" / "run" / journal.Journal.NAME).read_text().splitlines()
-        assert len(lines) == 4
+        told = [(json.loads(line)["epoch"], key) for line in lines for key in json.loads(line) if key != "epoch"]
+        assert len(told) == len(set(told)) and sorted({epoch for epoch, _ in told}) == [1, 2, 3, 4]
+        assert len(lines) == 8  # for each epoch one of its training, one of its evaluation

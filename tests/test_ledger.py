@@ -60,7 +60,13 @@ def written(ledger, folder):
 
 def finish(ledger, epoch, weights):
     state = {"model": {"w": weights}, "optimizer": {"state": [weights]}, "epoch": epoch + 1}
-    ledger.finish(epoch, {"loss/total": 1.0}, state, {"step": epoch + 1})
+    ledger.keep(epoch, {"loss/total": 1.0}, state)
+    ledger.finish(epoch, {"loss/total": 1.0}, {"step": epoch + 1}, {})
+
+
+def close(ledger, epoch, metrics, found=None):
+    ledger.keep(epoch, metrics, {})
+    ledger.finish(epoch, metrics, {}, found or {})
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(ledger, disk, told, tmp_path):
@@ -169,7 +175,7 @@ def test_all_crashes_in_an_epoch_count(ledger, tmp_path):
     with ledger:
         found = ledger.book(1, 64, 30.0, 0.0)
         assert (found["cost/lost_seconds"], found["cost/train_seconds"]) == (200.0, 30.0)
-        ledger.finish(1, found, {}, {})
+        close(ledger, 1, found)
         ledger.note(2, 1.0)
         assert written(ledger, tmp_path) == "2 1.0 0 0.0"
 
@@ -178,7 +184,7 @@ def test_an_epoch_that_is_repeated_is_lost_once_and_what_is_cut_short_in_it_too(
     # Killed before the checkpoint of an epoch that the journal has, and again in the middle of repeating it.
     with pytest.raises(KeyboardInterrupt), ledger:
         ledger.note(0, 49.0)
-        ledger.finish(0, ledger.book(0, 64, 50.0, 0.0), {}, {})
+        close(ledger, 0, ledger.book(0, 64, 50.0, 0.0))
         disk.free.set()
         raise KeyboardInterrupt
     second = restarted(ledger)
@@ -192,7 +198,7 @@ def test_an_epoch_that_is_repeated_is_lost_once_and_what_is_cut_short_in_it_too(
         found = third.book(0, 64, 51.0, 0.0)
         assert (found["cost/lost_seconds"], found["cost/train_seconds"]) == (71.0, 50.0)
         disk.free.clear()
-        third.finish(0, found, {}, {})
+        close(third, 0, found)
         third.note(1, 3.0)  # whose predecessor is not saved yet
         assert written(third, tmp_path) == "1 3.0 0 71.0"
         disk.free.set()

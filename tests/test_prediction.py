@@ -10,7 +10,10 @@ import torch
 
 from rotssl import config as cfg
 from rotssl import distributed, engine, prediction
+from rotssl.fields import ConfigError
 from rotssl.prediction import Speed, duration, epoch, line
+from rotssl.sweep import expand, parse
+from tests.devices import SmallMemory
 from tests.test_jobs import SMALL
 
 
@@ -98,7 +101,7 @@ def test_exchanges_are_those_that_a_step_makes(monkeypatch, norm, method):
 
 
 def test_the_report_shows_the_workers_that_were_asked_for(monkeypatch):
-    monkeypatch.setattr(prediction, "measure", lambda config: dataclasses.replace(SPEED, gradient=0.0))
+    monkeypatch.setattr(prediction, "measure", lambda config, workers: dataclasses.replace(SPEED, gradient=0.0))
     config = resolved(**{"train.batch_size": 12, "train.epochs": 100, "scaling.num_workers": 3})
     lines = prediction.report(config, 120, True).splitlines()
     assert all(text.startswith("# ") and len(text) <= 130 for text in lines)
@@ -145,7 +148,9 @@ def test_each_timed_step_has_two_rotated_images_or_more(fields, monkeypatch):
 def test_runs_of_one_kind_cost_in_proportion_to_their_length(monkeypatch):
     asked, paper = [], {"rotation.mode": "extra"}
     speeds = {0.0: SPEED, 1.0: dataclasses.replace(SPEED, each=0.02)}
-    monkeypatch.setattr(prediction, "measure", lambda config: asked.append(config) or speeds[config.rotation.weight])
+    monkeypatch.setattr(
+        prediction, "measure", lambda config, workers: asked.append(config) or speeds[config.rotation.weight]
+    )
     configs = [
         resolved(**{"train.epochs": epochs, "train.seed": seed, "optim.lr": lr, "rotation.weight": weight, **paper})
         for epochs, seed, lr, weight in ((2, 0, 0.1, 1.0), (6, 1, 1e9, 0.3), (4, 0, 0.1, 0.0))
@@ -160,6 +165,67 @@ def test_runs_of_one_kind_cost_in_proportion_to_their_length(monkeypatch):
 
 
 def test_worker_counts_that_cannot_share_the_batch_are_left_out(monkeypatch):
-    monkeypatch.setattr(prediction, "measure", lambda config: SPEED)
+    monkeypatch.setattr(prediction, "measure", lambda config, workers: SPEED)
     text = prediction.report(resolved(**{"train.batch_size": 36}), 520, True)
     assert re.findall(r"^# +(\d+) +\S+ s ", text, re.MULTILINE) == ["1", "2", "4"]
+
+
+def roomy(monkeypatch):
+    monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(prediction, "TIMED", 1)
+    monkeypatch.setattr(prediction, "ENOUGH_S", 1e9)  # memory alone ends it
+
+
+def test_only_a_workers_share_of_the_batch_is_timed(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(prediction.Trainer, "step", lambda trainer, images, ctx: sizes.append(len(images)))
+    roomy(monkeypatch)
+    for workers, fields, most in ((1, {}, 64), (4, {}, 16), (4, {"train.accumulate": 2}, 16)):
+        sizes.clear()
+        prediction.measure(resolved(**{"train.batch_size": 64, "method.name": "dino", **fields}), workers)
+        assert max(sizes) == most
+
+
+def test_steps_that_do_not_fit_into_memory_end_the_measurement_and_are_told(monkeypatch):
+    roomy(monkeypatch)
+    config = resolved(**{"train.batch_size": 256, "model.norm": "batch"})
+    with SmallMemory(1e12) as whole:
+        assert prediction.measure(config).too_many is None
+    with SmallMemory(whole.peak * 0.6):
+        speed = prediction.measure(config)
+        text = prediction.report(config, 512, True)
+    assert speed.too_many == 256 and speed.each > 0 and speed.step(256) > speed.step(128)
+    rows = re.findall(r"^# +(\d+) +(.*)$", text, re.MULTILINE)
+    assert rows[0] == ("1", "out of memory: steps of 256 images did not fit here") and "out of" not in rows[1][1]
+    with SmallMemory(whole.peak * 0.6), pytest.raises(ConfigError) as caught:
+        prediction.of_runs([config], [512], 1, False)
+    words = "train.batch_size: got 256, but a step of 256 images does not fit into the memory of a worker's cpu"
+    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
+    with SmallMemory(whole.peak * 0.6):
+        assert prediction.of_runs([config], [512], 2, False)[0] > 0  # two workers have 128 each
+
+
+def test_the_imagenet_sweep_on_a_device_of_a_gigabyte_is_refused_in_a_line():
+    flags = ["--data.root", "/images", "--train.precision", "fp32"]  # fp16 takes minutes on a CPU
+    sweep = parse(["--config", "jobs/sweeps/weight_budget_imagenet.yaml", *flags], "", "").sweep
+    configs = [cfg.resolve(cell.config, 224, 1_281_167) for cell in expand(sweep)]
+    with SmallMemory(1e9), pytest.raises(ConfigError) as caught:
+        prediction.of_runs(configs, [1_281_167] * len(configs), 8, False)
+    text = str(caught.value)
+    assert re.match(r"train\.batch_size: got \d+, but a step of \d+ images does not fit into the memory", text)
+    assert "\n" not in text
+
+
+def test_a_device_with_little_room_multiplies_smaller_matrices(monkeypatch):
+    sides = []
+
+    def product(call, device, count):
+        sides.append(len(call.args[0]))
+        if sides[-1] > 2048:
+            raise torch.OutOfMemoryError("out of memory")
+        return [1.0] * count
+
+    monkeypatch.setattr(prediction, "_seconds", product)
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: torch.empty(*shape, device="meta"))
+    assert prediction.matmul_rate(torch.device("cuda", 0), torch.bfloat16) == 2 * 2048**3
+    assert sides == [8192, 4096, 2048] and torch.get_float32_matmul_precision() == "highest"

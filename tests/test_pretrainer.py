@@ -283,3 +283,41 @@ def test_the_flops_of_a_run_follow_the_share_of_rotated_images(tmp_path):
     assert whole[0] > falling[0] > falling[1] - falling[0] > quarter[0]
     # Along a cosine the mean over a run is that of its ends.
     assert falling[1] == pytest.approx((whole[1] + quarter[1]) / 2)
+
+
+FORMS = {"in place": {}, "extra": PAPER, "joint": JOINT, "four way": {"rotation.mode": "four_way"}}
+
+
+@pytest.mark.parametrize("head_on", ["projector", "encoder"])
+@pytest.mark.parametrize("task", FORMS.values(), ids=FORMS)
+def test_the_head_sees_features_or_projections(tmp_path, task, head_on):
+    config = make_config(tmp_path, "byol", **task, **{"rotation.head_on": head_on, "rotation.fraction_end": "none"})
+    model = build_pretrainer(config, CPU)
+    made, seen = [], []
+    source = model.method.projector if head_on == "projector" else model.encoder
+    source.register_forward_hook(lambda module, args, out: made.append(out))
+    model.tasks["rotation"].head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    out = model(*batch(config, model))
+    rows = torch.cat(made)
+    assert seen and all(bool((rows == row).all(1).any()) for view in seen for row in view)
+    weight = next(model.method.projector.parameters())
+    (gradient,) = torch.autograd.grad(out.parts["rotation"], weight, allow_unused=True)
+    assert (gradient is not None and bool(gradient.any())) == (head_on == "projector")
+
+
+def test_a_forward_of_its_own_leaves_the_projectors_statistics_alone_where_asked(tmp_path):
+    def statistics(**fields):
+        config = make_config(tmp_path, "byol", **PAPER, **{"rotation.head_on": "projector", **fields})
+        model = build_pretrainer(config, CPU)
+        model(*batch(config, model))
+        return {name: value for name, value in model.named_buffers() if name.endswith("running_mean")}
+
+    plain, kept, moved = (
+        statistics(**{"rotation.weight": 0.0}),
+        statistics(**{"rotation.update_bn": False}),
+        statistics(),
+    )
+    for part in ("encoder", "method.projector"):
+        names = [name for name in plain if name.startswith(part)]
+        assert names and all(torch.equal(kept[name], plain[name]) for name in names)
+        assert not any(torch.equal(moved[name], plain[name]) for name in names)

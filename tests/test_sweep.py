@@ -75,7 +75,6 @@ rotation.angles: [shared, independent], rotation.weight: [0, 1], rotation.schedu
 rotation.weight: [0], jigsaw.weight: [0, 1] | 4 | 2
 rotation.weight: [0, 1], jigsaw.weight: [0, 1] | 8 | 2
 rotation.weight: [0], jigsaw.weight: [1], jigsaw.grid: [3, 2], jigsaw.permutations: [20] | 6 | 2
-rotation.weight: [0, 1], tasks.log_gradients_every: [0, 5] | 6 | 2
 rotation.weight: [0.3, 0.30, '0.3', 3e-1] | 4 | 2
 optim.lr: [0.1, 0.2] | 8 | 4
 """
@@ -209,10 +208,10 @@ def test_a_trial_is_its_resolved_configuration(names):
         ["--storage.path", "elsewhere"],
         ["--sweep.name", "other", "--sweep.scheduler", "asha", "--sweep.concurrency", "1"],
         ["--data.image_size", "32", "--encoder.stem", "imagenet"],  # what auto stands for
+        ["--evaluation.linear", "false", "--train.accumulate", "2"],  # not what is computed
     ):
         assert set(names(grid % ("1", "4"), *flags)) == old, flags
-    for flags in (["--optim.lr", "0.3"], ["--train.seed", "1"], ["--data.limit", "512"], ["--evaluation.linear", "no"]):
-        flags = [flag.replace("no", "false") for flag in flags]
+    for flags in (["--optim.lr", "0.3"], ["--train.seed", "1"], ["--data.limit", "512"], ["--model.norm", "batch"]):
         assert not set(names(grid % ("1", "4"), *flags)) & old, flags
 
 
@@ -297,6 +296,8 @@ grid: {train.epochs: [1.5]} | train.epochs: got 1.5, expected an integer
 grid: {train.epochs: [2020-01-01]} | train.epochs: got datetime.date(2020, 1, 1)
 grid: {scaling.num_workers: [1, 2]} | grid.scaling.num_workers: cannot be varied
 grid: {tracking.run_name: [a]} | grid.tracking.run_name: cannot be varied
+grid: {tasks.log_gradients_every: [0, 5]} | grid.tasks.log_gradients_every: cannot be varied
+grid: {evaluation.knn_every: [1, 0]} | grid.evaluation.knn_every: cannot be varied
 grid: {storage.path: [a]} | grid.storage.path: cannot be varied
 grid: {train.stop_after: [1]} | grid.train.stop_after: cannot be varied
 grid: {data.download: [true]} | grid.data.download: cannot be varied
@@ -319,7 +320,7 @@ sweep: {reduction_factor: 1};GRID | sweep.reduction_factor: got 1, expected a nu
 sweep: {baseline: 1};GRID | sweep.baseline: got 1, expected true or false
 sweep: {scheduler: hyperband};GRID | sweep.scheduler: got 'hyperband', expected 'none', 'asha', 'median'
 sweep: {scheduler: asha};evaluation: {knn_every: 0};GRID | evaluation.knn_every: got 0, but asha compares kNN
-sweep: {scheduler: median};grid: {evaluation.knn_every: [1, 0]} | evaluation.knn_every: got 0, but median
+sweep: {scheduler: median};evaluation: {knn_every: 0};GRID | evaluation.knn_every: got 0, but median
 sweep: 3;GRID | sweep: got 3, expected a section
 sweep: {name: a/b};GRID | sweep.name: got 'a/b'
 sweep: {name: ..};GRID | sweep.name: got '..'
@@ -366,7 +367,7 @@ GRID;data: {name: synthetic};GRID | --config: | line 3 | grid is given twice
 grid: {rotation.weight: [0, 1] | --config: | not valid YAML
 - grid | --config: | holds list, expected sections
 grid: {rotation.weight: !!python/tuple [1]} | --config: | not valid YAML
-grid: {train.accumulate: [1, 3]} | train.batch_size: got 256, expected a multiple of
+train: {accumulate: 3};GRID | train.batch_size: got 256, expected a multiple of
 grid: {rotation.fraction: [0.001]} | rotation.fraction: got 0.001
 grid: {data.limit: [100]} | train.batch_size: got 256, expected at most the 100 training images
 grid: {data.name: [cifar10], data.root: [/nowhere]} | data.root: no data_batch_1 in /nowhere
@@ -429,6 +430,7 @@ BAD_FLAGS = """
 --method.name bjol | method.name: got 'bjol'
 --tracking.run_name a | tracking.run_name: a sweep's runs
 --tracking.uri ftp://x | tracking.uri: got 'ftp://x'
+--tracking.uri off | tracking.uri: got off, expected a store: a sweep's report is read from it
 --storage.path s3://x | storage.path: got 's3://x'
 --scaling.num_workers 3 | train.batch_size: got 256, expected a multiple of the 3 workers
 --print_config | print_config: no such field

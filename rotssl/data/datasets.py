@@ -41,6 +41,7 @@ class Splits:
     train: ImageSet
     validation: ImageSet | None
     classes: tuple[str, ...]
+    test: ImageSet | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """What a run measures on its encoder: features of all images, and the numbers on them."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from rotssl.evaluation.linear import linear_top1
 
 
 @torch.no_grad()
-def extract(
+def encode_share(
     encoder: nn.Module,
     data: ImageSet,
     augment: Augment,
@@ -21,7 +23,7 @@ def extract(
     layout: torch.memory_format,
     batch: int = 512,
 ) -> Tensor:
-    """Features (N, D) of all images, by the encoder in evaluation mode, in which it stays; every worker encodes its share.
+    """Features (ceil(N / workers), D) of this worker's share of the images; the encoder stays in evaluation mode.
 
     Args:
         encoder: (B, 3, S, S) -> (B, D).
@@ -39,31 +41,38 @@ def extract(
         images = torch.from_numpy(np.take(data.images, own[first : first + batch], axis=0))
         x = augment.evaluation(images.to(device)).contiguous(memory_format=layout)
         parts.append(encoder(x).float())
-    return distributed.gather(torch.cat(parts))[:count]
+    return torch.cat(parts)
 
 
-def measure(
+def extract(
+    encoder: nn.Module, data: ImageSet, augment: Augment, device: torch.device, layout: torch.memory_format
+) -> Tensor:
+    """Features (N, D) of all images; every worker encodes its share. Arguments as of ``encode_share``."""
+    return distributed.gather(encode_share(encoder, data, augment, device, layout))[: len(data)]
+
+
+def measures(
     bank: Tensor,
     bank_labels: Tensor,
     queries: Tensor,
     query_labels: Tensor,
     probe: bool,
     kind: torch.dtype = torch.float32,
-) -> dict[str, float]:
-    """The metrics of DESIGN's names: ``knn/top1``, ``feature/effective_rank``, and ``linear/top1`` where a probe is asked for.
+) -> dict[str, Callable[[], float]]:
+    """How to compute ``knn/top1``, ``feature/effective_rank``, and ``linear/top1`` with a probe.
 
     Args:
         bank: training features, (N, D).
         bank_labels: (N,) int64.
-        queries: validation features, (M, D).
+        queries: features to be classified, (M, D).
         query_labels: (M,) int64.
         probe: whether to train a linear probe.
         kind: in which kNN's cosines are computed.
     """
-    metrics = {
-        "knn/top1": knn_top1(bank, bank_labels, queries, query_labels, kind),
-        "feature/effective_rank": effective_rank(queries),
+    found: dict[str, Callable[[], float]] = {
+        "knn/top1": lambda: knn_top1(bank, bank_labels, queries, query_labels, kind),
+        "feature/effective_rank": lambda: effective_rank(queries),
     }
     if probe:
-        metrics["linear/top1"] = linear_top1(bank, bank_labels, queries, query_labels)
-    return metrics
+        found["linear/top1"] = lambda: linear_top1(bank, bank_labels, queries, query_labels)
+    return found

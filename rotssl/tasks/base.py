@@ -41,9 +41,10 @@ class Task(nn.Module, ABC):
 
     Args:
         config: the task's section of the configuration.
-        dim: dimension of the encoder's features.
+        dim: dimension of what its head sees, the encoder's features or the projector's output.
 
     Attributes:
+        on_projector: whether its head sees the output of the method's projector instead of the encoder's features.
         in_place: whether the method sees the transformed views too, in the one forward that both share. Otherwise the
             transformed views get a forward of their own, after the method's.
         teacher_too: in place, whether the teacher's views are the transformed ones.
@@ -52,6 +53,7 @@ class Task(nn.Module, ABC):
         crop: a view of each image that is made for this task alone; None: it works on the global views.
     """
 
+    on_projector: bool = False
     in_place: bool = False
     teacher_too: bool = False
     joint: bool = False
@@ -61,6 +63,12 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def __init__(self, config: Any, dim: int) -> None:
         super().__init__()
+        self.on_projector = self.sees_projector(config)
+
+    @classmethod
+    def sees_projector(cls, config: Any) -> bool:
+        """Whether a configuration puts the head on the projector's output; tasks without the field ``head_on`` don't."""
+        return getattr(config, "head_on", "encoder") == "projector"
 
     @abstractmethod
     def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
@@ -77,7 +85,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
-        """The unweighted loss from the encoder's features, one (n, D) a tensor; in place, of the student's global views."""
+        """The unweighted loss from what the head sees, one (n, dim) a tensor; in place, of the student's global views."""
 
     @abstractmethod
     def weight(self, progress: float) -> float:

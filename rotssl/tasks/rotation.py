@@ -53,7 +53,8 @@ def chosen(positions: Positions, fraction: float) -> npt.NDArray[np.bool_]:
 class Rotation(Task):
     """Four-way classification of the angle; see the section ``rotation`` of the configuration for its forms.
 
-    The head is that of the official code: Linear(D, hidden), BN, ReLU, Linear(hidden, 4). The loss is the *mean* over the
+    The head is that of the official code: Linear(dim, hidden), BN, ReLU, Linear(hidden, 4), on the encoder's features; the paper
+    puts it on the projector's output (eq. 1; ``head_on``). The loss is the *mean* over the
     rotated views; the official code sums its two, so its weight of 0.1 is 0.2 here.
     """
 

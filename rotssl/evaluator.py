@@ -1,0 +1,89 @@
+"""The evaluation of a run while it trains: what is measured when, and that it costs the run nothing if it fails."""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from rotssl import distributed
+from rotssl.config import Config
+from rotssl.data.augment import Augment
+from rotssl.data.datasets import Splits
+from rotssl.data.images import ImageSet
+from rotssl.evaluation.protocol import encode_share, measures
+from rotssl.runtime import RunFailed, Runtime
+
+log = logging.getLogger(__name__)
+
+
+class Evaluator:
+    """Measures a run's encoder on validation, or, where all images train, once in the end on test.
+
+    Args:
+        config: resolved.
+        splits: the images.
+        augment: for its normalisation.
+        layout: memory format of the images.
+        runtime: who runs this.
+    """
+
+    def __init__(
+        self, config: Config, splits: Splits, augment: Augment, layout: torch.memory_format, runtime: Runtime
+    ) -> None:
+        self.config, self.splits, self.augment, self.layout, self.runtime = config, splits, augment, layout, runtime
+        self.prefix = "" if splits.test is None else "test/"
+
+    def wanted(self, epoch: int) -> set[str]:
+        """Names of the accuracies that are due after an epoch (0-based)."""
+        every, last = self.config.evaluation.knn_every, epoch + 1 == self.config.train.epochs
+        names = {f"{self.prefix}knn/top1"} | ({f"{self.prefix}linear/top1"} if self._probes(epoch) else set())
+        if self.splits.test is not None:
+            return names if last else set()
+        due = every > 0 and ((epoch + 1) % every == 0 or last)
+        return names if due and self.splits.validation is not None else set()
+
+    def _probes(self, epoch: int) -> bool:
+        return self.config.evaluation.linear and epoch + 1 == self.config.train.epochs
+
+    def evaluate(self, encoder: nn.Module, epoch: int) -> dict[str, float]:
+        """The measures after an epoch (0-based), on rank 0; every worker calls it.
+
+        What fails, mostly for want of memory, is left out with a warning: what was trained is worth more.
+
+        Raises:
+            RunFailed: features are not finite.
+        """
+        queries = self.splits.test or self.splits.validation
+        assert queries is not None
+        sets, device, shares, reason = (self.splits.train, queries), self.runtime.device, list[Tensor](), ""
+        try:
+            shares = [encode_share(encoder, part, self.augment, device, self.layout) for part in sets]
+        except Exception as error:  # whatever it is: see above
+            reason = self._in_a_line(error)
+        # All workers leave it where one does: the others would wait for its share.
+        if reason := distributed.first_text(reason, device):
+            if self.runtime.rank == 0:
+                log.warning("epoch %d could not be evaluated (%s); the run goes on", epoch + 1, reason)
+            return {}
+        features = [distributed.gather(share)[: len(part)] for share, part in zip(shares, sets, strict=True)]
+        if not all(bool(torch.isfinite(part).all()) for part in features):
+            raise RunFailed(f"the encoder's features are no longer finite (optim.lr {self.config.optim.lr:g})")
+        return self._measure(features, sets, self._probes(epoch)) if self.runtime.rank == 0 else {}
+
+    def _measure(self, features: list[Tensor], sets: tuple[ImageSet, ImageSet], probe: bool) -> dict[str, float]:
+        labels = [torch.from_numpy(part.labels).to(self.runtime.device) for part in sets]
+        kind = torch.bfloat16 if self.config.evaluation.knn_bf16 else torch.float32
+        found: dict[str, float] = {}
+        for name, compute in measures(features[0], labels[0], features[1], labels[1], probe, kind).items():
+            try:
+                found[self.prefix + name] = compute()
+            except Exception as error:  # as above
+                why = self._in_a_line(error)
+                log.warning("%s could not be measured (%s); the run goes on", self.prefix + name, why)
+        return found
+
+    def _in_a_line(self, error: Exception) -> str:
+        """Of an error; what it left of a GPU's memory is given back."""
+        if self.runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -1,0 +1,57 @@
+"""Devices that are not here: one with little memory, and a look at what would make the host wait."""
+
+import weakref
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class SmallMemory(TorchDispatchMode):
+    """Within the context tensors hold at most so many bytes; what comes on top is out of memory, as on a GPU of that size.
+
+    Attributes:
+        held: bytes at present.
+        peak: the most so far.
+    """
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.most, self.held, self.peak, self.known = most, 0, 0, weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(found):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
+                self._count(tensor.untyped_storage())
+        return found
+
+    def _count(self, storage) -> None:
+        if storage in self.known:
+            return
+        size = storage.nbytes()
+        self.known[storage] = size
+        self.held += size
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(storage, self._free, size)
+        if self.held > self.most:
+            raise torch.OutOfMemoryError(f"out of memory. Tried to allocate {size} bytes of {self.most:g}")
+
+    def _free(self, size: int) -> None:
+        self.held -= size
+
+
+class Waits(TorchDispatchMode):
+    """Within the context the operations are noted for which the host would wait, were the tensors on a GPU."""
+
+    NAMES = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.NAMES:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
