@@ -9,6 +9,7 @@ from typing import Literal
 from rotssl.fields import opt
 
 Auto = Literal["auto"]
+OFF = "off"  # tracking.uri of a run without MLflow; none is the default, as for all fields
 WITHOUT_ROOT = ("fashion-mnist-sample", "synthetic")  # data sets that come with the package
 DOWNLOADED = ("fashion-mnist", "cifar10", "cifar100")  # by torchvision, where that is asked for
 # Side of the pictures in pixels, of the sets where it is known beforehand.
@@ -246,7 +247,11 @@ class EvaluationConfig:
 class TrackingConfig:
     """MLflow."""
 
-    uri: str | None = opt(None, "MLflow tracking URI; default: an sqlite file below storage.path.")
+    uri: Literal["off"] | str | None = opt(
+        None,
+        "MLflow tracking URI; off (in YAML in quotes): no MLflow, curves in metrics.jsonl only; default: an sqlite file below "
+        "storage.path.",
+    )
     experiment: str = opt("rotssl", "MLflow experiment, and folder below storage.path.")
     run_name: str | None = opt(None, "Name of the run; default: method-data-hash of the configuration.")
 

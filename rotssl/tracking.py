@@ -2,7 +2,8 @@
 
 The journal on disk holds the truth; a Tracker brings MLflow up to it. Metrics in MLflow are append-only, so what it already has
 is asked for before anything is sent: each epoch arrives once, however often a run is started again. A tracking server that is
-down costs a warning, never the run: the next epoch, or the next start, sends what is missing.
+down costs a warning, never the run: the next epoch, or the next start, sends what is missing. Where tracking.uri is off, nothing
+imports MLflow, and a start that has a store sends everything.
 """
 
 import logging
@@ -15,9 +16,10 @@ from types import TracebackType
 from typing import Any
 
 from rotssl import journal
-from rotssl.config import default_storage
+from rotssl.config import Config, default_storage
 from rotssl.fields import ConfigError
 from rotssl.journal import Points
+from rotssl.sections import OFF
 
 log = logging.getLogger(__name__)
 PARENT = "mlflow.parentRunId"
@@ -39,9 +41,16 @@ def default_uri(storage: str) -> str:
 
 
 def asked_uri(given: str | None) -> str:
-    """The store that a flag names, or else MLFLOW_TRACKING_URI, or else the sqlite file of the default storage."""
+    """The store that a flag names, or else MLFLOW_TRACKING_URI, or else the sqlite file of the default storage.
+
+    Raises:
+        ConfigError: off, where there is nothing to read.
+    """
     storage = os.path.abspath(os.path.expanduser(default_storage()))
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage)
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage)
+    if uri == OFF:
+        raise ConfigError("--uri: got off, expected a store to read from: sqlite:///FILE or http(s)://HOST:PORT")
+    return uri
 
 
 def check_uri(uri: str) -> None:
@@ -50,7 +59,7 @@ def check_uri(uri: str) -> None:
     Raises:
         ConfigError: a scheme that isn't sqlite or http(s), or an sqlite file in a folder that can't be written.
     """
-    if uri.startswith(("http://", "https://")):
+    if uri == OFF or uri.startswith(("http://", "https://")):
         return
     if not uri.startswith("sqlite:///") or len(uri) == len("sqlite:///"):
         raise ConfigError(f"tracking.uri: got {uri!r}, expected sqlite:///FILE or http(s)://HOST:PORT")
@@ -58,6 +67,23 @@ def check_uri(uri: str) -> None:
     target = file if file.exists() else file.absolute().parent
     if file.is_dir() or not target.exists() or not os.access(target, os.W_OK):
         raise ConfigError(f"tracking.uri: {file} is not a file that can be written")
+
+
+def store_of(config: Config) -> str:
+    """The tracking store of a resolved configuration, or OFF."""
+    return config.tracking.uri or default_uri(str(config.storage.path))
+
+
+def check_store(uri: str, nodes: int) -> None:
+    """Refuse a file as the store of several machines.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if uri.startswith("sqlite") and nodes > 1:
+        raise ConfigError(
+            f"tracking.uri: got {uri!r}, expected http(s)://HOST:PORT: sqlite is for one machine, the cluster has {nodes}"
+        )
 
 
 def reachable(uri: str) -> str:

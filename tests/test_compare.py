@@ -300,6 +300,7 @@ def job(*arguments, cwd, **env):
         ("--experiment x --exp y", "--exp"),
         ("--experiment x", "results/mlflow.db"),
         ("--experiment x --uri ftp://x", "ftp://x"),
+        ("--experiment x --uri off", "--uri: got off"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(tmp_path, arguments, named):

@@ -141,6 +141,18 @@ def test_a_store_that_is_away_when_a_trial_starts_costs_nothing(sweep, monkeypat
     assert logged.data.tags["mlflow.parentRunId"] == sweep[2].run_id
 
 
+def test_a_trial_that_went_on_without_mlflow_is_sent_to_its_run(sweep):
+    trial = sweep[3][0]
+    with pytest.raises(SystemExit):
+        run(sweep, 0, stop_at=1)
+    (before,) = runs(sweep).values()
+    assert launch.pretrain(cfg.replace(trial.config, {"tracking.uri": "off"})) == 0
+    assert trial.record().uri == "off" and ablation._publish(*sweep)
+    (after,) = runs(sweep).values()
+    assert after.info.run_id == before.info.run_id and after.info.status == "FINISHED"
+    assert (before.data.metrics["cost/epochs"], after.data.metrics["cost/epochs"]) == (1, 2)
+
+
 def test_runs_that_mlflow_lost_are_sent_again(sweep, capsys):
     for index in range(2):
         assert run(sweep, index, on_disk=index == 1)[0] == [1, 2]
