@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # with them come numpy, scipy and matplotlib, which a wrong f
     from rotssl.reporting.page import Picture
     from rotssl.reporting.sheets import Sheet
 
-METRICS = ("knn/top1", "linear/top1")
+METRICS = ("knn/top1", "linear/top1", "test/knn/top1", "test/linear/top1")
 _READ = (*METRICS, "feature/std", "cost/epochs", "cost/flops", "cost/device_seconds")
 
 

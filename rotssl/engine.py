@@ -19,7 +19,7 @@ from rotssl.averages import Averages
 from rotssl.config import Config
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits, normalization
-from rotssl.evaluation import KNN_K
+from rotssl.evaluation import KNN_K, KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.evaluator import Evaluator
 from rotssl.flops import count_ends
 from rotssl.hardware import (
@@ -92,7 +92,11 @@ class Trainer:
     def facts(self) -> dict[str, str]:
         """What the configuration left open, for the tags of the run."""
         bank = len(self.splits.train.images)
-        return {"precision": self.precision, "device": self.runtime.device.type, "knn_k": str(min(KNN_K, bank))}
+        found = {"precision": self.precision, "device": self.runtime.device.type, "knn_k": str(min(KNN_K, bank))}
+        if self.splits.test is not None:
+            protocols = {"knn_protocol": KNN_PROTOCOL, "linear_protocol": LINEAR_PROTOCOL}
+            found |= {name: text.replace("queries validation", "queries test") for name, text in protocols.items()}
+        return found
 
     # --- state -------------------------------------------------------------------------------------------------------------
 
@@ -162,7 +166,7 @@ class Trainer:
         if done:
             self.runtime.progress({"note": f"going on after epoch {done}"})
         bank = len(self.splits.train.images)
-        if self.splits.validation is not None and bank < KNN_K:
+        if self.evaluator.queries is not None and bank < KNN_K:
             self.runtime.progress({"note": f"kNN with k={bank} in place of {KNN_K}: there are no more training images"})
         if self.precision == "bf16" and self.runtime.device.type == "cpu" and emulates_bf16():
             note = "train.precision bf16: this processor has no instructions for it; fp32 is many times as fast here"

@@ -32,15 +32,15 @@ class Evaluator:
     ) -> None:
         self.config, self.splits, self.augment, self.layout, self.runtime = config, splits, augment, layout, runtime
         self.prefix = "" if splits.test is None else "test/"
+        self.queries = splits.test or splits.validation  # None where there is nothing to evaluate by
 
     def wanted(self, epoch: int) -> set[str]:
         """Names of the accuracies that are due after an epoch (0-based)."""
         every, last = self.config.evaluation.knn_every, epoch + 1 == self.config.train.epochs
         names = {f"{self.prefix}knn/top1"} | ({f"{self.prefix}linear/top1"} if self._probes(epoch) else set())
-        if self.splits.test is not None:
-            return names if last else set()
-        due = every > 0 and ((epoch + 1) % every == 0 or last)
-        return names if due and self.splits.validation is not None else set()
+        between = self.splits.test is None  # which is read once
+        due = every > 0 and (last or (between and (epoch + 1) % every == 0))
+        return names if due and self.queries is not None else set()
 
     def _probes(self, epoch: int) -> bool:
         return self.config.evaluation.linear and epoch + 1 == self.config.train.epochs
@@ -53,9 +53,9 @@ class Evaluator:
         Raises:
             RunFailed: features are not finite.
         """
-        queries = self.splits.test or self.splits.validation
-        assert queries is not None
-        sets, device, shares, reason = (self.splits.train, queries), self.runtime.device, list[Tensor](), ""
+        assert self.queries is not None
+        sets, device = (self.splits.train, self.queries), self.runtime.device
+        shares, reason = list[Tensor](), ""
         try:
             shares = [encode_share(encoder, part, self.augment, device, self.layout) for part in sets]
         except Exception as error:  # whatever it is: see above

@@ -343,7 +343,10 @@ def _plot(config: Config) -> None:
     from rotssl.reporting.pictures import save_convergence
 
     folder = config.run_dir
-    save_convergence({str(config.tracking.run_name): journal.read(folder)}, folder / "convergence.png")
+    points = journal.read(folder)
+    # Without validation there is one accuracy, in the end.
+    metric = "knn/top1" if any("knn/top1" in point for point in points.values()) else "loss/total"
+    save_convergence({str(config.tracking.run_name): points}, folder / "convergence.png", metric)
 
 
 def report(config: Config, record: Record) -> None:

@@ -210,7 +210,7 @@ class TrainConfig:
     channels_last: bool = opt(True, "Memory layout of images; convolutions are faster with it, on CPUs too.")
     stop_after: int | None = opt(None, "Stop after this epoch as if interrupted; not part of the run's identity.", ge=1)
     on_nan: Literal["fail", "skip"] = opt(
-        "fail", "Non-finite loss: end the run as failed, or skip such steps (one host synchronisation a step)."
+        "fail", "A gradient that is not finite: end the run as failed, or skip such steps, which then change nothing."
     )
 
 

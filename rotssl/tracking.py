@@ -234,25 +234,26 @@ class Tracker:
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
-        self._known: set[int] | None = None
+        self._known: dict[str, set[int]] | None = None  # the epochs of each metric
         self._client: Any = None
 
     def sync(self, points: Points) -> bool:
-        """Send the epochs that MLflow doesn't have yet; returns whether it has all of them now."""
+        """Send what MLflow doesn't have yet; returns whether it has all of it now."""
         try:
             self._client = self._client or client_of(self.uri)
             from mlflow.entities import Metric
 
             if self._known is None:
-                self._known = {m.step for m in self._client.get_metric_history(self.run_id, "cost/epochs")}
-            missing = sorted(set(points) - self._known)
+                self._known = self._sent()
             now = int(time.time() * 1000)
-            for epoch in missing:
-                # One transaction an epoch: it arrives whole or not at all.
-                self._client.log_batch(
-                    self.run_id, metrics=[Metric(k, v, now, epoch) for k, v in points[epoch].items()]
-                )
-                self._known.add(epoch)
+            for epoch, point in sorted(points.items()):
+                missing = [key for key in point if epoch not in self._known.get(key, ())]
+                if missing:
+                    # One transaction: the epoch arrives whole or not at all, but for what could be measured only later.
+                    metrics = [Metric(key, point[key], now, epoch) for key in missing]
+                    self._client.log_batch(self.run_id, metrics=metrics)
+                    for key in missing:
+                        self._known.setdefault(key, set()).add(epoch)
         except Exception as error:  # whatever the store or the network raises, training goes on
             log.warning(
                 "MLflow could not be updated (%s); the journal has every point, the next epoch sends it", short(error)
@@ -260,6 +261,11 @@ class Tracker:
             self._known = None
             return False
         return True
+
+    def _sent(self) -> dict[str, set[int]]:
+        """The epochs that MLflow has of each metric, as an earlier start may have sent some."""
+        keys = self._client.get_run(self.run_id).data.metrics
+        return {key: {m.step for m in self._client.get_metric_history(self.run_id, key)} for key in keys}
 
     def finish(self, status: str, reason: str, files: list[Path]) -> bool:
         """Log the files as artifacts and close the run; returns whether that worked.

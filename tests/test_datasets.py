@@ -130,6 +130,51 @@ def test_every_layout_of_classes(tmp_path, splits):
     assert np.array_equal(less.validation.images, got.validation.images)
 
 
+def test_without_a_holdout_all_images_train_and_test_is_read_where_there_is_no_validation(tmp_path):
+    folder(tmp_path, "train", "test", each=10)
+    got, info = datasets.load(config(tmp_path), 0), datasets.inspect(config(tmp_path), 0)
+    assert (len(got.train), got.validation, len(got.test)) == (20, None, 20)
+    assert info == datasets.DataInfo(20, 16, True, (40, 3, 16, 16))
+    ours = datasets.load_test(config(tmp_path))
+    assert np.array_equal(got.test.images, ours.images) and np.array_equal(got.test.labels, ours.labels)
+    assert not rows(got.train.images) & rows(got.test.images)
+    disk = config(tmp_path, store="disk", cache=str(tmp_path / "cache"))
+    assert "here they are not yet" in datasets.place(disk, 0, info, here=True)
+    mapped = datasets.load(disk, 0)
+    assert isinstance(mapped.test.images, np.memmap) and np.array_equal(mapped.test.images, got.test.images)
+    assert "here they are already" in datasets.place(disk, 0, info, here=True)
+    # A holdout reads no test, and where there is validation nothing is held out anyway.
+    assert datasets.load(config(tmp_path), 0.2).test is None
+    folder(tmp_path, "val", each=3)
+    got, info = datasets.load(config(tmp_path), 0), datasets.inspect(config(tmp_path), 0)
+    assert (len(got.train), len(got.validation), got.test) == (20, 6, None)
+    assert info == datasets.DataInfo(20, 16, True, (26, 3, 16, 16))
+
+
+@pytest.mark.parametrize("splits", [(), ("train",)])
+def test_without_holdout_validation_and_test_there_is_nothing_to_measure_by(tmp_path, splits):
+    folder(tmp_path, *splits, each=4)
+    with pytest.raises(
+        ConfigError, match=r"^evaluation\.holdout: got 0, expected more, as imagefolder in .* has no labelled"
+    ):
+        datasets.inspect(config(tmp_path), 0)
+
+
+def test_torchvision_sets_train_on_all_their_images_without_a_holdout(shared_data):
+    fashion = DataConfig(name="fashion-mnist", root=str(shared_data))
+    info, got = datasets.inspect(fashion, 0), datasets.load(fashion, 0)
+    assert info == datasets.DataInfo(60000, 28, True, (70000, 1, 28, 28))
+    assert (len(got.train), got.validation, len(got.test)) == (60000, None, 10000)
+
+
+def test_torchvision_sets_need_their_test_files_without_a_holdout(tmp_path):
+    (tmp_path / "cifar-100-python").mkdir()
+    (tmp_path / "cifar-100-python" / "train").touch()
+    assert datasets.inspect(DataConfig(name="cifar100", root=str(tmp_path)), 0.1).train_size == 45000
+    with pytest.raises(ConfigError, match=r"^data\.root: no test in .*cifar-100-python"):
+        datasets.inspect(DataConfig(name="cifar100", root=str(tmp_path)), 0)
+
+
 def test_a_folder_without_classes_is_unlabelled(tmp_path):
     for i in range(7):
         draw(tmp_path / f"{i}.png")

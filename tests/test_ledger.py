@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from rotssl import checkpoint, journal
+from rotssl import checkpoint, journal, tracking
 from rotssl.ledger import Ledger
 from rotssl.runtime import LocalRuntime
 from rotssl.tracking import Follower
@@ -258,3 +258,17 @@ def test_a_store_that_hangs_holds_up_nothing_and_gets_the_rest_later(tmp_path):
         follower.handle({"epoch": 2, "metrics": {}})
         follower.handle({"note": "going on"})
     assert store.seen == [[1], [1, 2, 3]]
+
+
+def test_what_is_measured_later_reaches_mlflow_and_nothing_twice(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    run_id = tracking.open_run(uri, "experiment", "run", None, {}, {}, tmp_path / "artifacts")
+    trained = {"cost/epochs": 1.0, "loss/total": 2.0}
+    assert tracking.Tracker(uri, run_id).sync({1: trained})
+    points = {1: trained | {"knn/top1": 0.5}, 2: {"cost/epochs": 2.0, "loss/total": 1.0, "knn/top1": 0.6}}
+    later = tracking.Tracker(uri, run_id)  # of the next start
+    assert later.sync({1: points[1]}) and later.sync(points) and tracking.Tracker(uri, run_id).sync(points)
+    client = tracking.client_of(uri)
+    for key in points[2]:
+        history = [(point.step, point.value) for point in client.get_metric_history(run_id, key)]
+        assert sorted(history) == [(1, points[1][key]), (2, points[2][key])], key

@@ -36,7 +36,10 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run reads: train, and validation where there are labels. Test is read by evaluation jobs alone."""
+    """What a run reads: train, and validation where there are labels.
+
+    ``test`` is read by evaluation jobs alone, but for a run that holds nothing out: then it stands in for validation.
+    """
 
     train: ImageSet
     validation: ImageSet | None
@@ -46,7 +49,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What is known before anything is loaded; ``shape`` (N, C, H, W) is that of all images of a run, with validation."""
+    """What is known before anything is loaded; ``shape`` (N, C, H, W) is that of all images that a run reads."""
 
     train_size: int
     image_size: int
@@ -116,16 +119,19 @@ def _synthetic(count: int = 1024, side: int = 32, classes: int = 4) -> tuple[dic
     return splits, tuple(f"wedge {i}" for i in range(classes))
 
 
+# Folder, files of train and of test, number of training images, side.
 _TORCHVISION_FILES = {
     "fashion-mnist": (
         "FashionMNIST/raw",
         [f"train-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")],
+        [f"t10k-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")],
         60000,
         28,
     ),
-    "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], 50000, 32),
-    "cifar100": ("cifar-100-python", ["train"], 50000, 32),
+    "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], 50000, 32),
+    "cifar100": ("cifar-100-python", ["train"], ["test"], 50000, 32),
 }
+TORCHVISION_TEST = 10_000  # images, in each of them
 
 
 def inspect(config: DataConfig, holdout: float) -> DataInfo:
@@ -133,16 +139,19 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
 
     Args:
         config: the data section.
-        holdout: share of train that becomes validation where the set has none.
+        holdout: share of train that becomes validation where the set has none; 0: test takes its place.
 
     Raises:
-        ConfigError: missing or empty folders, one of the 64 probed files can't be decoded.
+        ConfigError: missing or empty folders, one of the 64 probed files can't be decoded, neither validation nor test with a
+            holdout of 0.
     """
     if config.name in FOLDERS:
         splits, classes = FOLDERS[config.name](os.path.expanduser(str(config.root)))
         native = folders.probe(splits)
         size, held = len(splits["train"].files), 0
-        if "validation" not in splits and classes:
+        if "validation" not in splits and classes and holdout == 0:
+            held = len(_test_files(config, "evaluation.holdout: got 0, expected more, as"))
+        elif "validation" not in splits and classes:
             held = round(size * holdout)
             if held < 1:
                 raise ConfigError(f"evaluation.holdout: got {holdout}, which is no image of {size}")
@@ -153,7 +162,8 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
         views = side if config.image_size == "auto" else config.image_size
         stored = folders.stored_shape(0, native, views)[1:]
     elif config.name in _TORCHVISION_FILES:
-        folder, needed, total, side = _TORCHVISION_FILES[config.name]
+        folder, needed, tested, total, side = _TORCHVISION_FILES[config.name]
+        needed = needed if holdout > 0 else [*needed, *tested]
         path = Path(os.path.expanduser(config.root or "")) / folder
         missing = [name for name in needed if not (path / name).is_file()]
         if missing and not config.download:
@@ -162,6 +172,7 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
             )
         validation, labelled = round(total * holdout), True
         size, stored = total - validation, (1 if side == 28 else 3, side, side)
+        validation = validation or TORCHVISION_TEST
     else:
         sample, labelled = config.name == "fashion-mnist-sample", True
         size, validation, side = (5000, 1000, 28) if sample else (1024, 256, 32)
@@ -190,11 +201,12 @@ def place(config: DataConfig, holdout: float, info: DataInfo, here: bool) -> str
         return f"{line}, in memory, one copy a node"
     cache = store.folder(config.cache)
     line += f", on disk in {cache} of each node"
-    parts, native, _ = _files(config, holdout)
-    name = store.checksum(parts, native, int(config.image_size))
-    if store.find(cache, name) is not None:
+    parts, native, classes = _files(config, holdout)
+    files = [parts, [_test_files(config)]] if _reads_test(parts, classes, holdout) else [parts]
+    names = [store.checksum(file, native, int(config.image_size)) for file in files]
+    if all(store.find(cache, name) is not None for name in names):
         return f"{line}; here they are already"
-    reason = store.missing(cache, name, info.bytes)
+    reason = store.missing(cache, names[0], info.bytes)
     if reason and here:
         raise ConfigError(reason)
     return f"{line}; here they are not yet" + (f" ({reason})" if reason else "")
@@ -205,7 +217,8 @@ def load(config: DataConfig, holdout: float, say: Callable[[str], None] = lambda
 
     Args:
         config: the data section, with ``image_size`` resolved.
-        holdout: share of train that becomes validation where the set has none (class-balanced, fixed seed).
+        holdout: share of train that becomes validation where the set has none (class-balanced, fixed seed); 0: test is read in
+            its place.
         say: takes a line when there is something to wait for.
 
     Raises:
@@ -214,12 +227,15 @@ def load(config: DataConfig, holdout: float, say: Callable[[str], None] = lambda
     if config.name in FOLDERS:
         parts, native, classes = _files(config, holdout)
         sets = _read(config, parts, native, say)
-        return Splits(sets[0], sets[1] if len(sets) > 1 else None, classes)
+        test = _read(config, [_test_files(config)], native, say)[0] if _reads_test(parts, classes, holdout) else None
+        return Splits(sets[0], sets[1] if len(sets) > 1 else None, classes, test)
     if config.name in _TORCHVISION_FILES:
         splits, classes = _torchvision(config)
+        splits |= _torchvision(config, "test")[0] if holdout == 0 else {}
     else:
         splits, classes = _sample() if config.name == "fashion-mnist-sample" else _synthetic()
-    return Splits(*_divide(splits["train"], splits.get("validation"), config.limit, holdout), classes)
+    train, validation = _divide(splits["train"], splits.get("validation"), config.limit, holdout)
+    return Splits(train, validation, classes, splits["test"] if validation is None else None)
 
 
 def where(config: DataConfig, size: int) -> str:
@@ -254,27 +270,37 @@ def load_test(config: DataConfig) -> ImageSet:
         ConfigError: there is none.
         DataError: a file that can't be read, by name.
     """
-    test: ImageSet | None = None
-    if config.name == "imagefolder":
-        root = os.path.expanduser(str(config.root))
-        found, classes = folders.scan(root)
-        folder = folders.scan_test(root, classes)
-        if folder is not None:
-            (test,) = _read(config, [folder], folders.probe(found))
-    elif config.name in _TORCHVISION_FILES:
-        test = _torchvision(config, "test")[0]["test"]
-    elif config.name not in FOLDERS:
-        test = (_sample() if config.name == "fashion-mnist-sample" else _synthetic())[0]["test"]
-    if test is None:
-        raise ConfigError(f"data.name: {config.name} in {config.root} has no labelled test split")
-    return test
+    if config.name in FOLDERS:
+        folder = _test_files(config)
+        return _read(config, [folder], folders.probe(FOLDERS[config.name](os.path.expanduser(str(config.root)))[0]))[0]
+    if config.name in _TORCHVISION_FILES:
+        return _torchvision(config, "test")[0]["test"]
+    return (_sample() if config.name == "fashion-mnist-sample" else _synthetic())[0]["test"]
+
+
+def _test_files(config: DataConfig, why: str = "data.name:") -> Folder:
+    """The labelled test split of a set that is files in folders.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    root = os.path.expanduser(str(config.root))
+    found = folders.scan_test(root, folders.scan(root)[1]) if config.name == "imagefolder" else None
+    if found is None:
+        raise ConfigError(f"{why} {config.name} in {config.root} has no labelled test split")
+    return found
+
+
+def _reads_test(parts: Sequence[Folder], classes: Sequence[str], holdout: float) -> bool:
+    """Whether a run reads test: where it has labels, no validation, and holds nothing out."""
+    return holdout == 0 and len(parts) == 1 and bool(classes)
 
 
 def _divide(train: Part, validation: Part | None, limit: int | None, holdout: float) -> tuple[Part, Part | None]:
     """Hold validation out of train where there is none, then limit train."""
     size = len(train)
     everything = np.arange(size)
-    if validation is None and train.labels is not None:
+    if validation is None and train.labels is not None and holdout > 0:
         held = choose(train.labels, size, round(size * holdout))
         validation, train = train.take(held), train.take(np.setdiff1d(everything, held))
         size -= len(held)

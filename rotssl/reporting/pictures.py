@@ -54,7 +54,7 @@ def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "kn
     Args:
         curves: label -> points of the run's journal.
         path: of the PNG.
-        metric: what to draw; accuracies are drawn in percent.
+        metric: what to draw; accuracies, whose names end with top1, are drawn in percent.
         title: above both panels.
     """
     import matplotlib
@@ -62,6 +62,7 @@ def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "kn
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
+    factor = 100 if metric.endswith("top1") else 1
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for panel, key, label in zip(
         panels, ("cost/epochs", "cost/train_seconds"), ("epoch", "training time, s"), strict=True
@@ -69,7 +70,7 @@ def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "kn
         for name, points in curves.items():
             chosen: list[dict[str, Any]] = [point for point in points.values() if metric in point]
             panel.plot(
-                [p[key] for p in chosen], [100 * p[metric] for p in chosen], marker="o", markersize=3.5, label=name
+                [p[key] for p in chosen], [factor * p[metric] for p in chosen], marker="o", markersize=3.5, label=name
             )
         panel.set_xlabel(label)
         panel.grid(alpha=0.25)

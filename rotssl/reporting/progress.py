@@ -17,8 +17,9 @@ def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], left: float) 
     ]
     for task in (key.removesuffix("/accuracy") for key in metrics if key.endswith("/accuracy")):
         parts.append(f"{task} {metrics[f'loss/{task}']:.3f} (accuracy {metrics[f'{task}/accuracy']:.1%})")
-    if "knn/top1" in metrics:
-        parts.append(f"kNN {metrics['knn/top1']:.1%}")
+    for key, name in (("knn/top1", "kNN"), ("test/knn/top1", "kNN on test")):
+        if key in metrics:
+            parts.append(f"{name} {metrics[key]:.1%}")
     parts.append(f"{metrics['throughput/images_per_second']:.0f} images/s")
     minutes, seconds = divmod(round(left), 60)
     parts.append(f"{minutes}:{seconds:02d} left")

@@ -8,7 +8,12 @@ from rotssl.reporting.comparison import COSTS, Comparison, Final, Fit, Reach, Ro
 from rotssl.reporting.convergence import Estimate
 
 COST_NAMES = {"epochs": "epochs", "flops": "FLOPs", "device_seconds": "device time"}
-METRIC_NAMES = {"knn/top1": "kNN top-1", "linear/top1": "linear probe top-1"}
+METRIC_NAMES = {
+    "knn/top1": "kNN top-1",
+    "linear/top1": "linear probe top-1",
+    "test/knn/top1": "kNN top-1 on test",
+    "test/linear/top1": "linear probe top-1 on test",
+}
 
 _AT_MOST = "\u2264"  # before a cost that is an upper bound
 SHARED_MACHINE = (

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # with it come numpy and scipy
 _ROWS = (
     ("kNN top-1 on {split}", "knn/top1", "{:.1%}"),
     ("linear probe top-1 on {split}", "linear/top1", "{:.1%}"),
+    ("kNN top-1 on test", "test/knn/top1", "{:.1%}"),
+    ("linear probe top-1 on test", "test/linear/top1", "{:.1%}"),
     ("loss, method", "loss/ssl", "{:.4f}"),
     ("loss, rotation", "loss/rotation", "{:.4f}"),
     ("rotation accuracy (training views)", "rotation/accuracy", "{:.1%}"),
