@@ -131,6 +131,7 @@ def test_every_layout_of_classes(tmp_path, splits):
 
 
 def test_without_a_holdout_all_images_train_and_test_is_read_where_there_is_no_validation(tmp_path):
+    cache, tmp_path = tmp_path / "cache", tmp_path / "images"
     folder(tmp_path, "train", "test", each=10)
     got, info = datasets.load(config(tmp_path), 0), datasets.inspect(config(tmp_path), 0)
     assert (len(got.train), got.validation, len(got.test)) == (20, None, 20)
@@ -138,7 +139,7 @@ def test_without_a_holdout_all_images_train_and_test_is_read_where_there_is_no_v
     ours = datasets.load_test(config(tmp_path))
     assert np.array_equal(got.test.images, ours.images) and np.array_equal(got.test.labels, ours.labels)
     assert not rows(got.train.images) & rows(got.test.images)
-    disk = config(tmp_path, store="disk", cache=str(tmp_path / "cache"))
+    disk = config(tmp_path, store="disk", cache=str(cache))
     assert "here they are not yet" in datasets.place(disk, 0, info, here=True)
     mapped = datasets.load(disk, 0)
     assert isinstance(mapped.test.images, np.memmap) and np.array_equal(mapped.test.images, got.test.images)
