@@ -107,7 +107,10 @@ def shown(values: Sequence[float], form: str = ".2f") -> str:
 def commit() -> str:
     """The commit of this checkout."""
     command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip() or "unknown"
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip() or "unknown"
+    except OSError:  # a machine without git
+        return "unknown"
 
 
 def machine(device: str = "cpu") -> str:

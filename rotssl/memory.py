@@ -1,9 +1,8 @@
 """Memory of this machine and of a process, in bytes, and who keeps what is freed."""
 
 import ctypes
+import os
 from pathlib import Path
-
-import psutil
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
@@ -11,7 +10,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 
 def total() -> int:
     """Memory of this machine, or of the container that this process is in."""
-    sizes = [int(psutil.virtual_memory().total)]
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in map(Path, _LIMITS):
         text = path.read_text().strip() if path.exists() else "max"
         sizes += [int(text)] if text.isdecimal() else []
@@ -33,6 +32,8 @@ def parts(pid: int | None = None) -> dict[str, int]:
         found = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.startswith("Pss_")}
         return {kind: found[f"Pss_{kind.capitalize()}"] for kind in ("anon", "shmem", "file")}
     except (OSError, KeyError):
+        import psutil  # which a machine may lack that needs it for nothing else
+
         return {"anon": int(psutil.Process(pid).memory_full_info().uss), "shmem": 0, "file": 0}
 
 

@@ -1,0 +1,283 @@
+"""How fast the device trains: bare loops, rotssl and lightly in turn, and where a step's time goes."""
+
+import argparse
+import copy
+import os
+import statistics
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import contenders
+import torch
+from gpu_cell import Cell
+from gpu_trace import draw, summary
+from torch import nn
+from torch.nn import functional as F
+
+Run = Callable[[int], None]  # does so many steps, and does not wait for them
+
+
+class Bare:
+    """The least that a step of BYOL needs, on views that lie ready in memory.
+
+    Args:
+        cell: for the device.
+        encoder: name of the network.
+        batch: images a step.
+        captured: whether the networks are compiled, and on a GPU the whole step is one CUDA graph.
+    """
+
+    def __init__(self, cell: Cell, encoder: str, batch: int, captured: bool) -> None:
+        from rotssl.models.encoders import build_encoder
+        from rotssl.models.heads import mlp
+
+        device, layout = cell.device, torch.channels_last
+        net, dim = build_encoder(encoder, "cifar" if encoder.startswith("resnet") else "imagenet", 32)
+        hidden, out = contenders.HEADS
+        self.student = nn.Sequential(net, mlp([dim, hidden, out])).to(device, memory_format=layout)
+        self.predictor = mlp([out, hidden, out]).to(device)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        weights = [*self.student.parameters(), *self.predictor.parameters()]
+        self.optimizer = torch.optim.SGD(weights, lr=contenders.RATE, momentum=0.9, weight_decay=1e-4, fused=True)
+        self.views = [torch.randn(batch, 3, 32, 32, device=device).contiguous(memory_format=layout) for _ in range(2)]
+        self.kind, self.half = device.type, cell.cuda
+        self.ours: list[torch.Tensor] = [*self.student.parameters()]
+        self.theirs: list[torch.Tensor] = [*self.teacher.parameters()]
+        self.loss = torch.compile(self._loss) if captured else self._loss
+        self.step: Callable[[], None] = self._step
+        if captured and cell.cuda:
+            self.step = self._capture()
+
+    def _loss(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        # The cache of casts would be made inside of one graph and read outside of it.
+        with torch.autocast(self.kind, torch.bfloat16, enabled=self.half, cache_enabled=False):
+            predictions = [self.predictor(self.student(view)) for view in (first, second)]
+            with torch.no_grad():
+                targets = [self.teacher(view) for view in (first, second)]
+        terms = [-F.cosine_similarity(predictions[i].float(), targets[1 - i].float()).mean() for i in (0, 1)]
+        return (terms[0] + terms[1]) / 2
+
+    def _step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss(*self.views).backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.theirs, self.ours, contenders.EMA)
+
+    def _capture(self) -> Callable[[], None]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(5):
+                self._step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            self._step()
+        return graph.replay
+
+    def run(self, steps: int) -> None:
+        """Take so many steps."""
+        for _ in range(steps):
+            self.step()
+
+
+# What differs from plain BYOL, by contender.
+FORMS: dict[str, dict[str, Any]] = {
+    "rotssl": {},
+    "rotssl, compiled": {"train.compile": True},
+    "rotssl, rotation in place": {"rotation.weight": 1.0},
+    "rotssl, paper's recipe": {"rotation.weight": 1.0, "rotation.mode": "extra", "rotation.head_on": "projector"},
+}
+
+
+class Rotssl:
+    """rotssl's engine from images in memory to updated weights, batch after batch."""
+
+    def __init__(self, cell: Cell, encoder: str, batch: int, form: str, splits: Any) -> None:
+        hidden, out = contenders.HEADS
+        fields = {
+            "encoder.name": encoder,
+            "method.hidden_dim": hidden,
+            "method.out_dim": out,
+            "model.norm": "batch",
+            "rotation.weight": 0.0,
+            "optim.name": "sgd",
+            "optim.lr": contenders.RATE,
+            "optim.warmup_epochs": 0,
+            "train.batch_size": batch,
+            "train.epochs": 1000,
+            "storage.path": str(cell.scratch / "speed"),
+            "tracking.run_name": uuid.uuid4().hex,
+            **FORMS[form],
+        }
+        self.config = cell.config(len(splits.train), fields)
+        self.trainer = cell.trainer(self.config, splits)
+        self.trainer.parallel.train()
+        self.batches = (batch for epoch in range(1000) for batch in self.trainer.batches(epoch))
+
+    def run(self, steps: int) -> None:
+        """Take so many steps; what they log is added up, as in an epoch."""
+        from rotssl.averages import Averages
+
+        averages = Averages(self.trainer.guarded)
+        for _ in range(steps):
+            averages.add(self.trainer.step(*next(self.batches)))
+
+    def augment(self, steps: int) -> None:
+        """Make the views of so many batches, which are on the device already."""
+        images, ctx = self.images
+        for _ in range(steps):
+            self.trainer.augment(images, ctx.epoch, ctx.positions)
+
+    def flops(self) -> float:
+        """Of a step, for each image."""
+        from rotssl.flops import count_step
+
+        return count_step(self.config) / self.config.train.batch_size
+
+    def ready(self) -> "Rotssl":
+        """Keep a batch for ``augment``."""
+        self.images = next(self.batches)
+        return self
+
+
+def seconds(cell: Cell, run: Run, steps: int) -> float:
+    """Of so many steps, which the device has ended."""
+    cell.finish()
+    started = time.perf_counter()
+    run(steps)
+    cell.finish()
+    return time.perf_counter() - started
+
+
+def in_turn(cell: Cell, made: dict[str, Run], batch: int, steps: int, rounds: int) -> dict[str, list[float]]:
+    """Images a second of each contender in each round; the first one is another in each."""
+    found: dict[str, list[float]] = {name: [] for name in made}
+    for turn in range(rounds):
+        names = list(made)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            found[name].append(batch * steps / seconds(cell, made[name], steps))
+    return found
+
+
+def rows_of(found: dict[str, list[float]], flops: dict[str, float], rate: float) -> list[dict[str, Any]]:
+    """Medians, ranges and the share of the device's rate."""
+    rows = []
+    for name, values in found.items():
+        middle = statistics.median(values)
+        row = {"contender": name, "images/s": middle, "from": min(values), "to": max(values)}
+        rows.append(row | ({"share of matmul rate": middle * flops[name] / rate} if name in flops else {}))
+    return rows
+
+
+def ceilings(cell: Cell) -> dict[str, float]:
+    """The device's rate in matrix products and in copies."""
+    from rotssl.prediction import matmul_rate
+
+    rate = matmul_rate(cell.device, torch.bfloat16 if cell.cuda else torch.float32)
+    source = torch.randn((1 << 28) if cell.cuda else (1 << 22), device=cell.device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    taken = statistics.median(
+        seconds(cell, lambda n: [target.copy_(source) for _ in range(n)] and None, 10) for _ in range(3)
+    )
+    return {"matmul FLOP/s": rate, "copy bytes/s": 10 * 2 * source.nbytes / taken}
+
+
+def speed(cell: Cell) -> None:
+    """Images a second at a batch size; args: batch, encoder, steps, rounds, images (in miniature)."""
+    args = cell.args
+    batch, encoder, steps = args["batch"], args["encoder"], args["steps"]
+    cell.tell(**ceilings(cell))
+    rate = cell.result["matmul FLOP/s"]
+    splits = cell.splits()
+    made: dict[str, Run] = {}
+    flops: dict[str, float] = {}
+    starts: list[dict[str, Any]] = []
+    plain = Rotssl(cell, encoder, batch, "rotssl", splits).ready()
+    builders: dict[str, Callable[[], Any]] = {
+        "bare loop": lambda: Bare(cell, encoder, batch, False),
+        "bare loop, compiled and captured": lambda: Bare(cell, encoder, batch, True),
+        **{name: lambda name=name: Rotssl(cell, encoder, batch, name, splits) for name in FORMS},  # type: ignore[misc]
+    }
+    for name, build in builders.items():
+        started = time.perf_counter()
+        try:
+            work = build()
+            seconds(cell, work.run, 3)
+        except Exception as error:  # one that can't run here costs the others nothing
+            why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            starts.append({"contender": name, "not run": why})
+        else:
+            made[name], flops[name] = work.run, (work if isinstance(work, Rotssl) else plain).flops()
+            starts.append({"contender": name, "seconds to its third step": time.perf_counter() - started})
+        cell.tell(start=starts)
+    found = in_turn(cell, made, batch, steps, args["rounds"])
+    cell.tell(contenders=rows_of(found, flops, rate))
+    views = in_turn(cell, {"augmentation alone, two views": plain.augment}, batch, steps, args["rounds"])
+    cell.tell(augmentation=rows_of(views, {}, rate))
+    cell.tell(evaluation=[evaluation(cell, plain.trainer) for _ in range(2)])
+    if cell.cuda:
+        cell.tell(**{"peak bytes": torch.cuda.max_memory_allocated()})
+
+
+def evaluation(cell: Cell, trainer: Any) -> dict[str, Any]:
+    """Seconds of an evaluation of the encoder, and of its parts."""
+    from rotssl.evaluation.protocol import extract, measures
+
+    encoder, parts = trainer.model.encoder, (trainer.splits.train, trainer.splits.validation)
+    features: list[Any] = []
+
+    def encode(_: int) -> None:
+        features.extend(extract(encoder, part, trainer.augment, cell.device, trainer.layout) for part in parts)
+
+    row: dict[str, Any] = {"images": sum(map(len, parts)), "encode, s": seconds(cell, encode, 1)}
+    labels = [torch.from_numpy(part.labels).to(cell.device) for part in parts]
+    for name, compute in measures(features[0], labels[0], features[1], labels[1], True).items():
+        row[f"{name}, s"] = seconds(cell, lambda _, compute=compute: compute() and None, 1)  # type: ignore[misc]
+    trainer.parallel.train()
+    return row
+
+
+def profile(cell: Cell) -> None:
+    """Where the time of rotssl's steps goes; args: batch, encoder, steps, form, images."""
+    args = cell.args
+    work = Rotssl(cell, args["encoder"], args["batch"], args.get("form", "rotssl"), cell.splits())
+    seconds(cell, work.run, 5)
+    alone = seconds(cell, work.run, args["steps"]) / args["steps"]
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if cell.cuda else []
+    with torch.profiler.profile(activities=activities) as trace:
+        watched = seconds(cell, work.run, args["steps"]) / args["steps"]
+    kernels, found = summary(trace.events(), args["steps"], cell.cuda)
+    cell.tell(**{"seconds a step": alone, "seconds a step, watched": watched}, **found, kernels=kernels[:15])
+    draw(trace.events(), kernels[:15], cell.cuda, args["steps"], cell.output / f"{cell.name}.png")
+
+
+def lightly(cell: Cell) -> None:
+    """Lightly's own loop from JPEG files, beside rotssl; args: batch, steps, rounds, images, encoder of rotssl."""
+    args, cores = cell.args, os.cpu_count() or 1
+    root, splits = cell.cifar10(), cell.splits()
+    os.environ["LIGHTLY_DID_VERSION_CHECK"] = "True"  # which would ask the network
+    made: dict[str, Run] = {}
+    workers = 0 if cell.smoke else cores
+    given = argparse.Namespace(
+        root=root, batch=args["batch"], workers=workers, device=cell.device.type, stem="cifar", seed=0, threads=cores
+    )
+    theirs = contenders.lightly(given)
+    made["lightly, fp32"] = theirs.run
+    for precision in ("fp32", "bf16") if cell.cuda else ("fp32",):
+        FORMS[f"rotssl, {precision}"] = {"train.precision": precision}
+        work = Rotssl(cell, args["encoder"], args["batch"], f"rotssl, {precision}", splits)
+        made[f"rotssl, {precision}"] = work.run
+    for run in made.values():
+        seconds(cell, run, 3 + 2 * workers if run is theirs.run else 3)  # more than its workers have ready
+    found = in_turn(cell, made, args["batch"], args["steps"], args["rounds"])
+    rows = rows_of(found, {}, 1.0)
+    for row in rows:
+        row["of lightly's"] = row["images/s"] / rows[0]["images/s"]
+    cell.tell(contenders=rows, workers=workers, **{"lightly waited for batches, s": theirs.waited()})
