@@ -54,10 +54,10 @@ def pytest(cell: Cell) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         print(line, end="")
-        if found := re.match(r"(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)", line):
+        if found := re.match(r"(\S*::.*?) (PASSED|FAILED|ERROR|SKIPPED)", line):
             counts[found[2].lower()] += 1
             cell.tell(counts=dict(counts), last=found[1])
-        elif found := re.match(r"(FAILED|ERROR) (\S+::.*?)(?: - (.*))?$", line):
+        elif found := re.match(r"(FAILED|ERROR) (\S*::.*?)(?: - (.*))?$", line):
             failures.append({"test": found[2], "reason": found[3] or ""})
     code = process.wait()
     cell.tell(failures=failures)

@@ -10,12 +10,13 @@ Span = tuple[float, float]  # microseconds
 
 
 def device_events(events: Iterable[Any], cuda: bool) -> list[Any]:
-    """Kernels and copies of a GPU; on a CPU, operations that call no other."""
+    """Kernels and copies of a GPU; on a CPU, the outermost operations."""
     from torch.autograd import DeviceType
 
-    if cuda:
-        return [event for event in events if event.device_type == DeviceType.CUDA]
-    return [event for event in events if not event.cpu_children and not event.name.startswith(("ProfilerStep", "cuda"))]
+    if not cuda:
+        return [event for event in events if event.cpu_parent is None]
+    marks = [event for event in events if event.device_type == DeviceType.CUDA]  # names of steps among them
+    return [event for event in marks if not getattr(event, "is_user_annotation", False) and "#" not in event.name]
 
 
 def union(spans: Iterable[Span]) -> list[Span]:
@@ -30,7 +31,7 @@ def union(spans: Iterable[Span]) -> list[Span]:
 
 
 def summary(events: Iterable[Any], steps: int, cuda: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Kernels by the time that they take, and what the device did over all.
+    """Kernels by the time that they take, on a CPU operations without those that they call, and what the device did over all.
 
     Args:
         events: of torch's profiler.
@@ -40,8 +41,8 @@ def summary(events: Iterable[Any], steps: int, cuda: bool) -> tuple[list[dict[st
     events = list(events)
     chosen = device_events(events, cuda)
     times, counts = defaultdict[str, float](float), defaultdict[str, int](int)
-    for event in chosen:
-        times[event.name] += event.time_range.elapsed_us()
+    for event in chosen if cuda else events:
+        times[event.name] += event.time_range.elapsed_us() if cuda else event.self_cpu_time_total
         counts[event.name] += 1
     whole = sum(times.values()) or 1.0
     kernels = [
@@ -58,7 +59,7 @@ def summary(events: Iterable[Any], steps: int, cuda: bool) -> tuple[list[dict[st
     between = [(after[0] - before[1], before[1], after[0]) for before, after in itertools.pairwise(busy)]
     gaps = sorted(between, reverse=True)
     found = {
-        "launches a step": len(chosen) / steps,
+        "launches a step" if cuda else "operations a step": sum(counts.values()) / steps,
         "busy share": sum(end - start for start, end in busy) / wall,
         "longest gaps": [{"us": gap, "host did": host_work(events, start, end)} for gap, start, end in gaps[:8]]
         if cuda
