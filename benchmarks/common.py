@@ -104,6 +104,11 @@ def shown(values: Sequence[float], form: str = ".2f") -> str:
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
+def import_path() -> str:
+    """PYTHONPATH for another process: this checkout before what is in it here."""
+    return os.pathsep.join(filter(None, [str(RESULTS.parent.parent), os.environ.get("PYTHONPATH")]))
+
+
 def commit() -> str:
     """The commit of this checkout."""
     command = ["git", "rev-parse", "--short", "HEAD"]

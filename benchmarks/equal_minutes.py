@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import contenders
-from paired import PEERS, ROOT, peers, versions
+from paired import PEERS, peers, versions
 
 CONTENDERS = ("lightly", "rotssl-fp32", "rotssl-bf16", "rotssl-rotation")
 MOMENTUM = 0.9
@@ -148,7 +148,7 @@ def main() -> None:
         train(args)
         return
     import torch
-    from common import cifar10_folder, command, commit, machine, spread
+    from common import cifar10_folder, command, commit, import_path, machine, spread
 
     from rotssl.data import datasets
     from rotssl.prediction import matmul_rate
@@ -170,7 +170,7 @@ def main() -> None:
                 name, file = names[(k + seed) % len(names)], Path(scratch) / f"{k}-{seed}.pt"
                 own = python if python is not None and name in contenders.PEERS_OWN else sys.executable
                 words = [own, __file__, *same, "--serve", name, "--save", file, "--seed", seed]
-                env = {**os.environ, "PYTHONPATH": str(ROOT), "LIGHTLY_DID_VERSION_CHECK": "True"}
+                env = {**os.environ, "PYTHONPATH": import_path(), "LIGHTLY_DID_VERSION_CHECK": "True"}
                 done = subprocess.run([*map(str, words)], check=True, stdout=subprocess.PIPE, text=True, env=env)
                 told = json.loads(done.stdout.splitlines()[-1])
                 images = told["steps"] * args.batch

@@ -27,10 +27,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gpu_facts
 import yaml
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # a bare machine has not installed the project
+
+import gpu_facts  # noqa: E402
+
 QUEUE = Path(__file__).with_name("gpu_queue.yaml")
 KINDS = ("pytest", "ray", "speed", "profile", "lightly", "equal_minutes", "train")
 NEEDS = ("ray", "lightly")
@@ -287,7 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.only:
         cells = [cell for cell in cells if cell.name in args.only]
     elif args.smoke:  # the first of each kind
-        cells = list({cell.kind: cell for cell in reversed(cells)}.values())[::-1]
+        first = {cell.kind: cell.name for cell in reversed(cells)}
+        cells = [cell for cell in cells if first[cell.kind] == cell.name]
     results = Results(args.output, args.known)
     for cell in cells:
         state = "done before" if results.done(cell, args.device, args.smoke) else f"{cell.minutes:g} min"

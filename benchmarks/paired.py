@@ -9,6 +9,7 @@ round to round.
 import importlib.util
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-ROOT = Path(__file__).parent.parent
+from common import import_path
+
+ANSWER_S = 900  # in which a contender must answer
 PEERS = Path.home() / ".cache" / "rotssl-peers"
 PACKAGES = ("lightly", "kornia")
 
@@ -79,7 +82,7 @@ class Contender:
         env = {
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": import_path(),
             "LIGHTLY_DID_VERSION_CHECK": "True",  # lightly would ask a server for its newest version
         }
         self.process = subprocess.Popen(
@@ -102,7 +105,11 @@ class Contender:
         os.killpg(self.process.pid, number)
 
     def _answer(self) -> dict[str, Any]:
-        line = self._pipe(self.process.stdout).readline()
+        pipe = self._pipe(self.process.stdout)
+        if not select.select([pipe], [], [], ANSWER_S)[0]:
+            self.close()
+            raise SystemExit(f"{self.name} said nothing for {ANSWER_S} s:\n{self.log.read_text()[-3000:]}")
+        line = pipe.readline()
         if not line:
             raise SystemExit(f"{self.name} ended:\n{self.log.read_text()[-3000:]}")
         answer: dict[str, Any] = json.loads(line)

@@ -15,7 +15,7 @@ RAY="ray>=2.50,<3"
 # What Ray Train and Tune import (but for pandas and pyarrow), and rotssl.
 NEEDS=(click filelock jsonschema msgpack packaging protobuf pyyaml requests fsspec pydantic psutil cloudpickle tensorboardx)
 # What lightly imports, without torch and torchvision; pytorch_lightning it does not need for what is measured here.
-LIGHTLY_NEEDS=(certifi python-dateutil six tqdm urllib3 aenum)
+LIGHTLY_NEEDS=(certifi lightning-utilities python-dateutil six tqdm urllib3 aenum)
 # Taken without their own needs, which are above or on the machine.
 ALONE=("$RAY" "lightly>=1.5.20,<2" lightly-utils hydra-core omegaconf "antlr4-python3-runtime==4.9.*")
 # Large, and on the machine already.
