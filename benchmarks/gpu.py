@@ -244,7 +244,13 @@ class Runner:
             file.write(f"\n===== {cell.name}\n".encode())
             file.flush()
             process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,  # whose end tells the cell that this program is gone
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=ROOT,
+                start_new_session=True,
             )
             try:
                 # A little before its deadline a cell ends by itself, if it knows how.

@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import os
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -33,8 +35,15 @@ def run(cell: Cell) -> None:
     getattr(kinds, cell.kind)(cell)
 
 
+def follow() -> None:
+    """End with the runner, however that ends: a cell left alone would take its time from the next call's."""
+    sys.stdin.read()
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
 def main() -> int:
     """Run the cell; its result says how it went."""
+    threading.Thread(target=follow, daemon=True).start()
     cell = Cell(json.loads(sys.argv[1]), Path(sys.argv[2]))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

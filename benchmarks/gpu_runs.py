@@ -3,10 +3,8 @@
 import itertools
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -50,7 +48,8 @@ def pytest(cell: Cell) -> None:
     counts: Counter[str] = Counter()
     failures: list[dict[str, str]] = []
     cell.tell(command=" ".join(command[1:3] + command[7:]))
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
     assert process.stdout is not None
     for line in process.stdout:
         print(line, end="")
@@ -109,7 +108,7 @@ def ray(cell: Cell) -> None:
     check("whole: on the device", tags["device"] == cell.device.type)
     process = _start(cell, folder, "killed")
     _wait_for(process, killed, 2, cell.left())
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     before = journal.read(killed)
     check("killed: in the middle", 2 <= len(before) < epochs)
@@ -135,7 +134,7 @@ def _start(cell: Cell, folder: Path, name: str) -> "subprocess.Popen[bytes]":
     }
     flags = [word for key, value in fields.items() for word in (f"--{key}", str(value))]
     command = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *flags]
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
 
 
 def _wait_for(process: "subprocess.Popen[bytes]", run: Path, epochs: int, seconds: float) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -123,8 +124,12 @@ def test_results_are_on_disk_as_they_come_and_the_next_call_runs_the_rest(queue,
     while not (hanging.exists() and "test_hangs" not in hanging.read_text() and "passed" in hanging.read_text()):
         assert time.monotonic() < end and runner.poll() is None, runner.stdout.read()
         time.sleep(0.05)
+    (cell,) = psutil.Process(runner.pid).children()
     runner.kill()
     runner.wait()
+    while cell.is_running():  # it does not take the next call's time
+        assert time.monotonic() < end
+        time.sleep(0.05)
     assert [(line["name"], line["status"]) for line in lines(tmp_path)] == [("first", "done")]
     options = queue(first=(GOOD, 0.5), second=(GOOD, 0.5), third=(GOOD, 0.5))
     again = start(options)
