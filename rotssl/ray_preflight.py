@@ -161,6 +161,8 @@ def estimated(reference: Any) -> list[float] | None:
     try:
         found: list[float] = fetch(reference)
     except RayError as error:
+        if isinstance(cause := getattr(error, "cause", None), ConfigError):
+            raise ConfigError(str(cause)) from error
         raise ConfigError(f"a few steps could not be run on a worker: {_last_line(error)}") from error
     return found
 
