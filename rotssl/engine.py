@@ -211,6 +211,7 @@ class Trainer:
                 # What takes too much memory mostly does so at the first evaluation, or at the probe, and may take the process
                 # with it: the next start must find this epoch, or it would come to the same end.
                 self.ledger.wait_for_checkpoint()
+                distributed.mean(torch.zeros((), device=self.runtime.device))  # the others wait for rank 0
             found = self.evaluate(epoch)
         self.ledger.finish(epoch, metrics, self._event(epoch), found)
 
@@ -219,8 +220,8 @@ class Trainer:
 
     def _evaluate_late(self, epoch: int) -> None:
         """Measure on the last epoch of the start before what that could not, or was not asked to."""
-        point = self.journal.point(epoch + 1) or {}
-        missing = bool(self.evaluator.wanted(epoch) - point.keys())
+        point = self.journal.point(epoch + 1)
+        missing = point is not None and bool(self.evaluator.wanted(epoch) - point.keys())
         if float(distributed.mean(torch.tensor(float(missing), device=self.runtime.device))) > 0:
             found = self.evaluate(epoch)
             if found:

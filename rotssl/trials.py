@@ -84,6 +84,10 @@ def trials_of(sweep: Sweep) -> list[Trial]:
                 f"evaluation.knn_every: got {every}, but {sweep.settings.scheduler} compares kNN before the last of "
                 f"{epochs} epochs"
             )
+        if sweep.settings.scheduler != "none" and config.evaluation.holdout == 0:
+            raise ConfigError(
+                f"evaluation.holdout: got 0, expected more: {sweep.settings.scheduler} compares kNN on validation"
+            )
         config = cfg.replace(config, {"tracking.run_name": run_name(config)})
         trials.setdefault(str(config.tracking.run_name), Trial(config, cell.label, info.train_size))
     for line in dict.fromkeys(said):

@@ -160,8 +160,12 @@ def first_steps(overrides, steps):
 @pytest.mark.parametrize("norm", ["sync", "group"])
 @pytest.mark.parametrize(
     "task",
-    [{**PAPER, "views.local_count": 2}, TASKS["shared, fewer"], TASKS["four way"] | JIGSAW],
-    ids=["extra, local views", "shared, fewer", "four way and jigsaw"],
+    [
+        {**PAPER, "views.local_count": 2, "rotation.head_on": "projector"},
+        TASKS["shared, fewer"],
+        TASKS["four way"] | JIGSAW,
+    ],
+    ids=["extra on the projector, local views", "shared, fewer", "four way and jigsaw"],
 )
 def test_two_workers_equal_one(tmp_path, pool, method, norm, task):
     # Training amplifies rounding (a ReLU that flips moves the next steps), so this is in double precision, where 1e-16 has room
