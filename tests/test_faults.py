@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 
 import pytest
 import torch
@@ -111,14 +112,22 @@ def test_an_epoch_whose_evaluation_kills_the_process_is_kept_and_measured_by_the
 
 def test_a_start_that_fails_in_the_first_evaluation_finds_its_checkpoint(tmp_path, monkeypatch):
     # However slow the disk is: what dies for want of memory does so in the first evaluation of each start.
-    saved, run = [], trainer(make_config(tmp_path, "simclr", **SHORT))
-    save = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda *args: saved.append(0) or save(*args))
-    evaluated = run.evaluator.evaluate
-    run.evaluator.evaluate = lambda encoder, epoch: evaluated(encoder, epoch) | {"saved": float(len(saved))}
+    saved, at, run = [], {}, trainer(make_config(tmp_path, "simclr", **SHORT))
+    save, evaluated = checkpoint.save, run.evaluator.evaluate
+
+    def slow(*args):
+        threading.Event().wait(0.3)  # an evaluation that did not wait would have begun by then
+        save(*args)
+        saved.append(args)
+
+    def evaluate(encoder, epoch):
+        at[epoch] = len(saved)
+        return evaluated(encoder, epoch)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    run.evaluator.evaluate = evaluate
     run.run()
-    points = journal.read(run.config.run_dir)
-    assert points[1]["saved"] == 1 and points[3]["saved"] == 3
+    assert at[0] == 1 and at[2] == 3
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_one_line(tmp_path):
