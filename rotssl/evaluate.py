@@ -95,11 +95,12 @@ def _measure(config: cfg.Config, folder: Path, protocols: Sequence[str]) -> dict
     from rotssl.data.augment import Augment
     from rotssl.evaluation.protocol import extract, measures
     from rotssl.models.encoders import load_encoder
+    from rotssl.runtime import indexed
 
     test = datasets.load_test(config.data)
     train = datasets.load(config.data, config.evaluation.holdout).train
     assert config.data.image_size != "auto" and train.labels is not None and test.labels is not None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = indexed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     encoder = load_encoder(folder)[0].to(device, memory_format=layout)  # type: ignore[call-overload]
     augment = Augment(config.views, config.data.image_size, *datasets.normalization(config.data.name), 0)

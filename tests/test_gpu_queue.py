@@ -149,7 +149,7 @@ def test_results_are_on_disk_as_they_come_and_the_next_call_runs_the_rest(queue,
 def test_what_hangs_or_crashes_costs_itself_alone_and_what_it_had_is_kept(queue, tmp_path):
     crash = "def test_crash():\n    os.kill(os.getppid(), 9)\n    time.sleep(600)"
     options = queue(
-        first=(HANGS, 0.2), second=(crash, 0.2), third=("def test_bad():\n    assert 1 == 2", 0.2), last=(GOOD, 0.2)
+        first=(HANGS, 0.1), second=(crash, 0.2), third=("def test_bad():\n    assert 1 == 2", 0.2), last=(GOOD, 0.2)
     )
     slack = "import runpy, sys, gpu; gpu.SLACK_S = 0; gpu.GRACE_S = 2; sys.exit(gpu.main(sys.argv[1:]))"
     command = [sys.executable, "-c", slack, "--minutes", "3", *options]
