@@ -98,7 +98,8 @@ class Cell:
             "scaling.num_workers": 0,
             "tracking.uri": "off",
         }
-        here |= {"storage.path": str(self.scratch / "runs"), "tracking.experiment": self.name}
+        runs = self.scratch / ("runs-smoke" if self.smoke else "runs")  # a miniature is no start of the real one
+        here |= {"storage.path": str(runs), "tracking.experiment": self.name}
         return cfg.resolve(cfg.build({**here, **fields}), 32, train_size)
 
     def trainer(self, config: Any, splits: Any, show: Any = None) -> Any:

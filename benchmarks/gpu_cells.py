@@ -11,9 +11,20 @@ from pathlib import Path
 
 from gpu_cell import Cell, NotHere, TimeUp
 
+# Where the function of a kind is.
+MODULES = {
+    "pytest": "gpu_runs",
+    "ray": "gpu_runs",
+    "speed": "gpu_speed",
+    "profile": "gpu_speed",
+    "lightly": "gpu_speed",
+    "equal_minutes": "gpu_train",
+    "train": "gpu_train",
+}
+
 
 def needs(cell: Cell) -> None:
-    """See that the packages are here.
+    """See that the modules are here.
 
     Raises:
         NotHere: one is not.
@@ -21,18 +32,15 @@ def needs(cell: Cell) -> None:
     for name in cell.needs:
         try:
             importlib.import_module(name)
-        except ImportError as error:
-            raise NotHere(f"needs {name}, which cannot be imported here ({error})") from error
+        except (ImportError, OSError) as error:  # OSError: a library in it is for another Python
+            why = (str(error).splitlines() or [""])[0][:200]
+            raise NotHere(f"needs {name}, which cannot be imported here ({why})") from error
 
 
 def run(cell: Cell) -> None:
     """What the cell's kind does."""
     needs(cell)
-    if cell.kind in ("speed", "profile", "lightly"):
-        import gpu_speed as kinds
-    else:
-        import gpu_runs as kinds  # type: ignore[no-redef]
-    getattr(kinds, cell.kind)(cell)
+    getattr(importlib.import_module(MODULES[cell.kind]), cell.kind)(cell)
 
 
 def follow() -> None:

@@ -2,12 +2,15 @@
 
 import argparse
 import copy
+import functools
+import math
 import os
 import statistics
 import time
+import traceback
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import contenders
 import torch
@@ -17,6 +20,13 @@ from torch import nn
 from torch.nn import functional as F
 
 Run = Callable[[int], None]  # does so many steps, and does not wait for them
+
+
+class Rate(NamedTuple):
+    """FLOP/s of the device in matrix products, and each contender's FLOPs an image."""
+
+    device: float = 1.0
+    flops: Mapping[str, float] = {}
 
 
 class Bare:
@@ -75,7 +85,8 @@ class Bare:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph):
+        # Others' threads, which load batches, may use the device meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._step()
         return graph.replay
 
@@ -97,7 +108,7 @@ FORMS: dict[str, dict[str, Any]] = {
 class Rotssl:
     """rotssl's engine from images in memory to updated weights, batch after batch."""
 
-    def __init__(self, cell: Cell, encoder: str, batch: int, form: str, splits: Any) -> None:
+    def __init__(self, cell: Cell, encoder: str, batch: int, form: dict[str, Any], splits: Any) -> None:
         hidden, out = contenders.HEADS
         fields = {
             "encoder.name": encoder,
@@ -112,7 +123,7 @@ class Rotssl:
             "train.epochs": 1000,
             "storage.path": str(cell.scratch / "speed"),
             "tracking.run_name": uuid.uuid4().hex,
-            **FORMS[form],
+            **form,
         }
         self.config = cell.config(len(splits.train), fields)
         self.trainer = cell.trainer(self.config, splits)
@@ -154,23 +165,45 @@ def seconds(cell: Cell, run: Run, steps: int) -> float:
     return time.perf_counter() - started
 
 
-def in_turn(cell: Cell, made: dict[str, Run], batch: int, steps: int, rounds: int) -> dict[str, list[float]]:
-    """Images a second of each contender in each round; the first one is another in each."""
-    found: dict[str, list[float]] = {name: [] for name in made}
+def in_turn(cell: Cell, name: str, made: dict[str, Run], batch: int, steps: int, rounds: int, rate: Rate) -> None:
+    """Time contenders in turn, the first one another in each round, and tell after each what is known by then.
+
+    Args:
+        cell: that tells.
+        name: of what is told.
+        made: contenders; one that fails is taken out.
+        batch: images a step.
+        steps: of each in a round.
+        rounds: over all.
+        rate: the device's, and each contender's FLOPs an image.
+    """
+    found: dict[str, list[float]] = {each: [] for each in made}
+    failed: list[dict[str, Any]] = []
     for turn in range(rounds):
         names = list(made)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            found[name].append(batch * steps / seconds(cell, made[name], steps))
-    return found
+        for each in names[turn % len(names) :] + names[: turn % len(names)]:
+            try:
+                found[each].append(batch * steps / seconds(cell, made[each], steps))
+            except Exception as error:  # the others can still be timed
+                failed.append({"contender": each, "failed": in_a_line(error)})
+                del made[each], found[each]
+        cell.tell(**{name: rows_of(found, rate) + failed})
 
 
-def rows_of(found: dict[str, list[float]], flops: dict[str, float], rate: float) -> list[dict[str, Any]]:
+def in_a_line(error: Exception) -> str:
+    """What went wrong; whoever looks for its place finds it in the log."""
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def rows_of(found: dict[str, list[float]], rate: Rate) -> list[dict[str, Any]]:
     """Medians, ranges and the share of the device's rate."""
     rows = []
     for name, values in found.items():
         middle = statistics.median(values)
         row = {"contender": name, "images/s": middle, "from": min(values), "to": max(values)}
-        rows.append(row | ({"share of matmul rate": middle * flops[name] / rate} if name in flops else {}))
+        flops = rate.flops.get(name)
+        rows.append(row | ({} if flops is None else {"share of matmul rate": middle * flops / rate.device}))
     return rows
 
 
@@ -198,11 +231,11 @@ def speed(cell: Cell) -> None:
     made: dict[str, Run] = {}
     flops: dict[str, float] = {}
     starts: list[dict[str, Any]] = []
-    plain = Rotssl(cell, encoder, batch, "rotssl", splits).ready()
+    plain = Rotssl(cell, encoder, batch, {}, splits).ready()
     builders: dict[str, Callable[[], Any]] = {
         "bare loop": lambda: Bare(cell, encoder, batch, False),
         "bare loop, compiled and captured": lambda: Bare(cell, encoder, batch, True),
-        **{name: lambda name=name: Rotssl(cell, encoder, batch, name, splits) for name in FORMS},  # type: ignore[misc]
+        **{name: functools.partial(Rotssl, cell, encoder, batch, form, splits) for name, form in FORMS.items()},
     }
     for name, build in builders.items():
         started = time.perf_counter()
@@ -210,16 +243,14 @@ def speed(cell: Cell) -> None:
             work = build()
             seconds(cell, work.run, 3)
         except Exception as error:  # one that can't run here costs the others nothing
-            why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-            starts.append({"contender": name, "not run": why})
+            starts.append({"contender": name, "not run": in_a_line(error)})
         else:
             made[name], flops[name] = work.run, (work if isinstance(work, Rotssl) else plain).flops()
             starts.append({"contender": name, "seconds to its third step": time.perf_counter() - started})
         cell.tell(start=starts)
-    found = in_turn(cell, made, batch, steps, args["rounds"])
-    cell.tell(contenders=rows_of(found, flops, rate))
-    views = in_turn(cell, {"augmentation alone, two views": plain.augment}, batch, steps, args["rounds"])
-    cell.tell(augmentation=rows_of(views, {}, rate))
+    timing: tuple[int, int, int] = batch, steps, args["rounds"]
+    in_turn(cell, "contenders", made, *timing, Rate(rate, flops))
+    in_turn(cell, "augmentation", {"two views": plain.augment}, *timing, Rate())
     cell.tell(evaluation=[evaluation(cell, plain.trainer) for _ in range(2)])
     if cell.cuda:
         cell.tell(**{"peak bytes": torch.cuda.max_memory_allocated()})
@@ -246,7 +277,7 @@ def evaluation(cell: Cell, trainer: Any) -> dict[str, Any]:
 def profile(cell: Cell) -> None:
     """Where the time of rotssl's steps goes; args: batch, encoder, steps, form, images."""
     args = cell.args
-    work = Rotssl(cell, args["encoder"], args["batch"], args.get("form", "rotssl"), cell.splits())
+    work = Rotssl(cell, args["encoder"], args["batch"], FORMS[args.get("form", "rotssl")], cell.splits())
     seconds(cell, work.run, 5)
     alone = seconds(cell, work.run, args["steps"]) / args["steps"]
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -255,29 +286,40 @@ def profile(cell: Cell) -> None:
         watched = seconds(cell, work.run, args["steps"]) / args["steps"]
     kernels, found = summary(trace.events(), args["steps"], cell.cuda)
     cell.tell(**{"seconds a step": alone, "seconds a step, watched": watched}, **found, kernels=kernels[:15])
-    draw(trace.events(), kernels[:15], cell.cuda, args["steps"], cell.output / f"{cell.name}.png")
+    draw(
+        trace.events(),
+        kernels[:15],
+        cell.cuda,
+        args["steps"],
+        cell.output / f"{cell.name}{'-smoke' if cell.smoke else ''}.png",
+    )
 
 
 def lightly(cell: Cell) -> None:
-    """Lightly's own loop from JPEG files, beside rotssl; args: batch, steps, rounds, images, encoder of rotssl."""
+    """Lightly's own loop from JPEG files, after rotssl; args: batch, steps, rounds, images, encoder of rotssl.
+
+    Not in turn: while others are timed, lightly's loaders would take their processors, and fill queues for its own turn.
+    """
     args, cores = cell.args, os.cpu_count() or 1
     root, splits = cell.cifar10(), cell.splits()
     os.environ["LIGHTLY_DID_VERSION_CHECK"] = "True"  # which would ask the network
-    made: dict[str, Run] = {}
+    timing: tuple[int, int, int] = args["batch"], args["steps"], args["rounds"]
+    for precision in ("fp32", "bf16") if cell.cuda else ("fp32",):
+        name = f"rotssl, {precision}"
+        work = Rotssl(cell, args["encoder"], args["batch"], {"train.precision": precision}, splits)
+        seconds(cell, work.run, 3)
+        in_turn(cell, name, {name: work.run}, *timing, Rate())
     workers = 0 if cell.smoke else cores
     given = argparse.Namespace(
         root=root, batch=args["batch"], workers=workers, device=cell.device.type, stem="cifar", seed=0, threads=cores
     )
-    theirs = contenders.lightly(given)
-    made["lightly, fp32"] = theirs.run
-    for precision in ("fp32", "bf16") if cell.cuda else ("fp32",):
-        FORMS[f"rotssl, {precision}"] = {"train.precision": precision}
-        work = Rotssl(cell, args["encoder"], args["batch"], f"rotssl, {precision}", splits)
-        made[f"rotssl, {precision}"] = work.run
-    for run in made.values():
-        seconds(cell, run, 3 + 2 * workers if run is theirs.run else 3)  # more than its workers have ready
-    found = in_turn(cell, made, args["batch"], args["steps"], args["rounds"])
-    rows = rows_of(found, {}, 1.0)
+    name, theirs = "lightly, fp32", contenders.lightly(given)
+    seconds(cell, theirs.run, 3 + 2 * workers)  # more than its workers have ready
+    waited = theirs.waited()
+    in_turn(cell, name, {name: theirs.run}, *timing, Rate())
+    rows = [row for key in list(cell.result) for row in cell.result.pop(key)]
+    if "images/s" not in rows[-1]:
+        raise RuntimeError(f"lightly failed: {rows[-1]['failed']}")
     for row in rows:
-        row["of lightly's"] = row["images/s"] / rows[0]["images/s"]
-    cell.tell(contenders=rows, workers=workers, **{"lightly waited for batches, s": theirs.waited()})
+        row["of lightly's"] = row.get("images/s", math.nan) / rows[-1]["images/s"]
+    cell.tell(contenders=rows, workers=workers, **{"lightly waited for batches, s": theirs.waited() - waited})

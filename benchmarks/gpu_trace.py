@@ -1,6 +1,7 @@
 """What a profile of some steps says: the dearest kernels, how busy the device was, its longest gaps. In numbers and a picture."""
 
 import itertools
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -65,6 +66,10 @@ def summary(events: Iterable[Any], steps: int, cuda: bool) -> tuple[list[dict[st
         if cuda
         else [],
     }
+    # What the host does from one launch to the next: as long as that is more than a kernel takes, the device waits for it.
+    calls = sorted(event.time_range.start for event in events if "launchkernel" in event.name.lower())
+    if len(calls) > 1:
+        found["us between launches"] = statistics.median(b - a for a, b in itertools.pairwise(calls))
     return kernels, found
 
 

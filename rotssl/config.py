@@ -355,15 +355,18 @@ def flat(config: Config) -> dict[str, Any]:
     return flat_dict(to_dict(config))
 
 
+def described(config: Config) -> dict[str, Any]:
+    """The fields that say what a run computes and measures."""
+    return {key: value for key, value in flat(config).items() if not key.startswith(NOT_IDENTITY)}
+
+
 def identity(config: Config) -> dict[str, Any]:
-    """The fields that a run is recorded with; it goes on only under the same ones, but for those of ``MAY_CHANGE``."""
-    known = schema(config.method.name)
+    """The fields that a run is recorded with; it goes on only under the same ones, but for those of ``MAY_CHANGE``.
 
-    def kept(key: str, value: Any) -> bool:
-        spec = known[key][1]
-        return not key.startswith(NOT_IDENTITY) and not (spec.metadata["later"] and value == spec.default)
-
-    return {key: value for key, value in flat(config).items() if kept(key, value)}
+    Those that came later than some runs are left out at their defaults.
+    """
+    late = {key: spec.default for key, (_, spec) in schema(config.method.name).items() if spec.metadata["later"]}
+    return {key: value for key, value in described(config).items() if key not in late or value != late[key]}
 
 
 def fingerprint(config: Config) -> str:

@@ -292,7 +292,7 @@ def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[st
         untracked.Untracked(config.run_dir).tag(tags)
         record.uri = uri  # the run's id stays: a start that has its store goes on with it
     else:
-        open_in_mlflow(config, record, uri, cfg.identity(config), tags)
+        open_in_mlflow(config, record, uri, cfg.described(config), tags)
 
 
 def open_in_mlflow(
