@@ -119,6 +119,7 @@ class Runner:
         spec |= {"archive": str(gpu_facts.archive(self.args.bundle))}
         spec |= {"scratch": str(self.scratch), "output": str(self.output)}
         environment = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONFAULTHANDLER="1")
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.scratch / "inductor"))  # for the cells that follow
         environment["PYTHONPATH"] = gpu_facts.import_path(spec["needs"], self.site)
         command = [sys.executable, str(ROOT / "benchmarks" / "gpu_cells.py"), json.dumps(spec), str(told)]
         with self.log.open("ab") as file:

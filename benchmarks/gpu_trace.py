@@ -1,6 +1,7 @@
 """What a profile of some steps says: the dearest kernels, how busy the device was, its longest gaps. In numbers and a picture."""
 
 import itertools
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,8 @@ def device_events(events: Iterable[Any], cuda: bool) -> list[Any]:
     if not cuda:
         return [event for event in events if event.cpu_parent is None]
     marks = [event for event in events if event.device_type == DeviceType.CUDA]  # names of steps among them
-    return [event for event in marks if not getattr(event, "is_user_annotation", False) and "#" not in event.name]
+    # Names of kernels may have a # as well: {lambda(float)#1}.
+    return [event for event in marks if not (event.is_user_annotation or re.fullmatch(r"[\w.]+#[\w.]+", event.name))]
 
 
 def union(spans: Iterable[Span]) -> list[Span]:

@@ -1,5 +1,7 @@
 """Means over an epoch of what its steps log, kept on the device, so that the host waits for it once."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,21 +12,25 @@ class Averages:
     """Sums of the logs of an epoch's steps.
 
     Args:
-        guarded: whether steps may be left out, as their gradient is not finite: then values that are not finite don't count.
+        may_break: whether values of this name that are not finite don't count, as they come from steps that were left out.
     """
 
-    def __init__(self, guarded: bool) -> None:
-        self.guarded = guarded
+    def __init__(self, may_break: Callable[[str], bool]) -> None:
+        self.may_break = may_break
         # By the keys of a step, as a few are not logged by each: one operation for all of them, not one for each.
         self._sums: dict[tuple[str, ...], Tensor] = {}
         self._counts: dict[tuple[str, ...], Tensor | int] = {}
 
     def add(self, logs: dict[str, Tensor]) -> None:
         """Take the scalars of a step."""
-        keys = tuple(sorted(logs))
-        values = torch.stack([logs[key].float() for key in keys])
+        broken = tuple(key for key in sorted(logs) if self.may_break(key))
+        whole = tuple(key for key in sorted(logs) if key not in broken)
+        for keys in filter(None, (broken, whole)):
+            self._add(keys, torch.stack([logs[key].float() for key in keys]), keys is broken)
+
+    def _add(self, keys: tuple[str, ...], values: Tensor, masked: bool) -> None:
         taken: Tensor | int = 1
-        if self.guarded:
+        if masked:
             taken = values.isfinite()
             values = values.where(taken, 0.0)
         self._sums[keys] = self._sums[keys] + values if keys in self._sums else values

@@ -49,13 +49,8 @@ class Config:
 NOT_IDENTITY = ("tracking.", "storage.", "scaling.", "train.stop_after", "data.download", "data.store", "data.cache")
 # These may as well, and it is said: how it is computed, what is measured beside it, and where the same images are.
 MAY_CHANGE = (
-    "evaluation.knn_every",
-    "evaluation.knn_bf16",
-    "evaluation.linear",
-    "train.compile",
-    "train.accumulate",
-    "tasks.log_gradients_every",
-    "data.root",
+    *("evaluation.knn_every", "evaluation.knn_bf16", "evaluation.linear", "tasks.log_gradients_every"),
+    *("train.compile", "train.accumulate", "data.root"),
 )
 
 
@@ -308,8 +303,8 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
 
 
 def _fraction_end(config: Config) -> float | None:
-    """Of ``auto``: what benchmarks/rotation_variants.py found best, and no less than leaves 16 rotated images in a pass."""
-    rotation, images = config.rotation, config.train.batch_size / config.train.accumulate
+    """Of ``auto``: what benchmarks/rotation_variants.py found best, and no less than leaves 16 rotated images in a step."""
+    rotation, images = config.rotation, config.train.batch_size
     if rotation.fraction_end != "auto":
         return rotation.fraction_end
     falls = rotation.mode == "in_place" and rotation.angles == "shared" and rotation.fraction == 1
@@ -360,12 +355,17 @@ def described(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat(config).items() if not key.startswith(NOT_IDENTITY)}
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """The fields that a run is recorded with; it goes on only under the same ones, but for those of ``MAY_CHANGE``.
+def later_defaults(config: Config) -> dict[str, Any]:
+    """Fields that came later than some runs, with their defaults, which those runs did."""
+    return {key: spec.default for key, (_, spec) in schema(config.method.name).items() if spec.metadata["later"]}
 
-    Those that came later than some runs are left out at their defaults.
+
+def identity(config: Config) -> dict[str, Any]:
+    """The fields that a run is recorded with, but for those of ``later_defaults`` that have these values.
+
+    A run goes on only under the same ones, apart from those of ``MAY_CHANGE``.
     """
-    late = {key: spec.default for key, (_, spec) in schema(config.method.name).items() if spec.metadata["later"]}
+    late = later_defaults(config)
     return {key: value for key, value in described(config).items() if key not in late or value != late[key]}
 
 

@@ -68,6 +68,23 @@ def gather(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllGather.apply(x)
 
 
+def room_for_all(x: Tensor) -> Tensor | None:
+    """Where ``gather_to_first`` puts all workers' rows, (world x B, ...): on rank 0 of several, elsewhere None."""
+    return x.new_empty(world_size() * len(x), *x.shape[1:]) if world_size() > 1 and rank() == 0 else None
+
+
+def gather_to_first(x: Tensor, room: Tensor | None) -> Tensor:
+    """All workers' rows in the order of their ranks, on rank 0 and without gradient; the own ones elsewhere.
+
+    Args:
+        x: (B, ...), of as many rows on each rank.
+        room: of ``room_for_all``; made before, as a rank that has no memory for it must not leave the others waiting here.
+    """
+    if world_size() > 1:
+        dist.gather(x.contiguous(), None if room is None else list(room.split(len(x))), dst=0)
+    return x if room is None else room
+
+
 def first_text(text: str, device: torch.device) -> str:
     """The first text, by rank, that is not empty, cut to 1000 bytes; the same on all workers, empty if all are."""
     own = torch.tensor(list(text.encode()[:1000].ljust(1000)), dtype=torch.uint8, device=device)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -19,6 +18,7 @@ from rotssl.averages import Averages
 from rotssl.config import Config
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits, normalization
+from rotssl.data.images import other_images, sketch
 from rotssl.evaluation import KNN_K, KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.evaluator import Evaluator
 from rotssl.flops import count_ends
@@ -52,7 +52,7 @@ class Trainer:
         journal: the points of the run; only rank 0 writes.
 
     Raises:
-        RunFailed: ``train.compile`` on a CPU without a compiler.
+        RunFailed: ``train.compile`` without a compiler.
     """
 
     def __init__(self, config: Config, splits: Splits, runtime: Runtime, journal: Journal) -> None:
@@ -65,8 +65,7 @@ class Trainer:
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self.model = self.model.to(memory_format=weight_layout(device, self.layout))
         if train.compile:
-            if device.type == "cpu":
-                require_compiler()
+            require_compiler(device)
             self.model.compile_networks()
         method = self.model.method
         constant = [p for name in method.constant_lr for p in method.get_submodule(name).parameters()]
@@ -87,6 +86,7 @@ class Trainer:
         self.loader = Loader(config, splits.train.images, runtime)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
         self.ledger = Ledger(journal, runtime)
+        self.images = sketch(splits.train, splits.classes)
         self.evaluator = Evaluator(config, splits, self.augment, self.layout, runtime)
 
     def facts(self) -> dict[str, str]:
@@ -109,13 +109,8 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "cost": vars(self.ledger.cost),
             "config": json.dumps(cfg.to_dict(self.config)),
-            "images": self._images(),
+            "images": self.images,
         }
-
-    def _images(self) -> list[int]:
-        """Number and labels of the training images: a folder that was moved has the same, another one hardly."""
-        train = self.splits.train
-        return [len(train), 0 if train.labels is None else zlib.crc32(train.labels.tobytes())]
 
     def restore(self, state: dict[str, Any]) -> int:
         """Take up a state; returns the number of epochs done.
@@ -123,12 +118,8 @@ class Trainer:
         Raises:
             RunFailed: it is of other images.
         """
-        ours, theirs = self._images(), state.get("images")  # which checkpoints of version 0.1 don't have
-        if theirs is not None and theirs != ours:
-            raise RunFailed(
-                f"data.root: got {ours[0]} training images, but those that this run was started with "
-                + (f"were {theirs[0]}" if theirs[0] != ours[0] else "have other labels or another order")
-            )
+        if reason := other_images(self.images, state.get("images")):
+            raise RunFailed(f"data.root: these are not the images that this run was started with: {reason}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         # A run may go on on another kind of device, whose weights lie otherwise; fused kernels take moments to lie as those do.
@@ -180,6 +171,8 @@ class Trainer:
                 self._epoch(epoch, flops, first=epoch == done)
         if end == train.epochs and self.runtime.rank == 0:
             self.export()
+            last = self.journal.point(train.epochs) or {}
+            self.runtime.progress({"missing": sorted(self.evaluator.wanted(train.epochs - 1) - last.keys())})
 
     def _epoch(self, epoch: int, flops: tuple[float, float], first: bool) -> None:
         """Train for an epoch, keep it, evaluate it, and close it; ``first``: of this start."""
@@ -211,7 +204,7 @@ class Trainer:
                 # What takes too much memory mostly does so at the first evaluation, or at the probe, and may take the process
                 # with it: the next start must find this epoch, or it would come to the same end.
                 self.ledger.wait_for_checkpoint()
-                distributed.mean(torch.zeros((), device=self.runtime.device))  # the others wait for rank 0
+                float(distributed.mean(torch.zeros((), device=self.runtime.device)))  # the others wait for rank 0
             found = self.evaluate(epoch)
         self.ledger.finish(epoch, metrics, self._event(epoch), found)
 
@@ -230,7 +223,7 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the training images; returns the means over steps and workers."""
         self.parallel.train()
-        averages = Averages(self.guarded)
+        averages = Averages(self._may_break)
         started = shown = time.perf_counter()
         waited = self.loader.waited
         for i, (images, ctx) in enumerate(self.batches(epoch)):
@@ -244,6 +237,10 @@ class Trainer:
         waited = self.loader.waited - waited
         averages.add({"throughput/input_wait": torch.tensor(waited).to(self.runtime.device)})
         return averages.means()  # one collective, and the only place where the host waits for the device
+
+    def _may_break(self, name: str) -> bool:
+        """Whether this need not be finite in each step. A scale of fp16 that is too large breaks gradients, never a loss."""
+        return self.config.train.on_nan == "skip" or (self.scaler.is_enabled() and name == "optim/grad_norm")
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
         """This worker's uint8 images of each step, and the step's context."""

@@ -55,35 +55,46 @@ class Evaluator:
         """
         assert self.queries is not None
         sets, device = (self.splits.train, self.queries), self.runtime.device
-        shares, reason = list[Tensor](), ""
+        shares, room, finite, reason = list[Tensor](), list[Tensor | None](), True, ""
         try:
             shares = [encode_share(encoder, part, self.augment, device, self.layout) for part in sets]
+            # By rows: a mask of all features, or what isfinite makes for it, would be as large as they are.
+            finite = all(bool(share.sum(1).isfinite().all()) for share in shares)
+            room = [distributed.room_for_all(share) for share in shares]
         except Exception as error:  # whatever it is: see above
-            reason = self._in_a_line(error)
+            reason = _in_a_line(error)
         # All workers leave it where one does: the others would wait for its share.
         if reason := distributed.first_text(reason, device):
+            self._give_back()
             if self.runtime.rank == 0:
                 log.warning("epoch %d could not be evaluated (%s); the run goes on", epoch + 1, reason)
             return {}
-        features = [distributed.gather(share)[: len(part)] for share, part in zip(shares, sets, strict=True)]
-        if not all(bool(torch.isfinite(part).all()) for part in features):
+        if float(distributed.mean(torch.tensor(float(finite), device=device))) < 1:
             raise RunFailed(f"the encoder's features are no longer finite (optim.lr {self.config.optim.lr:g})")
-        return self._measure(features, sets, self._probes(epoch)) if self.runtime.rank == 0 else {}
+        features = [distributed.gather_to_first(share, place) for share, place in zip(shares, room, strict=True)]
+        if self.runtime.rank != 0:
+            return {}
+        return self._measure([rows[: len(part)] for rows, part in zip(features, sets, strict=True)], sets, epoch)
 
-    def _measure(self, features: list[Tensor], sets: tuple[ImageSet, ImageSet], probe: bool) -> dict[str, float]:
+    def _measure(self, features: list[Tensor], sets: tuple[ImageSet, ImageSet], epoch: int) -> dict[str, float]:
         labels = [torch.from_numpy(part.labels).to(self.runtime.device) for part in sets]
         kind = torch.bfloat16 if self.config.evaluation.knn_bf16 else torch.float32
+        probe = self._probes(epoch)
         found: dict[str, float] = {}
         for name, compute in measures(features[0], labels[0], features[1], labels[1], probe, kind).items():
             try:
                 found[self.prefix + name] = compute()
+                continue
             except Exception as error:  # as above
-                why = self._in_a_line(error)
-                log.warning("%s could not be measured (%s); the run goes on", self.prefix + name, why)
+                log.warning("%s could not be measured (%s); the run goes on", self.prefix + name, _in_a_line(error))
+            self._give_back()
         return found
 
-    def _in_a_line(self, error: Exception) -> str:
-        """Of an error; what it left of a GPU's memory is given back."""
+    def _give_back(self) -> None:
+        """Free what an error held of a GPU's memory; after its handler, whose traceback holds it."""
         if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -53,15 +53,22 @@ def refuse_one_pixel(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         )
 
 
-def require_compiler() -> None:
-    """See that torch.compile finds what it needs on a CPU.
+def require_compiler(device: torch.device) -> None:
+    """See that torch.compile finds what it needs: a C++ compiler on a CPU, on a GPU one of C for what launches its kernels.
 
     Raises:
-        RunFailed: no C++ compiler.
+        RunFailed: there is none.
     """
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
-        raise RunFailed(f"train.compile: got true, but there is no C++ compiler here ({compiler}; $CXX names another)")
+    if device.type == "cpu":
+        variable, kind, names = "CXX", "C++", ["clang++" if sys.platform == "darwin" else "g++"]
+    else:
+        variable, kind, names = "CC", "C", ["gcc", "clang"]
+    asked = [os.environ[variable]] if variable in os.environ else names
+    if not any(shutil.which(name) for name in asked):
+        known = " or ".join(asked)
+        raise RunFailed(
+            f"train.compile: got true, but there is no {kind} compiler here ({known}; ${variable} names another)"
+        )
 
 
 def be_deterministic(asked: bool) -> None:

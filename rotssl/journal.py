@@ -66,11 +66,10 @@ class Journal:
 
     def add(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add metrics to an epoch, which may have others already; of those that it has, the first value stands."""
-        point = self._points.setdefault(epoch, {})
+        point = self._points.get(epoch, {})
         new = {key: value for key, value in metrics.items() if key not in point}
         if not new:
             return
-        point.update(new)
         with self.path.open("a+b") as file:
             # A line that a crash cut short is ended here, so that it spoils no other.
             file.seek(0, os.SEEK_END)
@@ -82,6 +81,7 @@ class Journal:
             file.write((b"\n" if torn else b"") + json.dumps({"epoch": epoch, **new}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        self._points[epoch] = point | new
 
 
 def read(folder: Path) -> Points:

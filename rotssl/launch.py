@@ -128,9 +128,9 @@ def pretrain(config: Config) -> int:
         stack.enter_context(run_folder(config))
         record = Record.of(config)
         for line in record.changes:
-            end = ", which has no effect: the run is finished" if record.status == "finished" else ", from here on"
+            end = ", which has no effect: the run is finished" if record.is_done else ", from here on"
             print(f"{line}{end}", file=sys.stderr)
-        if record.status == "finished":
+        if record.is_done:
             _catch_up(config, record)
             print(f"run {config.tracking.run_name} is finished already:")
             report(config, record)
@@ -184,6 +184,7 @@ def execute(
         with tracking.Follower(untracked.tracker_of(record.uri, record.run_id, folder), folder) as follower:
 
             def handle(event: dict[str, Any]) -> None:
+                record.missing = event.get("missing", record.missing)
                 follower.handle(event)
                 show(event)
 
@@ -209,7 +210,10 @@ def execute(
         return close(config, record, "stopped", "stop_after")
     from rotssl.reporting.convergence import collapsed
 
-    return close(config, record, "finished", collapsed(journal.read(folder)) or "completed")
+    reason = collapsed(journal.read(folder)) or "completed"
+    if record.missing:
+        reason += f", but {' and '.join(record.missing)} could not be measured; the same command tries again"
+    return close(config, record, "finished", reason)
 
 
 MLFLOW_STATUS = {
@@ -285,6 +289,7 @@ def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[st
         "run_dir": str(config.run_dir),
         "knn_protocol": KNN_PROTOCOL,
         "linear_protocol": LINEAR_PROTOCOL,
+        **({"changed": "; ".join(record.changes)} if record.changes else {}),
         **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
         **(more or {}),
     }

@@ -53,6 +53,7 @@ class Ledger:
         self._lines, self._checkpoints = ThreadPoolExecutor(1, "journal"), ThreadPoolExecutor(1, "checkpoint")
         self._noting: Future[None] | None = None
         self._kept: Future[Path] | None = None  # the newest checkpoint
+        self._booked: Future[None] | None = None  # the line of its training
         self._untold: tuple[list[Future[Any]], dict[str, Any]] | None = None  # what an event waits for, and the event
 
     def __enter__(self) -> "Ledger":
@@ -150,7 +151,7 @@ class Ledger:
         """
         if self.runtime.rank == 0:
             self.announce(wait=True)
-            booked = self._lines.submit(self.journal.append, epoch + 1, metrics)
+            self._booked = booked = self._lines.submit(self.journal.append, epoch + 1, metrics)
             folder = self.journal.folder / checkpoint.name(epoch + 1)
             self._kept = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)
 
@@ -175,7 +176,7 @@ class Ledger:
         metrics = metrics | found
         if self.runtime.rank == 0:
             assert self._kept is not None
-            added = self._lines.submit(self.journal.add, epoch + 1, found)
+            added = self._lines.submit(self._add, self._booked, epoch + 1, found)
             self._untold = [self._kept, added], {"epoch": epoch, **event, "metrics": metrics}
         self.runtime.report(epoch + 1, metrics, self._kept)
 
@@ -183,6 +184,11 @@ class Ledger:
         """Add what an earlier start could not measure on an epoch (0-based) that it kept; rank 0 calls it."""
         self._lines.submit(self.journal.add, epoch + 1, found).result()
         self.runtime.progress({"epoch": epoch, **event, "metrics": self.journal.point(epoch + 1)})
+
+    def _add(self, booked: Future[None] | None, epoch: int, found: dict[str, float]) -> None:
+        if booked is not None:
+            booked.result()  # without the line of its training, an epoch has no point
+        self.journal.add(epoch, found)
 
     def _save(self, booked: Future[None], state: dict[str, Any], folder: Path) -> Path:
         booked.result()

@@ -62,8 +62,7 @@ def is_exhausted(error: BaseException) -> bool:
     """Whether an error says that a device or this machine has no memory left; torch has several ways to."""
     import torch
 
-    # The last one is what cuDNN's search ends with where no kernel gets the memory that it asks for.
-    words = "not enough memory", "can't allocate memory", "ALLOC_FAILED", "out of memory", "unable to find an engine"
+    words = "not enough memory", "can't allocate memory", "ALLOC_FAILED", "out of memory"
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )

@@ -160,6 +160,7 @@ def measure(config: Config, workers: int = 1) -> Speed:
                     break
                 continue
             # Out of the handler, whose traceback held on to what did fit.
+            gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             if found is None:
@@ -250,7 +251,7 @@ def epoch(config: Config, speed: Speed, train_size: int, workers: int, labelled:
     """Seconds of training and of evaluation in an epoch.
 
     The latter is the encoding of the images, validation taken as the share ``evaluation.holdout``; the classification is small
-    beside it.
+    beside it. Where nothing is held out there is one evaluation, at the end, of whose images test is not counted.
 
     Args:
         config: resolved.
@@ -261,8 +262,10 @@ def epoch(config: Config, speed: Speed, train_size: int, workers: int, labelled:
     """
     steps = train_size // config.train.batch_size
     training = steps * (speed.step(math.ceil(config.train.batch_size / workers)) + speed.communication(workers))
-    every = config.evaluation.knn_every
-    encoded = train_size / (1 - config.evaluation.holdout) if every and labelled else 0.0
+    every, holdout = config.evaluation.knn_every, config.evaluation.holdout
+    if holdout == 0:
+        every *= config.train.epochs  # once, at the end
+    encoded = train_size / (1 - holdout) if every and labelled else 0.0
     return training, encoded * speed.encode / workers / max(1, every)
 
 

@@ -241,7 +241,8 @@ def run(
         tune_config=tune.TuneConfig(
             max_concurrent_trials=slots.count,
             scheduler=scheduler(settings, configs, done),
-            reuse_actors=slots.workers == 1,
+            # cuBLAS is made deterministic before its first use in a process, or not at all.
+            reuse_actors=slots.workers == 1 and not any(config.train.deterministic for config in configs),
         ),
         run_config=tune.RunConfig(
             name=scratch.name,

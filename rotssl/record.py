@@ -25,7 +25,8 @@ class Record:
     """``run.json`` in the run's folder: what the run is, and how its last start ended.
 
     ``status`` is new, running, finished, failed, interrupted, stopped (``train.stop_after``) or pruned (by a sweep's scheduler).
-    ``changes``: what the configuration that it was asked for has otherwise, in lines; nothing of what is computed.
+    ``missing``: names of what could not be measured at its end. ``changes``: what the configuration that it was asked for has
+    otherwise, in lines; nothing of what is computed.
     """
 
     path: Path
@@ -35,7 +36,13 @@ class Record:
     uri: str = ""
     run_id: str | None = None
     synced: bool = False
+    missing: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether another start has nothing to do: the run went to its end, and all was measured there."""
+        return self.status == "finished" and not self.missing
 
     @classmethod
     def of(cls, config: Config) -> "Record":
@@ -49,9 +56,10 @@ class Record:
             raise ConfigError(
                 f"storage.path: {config.run_dir} has checkpoints but no run.json; move it away to start anew"
             )
-        record = cls.read(path, ours)
+        record, late = cls.read(path, ours), cfg.later_defaults(config)
         for key in sorted(ours.keys() | record.config.keys()):
-            before, now = record.config.get(key), ours.get(key)
+            # Fields that came later are left out at their defaults.
+            before, now = (fields.get(key, late.get(key)) for fields in (record.config, ours))
             if before == now:
                 continue
             if key not in cfg.MAY_CHANGE:
@@ -60,7 +68,7 @@ class Record:
                 )
             if key in record.config:
                 record.changes.append(f"{key}: {now} in place of {before}")
-        if record.status != "finished":
+        if not record.is_done:
             record.config = ours
         return record
 

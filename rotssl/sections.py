@@ -125,7 +125,7 @@ class RotationConfig:
     fraction: float = opt(1.0, "Share of the images that are rotated and enter the loss.", gt=0, le=1)
     fraction_end: float | Auto | None = opt(
         "auto",
-        "That share at the end of the run, reached along a cosine; none: it stays; auto: 1/8 (or 16 images a pass, if these "
+        "That share at the end of the run, reached along a cosine; none: it stays; auto: 1/8 (or 16 images a step, if these "
         "are more) in place with shared angles where fraction is 1, else it stays.",
         gt=0,
         le=1,

@@ -53,7 +53,8 @@ class Trial:
 
     def is_done(self, prunes: bool) -> bool:
         """Whether nothing is left to run; what a scheduler stopped is done for a sweep that has one."""
-        return self.record().status in ("finished", *(["pruned"] if prunes else []))
+        record = self.record()
+        return record.is_done or (prunes and record.status == "pruned")
 
 
 def trials_of(sweep: Sweep) -> list[Trial]:
@@ -139,7 +140,7 @@ def _go_on(
             tell(event["epoch"] + 1, event["metrics"])
 
     record = Record.of(config)
-    done = record.status in ("finished", *(["pruned"] if spec["prunes"] else []))
+    done = record.is_done or (spec["prunes"] and record.status == "pruned")
     if not done:
         record.write("running")
     for epoch, metrics in sorted(journal.read(config.run_dir).items()):

@@ -238,7 +238,7 @@ data.image_size=28 | views.local_size=12 rotation.crop_size=14
 data.image_size=8 | views.local_size=4 rotation.crop_size=4
  | rotation.mode=in_place rotation.angles=shared rotation.fraction=1 rotation.fraction_end=0.125
 train.batch_size=64 | rotation.fraction_end=0.25
-train.batch_size=64 train.accumulate=2 | rotation.fraction_end=0.5
+train.batch_size=64 train.accumulate=2 | rotation.fraction_end=0.25
 train.batch_size=16 | rotation.fraction_end=null
 train.batch_size=4096 | rotation.fraction_end=0.125
 rotation.fraction_end=none | rotation.fraction_end=null

@@ -4,10 +4,11 @@ import math
 import os
 import threading
 
+import numpy as np
 import pytest
 import torch
 
-from rotssl import checkpoint, distributed, evaluator, journal
+from rotssl import checkpoint, distributed, evaluator, journal, launch
 from rotssl import config as cfg
 from rotssl.methods import METHODS
 from rotssl.record import Record
@@ -33,23 +34,59 @@ def test_a_device_always_has_an_index(tmp_path, monkeypatch):
     assert chosen == [3, 1] and LocalRuntime(tmp_path, torch.device("cpu")).device == torch.device("cpu")
 
 
-@pytest.mark.parametrize("where", ["encoding", "knn", "probe"])
-def test_an_evaluation_that_fails_costs_a_warning(tmp_path, monkeypatch, caplog, where):
-    def fails(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+PLACES = {
+    "encoding": "rotssl.evaluator.encode_share",
+    "room": "rotssl.distributed.room_for_all",
+    "knn": "rotssl.evaluation.protocol.knn_top1",
+    "probe": "rotssl.evaluation.protocol.linear_top1",
+}
 
-    module = "rotssl.evaluator.encode_share" if where == "encoding" else "rotssl.evaluation.protocol."
-    monkeypatch.setattr({"knn": f"{module}knn_top1", "probe": f"{module}linear_top1"}.get(where, module), fails)
+
+def out_of_memory(*args):
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_an_evaluation_that_fails_costs_a_warning(tmp_path, monkeypatch, caplog, where):
+    monkeypatch.setattr(PLACES[where], out_of_memory)
     run = trainer(make_config(tmp_path, "simclr", **SHORT))
     run.run()
     points = journal.read(run.config.run_dir)
     assert list(points) == [1, 2, 3] and all(point["cost/epochs"] == epoch for epoch, point in points.items())
-    missing = {"encoding": {"knn/top1", "linear/top1", "feature/effective_rank"}, "knn": {"knn/top1"}}
+    whole = {"knn/top1", "linear/top1", "feature/effective_rank"}
+    missing = {"encoding": whole, "room": whole, "knn": {"knn/top1"}}
     for name in ("knn/top1", "linear/top1", "feature/effective_rank"):
         assert (name not in points[3]) == (name in missing.get(where, {"linear/top1"})), name
-    assert len(caplog.records) == {"encoding": 3, "knn": 3, "probe": 1}[where]
+    assert len(caplog.records) == {"encoding": 3, "room": 3, "knn": 3, "probe": 1}[where]
     assert all("OutOfMemoryError: CUDA out of memory." in record.message for record in caplog.records)
     assert next(checkpoint.latest(run.config.run_dir))["epoch"] == 3 and (tmp_path / "rotssl/run/encoder.json").exists()
+
+
+def test_what_could_not_be_measured_at_the_end_is_said_and_made_up_for(tmp_path, monkeypatch, capsys):
+    config = make_config(tmp_path, "simclr", **SHORT, **{"scaling.num_workers": 0, "tracking.uri": "off"})
+    with monkeypatch.context() as patch:
+        patch.setattr(PLACES["probe"], out_of_memory)
+        assert launch.pretrain(config) == 0
+    record = Record.of(config)
+    assert (record.status, record.missing, record.is_done) == ("finished", ["linear/top1"], False)
+    assert record.reason == "completed, but linear/top1 could not be measured; the same command tries again"
+    assert launch.pretrain(config) == 0 and "is finished already" not in capsys.readouterr().out
+    record, points = Record.of(config), journal.read(config.run_dir)
+    assert (record.is_done, record.reason, list(points)) == (True, "completed", [1, 2, 3])
+    assert 0 <= points[3]["linear/top1"] <= 1
+    assert launch.pretrain(config) == 0 and "is finished already" in capsys.readouterr().out
+
+
+@pytest.mark.ddp
+def test_features_of_all_workers_come_to_the_first(pool):
+    first, second = pool.run(gathered)
+    np.testing.assert_array_equal(first, [[0, 0], [0, 0], [1, 1], [1, 1]])
+    np.testing.assert_array_equal(second, [[1, 1], [1, 1]])
+
+
+def gathered():
+    rows = torch.full((2, 2), float(distributed.rank()))
+    return distributed.gather_to_first(rows, distributed.room_for_all(rows)).numpy()
 
 
 @pytest.mark.ddp
@@ -184,13 +221,32 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
     run = trainer(cfg.replace(config, {"train.stop_after": 1}))
     run.run()
     state = next(checkpoint.latest(config.run_dir))
-    for images, words in (
-        ([65, 1], r"got 64 training images, but .* were 65"),
-        ([64, 1], "other labels or another order"),
+    known = state["images"]
+    assert known["count"] == 64 and len(known["means"]) == 64
+    near, far = [mean + 1 for mean in known["means"]], [known["means"][0] + 3, *known["means"][1:]]
+    for change, words in (
+        ({"count": 65}, "64 of them, not 65"),
+        ({"classes": 1}, "their classes have other names"),
+        ({"labels": 1}, "they have other labels, or another order"),
+        ({"means": far}, "the pictures are others"),
     ):
-        with pytest.raises(RunFailed, match=f"^data.root: .*{words}"):
-            run.restore(state | {"images": images})
-    assert run.restore({key: value for key, value in state.items() if key != "images"}) == 1  # of version 0.1
+        with pytest.raises(
+            RunFailed, match=f"^data.root: these are not the images that this run was started with: {words}"
+        ):
+            run.restore(state | {"images": known | change})
+    for same in (known, known | {"means": near}, None):  # moved, decoded by another library, of version 0.1
+        assert run.restore(state | {"images": same}) == 1
+
+
+def test_a_run_may_go_on_in_more_passes(tmp_path):
+    found = []
+    for passes in (1, 4):
+        fields = {"data.name": "synthetic", "train.accumulate": passes, "storage.path": str(tmp_path)}
+        found.append(launch.prepare(cfg.build(fields))[0])
+    assert found[0].run_dir == found[1].run_dir
+    found[0].run_dir.mkdir(parents=True)
+    Record.of(found[0]).write("running")
+    assert Record.of(found[1]).changes == ["train.accumulate: 4 in place of 1"]
 
 
 def test_fields_that_came_later_leave_earlier_runs_alone(tmp_path):
@@ -200,7 +256,7 @@ def test_fields_that_came_later_leave_earlier_runs_alone(tmp_path):
     assert "rotation.head_on" not in cfg.identity(config)
     assert Record.of(cfg.replace(config, {"rotation.head_on": "encoder"})).changes == []
     with pytest.raises(
-        cfg.ConfigError, match=r"^rotation\.head_on: got projector, but run 'run' was started with None"
+        cfg.ConfigError, match=r"^rotation\.head_on: got projector, but run 'run' was started with encoder"
     ):
         Record.of(cfg.replace(config, {"rotation.head_on": "projector"}))
 
@@ -304,6 +360,19 @@ def test_means_of_an_epoch_leave_out_what_is_not_finite_in_a_step_that_was(tmp_p
     finite = [loss for loss in losses if math.isfinite(loss)]
     assert len(losses) == 4 and len(finite) == 3 and point["optim/skipped_steps"] == 0.25
     assert point["loss/total"] == pytest.approx(sum(finite) / 3)
+
+
+def test_a_loss_that_is_not_finite_ends_a_run_in_fp16_too(tmp_path):
+    run = trainer(make_config(tmp_path, "simclr", **SHORT, **{"train.precision": "fp16"}))
+    normalize, step = run.augment.normalize, run.step
+
+    def steps(images, ctx):  # a scale that is too large would break gradients, but no loss
+        run.augment.normalize = (lambda images: normalize(images) * math.nan) if ctx.step == 1 else normalize
+        return step(images, ctx)
+
+    run.step = steps
+    with pytest.raises(RunFailed, match=r"^\S+ became nan in epoch 1"):
+        run.run()
 
 
 def test_deterministic_sets_what_cuda_wants(tmp_path, monkeypatch):

@@ -260,6 +260,22 @@ def test_a_store_that_hangs_holds_up_nothing_and_gets_the_rest_later(tmp_path):
     assert store.seen == [[1], [1, 2, 3]]
 
 
+def test_an_evaluation_is_not_written_without_its_training(ledger, disk, tmp_path, monkeypatch):
+    disk.free.set()
+    append = ledger.journal.append
+
+    def full(epoch, metrics):
+        if epoch == 2:
+            raise OSError(errno.ENOSPC, "no space left")
+        append(epoch, metrics)
+
+    monkeypatch.setattr(ledger.journal, "append", full)
+    with pytest.raises(OSError, match="no space"), ledger:
+        close(ledger, 0, {"loss/total": 1.0}, {"knn/top1": 0.5})
+        close(ledger, 1, {"loss/total": 1.0}, {"knn/top1": 0.6})
+    assert journal.read(tmp_path) == {1: {"loss/total": 1.0, "knn/top1": 0.5}}
+
+
 def test_what_is_measured_later_reaches_mlflow_and_nothing_twice(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     run_id = tracking.open_run(uri, "experiment", "run", None, {}, {}, tmp_path / "artifacts")

@@ -34,6 +34,8 @@ def test_an_epoch_is_its_steps_the_gradients_and_the_encoding():
     every = resolved(**{"evaluation.knn_every": 2, "evaluation.holdout": 0.2})
     assert epoch(every, SPEED, 520, 1)[1] == pytest.approx(650 * 0.001 / 2)
     assert epoch(config, SPEED, 520, 1, labelled=False)[1] == 0
+    once = resolved(**{"evaluation.holdout": 0, "train.epochs": 5})  # at the end
+    assert epoch(once, SPEED, 520, 1)[1] == pytest.approx(520 * 0.001 / 5)
     assert epoch(resolved(**{"evaluation.knn_every": 0}), SPEED, 520, 1)[1] == 0
 
 

@@ -62,8 +62,8 @@ class ProgressView:
         """Show an event of the engine.
 
         Args:
-            event: ``warning``, a text; or ``note``, likewise; or ``facts``, not shown; or ``epoch`` (0-based), ``step`` and
-                ``total_steps``, with ``metrics`` at the end of an epoch.
+            event: ``warning``, a text; or ``note``, likewise; or ``epoch`` (0-based), ``step`` and ``total_steps``, with
+                ``metrics`` at the end of an epoch. Others are not shown.
         """
         if "warning" in event:
             self.console.print(f"warning: {event['warning']}", markup=False)
@@ -71,7 +71,7 @@ class ProgressView:
         if "note" in event:
             self.console.print(event["note"], markup=False)
             return
-        if "facts" in event:
+        if "step" not in event:
             return
         step, total = event["step"], event["total_steps"]
         now = time.monotonic()
