@@ -139,6 +139,7 @@ def test_the_plan_says_what_fits_what_is_done_and_what_is_missing(gpu, tmp_path,
     missing = ("lightly", "ray", "pandas", "pyarrow")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None if name in missing else find(name))
+        patch.setenv("ROTSSL_DATA", str(tmp_path))
         assert dry(gpu, tmp_path, "--known", str(tmp_path / "nothing"), "--known", str(known)) == 0
     told = [line.split("?")[0].split() for line in capsys.readouterr().out.splitlines()]
     assert [" ".join(words) for words in told if words[0] != "missing"] == [
