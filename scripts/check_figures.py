@@ -1,11 +1,12 @@
 """Check that every measured figure in the texts stands in a results file that the same section links to.
 
-    python scripts/check_figures.py    # prints one line per offence, exits 1 if there is any
+    python scripts/check_figures.py
 
-A figure is a decimal number; in a section that links to results, a whole percentage counts too. A mean with its interval,
-`+4.1 (+2.5 to +5.7)`, must stand there as a whole. Markdown results must have the figure exactly; a csv value may be rounded,
-and may be the fraction of a percentage. A figure with a sign needs the same sign, one without matches either. Code, link
-targets, versions and arXiv numbers are no figures. In docs/decisions a paragraph that says "measured once, no table" is exempt.
+Prints one line per offence and exits with 1 if there is any. A figure is a decimal number; in a section that links to results, a
+whole percentage counts too. A mean with its interval, `+4.1 (+2.5 to +5.7)`, must stand there as a whole. Any other figure in a
+table row must share a line there with another figure of that row. Markdown results must have a figure exactly; a csv value may be
+rounded. A figure with a sign needs that sign. Code, link targets, versions and arXiv numbers are no figures. In docs/decisions a
+paragraph that says "measured once, no table" is exempt.
 """
 
 import csv
@@ -16,25 +17,14 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NUMBER = r"[+-]?\d+\.\d+"
-GROUP = re.compile(rf"({NUMBER})(?: ?(?:%|points|s|ms))? \(({NUMBER}) ?%?(?: to |, )({NUMBER}) ?%?\)")
-FIGURE = re.compile(rf"(?<![\w.,])({NUMBER})(?![\w.]*\d)")
+D = r"[+-]?\d+\.\d+"
+GROUP = re.compile(rf"({D})(?: ?(?:%|points|s|ms))? \(({D}) ?%? to ({D}) ?%?\)")
+FIGURE = re.compile(rf"(?<![\w.,])({D})(?![\w.]*\d)")
 PERCENT = re.compile(r"(?<![\w.,])([+-]?\d+) ?%(?! (?:Student|interval|level))")
-NO_FIGURES = re.compile(
-    r"`[^`]*`|\]\([^)]*\)|\b\d{4}\.\d{5}\b|(?:torch|Python|MLflow|Ray|CUDA|version) v?\d+(?:\.\d+)+"
-)
+NO_FIGURES = re.compile(r"`[^`]*`|\]\([^)]*\)|\b\d{4}\.\d{5}\b|(?:torch|Python|MLflow|Ray|version) \d+(?:\.\d+)+")
 LINK = re.compile(r"\]\(([^)#\s]+)")
+TEXTS = ("README.md", "METHODS.md", "ARCHITECTURE.md", "docs/**/*.md")
 EXEMPT = "measured once, no table"
-
-
-@cache
-def found_in(path: Path, _stamp: int) -> tuple[frozenset[str], tuple[float, ...]]:
-    """What a results file holds: its figures and groups as written, and the values of a csv file."""
-    if path.suffix == ".csv":
-        cells = [cell for row in csv.reader(path.open(newline="")) for cell in row]
-        return frozenset(), tuple(float(cell) for cell in cells if re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", cell))
-    written = path.read_text()
-    return frozenset(figures_of(written) | {figure for figure in FIGURE.findall(written)}), ()
 
 
 def figures_of(text: str) -> set[str]:
@@ -44,63 +34,62 @@ def figures_of(text: str) -> set[str]:
     return groups | set(FIGURE.findall(rest)) | {f"{number}%" for number in PERCENT.findall(rest)}
 
 
-def stands(figure: str, path: Path) -> bool:
-    """Whether a results file holds a figure."""
-    written, values = found_in(path, path.stat().st_mtime_ns)
-    if figure in written or (figure[0] not in "+-" and not written.isdisjoint({f"+{figure}", f"-{figure}"})):
+@cache
+def read_result(suffix: str, text: str) -> tuple[list[set[str]], list[float]]:
+    """The figures in each line of a markdown file, or the values of a csv file."""
+    lines = text.splitlines()
+    if suffix == ".csv":
+        return [], [float(cell) for row in csv.reader(lines) for cell in row if re.fullmatch(r"-?\d+(\.\d+)?", cell)]
+    wrapped = {figure for figure in figures_of(" ".join(lines)) if "(" in figure}  # a line may end within them
+    return [wrapped, *(figures_of(line) | {mean for mean, _, _ in GROUP.findall(line)} for line in lines)], []
+
+
+def stands(figure: str, others: set[str], lines: list[set[str]], values: list[float]) -> bool:
+    """Whether a result holds a figure, in a line with one of the others if there are any."""
+    forms = {figure} if figure[0] in "+-" else {figure, f"+{figure}", f"-{figure}"}
+    if any(forms & line and not (others and others.isdisjoint(line)) for line in lines):
         return True
-    if "(" in figure or not values:
-        return False
-    number, places = float(figure.rstrip("%")), len(figure.rstrip("%").partition(".")[2])
-    return any(number in (round(value, places), round(100 * value, places)) for value in values)
+    number, places = figure.rstrip("%"), len(figure.rstrip("%").partition(".")[2])
+    return "(" not in figure and any(float(number) in (round(v, places), round(100 * v, places)) for v in values)
 
 
-def paragraphs(text: str) -> Iterator[tuple[int, list[tuple[int, str]]]]:
-    """(section, its numbered lines) for each paragraph, list item or table outside of code blocks."""
-    section, code, block = 0, False, list[tuple[int, str]]()
+def blocks_of(text: str) -> Iterator[tuple[int, int, str]]:
+    """(section, first line, text) of each paragraph, list item and table row outside of code; headings count sections."""
+    section, fenced, start, block = 0, False, 0, list[str]()
     for number, line in enumerate([*text.splitlines(), ""], 1):
-        code ^= line.startswith("```")
-        heading = line.startswith("#") and not code
-        if heading or code or not line.strip() or line.lstrip().startswith(("- ", "```")):
+        fenced ^= line.startswith("```")
+        code = fenced or line.startswith(("```", "    "))
+        if code or not line.strip() or re.match(r"#|\||\s*- |\s*\d+\. ", line):
             if block:
-                yield section, block
-            block = []
-        section += heading
-        if line.strip() and not code and not re.match(r"```|    (?![-|])", line):
-            block.append((number, line))
+                yield section, start, "\n".join(block)
+            start, block = number, []
+        section += line.startswith("#") and not code
+        if line.strip() and not code:
+            start, block = start if block else number, [*block, line]
 
 
 def check(root: Path) -> list[str]:
     """The offences below a checkout, one line each."""
+    files = (root / "benchmarks" / "results").glob("*.[mc][ds]*")
+    results = {path.resolve(): read_result(path.suffix, path.read_text()) for path in files}
     offences = []
-    results = root / "benchmarks" / "results"
-    for file in [
-        *(root / name for name in ("README.md", "METHODS.md", "ARCHITECTURE.md")),
-        *sorted((root / "docs").rglob("*.md")),
-    ]:
-        blocks = list(paragraphs(file.read_text()))
-        links: dict[int, list[Path]] = {}
-        for section, block in blocks:
-            targets = [(file.parent / target).resolve() for _, line in block for target in LINK.findall(line)]
-            links.setdefault(section, []).extend(
-                t for t in targets if t.is_file() and t.is_relative_to(results.resolve())
-            )
-        for section, block in blocks:
-            if "decisions" in file.parts and EXEMPT in " ".join(line.strip() for _, line in block):
+    for file in sorted(path for pattern in TEXTS for path in root.glob(pattern)):
+        blocks = list(blocks_of(file.read_text()))
+        for section, start, text in blocks:
+            if "decisions" in file.parts and EXEMPT in " ".join(text.split()):
                 continue
-            sources = links[section]
-            lines = NO_FIGURES.sub(
-                lambda match: re.sub(r"[^\n]", " ", match.group()), "\n".join(line for _, line in block)
-            )
-            for figure in sorted(figures_of(lines.replace("\n", " "))):
-                if (figure.endswith("%") and not sources) or any(stands(figure, path) for path in sources):
+            targets = LINK.findall(" ".join(text for at, _, text in blocks if at == section))
+            sources = results.keys() & {(file.parent / target).resolve() for target in targets}
+            plain = NO_FIGURES.sub(lambda match: re.sub(r"\S", " ", match.group()), text)
+            figures = figures_of(plain.replace("\n", " "))
+            for figure in sorted(figures):
+                others = figures - {figure} if text.startswith("|") and "(" not in figure else set()
+                found = any(stands(figure, others, *results[path]) for path in sources)
+                if found or (figure.endswith("%") and not sources):
                     continue
-                first = figure.partition(" ")[0].rstrip("%")
-                at = next(
-                    (n for (n, _), line in zip(block, lines.splitlines(), strict=True) if first in line), block[0][0]
-                )
+                line = start + plain.partition(figure.split()[0].rstrip("%"))[0].count("\n")
                 names = ", ".join(sorted(path.name for path in sources)) or "no results file linked in the section"
-                offences.append(f"{file.relative_to(root)}:{at}: {figure} is in none of: {names}")
+                offences.append(f"{file.relative_to(root)}:{line}: {figure} is in none of: {names}")
     return offences
 
 
