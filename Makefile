@@ -27,10 +27,10 @@ ablate-demo: $(STAMP)
 	$(BIN)/python jobs/ablate.py --config jobs/sweeps/weight_budget_demo.yaml
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not jobs and not ray and not ddp and not browser and not gpu"
+	$(BIN)/python -m pytest -m "not contract and not system and not exhaustive and not gpu"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(BIN)/python -m pytest -m "not exhaustive"
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

@@ -5,13 +5,16 @@ Imports no torch, ray or mlflow: a bad configuration is refused in milliseconds.
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from rotssl import sections
@@ -60,13 +63,12 @@ def fields_of(section: str, cls: type) -> dict[str, tuple[Any, dataclasses.Field
     return {f"{section}.{f.name}": (hints[f.name], f) for f in dataclasses.fields(cls)}
 
 
-def schema(method: str = "byol") -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+@functools.cache  # typing takes a millisecond to tell what the types are, which flags and sweeps ask for again and again
+def schema(method: str = "byol") -> Mapping[str, tuple[Any, dataclasses.Field[Any]]]:
     """Dotted name -> (type, field) of every field, with the fields of the given method."""
     classes = get_type_hints(Config) | {"method": METHODS[method].config}
-    result = {}
-    for section in dataclasses.fields(Config):
-        result.update(fields_of(section.name, classes[section.name]))
-    return result
+    found = [fields_of(section.name, classes[section.name]) for section in dataclasses.fields(Config)]
+    return MappingProxyType(dict(itertools.chain.from_iterable(each.items() for each in found)))
 
 
 def build(overrides: Mapping[str, Any]) -> Config:

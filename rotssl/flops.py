@@ -1,5 +1,8 @@
 """FLOPs of a training step, counted by torch on a copy of the model without memory (the meta device)."""
 
+import functools
+from typing import Any
+
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,6 +13,9 @@ from rotssl.config import Config
 from rotssl.data.augment import Augment, Crop, Views
 from rotssl.methods.base import StepContext
 from rotssl.pretrainer import build_pretrainer
+from rotssl.sections import DataConfig, TrainConfig
+
+COUNTED = ("views", "encoder", "model", "method", "rotation", "jigsaw")  # the sections that decide about FLOPs
 
 
 def count_step(config: Config, progress: float = 0.0) -> float:
@@ -22,6 +28,13 @@ def count_step(config: Config, progress: float = 0.0) -> float:
         config: resolved.
         progress: of the run, from 0 to 1.
     """
+    counted: dict[str, Any] = {name: getattr(config, name) for name in COUNTED}
+    data, train = DataConfig(image_size=config.data.image_size), TrainConfig(batch_size=config.train.batch_size)
+    return _count(Config(**counted, data=data, train=train), progress)
+
+
+@functools.lru_cache(maxsize=64)  # trials of a sweep and starts of a run ask for the same step again
+def _count(config: Config, progress: float) -> float:
     assert config.data.image_size != "auto"
     batch, side = config.train.batch_size, config.data.image_size
     meta = torch.device("meta")

@@ -1,7 +1,11 @@
 """What all tests share: real data where there are any, one pool of two processes, one Ray cluster."""
 
 import os
+import runpy
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,9 +20,17 @@ import pytest
 import torch
 
 from tests.pool import Pool
+from tests.programs import ROOT, without_ray
 
 torch.set_num_threads(1)
-ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    """A test's tier follows from what it needs, where it doesn't say more itself (pyproject.toml has the list)."""
+    for item in items:
+        for fixture, tier in (("pool", "contract"), ("cluster", "system")):
+            if fixture in item.fixturenames:
+                item.add_marker(tier)
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +42,47 @@ def shared_data():
     return Path(folder)
 
 
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """Runs a file of jobs/ as a program, in this process: its exit code, and what it printed."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "jobs" / script), run_name="__main__")
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def pool():
     """Two processes with a gloo group, kept for the whole session."""
     with Pool(2) as workers:
         yield workers
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """Environment of a client of a cluster with two nodes of one CPU each and a token, which cluster/local.sh starts."""
+    folder = tmp_path_factory.mktemp("cluster")
+    env = without_ray() | {"STATE": str(folder), "GCS_PORT": free_port(), "DASHBOARD_PORT": free_port()}
+    script = str(ROOT / "cluster" / "local.sh")
+    subprocess.run([script, "start"], env=env, check=True, timeout=200)
+    try:
+        yield env | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+            "RAY_ADDRESS": f"127.0.0.1:{env['GCS_PORT']}",
+        }
+    finally:
+        subprocess.run([script, "stop"], env=env, check=True, timeout=100)
+        for name in ("head", "worker"):
+            assert not (folder / f"{name}.pid").exists()

@@ -36,7 +36,7 @@ def losses(folder, method: str, form: str) -> dict[str, list[float]]:
         "train.epochs": STEPS // 4,
         "tracking.run_name": form,
     }
-    fields |= {"optim.lr": METHODS[method].lr, "train.deterministic": True, **FORMS[form]}
+    fields |= {"optim.lr": METHODS[method].lr, **FORMS[form]}
     with arithmetic(torch.float64):
         run = trainer(make_config(folder, method, **fields))
         steps = islice((batch for epoch in range(run.config.train.epochs) for batch in run.batches(epoch)), STEPS)

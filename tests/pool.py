@@ -1,6 +1,7 @@
 """A pool of processes that form one gloo group and run functions together."""
 
 import multiprocessing
+import queue as queues
 import socket
 import traceback
 from datetime import timedelta
@@ -52,9 +53,14 @@ class Pool:
     def run(self, function, *args):
         for queue in self.tasks:
             queue.put((function, args))
-        answers = dict(
-            (rank, (value, error)) for rank, value, error in (self.results.get(timeout=100) for _ in self.tasks)
-        )
+        answers = {}
+        while len(answers) < len(self.tasks):
+            try:
+                rank, value, error = self.results.get(timeout=1)
+            except queues.Empty:
+                assert all(process.is_alive() for process in self.processes), "a process of the pool died"
+                continue
+            answers[rank] = value, error
         for _, error in answers.values():
             assert error is None, error
         return [answers[rank][0] for rank in range(len(self.tasks))]

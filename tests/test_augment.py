@@ -215,6 +215,7 @@ STATISTICS = {
 }
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("name", STATISTICS)
 def test_pictures_are_distributed_as_torchvision_s(name):
     transform, given, measures = STATISTICS[name]

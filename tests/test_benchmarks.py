@@ -99,6 +99,7 @@ def test_known_runs_of_another_precision_or_method_are_left_out(scripts, tmp_pat
     assert study.ratios == {"paper": 1.9}
 
 
+@pytest.mark.contract
 def test_contenders_rest_while_another_one_works(scripts, tmp_path):
     from paired import started, take_turns
 

@@ -24,7 +24,7 @@ from rotssl.tracking import Tracker, open_run
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(180)]
 
 EXPERIMENT, SWEEP = "rotssl", "weight_budget_sample"
 PLAIN, ROTATION = "byol-rotation0-10ep-seed0-1a2b3c4d", "byol-rotation1-10ep-seed0-5e6f7a8b"

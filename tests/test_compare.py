@@ -12,9 +12,10 @@ import pytest
 from rotssl import tracked, tracking
 from rotssl.compare import compare, default_output, show
 from rotssl.fields import ConfigError
+from tests.programs import ROOT, command
 from tests.test_comparison import rotated, run, seeds
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.contract
 METRICS = ("knn/top1", "feature/std", "cost/epochs", "cost/flops", "cost/device_seconds")
 NASTY = "<img src=x onerror=\"alert(1)\"> & [/bold] 'quoted'"
 
@@ -282,12 +283,6 @@ def test_the_default_folder_is_beside_the_store(monkeypatch):
     assert default_output("http://host:5000", "demo") == Path("report-demo")
 
 
-def job(*arguments, cwd, **env):
-    command = [sys.executable, str(ROOT / "jobs" / "compare.py"), *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "", **env}
-    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -303,10 +298,12 @@ def job(*arguments, cwd, **env):
         ("--experiment x --uri off", "--uri: got off"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(tmp_path, arguments, named):
-    done = job(*arguments.split(), cwd=tmp_path)
-    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("error: ") and named in done.stderr
+def test_a_mistake_is_one_line_and_code_2(tmp_path, monkeypatch, main, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    code, out, err = main("compare.py", *arguments.split())
+    assert code == 2 and out == "" and len(err.splitlines()) == 1, err
+    assert err.startswith("error: ") and named in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -315,7 +312,7 @@ def test_mistakes_are_found_without_heavy_imports(tmp_path):
     code += f"    runpy.run_path({str(ROOT / 'jobs' / 'compare.py')!r}, run_name='__main__')\n"
     code += "except SystemExit as end:\n    heavy = {'mlflow', 'matplotlib', 'numpy', 'scipy', 'torch', 'ray'}\n"
     code += "    print(end.code, sorted(heavy & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "2 []\n", done.stderr
 
 
@@ -330,7 +327,8 @@ def test_the_job_finds_the_store_and_prints_the_answer(store, tmp_path):
         "--output",
         tmp_path / "out",
     )
-    done = job(*arguments, cwd=tmp_path, MLFLOW_TRACKING_URI=store.uri)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": store.uri}
+    done = subprocess.run(command("compare.py", *arguments), env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "take rotation weight 1" in done.stdout, done.stderr
     assert json.loads((tmp_path / "out" / "report.json").read_text())["target"] == 0.55
     assert not (tmp_path / "results").exists()

@@ -160,6 +160,7 @@ def test_another_norm_keeps_the_activation_of_timm_s_layers(name, monkeypatch):
 # --- what a run leaves ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("norm", ["batch", "sync", "group"])
 @pytest.mark.parametrize(
     ("name", "stem", "patch"),

@@ -14,6 +14,8 @@ from rotssl.engine import weight_layout
 from rotssl.runtime import RunFailed
 from tests.runs import CPU, make_config, run_to, trainer
 
+pytestmark = pytest.mark.contract
+
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
 def test_a_state_of_another_kind_of_device_is_taken_up(tmp_path, name):
@@ -69,7 +71,6 @@ def exchanges(overrides):
     )
 
 
-@pytest.mark.ddp
 def test_cpu_workers_exchange_all_gradients_at_once_and_no_buffers(tmp_path, pool):
     wide = {"method.hidden_dim": 4096, "method.out_dim": 2048}  # more than the 25 MB that DDP exchanges at once
     overrides = {"folder": tmp_path, "method": "mocov2", **wide}
@@ -88,7 +89,6 @@ def layout_of_weights(capabilities):
         torch.backends.cpu.get_cpu_capability = before
 
 
-@pytest.mark.ddp
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
     [
@@ -171,7 +171,6 @@ def test_bf16_on_a_processor_without_it_is_told_of(tmp_path, monkeypatch, found,
     assert told == any(note.startswith("train.precision bf16: this processor") for note in notes)
 
 
-@pytest.mark.ddp
 def test_device_seconds_add_up_over_numbers_of_workers(tmp_path, pool):
     overrides = {"folder": tmp_path, "method": "simclr", "data.limit": 64}
     pool.run(run_to, {**overrides, "train.stop_after": 2})

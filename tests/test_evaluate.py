@@ -1,12 +1,9 @@
 """jobs/evaluate.py: a finished run on the test split, once, below that run in MLflow."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from rotssl import config as cfg
@@ -16,9 +13,10 @@ from rotssl.evaluate import evaluate
 from rotssl.fields import ConfigError
 from rotssl.record import Record
 from rotssl.sections import DataConfig
-from tests.test_jobs import SMALL
+from tests.programs import SMALL, mlflow_client
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.contract
 BOTH = ("knn", "linear")
 
 
@@ -35,13 +33,12 @@ def finished(tmp_path_factory):
 
 
 def logged(config):
-    client = MlflowClient(f"sqlite:///{config.storage.path}/mlflow.db")
+    client = mlflow_client(f"sqlite:///{config.storage.path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("rotssl").experiment_id])
     (run,) = [run for run in runs if "kind" not in run.data.tags]
     return run, [other for other in runs if other.data.tags.get("kind") == "evaluation"]
 
 
-@pytest.mark.jobs
 def test_the_test_split_is_measured_once_below_the_run(finished, capsys, monkeypatch):
     assert evaluate(None, str(finished.run_dir), BOTH, "") == 0
     first = capsys.readouterr().out
@@ -64,7 +61,6 @@ def test_the_test_split_is_measured_once_below_the_run(finished, capsys, monkeyp
     assert evaluate(None, str(finished.run_dir), ("knn",), "") == 0 and len(logged(finished)[1]) == 1
 
 
-@pytest.mark.jobs
 def test_only_what_is_missing_is_measured(tmp_path, capsys):
     config = pretrain(tmp_path)
     for protocols in (("knn",), ("linear", "knn")):
@@ -75,7 +71,6 @@ def test_only_what_is_missing_is_measured(tmp_path, capsys):
     assert "linear probe top-1 on test" in capsys.readouterr().out
 
 
-@pytest.mark.jobs
 def test_the_encoder_and_the_images_are_those_of_the_run(tmp_path, capsys):
     """On test images that are the validation images, the numbers are those of the run's last epoch."""
     root = tmp_path / "data"
@@ -122,8 +117,7 @@ def test_test_images_are_none_that_a_run_reads(name):
     assert set(test.labels) == set(splits.train.labels)
 
 
-def test_a_mistake_is_one_line():
-    for flags in ([], ["--run", "x", "--checkpoint", "y"], ["--checkpoint", "x", "--protocol", "vote"]):
-        command = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), *flags]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+@pytest.mark.parametrize("given", ["", "--run x --checkpoint y", "--checkpoint x --protocol vote"])
+def test_a_mistake_is_one_line(main, given):
+    code, _, err = main("evaluate.py", *given.split())
+    assert code == 2 and len(err.splitlines()) == 1, err

@@ -144,6 +144,7 @@ def test_linear_is_scikit_learn_s_at_the_strength_that_a_held_out_part_of_the_ba
     assert linear_top1(bank, labels, queries, asked) == pytest.approx(scores[best], abs=0.002)
 
 
+@pytest.mark.contract
 def test_linear_asks_each_query_by_itself():
     (bank, labels), (queries, asked) = blobs(300), blobs(40, seed=1)
     alone = [linear_top1(bank, labels, queries[[i]], asked[[i]]) for i in range(40)]

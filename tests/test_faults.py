@@ -16,6 +16,7 @@ from rotssl.runtime import LocalRuntime, RunFailed
 from tests.devices import SmallMemory, Waits
 from tests.runs import make_config, trainer
 
+pytestmark = pytest.mark.contract
 SHORT = {"data.limit": 64, "train.epochs": 3}
 
 
@@ -77,7 +78,6 @@ def test_what_could_not_be_measured_at_the_end_is_said_and_made_up_for(tmp_path,
     assert launch.pretrain(config) == 0 and "is finished already" in capsys.readouterr().out
 
 
-@pytest.mark.ddp
 def test_features_of_all_workers_come_to_the_first(pool):
     first, second = pool.run(gathered)
     np.testing.assert_array_equal(first, [[0, 0], [0, 0], [1, 1], [1, 1]])
@@ -89,7 +89,6 @@ def gathered():
     return distributed.gather_to_first(rows, distributed.room_for_all(rows)).numpy()
 
 
-@pytest.mark.ddp
 def test_where_one_worker_cannot_encode_its_share_all_leave_it(tmp_path, pool):
     for points in pool.run(run_with_one_that_fails, {"folder": tmp_path, "method": "simclr", **SHORT}):
         assert list(points) == [1, 2, 3] and not any("knn/top1" in point for point in points.values())
@@ -360,6 +359,25 @@ def test_means_of_an_epoch_leave_out_what_is_not_finite_in_a_step_that_was(tmp_p
     finite = [loss for loss in losses if math.isfinite(loss)]
     assert len(losses) == 4 and len(finite) == 3 and point["optim/skipped_steps"] == 0.25
     assert point["loss/total"] == pytest.approx(sum(finite) / 3)
+
+
+def test_a_run_that_leaves_out_every_step_fails_in_a_line_and_its_model_is_that_of_the_checkpoint(tmp_path):
+    run = trainer(make_config(tmp_path, "byol", **SHORT, **{"train.on_nan": "skip"}))
+    after = run.model.method.after_backward
+
+    def overflows(ctx):
+        after(ctx)
+        if ctx.epoch == 1:
+            next(run.model.encoder.parameters()).grad.fill_(math.inf)
+
+    run.model.method.after_backward = overflows
+    with pytest.raises(RunFailed, match=r"^every step of epoch 2 had a non-finite gradient and was skipped") as caught:
+        run.run()
+    assert "\n" not in str(caught.value)
+    kept = next(checkpoint.latest(run.config.run_dir))
+    assert kept["epoch"] == 1
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, kept["model"][name]), name
 
 
 def test_a_loss_that_is_not_finite_ends_a_run_in_fp16_too(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from rotssl.methods import METHODS
 from tests.golden import FILE, FORMS, STEPS, losses
 
+pytestmark = pytest.mark.contract
 GOLDEN = json.loads(FILE.read_text())["losses"]
 # Rounding: 2e-12 at most between AVX2 and AVX-512. Without either, single precision in the augmentation rounds otherwise, and
 # training amplifies that to per cents within 20 steps; the first step is still the same to 1e-7.

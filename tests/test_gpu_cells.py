@@ -128,6 +128,7 @@ def archive(tmp_path):
     return tmp_path / "cifar10-jpeg.tar.gz"
 
 
+@pytest.mark.contract
 def test_a_training_that_is_cut_goes_on_later_and_only_under_the_same_configuration(scripts, tmp_path, archive):
     import gpu_cell
     import gpu_train

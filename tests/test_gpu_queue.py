@@ -191,23 +191,23 @@ def test_trainings_are_taken_up_from_where_they_were_kept_but_not_over_newer_one
     assert sorted(path.name for path in (scratch / "runs").iterdir()) == ["a", "b"]
 
 
+@pytest.mark.system
 def test_results_are_on_disk_as_they_come_and_the_next_call_runs_the_rest(queue, tmp_path):
     options = queue(first=(GOOD, 0.5), second=(HANGS, 1), third=(GOOD, 0.5))
-    runner, end = start(options), time.monotonic() + 120
+    runner = start(options)
     hanging = tmp_path / "out-scratch" / "second.result.json"
     while not (hanging.exists() and "test_hangs" not in hanging.read_text() and "passed" in hanging.read_text()):
-        assert time.monotonic() < end and runner.poll() is None, runner.stdout.read()
+        assert runner.poll() is None, runner.stdout.read()
         time.sleep(0.05)
     (cell,) = psutil.Process(runner.pid).children()
     runner.kill()
     runner.wait()
     while cell.is_running():  # it does not take the next call's time
-        assert time.monotonic() < end
         time.sleep(0.05)
     assert [(line["name"], line["status"]) for line in lines(tmp_path)] == [("first", "done")]
     options = queue(first=(GOOD, 0.5), second=(GOOD, 0.5), third=(GOOD, 0.5))
     again = start(options)
-    told, _ = again.communicate(timeout=240)
+    told, _ = again.communicate()
     assert again.returncode == 0 and "first: done before" in told and "- counts, passed: 1" in told
     found = lines(tmp_path)
     assert [(line["name"], line["status"]) for line in found] == [(name, "done") for name in NAMES]
@@ -218,13 +218,14 @@ def test_results_are_on_disk_as_they_come_and_the_next_call_runs_the_rest(queue,
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.txt", "report.md", "results.jsonl"]
 
 
+@pytest.mark.system
 def test_what_hangs_or_crashes_costs_itself_alone_and_what_it_had_is_kept(queue, tmp_path):
     crash = "def test_crash():\n    os.kill(os.getppid(), 9)\n    time.sleep(600)"
     options = queue(first=(HANGS, 0.1), second=(crash, 0.2), third=(BAD, 0.2), last=(GOOD, 0.2))
     slack = "import sys, gpu; gpu.gpu_queue.SLACK_S = 0; gpu.GRACE_S = 2; sys.exit(gpu.main(sys.argv[1:]))"
     command = [sys.executable, "-c", slack, "--minutes", "3", *options]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env=dict(os.environ, PYTHONPATH=str(FOLDER)), cwd=tmp_path
+        command, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(FOLDER)), cwd=tmp_path
     )
     assert done.returncode == 0, done.stdout + done.stderr
     first, second, third, last = lines(tmp_path)
@@ -239,21 +240,23 @@ def test_what_hangs_or_crashes_costs_itself_alone_and_what_it_had_is_kept(queue,
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.system
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
 def test_ctrl_c_ends_the_cell_and_writes_what_it_had(queue, tmp_path, number):
-    runner, end = start(queue(first=(HANGS, 1), second=(GOOD, 0.5))), time.monotonic() + 120
+    runner = start(queue(first=(HANGS, 1), second=(GOOD, 0.5)))
     hanging = tmp_path / "out-scratch" / "first.result.json"
     while not (hanging.exists() and "passed" in hanging.read_text()):
-        assert time.monotonic() < end and runner.poll() is None, runner.stdout.read()
+        assert runner.poll() is None, runner.stdout.read()
         time.sleep(0.05)
     runner.send_signal(number)
-    assert runner.wait(timeout=60) == 130
+    assert runner.wait() == 130
     assert [(line["status"], line["reason"], line["result"]["counts"]) for line in lines(tmp_path)] == [
         ("cut", "interrupted", {"passed": 1})
     ]
 
 
-@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+@pytest.mark.system
+@pytest.mark.parametrize("error", ["ImportError", pytest.param("OSError", marks=pytest.mark.exhaustive)])
 def test_a_cell_without_what_it_needs_says_so(queue, tmp_path, error):
     options = queue(first=(GOOD, 0.5))
     content = yaml.safe_load((tmp_path / "queue.yaml").read_text())
@@ -263,7 +266,6 @@ def test_a_cell_without_what_it_needs_says_so(queue, tmp_path, error):
         [sys.executable, str(FOLDER / "gpu.py"), "--minutes", "2", "--bundle", str(tmp_path / "no"), *options],
         capture_output=True,
         text=True,
-        timeout=120,
         env=dict(os.environ, PYTHONPATH=str(tmp_path)),
     )
     assert done.returncode == 1, done.stdout  # no cell came to a figure
@@ -299,6 +301,7 @@ def test_the_exit_code_says_whether_there_is_a_figure(gpu, monkeypatch, tmp_path
     assert gpu.main(["--minutes", "1", *options]) == code
 
 
+@pytest.mark.contract
 def test_a_device_that_is_not_here_is_told_in_a_line(gpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "queue.yaml").write_text(yaml.safe_dump([cell("a", "x")]))

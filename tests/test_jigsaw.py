@@ -88,6 +88,7 @@ def windows(image, side):
     return (found - found.mean((3, 4), keepdim=True)) / found.std((3, 4), correction=0, keepdim=True)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("grid", "count", "size", "side"), [(2, 24, 28, 12), (3, 100, 28, 8), (3, 10, 43, 12), (2, 24, 8, 3)]
 )

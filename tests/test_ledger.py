@@ -276,6 +276,7 @@ def test_an_evaluation_is_not_written_without_its_training(ledger, disk, tmp_pat
     assert journal.read(tmp_path) == {1: {"loss/total": 1.0, "knn/top1": 0.5}}
 
 
+@pytest.mark.contract
 def test_what_is_measured_later_reaches_mlflow_and_nothing_twice(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     run_id = tracking.open_run(uri, "experiment", "run", None, {}, {}, tmp_path / "artifacts")

@@ -97,6 +97,7 @@ def test_batches_are_the_same_with_and_without_the_thread(tmp_path):
     assert ended()
 
 
+@pytest.mark.contract
 def test_a_run_on_disk_equals_one_in_memory_also_after_a_resume(tmp_path):
     def run(name, disk, *ends):
         for end in ends:
@@ -115,6 +116,7 @@ def test_a_run_on_disk_equals_one_in_memory_also_after_a_resume(tmp_path):
     assert ended()
 
 
+@pytest.mark.contract
 def test_the_log_has_the_wait_as_a_share_and_the_memory(tmp_path, monkeypatch):
     run = trainer(make_config(tmp_path, "byol", **{"data.limit": 64, "train.epochs": 1}))
     cut = run.loader._cut
@@ -167,6 +169,7 @@ print(faults())
 """
 
 
+@pytest.mark.contract
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
 def test_freed_memory_is_kept():
     def faults(how):

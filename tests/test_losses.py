@@ -432,7 +432,6 @@ def share_of_rank(name):
     return shares(name, distributed.rank(), distributed.world_size())
 
 
-@pytest.mark.ddp
 @pytest.mark.parametrize("name", ["barlow", "vicreg", "swav"])
 def test_statistics_of_the_global_batch_give_two_workers_the_gradient_of_one(pool, name):
     loss, grad, code = shares(name, 0, 1)

@@ -328,7 +328,7 @@ def test_dino_s_outputs_are_cosines():
     torch.testing.assert_close(head(x), expected)
 
 
-@pytest.mark.jobs
+@pytest.mark.contract
 def test_swav_leaves_the_uniform_prediction_within_two_epochs_of_the_sample_in_half_precision(tmp_path):
     asked = cfg.build(
         {

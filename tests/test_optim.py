@@ -241,6 +241,7 @@ def first_update(tmp_path, **fields):
     ]
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("share", [0.1, 0.5, 2.0])
 def test_a_gradient_longer_than_clip_norm_is_scaled_to_it(tmp_path, share):
     free, norm = first_update(tmp_path)

@@ -1,6 +1,7 @@
 """What a run is predicted to take on any number of workers."""
 
 import dataclasses
+import math
 import re
 import tempfile
 import time
@@ -9,12 +10,15 @@ import pytest
 import torch
 
 from rotssl import config as cfg
-from rotssl import distributed, engine, prediction
+from rotssl import distributed, engine, flops, prediction
 from rotssl.fields import ConfigError
 from rotssl.prediction import Speed, duration, epoch, line
+from rotssl.pretrainer import build_pretrainer
 from rotssl.sweep import expand, parse
 from tests.devices import SmallMemory
-from tests.test_jobs import SMALL
+from tests.programs import SMALL
+
+pytestmark = pytest.mark.contract
 
 
 def resolved(**fields):
@@ -81,9 +85,18 @@ def test_what_is_measured_is_what_steps_take_and_nothing_is_left_on_disk(tmp_pat
 def test_methods_with_a_memory_and_accumulation_are_measured_too(method, monkeypatch):
     monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
     monkeypatch.setattr(prediction, "TIMED", 1)
+    sizes, step = [], prediction.Trainer.step
+    monkeypatch.setattr(
+        prediction.Trainer, "step", lambda run, images, ctx: sizes.append(len(images)) or step(run, images, ctx)
+    )
     passes = 2 if method == "dino" else 1
-    speed = prediction.measure(resolved(**{"method.name": method, "train.accumulate": passes}))
-    assert speed.each > 0 and speed.flops > 0 and speed.gradient > 0
+    config = resolved(**{"method.name": method, "train.accumulate": passes})
+    speed = prediction.measure(config)
+    model = build_pretrainer(config, torch.device("cpu"))
+    assert speed.gradient == 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert speed.flops == flops.count_step(config, 0.5) / 32
+    assert max(sizes) == 32 and all(size % passes == 0 for size in sizes)
+    assert 0 < speed.step(8) < speed.step(32) < 60 and math.isfinite(speed.encode)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +156,11 @@ def test_no_timed_step_writes_a_picture_or_compares_gradients(monkeypatch):
 def test_each_timed_step_has_two_rotated_images_or_more(fields, monkeypatch):
     monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
     monkeypatch.setattr(prediction, "TIMED", 1)
-    speed = prediction.measure(resolved(**{"train.batch_size": 64, "model.norm": "batch", **fields}))
-    assert speed.each > 0
+    sizes = []
+    monkeypatch.setattr(prediction.Trainer, "step", lambda run, images, ctx: sizes.append(len(images)))
+    prediction.measure(resolved(**{"train.batch_size": 64, "model.norm": "batch", **fields}))
+    share = min(fields.values())
+    assert share * (min(sizes) - 1) < 2 <= share * min(sizes) and max(sizes) == 64
 
 
 def test_runs_of_one_kind_cost_in_proportion_to_their_length(monkeypatch):
@@ -190,21 +206,21 @@ def test_only_a_workers_share_of_the_batch_is_timed(monkeypatch):
 
 def test_steps_that_do_not_fit_into_memory_end_the_measurement_and_are_told(monkeypatch):
     roomy(monkeypatch)
-    config = resolved(**{"train.batch_size": 256, "model.norm": "batch"})
+    config = resolved(**{"train.batch_size": 64, "model.norm": "batch"})
     with SmallMemory(1e12) as whole:
         assert prediction.measure(config).too_many is None
     with SmallMemory(whole.peak * 0.6):
         speed = prediction.measure(config)
         text = prediction.report(config, 512, True)
-    assert speed.too_many == 256 and speed.each > 0 and speed.step(256) > speed.step(128)
+    assert speed.too_many == 64 and speed.each > 0 and speed.step(64) > speed.step(32)
     rows = re.findall(r"^# +(\d+) +(.*)$", text, re.MULTILINE)
-    assert rows[0] == ("1", "out of memory: steps of 256 images did not fit here") and "out of" not in rows[1][1]
+    assert rows[0] == ("1", "out of memory: steps of 64 images did not fit here") and "out of" not in rows[1][1]
     with SmallMemory(whole.peak * 0.6), pytest.raises(ConfigError) as caught:
         prediction.of_runs([config], [512], 1, False)
-    words = "train.batch_size: got 256, but a step of 256 images does not fit into the memory of a worker's cpu"
+    words = "train.batch_size: got 64, but a step of 64 images does not fit into the memory of a worker's cpu"
     assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
     with SmallMemory(whole.peak * 0.6):
-        assert prediction.of_runs([config], [512], 2, False)[0] > 0  # two workers have 128 each
+        assert prediction.of_runs([config], [512], 2, False)[0] > 0  # two workers have 32 each
 
 
 def test_the_imagenet_sweep_on_a_device_of_a_gigabyte_is_refused_in_a_line():

@@ -50,7 +50,7 @@ def test_what_cannot_be_compared_is_left_out(odd):
     assert compare_gradients({"ssl": method, "rotation": task}) == {}
 
 
-@pytest.mark.jobs
+@pytest.mark.contract
 @pytest.mark.parametrize("method", ["simclr", "barlow"])
 def test_half_precision_that_overflows_at_first_does_not_end_a_run_that_compares(tmp_path, method):
     fields = {"train.precision": "fp16", "tasks.log_gradients_every": 1, "data.limit": 64, **JIGSAW}
@@ -74,6 +74,7 @@ JIGSAW = {"jigsaw.weight": 0.5, "jigsaw.grid": 2, "jigsaw.permutations": 10}
 KEYS = {"rotation/grad_ratio", "rotation/grad_cosine", "jigsaw/grad_ratio", "jigsaw/grad_cosine", "optim/grad_norm"}
 
 
+@pytest.mark.contract
 def test_every_so_many_steps_are_compared_with_the_weighted_losses(tmp_path):
     single, double = (
         compared({"folder": tmp_path, "method": "byol", **JIGSAW, "rotation.weight": weight}) for weight in (1.0, 2.0)
@@ -95,7 +96,6 @@ def test_comparing_changes_nothing(tmp_path):
         assert torch.equal(value, weights[1][name]), name
 
 
-@pytest.mark.ddp
 @pytest.mark.parametrize("method", ["simclr", "byol", "barlow"])
 def test_two_workers_compare_as_one_does(tmp_path, pool, method):
     overrides = {"folder": tmp_path, "method": method, "model.norm": "group", **JIGSAW}
@@ -105,6 +105,7 @@ def test_two_workers_compare_as_one_does(tmp_path, pool, method):
             assert ours == pytest.approx(theirs, rel=1e-6)
 
 
+@pytest.mark.contract
 def test_the_teacher_s_targets_are_without_noise_and_the_student_s_features_with_it(tmp_path):
     fields = {"encoder.name": "timm/vit_tiny_patch16_224", "encoder.patch_size": 4, "encoder.drop_path": 0.5}
     model = build_pretrainer(make_config(tmp_path, "dino", **fields), CPU).train()
@@ -150,6 +151,7 @@ def test_views_share_a_pass_where_asked_for_and_mean_the_same_without_batch_stat
     torch.testing.assert_close(joint, separate, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("method", ["byol", "simsiam", "swav"])
 @pytest.mark.parametrize("norm", ["batch", "sync", "group"])
 def test_views_in_one_pass_come_out_as_in_a_pass_each(tmp_path, monkeypatch, norm, method):
@@ -199,7 +201,8 @@ def test_the_share_of_rotated_images_changes_over_the_run(tmp_path):
     assert set(range(16)) - set(targets.rows.tolist()) <= set(same)
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.ddp)])
+@pytest.mark.contract
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.contract)])
 def test_compiled_networks_compute_the_same(tmp_path, request, workers):
     overrides = {"method": "byol", "data.limit": 64, "train.epochs": 1, "optim.warmup_epochs": 0}
 
@@ -233,7 +236,7 @@ def trace(overrides):
     return {**kept, "graphs": len(graphs)}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_code_that_torch_compile_generates_computes_the_same(tmp_path):
     fields = {"data.limit": 64, "train.epochs": 1, "optim.warmup_epochs": 0}
     points = []
@@ -256,7 +259,6 @@ def statistics(overrides):
     return before, mean.tolist()
 
 
-@pytest.mark.ddp
 def test_running_statistics_of_each_worker_follow_the_first_one_s(tmp_path, pool):
     given = {"folder": tmp_path, "method": "byol", "model.norm": "batch", "data.limit": 64}
     (first, first_after), (second, second_after) = pool.run(statistics, given)
@@ -271,6 +273,7 @@ def test_each_image_turns_by_its_own_angle(layout):
     assert torch.equal(rotate(images, turns), expected)
 
 
+@pytest.mark.contract
 def test_the_flops_of_a_run_follow_the_share_of_rotated_images(tmp_path):
     def flops(**fields):
         given = {"data.limit": 32, "train.epochs": 2, "evaluation.knn_every": 0, **PAPER, **fields}

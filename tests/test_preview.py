@@ -26,6 +26,7 @@ def test_grid_has_a_row_an_image_a_column_a_version_and_small_views_in_the_middl
             assert inside == (100**2 if column == 0 else 20**2)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     ("flags", "columns"),
     [

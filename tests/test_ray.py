@@ -1,11 +1,9 @@
 """Jobs on a real Ray cluster of two nodes with token authentication, as a user starts them."""
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +13,9 @@ import torch
 from PIL import Image
 
 from rotssl import checkpoint, journal
-from tests.test_jobs import SMALL, flags, job
+from tests.programs import ROOT, SMALL, command, flags, job, mlflow_client, started, wait_for
 
-ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.system
 METRICS = {
     *(
         "loss/total",
@@ -35,42 +32,23 @@ METRICS = {
 }
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """Environment of a client of the cluster that cluster/local.sh starts: two nodes of one CPU each."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    env |= {"STATE": str(tmp_path_factory.mktemp("cluster")), "GCS_PORT": "6411", "DASHBOARD_PORT": "8311"}
-    script = str(ROOT / "cluster" / "local.sh")
-    subprocess.run([script, "start"], env=env, check=True, timeout=200)
-    try:
-        yield env | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": f"{env['STATE']}/token",
-            "RAY_ADDRESS": "127.0.0.1:6411",
-        }
-    finally:
-        subprocess.run([script, "stop"], env=env, check=True, timeout=100)
-        for name in ("head", "worker"):
-            assert not Path(env["STATE"], f"{name}.pid").exists()
-
-
 def submit(env, *command):
     ray = str(Path(sys.executable).with_name("ray"))
-    env = env | {"RAY_ADDRESS": "http://127.0.0.1:8311", "PATH": f"{Path(ray).parent}:{env['PATH']}"}
+    env = env | {
+        "RAY_ADDRESS": f"http://127.0.0.1:{env['DASHBOARD_PORT']}",
+        "PATH": f"{Path(ray).parent}:{env['PATH']}",
+    }
     return subprocess.run(
         [ray, "job", "submit", "--working-dir", str(ROOT), "--", *command],
         env=env,
         capture_output=True,
         text=True,
-        timeout=300,
     )
 
 
 def logged(folder, name, experiment="rotssl"):
     """The run of that name, and metric -> its steps, as MLflow's own client reads them."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = mlflow_client(f"sqlite:///{folder}/mlflow.db")
     experiment_id = client.get_experiment_by_name(experiment).experiment_id
     (run,) = client.search_runs([experiment_id], f"attributes.run_name = '{name}'")
     steps = {key: [point.step for point in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics}
@@ -100,15 +78,17 @@ def test_submitted_job_trains_across_two_nodes(cluster, tmp_path):
 
 
 def test_upload_leaves_out_what_is_not_code(cluster):
-    listed = submit(cluster, "ls", "-A")
-    assert listed.returncode == 0
-    names = {line.strip() for line in listed.stdout.splitlines()}
-    assert {"jobs", "rotssl", "pyproject.toml"} <= names
-    assert not names & {".venv", ".git", "results", "data", "tests"}
     # And all of the code, which an installed copy would hide: nothing is imported from anywhere else.
-    code = "import rotssl.data.datasets as d, rotssl.data.sample as s; print(d.__file__, *s.__path__)"
-    printed = submit(cluster, "python", "-c", code).stdout.splitlines()
-    (found,) = [line.split() for line in printed if line.startswith("/")]
+    code = (
+        "import os, rotssl.data.datasets as d, rotssl.data.sample as s\n"
+        "print('here:', *os.listdir(), sep='|'), print('from:', d.__file__, *s.__path__, sep='|')"
+    )
+    told = submit(cluster, "python", "-c", code).stdout
+    (names,), (found,) = (
+        [line.split("|")[1:] for line in told.splitlines() if line.startswith(word)] for word in ("here", "from")
+    )
+    assert {"jobs", "rotssl", "pyproject.toml"} <= {*names}
+    assert not {*names} & {".venv", ".git", "results", "data", "tests"}
     assert len(found) == 2 and all("working_dir_files" in path for path in found), found
 
 
@@ -161,23 +141,12 @@ def test_stopped_and_started_again_equals_uninterrupted(cluster, tmp_path):
     assert other.returncode == 2 and "rotation.weight: got 2.0" in other.stderr and len(other.stderr.splitlines()) == 1
 
 
-def wait_for(condition, process, seconds=200):
-    """Wait for something that another process does, while that process is alive."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert process.poll() is None, f"ended with {process.returncode}"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
-
-
 def test_killed_worker_goes_on_in_the_same_run(cluster, tmp_path):
     long = {**SMALL, "train.epochs": 6}
-    command = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *flags(long, tmp_path, run_name="killed")]
+    argv = command("pretrain.py", *flags(long, tmp_path, run_name="killed"))
     folder = tmp_path / "rotssl" / "killed"
     before = set(psutil.pids())
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, env=cluster, stdout=log, stderr=log, cwd=ROOT)
+    with started(argv, tmp_path / "log", cluster) as process:
         wait_for(lambda: 1 in journal.read(folder), process)
         workers = [
             p
@@ -186,7 +155,7 @@ def test_killed_worker_goes_on_in_the_same_run(cluster, tmp_path):
         ]
         assert len(workers) == 2
         workers[0].send_signal(signal.SIGKILL)
-        assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-3000:]
+        assert process.wait() == 0, process.told()[-3000:]
     _, run, steps = logged(tmp_path, "killed")
     assert run.info.status == "FINISHED"
     each_epoch_once(steps, 6)
@@ -219,14 +188,9 @@ def test_corrupt_image_ends_the_run_and_is_named(tmp_path):
 
 
 def test_interrupt_ends_with_130_and_goes_on(cluster, tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "jobs" / "pretrain.py"),
-        *flags({**SMALL, "train.epochs": 40}, tmp_path, run_name="stopped"),
-    ]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, env=cluster, stdout=log, stderr=log, cwd=ROOT)
+    argv = command("pretrain.py", *flags({**SMALL, "train.epochs": 40}, tmp_path, run_name="stopped"))
+    with started(argv, tmp_path / "log", cluster) as process:
         wait_for(lambda: 1 in journal.read(tmp_path / "rotssl" / "stopped"), process)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130, shlex.join(command) + (tmp_path / "log").read_text()[-3000:]
+        assert process.wait() == 130, process.told()[-3000:]
     assert logged(tmp_path, "stopped")[1].info.status == "KILLED"

@@ -240,7 +240,6 @@ def first_text(rank_with_text):
     return distributed.first_text(text, torch.device("cpu"))
 
 
-@pytest.mark.ddp
 def test_what_one_worker_met_all_workers_know(pool):
     assert pool.run(first_text, 1) == pool.run(first_text, 0) == ["data.cache: Größe"] * 2
     assert pool.run(first_text, 2) == ["", ""] and first_text(0) == "data.cache: Größe"

@@ -18,8 +18,8 @@ from rotssl.cli import run_command
 from rotssl.fields import ConfigError
 from rotssl.record import Record, check_writable, run_folder
 from rotssl.sweep import SweepConfig, draw, expand, parse
+from tests.programs import ROOT, job
 
-ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "jobs" / "recipes"
 SMALL = "data: {name: synthetic}\n"
 
@@ -453,30 +453,34 @@ def test_a_sweep_needs_a_file(folder, capsys, given):
     refused(given, capsys, "argument --config: expected one argument" if bare else why)
 
 
-def ablate(*arguments):
-    command = [sys.executable, str(ROOT / "jobs" / "ablate.py"), *map(str, arguments)]
-    env = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}  # who asks for a cluster fails
-    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 PROGRAM = [
     ("grid: {train.epochs: [2, 0]}", "", "train.epochs: got 0"),
     ("grid: {rotation.weight: [0.3, big]}", "--dry-run", "rotation.weight: got 'big'"),
     ("GRID", "--resume", "--resume: "),
     ("GRID", "--dry-run --storage.path {}/file", "storage.path: cannot write to"),
-    ("GRID", "--dry-run", "RAY_ADDRESS"),
 ]
 
 
-@pytest.mark.parametrize(("content", "flags", "named"), PROGRAM, ids=[named for *_, named in PROGRAM])
-def test_the_program_ends_with_one_line_and_code_2(folder, content, flags, named):
+def given(folder, content, flags):
     words = flags.format(folder).split()
     words += [] if "--storage.path" in words else ["--storage.path", str(folder / "results")]
+    return "--config", write(folder, content), *words
+
+
+@pytest.mark.parametrize(("content", "flags", "named"), PROGRAM, ids=[named for *_, named in PROGRAM])
+def test_the_program_ends_with_one_line_and_code_2(folder, main, content, flags, named):
     before = sorted(folder.rglob("*"))
-    done = ablate("--config", write(folder, content), *words)
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.splitlines()) == 1 and named in done.stderr
+    code, _, err = main("ablate.py", *given(folder, content, flags))
+    assert code == 2 and len(err.splitlines()) == 1 and named in err, err
     assert sorted(folder.rglob("*")) == sorted([*before, folder / "some.yaml"])
+
+
+@pytest.mark.contract
+def test_a_cluster_that_is_not_there_is_one_line_and_code_2(folder):
+    env = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    done = job(*given(folder, "GRID", "--dry-run"), script="ablate.py", env=env)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "RAY_ADDRESS" in done.stderr, done.stderr
+    assert not (folder / "results").exists()
 
 
 def test_what_the_file_alone_shows_is_refused_without_importing_anything_heavy(folder):
@@ -488,9 +492,7 @@ atexit.register(lambda: print(sorted({"torch", "ray", "mlflow", "numpy"} & set(s
 run_command(lambda: len(list(expand(parse(sys.argv[1:], "jobs/ablate.py", "").sweep))))
 """
     command = [sys.executable, "-c", code, "--config", write(folder, "grid: {rotation.weight: [1, big]}")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout) == (2, "[]\n")
     assert done.stderr.splitlines() == ["error: rotation.weight: got 'big', expected a number at least 0"]
 
@@ -650,6 +652,7 @@ def rising(index, epoch):
     return 0.5 - 0.05 * (index % 5) + 0.01 * epoch  # the first of five is the best
 
 
+@pytest.mark.contract
 @stopping
 @pytest.mark.parametrize(
     "other",

@@ -7,7 +7,6 @@ import json
 
 import pytest
 import yaml
-from mlflow.tracking import MlflowClient
 
 from rotssl import ablation, journal, launch, ray_preflight, ray_runtime, ray_sweep, tracking, trials
 from rotssl import config as cfg
@@ -16,9 +15,9 @@ from rotssl.fields import ConfigError
 from rotssl.ray_runtime import Workers
 from rotssl.record import Record
 from rotssl.sweep import parse
-from tests.test_jobs import SMALL
+from tests.programs import SMALL, mlflow_client
 
-pytestmark = pytest.mark.jobs
+pytestmark = pytest.mark.contract
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def run(sweep, index, prunes=False, stop_at=None, on_disk=False):
 
 
 def runs(sweep):
-    client = MlflowClient(sweep[2].uri)
+    client = mlflow_client(sweep[2].uri)
     return {
         run.info.run_name: run
         for run in client.search_runs([client.get_experiment_by_name("study").experiment_id])
@@ -160,7 +159,7 @@ def test_runs_that_mlflow_lost_are_sent_again(sweep, capsys):
     points = {name: run.data.metrics for name, run in runs(sweep).items()}
     listed = json.loads((sweep[1].run_dir / "trials.json").read_text())
     assert sorted(listed) == sorted(run.info.run_id for run in runs(sweep).values())
-    client = MlflowClient(sweep[2].uri)
+    client = mlflow_client(sweep[2].uri)
     for run_id in listed:
         client.delete_run(run_id)
     client.delete_run(sweep[2].run_id)
@@ -179,7 +178,7 @@ def test_a_second_sweep_of_the_same_trials_has_its_own_report(sweep):
     other.run_dir.mkdir()
     second = Record.read(other.run_dir / "run.json", {})
     assert ablation._conclude(dataclasses.replace(first, name="other"), other, second, found) == 0
-    client = MlflowClient(parent.uri)
+    client = mlflow_client(parent.uri)
     assert second.run_id not in (None, parent.run_id) and client.get_run(second.run_id).info.status == "FINISHED"
     assert {item.path for item in client.list_artifacts(second.run_id)} >= {"report", "trials.json"}
     assert {run.data.tags["mlflow.parentRunId"] for run in runs(sweep).values()} == {parent.run_id}

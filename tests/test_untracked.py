@@ -4,22 +4,18 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import yaml
-from mlflow.tracking import MlflowClient
 
 from rotssl import cli, journal, launch, tracking, untracked
 from rotssl import config as cfg
 from rotssl.data import datasets
 from rotssl.evaluate import evaluate
 from rotssl.fields import ConfigError
-from tests.test_jobs import ROOT, SMALL, flags, job
+from tests.programs import SMALL, command, flags, job, mlflow_client, started, wait_for
 
-trains = pytest.mark.jobs
+trains = pytest.mark.contract
 OFF = ["--scaling.num_workers", "0", "--tracking.uri", "off"]
 
 
@@ -36,7 +32,7 @@ def record_of(folder):
 
 def runs(storage):
     """What the sqlite file below a storage path holds: for each run, its status, its epochs, and itself."""
-    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    client = mlflow_client(f"sqlite:///{storage}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("rotssl").experiment_id])
     steps = [[m.step for m in client.get_metric_history(run.info.run_id, "cost/epochs")] for run in found]
     return [(run.info.status, steps, run) for run, steps in zip(found, steps, strict=True)]
@@ -55,30 +51,26 @@ def asked(monkeypatch):
     return seen
 
 
-@trains
+@pytest.mark.system
 def test_a_machine_without_mlflow_trains_stops_and_goes_on(tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     text = "from pathlib import Path\nPath(__file__).with_name('asked').touch()\nraise ImportError('no mlflow here')\n"
     (bare / "mlflow.py").write_text(text)
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(bare), os.environ.get("PYTHONPATH", "")])}
-    command = flags({**SMALL, "train.epochs": 20}, tmp_path)
-    done = job(*command, "--scaling.num_workers", "0", env=env)  # with a store, it is missed
+    given = flags({**SMALL, "train.epochs": 20}, tmp_path)
+    done = job(*given, "--scaling.num_workers", "0", env=env)  # with a store, it is missed
     assert done.returncode == 2 and "no mlflow here" in done.stderr.splitlines()[-1], done.stderr
     (bare / "asked").unlink()
 
     folder = tmp_path / "rotssl" / "run"
-    program = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *command, *OFF]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(program, env=env, cwd=ROOT, stdout=log, stderr=log)
-        while 1 not in journal.read(folder):
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.02)
+    with started(command("pretrain.py", *given, *OFF), tmp_path / "log", env) as process:
+        wait_for(lambda: 1 in journal.read(folder), process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 130, (tmp_path / "log").read_text()
+        assert process.wait() == 130, process.told()
     assert record_of(folder)["status"] == "interrupted"
 
-    first, second = (job(*command, *OFF, env=env) for _ in range(2))
+    first, second = (job(*given, *OFF, env=env) for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert second.stdout.splitlines()[0].endswith("is finished already:")
     for done in (first, second):
@@ -145,7 +137,7 @@ def test_a_store_that_comes_later_gets_the_whole_run(tmp_path, finished):
     assert tags["run_dir"] == str(config.run_dir) and tags["status_reason"] == "completed"
     assert tags["device"] == kept["device"]
     assert tags["world_size"] == ("8" if finished else "1")  # as it was trained, in its last start
-    client = MlflowClient(f"sqlite:///{tmp_path}/here/mlflow.db")
+    client = mlflow_client(f"sqlite:///{tmp_path}/here/mlflow.db")
     assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "encoder.safetensors"}
     assert record_of(config.run_dir)["run_id"] == run.info.run_id
 
