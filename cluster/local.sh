@@ -67,16 +67,17 @@ wait_for() {
 }
 
 stop() {
+    # The leaders of the process groups end their raylets (and GCS, dashboard) when asked to; what is left after that is killed.
     for name in worker head; do
-        if running "$name"; then
-            # The leader of its process group ends its raylet (and GCS, dashboard) when asked to; what is left after that is killed.
-            pid=$(cat "$STATE/$name.pid")
-            kill -TERM "$pid" 2>/dev/null || true
+        if running "$name"; then kill -TERM "$(cat "$STATE/$name.pid")" 2>/dev/null || true; fi
+    done
+    for name in worker head; do
+        if [ -f "$STATE/$name.pid" ]; then
             for _ in $(seq 20); do
-                kill -0 "$pid" 2>/dev/null || break
+                running "$name" || break
                 sleep 0.5
             done
-            kill -KILL -- "-$pid" 2>/dev/null || true
+            kill -KILL -- "-$(cat "$STATE/$name.pid")" 2>/dev/null || true
         fi
         rm -f "$STATE/$name.pid"
     done

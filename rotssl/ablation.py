@@ -238,9 +238,9 @@ def _run(
             return
         ended += 1
         trial = chosen[index]
-        status, reason = outcomes.get(
-            index, ("pruned", f"stopped by {sweep.settings.scheduler} after epoch {done[index]}")
-        )
+        # While a scheduler judges an epoch the trial may finish the next one, which is in its journal.
+        last = max([done[index], *journal.read(trial.config.run_dir)])
+        status, reason = outcomes.get(index, ("pruned", f"stopped by {sweep.settings.scheduler} after epoch {last}"))
         if error is not None or (index not in outcomes and not prunes):
             status, reason = "failed", error or "it ended without a word"
         if status in ("pruned", "failed") and trial.record().status != status:

@@ -134,24 +134,30 @@ def holder(folder):
     return None
 
 
-def test_killed_driver_goes_on_as_if_nothing_had_been(whole, tmp_path):
+def test_killed_worker_and_killed_driver_go_on_as_if_nothing_had_been(whole, tmp_path):
     ablation = Ablation(whole.env, tmp_path)
 
     def status(state):
         return [name for name in ablation.runs() if ablation.record(name)["status"] == state]
 
-    def in_the_middle():
-        return status("finished") and any(journal.read(ablation.runs()[name]) for name in status("running"))
+    def begun():
+        return [name for name in status("running") if journal.read(ablation.runs()[name])]
 
     with ablation.started() as process:
-        wait_for(in_the_middle, process)
-        workers = [holder(ablation.runs()[name]) for name in status("running")]
+        wait_for(begun, process)
+        name = begun()[0]
+        run_id, victim = ablation.record(name)["run_id"], holder(ablation.runs()[name])
+        assert victim is not None
+        victim.kill()
+        wait_for(lambda: "its worker died; going on after epoch " in process.told(), process)
+        wait_for(lambda: status("finished") and begun(), process)
+        workers = [holder(ablation.runs()[running]) for running in status("running")]
         for worker in filter(None, workers):
             worker.suspend()  # they outlive the driver, and would finish what is to be cut short
         process.kill()
     finished, cut = status("finished"), status("running")
     before = {name: ((ablation.runs()[name] / "metrics.jsonl").read_bytes()) for name in finished}
-    ids = {name: ablation.record(name)["run_id"] for name in [*finished, *cut]}
+    ids = {name: ablation.record(name)["run_id"] for name in [*finished, *cut]} | {name: run_id}
     for worker in filter(None, workers):
         with contextlib.suppress(psutil.NoSuchProcess):  # Ray was faster
             worker.kill()
@@ -169,41 +175,12 @@ def test_killed_driver_goes_on_as_if_nothing_had_been(whole, tmp_path):
     assert ablation.report() == whole.first_report
 
 
-def test_killed_worker_goes_on_and_a_failing_trial_does_not_stop_the_others(cluster, tmp_path):
-    ablation = Ablation(
-        cluster,
-        tmp_path,
-        sweep={"baseline": False},
-        grid={"optim.lr": [0.05, 1e9], "train.epochs": [6]},
-        data={"name": "fashion-mnist-sample", "limit": 2048},
-    )
-
-    def good():
-        return [name for name, folder in ablation.runs().items() if len(journal.read(folder)) == 2]
-
-    with ablation.started() as process:
-        (name,) = wait_for(good, process)
-        victim, run_id = holder(ablation.runs()[name]), ablation.record(name)["run_id"]
-        assert victim is not None
-        victim.kill()
-        assert process.wait() == 1, process.told()
-        told = process.told()
-    assert "optim.lr=0.05 train.epochs=6 seed=0: its worker died; going on after epoch " in told
-    runs, points = ablation.logged()
-    assert runs[name].info.run_id == run_id and runs[name].info.status == "FINISHED"
-    assert [step for step, _ in points[name]["knn/top1"]] == list(range(1, 7))
-    (bad,) = set(runs) - {name, "sweep"}
-    assert runs[bad].info.status == "FAILED" and "optim.lr 1e+09" in runs[bad].data.tags["status_reason"]
-    assert "1 failed, 1 finished" in told and "failed: optim.lr=1000000000 train.epochs=6 seed=0: " in told
-    assert runs["sweep"].info.status == "FAILED"
-
-
-def test_asha_closes_what_it_stops_and_interrupted_trials_go_on(cluster, tmp_path):
+def test_asha_closes_what_it_stops_interrupted_trials_go_on_and_a_failing_one_stops_no_other(cluster, tmp_path):
     ablation = Ablation(
         cluster,
         tmp_path,
         sweep={"seeds": 1, "scheduler": "asha", "concurrency": 1},
-        grid={"optim.lr": [0.05, 1e-5, 1e-6], "rotation.weight": [1.0], "train.epochs": [4]},
+        grid={"optim.lr": [0.05, 1e-5, 1e-6, 1e9], "rotation.weight": [1.0], "train.epochs": [4]},
     )
     with ablation.started() as process:
         wait_for(lambda: sum(len(journal.read(folder)) for folder in ablation.runs().values()) >= 5, process)
@@ -212,17 +189,24 @@ def test_asha_closes_what_it_stops_and_interrupted_trials_go_on(cluster, tmp_pat
     (cut,) = [name for name in ablation.runs() if ablation.record(name)["status"] == "interrupted"]
     assert ablation.logged()[0][cut].info.status == "KILLED"
     code, out, err = ablation.run()
-    assert code == 0 and "stopped early" in out, out + err
+    assert code == 1 and "stopped early" in out and "2 failed" in out, out + err
+    assert "failed: optim.lr=1000000000" in err, err
     runs, points = ablation.logged()
-    assert len(runs) == 7
-    pruned = [name for name in ablation.runs() if ablation.record(name)["status"] == "pruned"]
+    assert len(runs) == 9
+    pruned, failed = (
+        [name for name in ablation.runs() if ablation.record(name)["status"] == status]
+        for status in ("pruned", "failed")
+    )
+    assert len(failed) == 2
+    for name in failed:
+        assert runs[name].info.status == "FAILED" and "optim.lr 1e+09" in runs[name].data.tags["status_reason"]
     assert pruned and all(name.startswith("byol-rotation1") for name in pruned)  # never a baseline
     for name in pruned:
         last = len(points[name]["knn/top1"])
         assert last < 4 and runs[name].info.status == "KILLED"
         assert runs[name].data.tags["status_reason"] == f"stopped by asha after epoch {last}"
-    assert runs["sweep"].info.status == "FINISHED"
-    for name in set(runs) - {"sweep", *pruned}:
+    assert runs["sweep"].info.status == "FAILED"
+    for name in set(runs) - {"sweep", *pruned, *failed}:
         assert [step for step, _ in points[name]["knn/top1"]] == [1, 2, 3, 4] and runs[name].info.status == "FINISHED"
 
 

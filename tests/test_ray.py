@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rotssl import checkpoint, journal
+from rotssl import checkpoint, cli, journal
+from rotssl import config as cfg
 from tests.programs import ROOT, SMALL, command, flags, job, mlflow_client, started, wait_for
+from tests.runs import trainer
 
 pytestmark = pytest.mark.system
 METRICS = {
@@ -92,6 +94,7 @@ def test_upload_leaves_out_what_is_not_code(cluster):
     assert len(found) == 2 and all("working_dir_files" in path for path in found), found
 
 
+@pytest.mark.exhaustive  # Ray tries for 20 s
 def test_wrong_token_is_one_line(cluster, tmp_path):
     token = tmp_path / "token"
     token.write_text("0" * 64)
@@ -105,49 +108,36 @@ def test_more_workers_than_the_cluster_has(cluster, tmp_path):
     assert "scaling.num_workers: got 4" in done.stderr.splitlines()[-1] and "2 CPUs" in done.stderr.splitlines()[-1]
 
 
-def weights(folder, name):
-    return checkpoint.load(checkpoint.found(Path(folder) / "rotssl" / name)[0])["model"]
+def uninterrupted(folder, elsewhere):
+    """Final weights of the run in a folder, trained anew by two processes without Ray, with the images in memory."""
+    fields = cli.load_recipe(Path(folder) / "config.yaml") | {"storage.path": str(elsewhere), "data.store": "memory"}
+    run = trainer(cfg.build(fields))
+    run.run()
+    return run.model.state_dict()
 
 
-def test_stopped_and_started_again_equals_uninterrupted(cluster, tmp_path):
-    # With the images mapped from disk, which two workers on two nodes of one machine decode once, and in memory.
+def test_a_run_that_is_interrupted_and_loses_a_worker_equals_an_uninterrupted_one(cluster, pool, tmp_path):
+    # With the images mapped from disk, which two workers on two nodes of one machine decode once.
     for label in range(4):
         (tmp_path / "images" / str(label)).mkdir(parents=True)
         for i in range(48):
             noise = np.random.default_rng([label, i]).integers(0, 256, (16, 16, 3), np.uint8)
             Image.fromarray(noise).save(tmp_path / "images" / str(label) / f"{i}.png")
-    small = {**SMALL, "data.name": "imagefolder", "data.root": tmp_path / "images"}
-    disk = {"data.store": "disk", "data.cache": tmp_path / "cache"}
-    halves = flags({**small, **disk}, tmp_path, run_name="halves")
-    stopped = job(*halves, "--train.stop_after", "1", env=cluster)
-    assert stopped.returncode == 0 and "stopped after epoch 1 of 2" in stopped.stdout, stopped.stderr[-3000:]
-    assert logged(tmp_path, "halves")[1].info.status == "KILLED"
+    fields = {**SMALL, "train.epochs": 12, "data.name": "imagefolder", "data.root": tmp_path / "images"}
+    given = flags({**fields, "data.store": "disk", "data.cache": tmp_path / "cache"}, tmp_path)
+    folder, argv = tmp_path / "rotssl" / "run", command("pretrain.py", *given)
+    with started(argv, tmp_path / "log", cluster) as process:
+        wait_for(lambda: 2 in journal.read(folder), process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130, process.told()[-3000:]
+    assert logged(tmp_path, "run")[1].info.status == "KILLED"
+    reached = max(journal.read(folder))
     made = {path.suffix: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    assert set(made) == {".npy", ".json"}
-    assert job(*halves, env=cluster).returncode == 0
-    assert made == {path.suffix: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    assert job(*flags(small, tmp_path, run_name="whole"), env=cluster).returncode == 0
-    first, second = weights(tmp_path, "halves"), weights(tmp_path, "whole")
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        assert torch.equal(value, second[key]), key
-    _, run, steps = logged(tmp_path, "halves")
-    assert run.info.status == "FINISHED"
-    each_epoch_once(steps, 2)
-    # Finished: the same command prints the table, another configuration is refused; both without any cluster.
-    again = job(*halves, env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"})
-    assert again.returncode == 0 and "finished already" in again.stdout and "kNN top-1" in again.stdout
-    other = job(*halves, "--rotation.weight", "2", env=cluster)
-    assert other.returncode == 2 and "rotation.weight: got 2.0" in other.stderr and len(other.stderr.splitlines()) == 1
+    assert reached < 12 and set(made) == {".npy", ".json"}
 
-
-def test_killed_worker_goes_on_in_the_same_run(cluster, tmp_path):
-    long = {**SMALL, "train.epochs": 6}
-    argv = command("pretrain.py", *flags(long, tmp_path, run_name="killed"))
-    folder = tmp_path / "rotssl" / "killed"
     before = set(psutil.pids())
     with started(argv, tmp_path / "log", cluster) as process:
-        wait_for(lambda: 1 in journal.read(folder), process)
+        wait_for(lambda: max(journal.read(folder)) > reached, process)
         workers = [
             p
             for p in psutil.process_iter(["name", "cmdline"])
@@ -156,12 +146,21 @@ def test_killed_worker_goes_on_in_the_same_run(cluster, tmp_path):
         assert len(workers) == 2
         workers[0].send_signal(signal.SIGKILL)
         assert process.wait() == 0, process.told()[-3000:]
-    _, run, steps = logged(tmp_path, "killed")
+    assert made == {path.suffix: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    _, run, steps = logged(tmp_path, "run")
     assert run.info.status == "FINISHED"
-    each_epoch_once(steps, 6)
-    points = journal.read(folder)
-    assert points[6]["cost/samples"] == 6 * 128
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 12  # of training and of evaluation, each once
+    each_epoch_once(steps, 12)
+    assert journal.read(folder)[12]["cost/samples"] == 12 * 128
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 24  # of training and of evaluation, each once
+    found = checkpoint.load(checkpoint.found(folder)[0])["model"]
+    for key, value in pool.run(uninterrupted, folder, tmp_path / "elsewhere")[0].items():
+        assert torch.equal(found[key], value), key
+    # Finished: the same command prints the table, another configuration is refused; both without any cluster.
+    nowhere = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    again = job(*given, env=nowhere)
+    assert again.returncode == 0 and "finished already" in again.stdout and "kNN top-1" in again.stdout
+    other = job(*given, "--rotation.weight", "2", env=nowhere)
+    assert other.returncode == 2 and "rotation.weight: got 2.0" in other.stderr and len(other.stderr.splitlines()) == 1
 
 
 def test_corrupt_image_ends_the_run_and_is_named(tmp_path):
@@ -185,12 +184,3 @@ def test_corrupt_image_ends_the_run_and_is_named(tmp_path):
     assert done.returncode == 1, done.stderr[-3000:]
     assert str(bad) in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert logged(tmp_path, "run")[1].info.status == "FAILED"
-
-
-def test_interrupt_ends_with_130_and_goes_on(cluster, tmp_path):
-    argv = command("pretrain.py", *flags({**SMALL, "train.epochs": 40}, tmp_path, run_name="stopped"))
-    with started(argv, tmp_path / "log", cluster) as process:
-        wait_for(lambda: 1 in journal.read(tmp_path / "rotssl" / "stopped"), process)
-        process.send_signal(signal.SIGINT)
-        assert process.wait() == 130, process.told()[-3000:]
-    assert logged(tmp_path, "stopped")[1].info.status == "KILLED"

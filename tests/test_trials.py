@@ -198,17 +198,47 @@ def test_a_run_whose_id_a_killed_start_could_not_note_is_found_again(tmp_path):
     assert start() != first  # with points it is somebody's, and a folder that was moved away starts anew
 
 
-def test_a_part_of_a_sweep_has_the_colours_of_the_whole(sweep):
-    plain, rotated = (tags["mlflow.runColor"] for tags in ablation._tags(sweep[0], sweep[2], sweep[3]))
-    assert plain != rotated
-    seen = {}
+@contextlib.contextmanager
+def without_a_cluster(tune, trials=1):
+    """A sweep's start with a function in the place of what hands trials to Tune, and no cluster to be looked at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_sweep, "run", lambda body, specs, *_: seen.update(specs[0]["tags"]))
+        patch.setattr(ray_sweep, "run", tune)
         patch.setattr(ray_runtime, "load", lambda config: None)
         patch.setattr(ray_runtime, "connected", lambda config: contextlib.nullcontext(Workers(0, False, 1)))
         patch.setattr(ray_sweep, "nodes", lambda: [{"Resources": {"CPU": 2.0}}])
         for name in ("start_estimate", "check_nodes"):
             patch.setattr(ray_preflight, name, lambda *_: None)
-        patch.setattr(ray_preflight, "estimated", lambda reference: [1.0])
+        patch.setattr(ray_preflight, "estimated", lambda reference: [1.0] * trials)
+        yield
+
+
+def test_a_part_of_a_sweep_has_the_colours_of_the_whole(sweep):
+    plain, rotated = (tags["mlflow.runColor"] for tags in ablation._tags(sweep[0], sweep[2], sweep[3]))
+    assert plain != rotated
+    seen = {}
+    with without_a_cluster(lambda body, specs, *_: seen.update(specs[0]["tags"])):
         ablation._start(*sweep[:3], sweep[3], sweep[3][1:], False)
     assert seen["mlflow.runColor"] == rotated
+
+
+def test_a_trial_that_trained_on_while_it_was_judged_says_how_far_it_came(sweep):
+    asha = dataclasses.replace(sweep[0], settings=dataclasses.replace(sweep[0].settings, scheduler="asha"))
+    trials = {trial.name: trial for trial in sweep[3]}
+    first = []
+
+    def tune(body, specs, *more):
+        on_epoch, _, on_end = more[-3:]
+        trial = trials[specs[0]["config"]["tracking"]["run_name"]]
+        first.append(trial)
+        trial.config.run_dir.mkdir(parents=True)
+        trial.record().write("running")
+        book = journal.Journal(trial.config.run_dir)
+        for epoch in (1, 2):
+            book.append(epoch, {"cost/epochs": float(epoch)})
+        on_epoch(0, {"epoch": 1})
+        on_end(0, None)
+
+    with without_a_cluster(tune, 2):
+        ablation._start(asha, *sweep[1:3], sweep[3], sweep[3], False)
+    record = first[0].record()
+    assert (record.status, record.reason) == ("pruned", "stopped by asha after epoch 2")
