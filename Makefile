@@ -4,12 +4,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
 # Tests and benchmarks use shared data where they are, and skip with the reason where not.
 ifneq ($(wildcard ../shared/data),)
 export ROTSSL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo ablate-demo test test-fast test-all lint format bench screenshots clean
+.PHONY: setup demo ablate-demo test test-core test-system test-fast test-all lint format bench screenshots clean
 
 setup: $(STAMP)
 
@@ -27,13 +28,21 @@ ablate-demo: $(STAMP)
 	$(BIN)/python jobs/ablate.py --config jobs/sweeps/weight_budget_demo.yaml
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not contract and not system and not exhaustive and not gpu"
+	$(PYTEST) -m "not contract and not system and not exhaustive and not gpu"
 
+# Two halves at once: most tests compute on one core, and those of programs and clusters mostly wait for them. Each half prints
+# when it has ended.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not exhaustive"
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-core test-system
+
+test-core: $(STAMP)
+	$(PYTEST) -m "not system and not exhaustive"
+
+test-system: $(STAMP)
+	$(PYTEST) -m "system and not exhaustive"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

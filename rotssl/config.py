@@ -7,7 +7,6 @@ Imports no torch, ray or mlflow: a bad configuration is refused in milliseconds.
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -67,8 +66,8 @@ def fields_of(section: str, cls: type) -> dict[str, tuple[Any, dataclasses.Field
 def schema(method: str = "byol") -> Mapping[str, tuple[Any, dataclasses.Field[Any]]]:
     """Dotted name -> (type, field) of every field, with the fields of the given method."""
     classes = get_type_hints(Config) | {"method": METHODS[method].config}
-    found = [fields_of(section.name, classes[section.name]) for section in dataclasses.fields(Config)]
-    return MappingProxyType(dict(itertools.chain.from_iterable(each.items() for each in found)))
+    parts = ((section.name, classes[section.name]) for section in dataclasses.fields(Config))
+    return MappingProxyType({key: spec for part in parts for key, spec in fields_of(*part).items()})
 
 
 def build(overrides: Mapping[str, Any]) -> Config:
@@ -332,8 +331,7 @@ def _fit_to_data(config: Config, train_size: int) -> dict[str, int]:
 def cut_down(asked: Config, resolved: Config) -> list[str]:
     """What ``resolve`` had to make smaller, in lines to print."""
     before, after = flat(asked), flat(resolved)
-    keys = ("method.queue_size", "method.prototypes")
-    cut = [key for key in keys if before.get(key) != after.get(key)]
+    cut = [key for key in ("method.queue_size", "method.prototypes") if before.get(key) != after.get(key)]
     return [f"{key}: {after[key]} in place of {before[key]}: there are no more training images" for key in cut]
 
 

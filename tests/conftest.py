@@ -28,9 +28,10 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items):
     """A test's tier follows from what it needs, where it doesn't say more itself (pyproject.toml has the list)."""
     for item in items:
-        for fixture, tier in (("pool", "contract"), ("cluster", "system")):
-            if fixture in item.fixturenames:
-                item.add_marker(tier)
+        if "pool" in item.fixturenames:
+            item.add_marker("contract")
+        if "cluster" in item.fixturenames:
+            item.add_marker("system")
 
 
 @pytest.fixture(scope="session")

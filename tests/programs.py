@@ -1,8 +1,12 @@
 """The jobs as programs, for the tests: flags, starts, and waiting for what another process does."""
 
+import atexit
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +62,23 @@ def wait_for(condition, process):
 def without_ray():
     """The environment without what would lead to a cluster that runs here by chance."""
     return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+
+
+@functools.cache
+def _tables():
+    """A store of MLflow without runs: making its tables takes a second, which each test would spend."""
+    folder = Path(tempfile.mkdtemp(prefix="rotssl-mlflow-"))
+    atexit.register(shutil.rmtree, folder)
+    mlflow_client(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    return folder / "mlflow.db"
+
+
+def with_store(folder):
+    """The folder with an empty store of MLflow where runs below it look for one by default."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if not (Path(folder) / "mlflow.db").exists():
+        shutil.copy(_tables(), folder)
+    return folder
 
 
 def mlflow_client(uri):

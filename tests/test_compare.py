@@ -12,7 +12,7 @@ import pytest
 from rotssl import tracked, tracking
 from rotssl.compare import compare, default_output, show
 from rotssl.fields import ConfigError
-from tests.programs import ROOT, command
+from tests.programs import ROOT, command, with_store
 from tests.test_comparison import rotated, run, seeds
 
 pytestmark = pytest.mark.contract
@@ -24,7 +24,7 @@ class Store:
     """An sqlite store in a folder, filled as a run's driver and engine do it."""
 
     def __init__(self, folder):
-        self.folder, self.uri = folder, tracking.default_uri(str(folder))
+        self.folder, self.uri = with_store(folder), tracking.default_uri(str(folder))
 
     def open(self, experiment, name, params, tags):
         return tracking.open_run(self.uri, experiment, name, None, params, tags, self.folder / "artifacts")

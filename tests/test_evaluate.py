@@ -13,7 +13,7 @@ from rotssl.evaluate import evaluate
 from rotssl.fields import ConfigError
 from rotssl.record import Record
 from rotssl.sections import DataConfig
-from tests.programs import SMALL, mlflow_client
+from tests.programs import SMALL, mlflow_client, with_store
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.contract
@@ -21,7 +21,13 @@ BOTH = ("knn", "linear")
 
 
 def pretrain(folder, **fields):
-    fields = {**SMALL, "scaling.num_workers": 0, "storage.path": str(folder), "tracking.run_name": "run", **fields}
+    fields = {
+        **SMALL,
+        "scaling.num_workers": 0,
+        "storage.path": str(with_store(folder)),
+        "tracking.run_name": "run",
+        **fields,
+    }
     config, _ = launch.prepare(cfg.build(fields))
     assert launch.pretrain(config) == 0
     return config

@@ -191,7 +191,7 @@ def test_trainings_are_taken_up_from_where_they_were_kept_but_not_over_newer_one
     assert sorted(path.name for path in (scratch / "runs").iterdir()) == ["a", "b"]
 
 
-@pytest.mark.system
+@pytest.mark.contract
 def test_results_are_on_disk_as_they_come_and_the_next_call_runs_the_rest(queue, tmp_path):
     options = queue(first=(GOOD, 0.5), second=(HANGS, 1), third=(GOOD, 0.5))
     runner = start(options)
@@ -218,7 +218,7 @@ def test_results_are_on_disk_as_they_come_and_the_next_call_runs_the_rest(queue,
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.txt", "report.md", "results.jsonl"]
 
 
-@pytest.mark.system
+@pytest.mark.contract
 def test_what_hangs_or_crashes_costs_itself_alone_and_what_it_had_is_kept(queue, tmp_path):
     crash = "def test_crash():\n    os.kill(os.getppid(), 9)\n    time.sleep(600)"
     options = queue(first=(HANGS, 0.1), second=(crash, 0.2), third=(BAD, 0.2), last=(GOOD, 0.2))
@@ -240,7 +240,7 @@ def test_what_hangs_or_crashes_costs_itself_alone_and_what_it_had_is_kept(queue,
     )
 
 
-@pytest.mark.system
+@pytest.mark.contract
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
 def test_ctrl_c_ends_the_cell_and_writes_what_it_had(queue, tmp_path, number):
     runner = start(queue(first=(HANGS, 1), second=(GOOD, 0.5)))
@@ -255,7 +255,7 @@ def test_ctrl_c_ends_the_cell_and_writes_what_it_had(queue, tmp_path, number):
     ]
 
 
-@pytest.mark.system
+@pytest.mark.contract
 @pytest.mark.parametrize("error", ["ImportError", pytest.param("OSError", marks=pytest.mark.exhaustive)])
 def test_a_cell_without_what_it_needs_says_so(queue, tmp_path, error):
     options = queue(first=(GOOD, 0.5))

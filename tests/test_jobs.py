@@ -12,7 +12,7 @@ from rotssl import config as cfg
 from rotssl import journal, launch
 from rotssl.fields import ConfigError
 from rotssl.models.encoders import load_encoder
-from tests.programs import SMALL, command, flags, job, mlflow_client, started, wait_for
+from tests.programs import SMALL, command, flags, job, mlflow_client, started, wait_for, with_store
 
 trains = pytest.mark.system
 HERE = ("--scaling.num_workers", "0")
@@ -114,7 +114,8 @@ def test_without_ray_trains_exports_and_continues(tmp_path):
 
 def start(storage, **fields):
     """A start of a small run, in this process."""
-    fields = {**SMALL, "scaling.num_workers": 0, "storage.path": str(storage), "tracking.run_name": "run", **fields}
+    fields = {**SMALL, "scaling.num_workers": 0, "tracking.run_name": "run", **fields}
+    fields["storage.path"] = str(with_store(storage))
     config, _ = launch.prepare(cfg.build(fields))
     return launch.pretrain(config)
 

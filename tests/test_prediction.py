@@ -206,6 +206,7 @@ def test_only_a_workers_share_of_the_batch_is_timed(monkeypatch):
 
 def test_steps_that_do_not_fit_into_memory_end_the_measurement_and_are_told(monkeypatch):
     roomy(monkeypatch)
+    monkeypatch.setattr(prediction, "_sizes", lambda config, workers: [16, 32, 64][: 3 - (workers > 1)])
     config = resolved(**{"train.batch_size": 64, "model.norm": "batch"})
     with SmallMemory(1e12) as whole:
         assert prediction.measure(config).too_many is None

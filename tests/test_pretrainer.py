@@ -51,7 +51,7 @@ def test_what_cannot_be_compared_is_left_out(odd):
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("method", ["simclr", "barlow"])
+@pytest.mark.parametrize("method", ["simclr", pytest.param("barlow", marks=pytest.mark.exhaustive)])
 def test_half_precision_that_overflows_at_first_does_not_end_a_run_that_compares(tmp_path, method):
     fields = {"train.precision": "fp16", "tasks.log_gradients_every": 1, "data.limit": 64, **JIGSAW}
     run = trainer(make_config(tmp_path, method, **fields))
@@ -201,8 +201,9 @@ def test_the_share_of_rotated_images_changes_over_the_run(tmp_path):
     assert set(range(16)) - set(targets.rows.tolist()) <= set(same)
 
 
-@pytest.mark.contract
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.contract)])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.exhaustive), pytest.param(2, marks=pytest.mark.contract)]
+)
 def test_compiled_networks_compute_the_same(tmp_path, request, workers):
     overrides = {"method": "byol", "data.limit": 64, "train.epochs": 1, "optim.warmup_epochs": 0}
 

@@ -58,9 +58,10 @@ def test_recipe_says_what_it_is_and_its_command_parses(path):
 
 
 def tier(path):
-    """Recipes of one method for other data differ in rates and lengths; large images take long."""
-    rest = not named(path).endswith(("sample", "cifar10")) and named(path) != "swav_imagenet_30ep"
-    return pytest.mark.exhaustive if rest else pytest.mark.contract
+    """Recipes of one method for other data differ in rates and lengths only; large images take long."""
+    name = named(path)
+    short = name.endswith("sample") or name.startswith("paper") or name == "dino_vit_cifar10"
+    return pytest.mark.contract if short else pytest.mark.exhaustive
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=named(path), marks=tier(path)) for path in RECIPES])

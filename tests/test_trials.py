@@ -15,7 +15,7 @@ from rotssl.fields import ConfigError
 from rotssl.ray_runtime import Workers
 from rotssl.record import Record
 from rotssl.sweep import parse
-from tests.programs import SMALL, mlflow_client
+from tests.programs import SMALL, mlflow_client, with_store
 
 pytestmark = pytest.mark.contract
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.contract
 def sweep(tmp_path, monkeypatch):
     """A sweep of two trials, its trials, and its own run."""
     sections = {}
-    for key, value in {**SMALL, "storage.path": str(tmp_path / "results")}.items():
+    for key, value in {**SMALL, "storage.path": str(with_store(tmp_path / "results"))}.items():
         section, leaf = key.split(".")
         sections.setdefault(section, {})[leaf] = value
     file = tmp_path / "study.yaml"

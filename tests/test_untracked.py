@@ -13,7 +13,7 @@ from rotssl import config as cfg
 from rotssl.data import datasets
 from rotssl.evaluate import evaluate
 from rotssl.fields import ConfigError
-from tests.programs import SMALL, command, flags, job, mlflow_client, started, wait_for
+from tests.programs import SMALL, command, flags, job, mlflow_client, started, wait_for, with_store
 
 trains = pytest.mark.contract
 OFF = ["--scaling.num_workers", "0", "--tracking.uri", "off"]
@@ -21,7 +21,8 @@ OFF = ["--scaling.num_workers", "0", "--tracking.uri", "off"]
 
 def start(storage, uri, **fields):
     """A start of the run as jobs/pretrain.py does it; returns its configuration and the exit code."""
-    fields = {**SMALL, "scaling.num_workers": 0, "storage.path": str(storage), "tracking.run_name": "run", **fields}
+    folder = with_store(storage) if uri is None else storage
+    fields = {**SMALL, "scaling.num_workers": 0, "storage.path": str(folder), "tracking.run_name": "run", **fields}
     config, _ = launch.prepare(cfg.build({**fields, "tracking.uri": uri}))
     return config, launch.pretrain(config)
 
