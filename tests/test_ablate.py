@@ -17,7 +17,7 @@ pytestmark = pytest.mark.system
 SWEEP = {
     "sweep": {"seeds": 2},
     "grid": {"rotation.weight": [0, 1.0], "train.epochs": [3]},
-    "data": {"name": "fashion-mnist-sample", "limit": 512},
+    "data": {"name": "fashion-mnist-sample", "limit": 256},
     "method": {"hidden_dim": 32, "out_dim": 16},
     "train": {"batch_size": 64},
     "tracking": {"experiment": "study"},
