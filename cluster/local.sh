@@ -68,19 +68,21 @@ wait_for() {
 
 stop() {
     # The leaders of the process groups end their raylets (and GCS, dashboard) when asked to; what is left after that is killed.
+    local nodes=()
     for name in worker head; do
-        if running "$name"; then kill -TERM "$(cat "$STATE/$name.pid")" 2>/dev/null || true; fi
-    done
-    for name in worker head; do
-        if [ -f "$STATE/$name.pid" ]; then
-            for _ in $(seq 20); do
-                running "$name" || break
-                sleep 0.5
-            done
-            kill -KILL -- "-$(cat "$STATE/$name.pid")" 2>/dev/null || true
+        if running "$name"; then
+            nodes+=("$name")
+            kill -TERM "$(cat "$STATE/$name.pid")" 2>/dev/null || true
         fi
-        rm -f "$STATE/$name.pid"
     done
+    for name in "${nodes[@]}"; do
+        for _ in $(seq 20); do
+            running "$name" || break
+            sleep 0.5
+        done
+        kill -KILL -- "-$(cat "$STATE/$name.pid")" 2>/dev/null || true
+    done
+    rm -f "$STATE/worker.pid" "$STATE/head.pid"
 }
 
 case "${1:-}" in

@@ -5,6 +5,7 @@ machine that it was changed on:
 
     python -m tests.golden           # compares with the file: exit code 1 if any number differs at all
     python -m tests.golden --renew   # writes the file anew: only with a change of results that the commit states
+    python -m tests.golden --renew tico   # of one method only, such as a new one
 
 Other processors add up in another order, so tests/test_golden.py, which runs anywhere, allows for rounding.
 """
@@ -46,19 +47,28 @@ def losses(folder, method: str, form: str) -> dict[str, list[float]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__.splitlines()[0])
-    parser.add_argument("--renew", action="store_true", help="write the file anew instead of comparing with it")
+    parser.add_argument(
+        "--renew",
+        nargs="*",
+        choices=METHODS,
+        metavar="METHOD",
+        help="write these methods' anew, or all",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
+    methods = args.renew or METHODS
     with tempfile.TemporaryDirectory() as folder:
-        found = {method: {form: losses(Path(folder), method, form) for form in FORMS} for method in METHODS}
-    if args.renew:
+        found = {method: {form: losses(Path(folder), method, form) for form in FORMS} for method in methods}
+    golden = json.loads(FILE.read_text())
+    if args.renew is not None:
         machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-        text = json.dumps({"machine": machine, "losses": found}, indent=1)
+        kept = {"machine": golden["machine"], "losses": golden["losses"] | found}
+        whole = {"machine": machine, "losses": found}
+        text = json.dumps(kept if args.renew else whole, indent=1)
         text = re.sub(r"\[[^]]*\]", lambda series: " ".join(series[0].split()), text)  # a line for each series
         FILE.write_text(text + "\n")
         print(f"wrote {FILE}")
         return 0
-    golden = json.loads(FILE.read_text())
     other = [
         (abs(ours / theirs - 1), f"{method}, {form}, {key}, step {step + 1}: {ours!r}, not {theirs!r}")
         for method, forms in golden["losses"].items()

@@ -131,25 +131,32 @@ def test_killed_worker_and_killed_driver_go_on_as_if_nothing_had_been(whole, tmp
     def status(state):
         return [name for name in ablation.runs() if ablation.record(name)["status"] == state]
 
-    def begun():
-        return [name for name in status("running") if journal.read(ablation.runs()[name])]
+    def halted():
+        """Trials in the middle, and the processes that run them, which stand still: else they might end meanwhile."""
+        found = {name: holder(ablation.runs()[name]) for name in status("running")}
+        found = {name: worker for name, worker in found.items() if worker}
+        for worker in found.values():
+            worker.suspend()
+        if any(journal.read(ablation.runs()[name]) for name in status("running") if name in found):
+            return found
+        for worker in found.values():
+            worker.resume()
+        return {}
 
     with ablation.started() as process:
-        wait_for(begun, process)
-        name = begun()[0]
-        run_id, victim = ablation.record(name)["run_id"], holder(ablation.runs()[name])
-        assert victim is not None
-        victim.kill()
+        stopped = wait_for(halted, process)
+        name = next(name for name in stopped if name in status("running") and journal.read(ablation.runs()[name]))
+        run_id = ablation.record(name)["run_id"]
+        for each, worker in stopped.items():
+            worker.kill() if each == name else worker.resume()
         wait_for(lambda: "its worker died; going on after epoch " in process.told(), process)
-        wait_for(lambda: status("finished") and begun(), process)
-        workers = [holder(ablation.runs()[running]) for running in status("running")]
-        for worker in filter(None, workers):
-            worker.suspend()  # they outlive the driver, and would finish what is to be cut short
+        # The workers outlive the driver, and would finish what is to be cut short.
+        workers = wait_for(lambda: status("finished") and halted(), process).values()
         process.kill()
     finished, cut = status("finished"), status("running")
     before = {name: ((ablation.runs()[name] / "metrics.jsonl").read_bytes()) for name in finished}
     ids = {name: ablation.record(name)["run_id"] for name in [*finished, *cut]} | {name: run_id}
-    for worker in filter(None, workers):
+    for worker in workers:
         with contextlib.suppress(psutil.NoSuchProcess):  # Ray was faster
             worker.kill()
     code, out, err = ablation.run("--resume")
@@ -180,6 +187,7 @@ def test_asha_closes_what_it_stops_and_a_wider_sweep_goes_on_with_what_was_inter
     sections["grid"]["optim.lr"].append(1e9)
     ablation.write(**sections)
     code, out, err = ablation.run()
+    assert f"{7 - len(before)} new" in out, out  # of eight: neither interrupted nor ended
     assert code == 1 and "stopped early" in out and "2 failed" in out, out + err
     assert "failed: optim.lr=1000000000" in err, err  # and stops no other
     assert {name: (ablation.runs()[name] / "run.json").stat().st_mtime_ns for name in before} == before

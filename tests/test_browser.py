@@ -1,4 +1,4 @@
-"""MLflow's own pages in a real browser: whoever sweeps finds the curves where the README says.
+"""MLflow's own pages in a real browser: whoever sweeps finds the curves where docs/runs.md says.
 
 The pages are MLflow's and change with its versions; what is asserted is what is drawn, and the way there is by the words and
 icons that a user sees, as far as they have names. Seen to work with MLflow 3.17.

@@ -18,6 +18,7 @@ VECTORS = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_losses_are_those_on_record(tmp_path, method, form):
+    assert method in GOLDEN, f"none on record yet: python -m tests.golden --renew {method}"
     found, golden = losses(tmp_path, method, form), GOLDEN[method][form]
     assert found.keys() == golden.keys()
     steps, tolerance = (STEPS, 1e-9) if VECTORS else (1, 1e-6)

@@ -131,9 +131,10 @@ def test_small_fraction_trains(tmp_path):
 
 
 @pytest.mark.contract
-def test_run_without_its_record_is_refused(tmp_path):
+def test_a_run_that_is_to_stop_says_so_and_without_its_record_is_refused(tmp_path, capsys):
     off = {"tracking.uri": "off"}
     assert start(tmp_path, **off, **{"train.stop_after": 1}) == 0
+    assert "stopped after epoch 1 of 2" in capsys.readouterr().out
     (tmp_path / "rotssl" / "run" / "run.json").unlink()
     with pytest.raises(ConfigError, match=r"run\.json"):
         start(tmp_path, **off)
@@ -165,7 +166,8 @@ def test_without_ray_a_run_that_is_killed_in_mid_epoch_goes_on_and_exports(tmp_p
 
     def under_way():
         note = folder / "unfinished"
-        return note.exists() and note.read_text().split()[:1] == ["1"] and note.read_text().split()[1:2] != ["0.0"]
+        epoch, seconds = note.read_text().split()[:2] if note.exists() else ("0", "0.0")
+        return epoch == "1" and seconds != "0.0"
 
     with started(command("pretrain.py", *arguments), tmp_path / "log") as process:
         wait_for(under_way, process)
