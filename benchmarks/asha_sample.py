@@ -24,9 +24,10 @@ import yaml
 from common import RESULTS, command, commit, machine, spread
 
 from rotssl import config as cfg
-from rotssl import journal, ray_sweep
-from rotssl.reporting.convergence import paired_difference
-from rotssl.sweep import SweepConfig
+from rotssl.config.sweep import SweepConfig
+from rotssl.reports.curves import paired_difference
+from rotssl.runs import journal
+from rotssl.runtimes import ray_tune
 
 ROOT = RESULTS.parent.parent
 WEIGHTS = (0.0, 0.3, 1.0, 3.0)
@@ -76,7 +77,7 @@ def replay(full: dict[tuple[float, int], dict], epochs: int, seed: int) -> tuple
     keys = [list(full)[i] for i in gen.permutation(len(full))]
     shared = {"train.epochs": epochs, "storage.path": "."}
     configs = [cfg.build({**shared, "rotation.weight": weight, "train.seed": s}) for weight, s in keys]
-    rule = ray_sweep.scheduler(SweepConfig(scheduler="asha"), configs)
+    rule = ray_tune.scheduler(SweepConfig(scheduler="asha"), configs)
     trials, run = [_Trial(i) for i in range(len(keys))], 0
     finals: dict[float, list[float]] = {}
     waiting, active = list(range(len(keys))), []  # active: (time of the next epoch's end, index, that epoch)

@@ -111,8 +111,8 @@ def make(args: argparse.Namespace) -> tuple[Callable[[int], None], dict[str, Any
         return work, {}
     import numpy as np
 
+    from rotssl.config.sections import ViewsConfig
     from rotssl.data.augment import Augment
-    from rotssl.sections import ViewsConfig
 
     config = ViewsConfig(
         global_scale=SCALE, jitter=JITTER, jitter_p=P_JITTER, grayscale=P_GRAY, blur=(P_BLUR if blur else 0.0,)

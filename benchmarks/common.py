@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
-from rotssl import journal
 from rotssl.data import datasets
-from rotssl.journal import Points
+from rotssl.runs import journal
+from rotssl.runs.journal import Points
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -24,8 +24,8 @@ def trainer(overrides: Mapping[str, Any], splits: datasets.Splits | None = None)
     """An engine for a configuration, in this process, on one CPU thread; with these images, or those of the configuration."""
     import torch
 
-    from rotssl.engine import Trainer
-    from rotssl.runtime import LocalRuntime
+    from rotssl.engine.runtime import LocalRuntime
+    from rotssl.engine.trainer import Trainer
 
     torch.set_num_threads(1)
     config = cfg.build(overrides)
@@ -39,7 +39,7 @@ def trainer(overrides: Mapping[str, Any], splits: datasets.Splits | None = None)
 
 def train(overrides: Mapping[str, Any]) -> Points:
     """The points of a run; one that was finished in an earlier start is not run again, one that failed ends where it failed."""
-    from rotssl.runtime import RunFailed
+    from rotssl.engine.runtime import RunFailed
 
     run = trainer(overrides)
     name = run.config.tracking.run_name
@@ -122,7 +122,7 @@ def machine(device: str = "cpu") -> str:
     """Processor with what its vectors can do, cores, GPU if it is used, torch."""
     import torch
 
-    from rotssl.engine import emulates_bf16
+    from rotssl.engine.trainer import emulates_bf16
 
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

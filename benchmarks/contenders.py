@@ -46,7 +46,7 @@ DECAY, EMA = 5e-4, 0.004
 
 def fast(device: str) -> str:
     """bf16, unless this is about a processor that only emulates it."""
-    from rotssl.engine import emulates_bf16
+    from rotssl.engine.trainer import emulates_bf16
 
     return "fp32" if device == "cpu" and emulates_bf16() else "bf16"
 
@@ -237,7 +237,7 @@ def bare(args: argparse.Namespace, precision: str) -> Work:
     import torch
     from torch.nn import functional as F
 
-    from rotssl import memory
+    from rotssl.base import memory
 
     memory.keep_freed()
     encoder, (projector, predictor) = backbone(args.stem).to(args.device), heads(args)
@@ -275,10 +275,10 @@ def rotssl(args: argparse.Namespace, form: str) -> Work:
     import torch
 
     from rotssl import config as cfg
-    from rotssl import journal
     from rotssl.data import datasets
-    from rotssl.engine import Trainer
-    from rotssl.runtime import LocalRuntime
+    from rotssl.engine.runtime import LocalRuntime
+    from rotssl.engine.trainer import Trainer
+    from rotssl.runs import journal
 
     hidden, out = HEADS
     work_folder = tempfile.mkdtemp(dir=args.scratch)

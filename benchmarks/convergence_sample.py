@@ -24,9 +24,9 @@ from pathlib import Path
 
 from common import RESULTS, command, commit, machine, spread, train, trainer
 
-from rotssl.journal import Points
-from rotssl.reporting.convergence import cost_to_reach, paired_difference
-from rotssl.reporting.pictures import save_convergence
+from rotssl.reports.curves import cost_to_reach, paired_difference
+from rotssl.reports.pictures import save_convergence
+from rotssl.runs.journal import Points
 
 RATES = (0.06, 0.12, 0.24, 0.48)
 WEIGHTS = (0.3, 1.0, 3.0)
@@ -54,7 +54,7 @@ def references(seeds: range, work: str) -> list[tuple[str, list[float]]]:
     import torch
 
     from rotssl.evaluation.knn import knn_top1
-    from rotssl.evaluation.protocol import extract
+    from rotssl.evaluation.measure import extract
 
     untrained = []
     for seed in seeds:

@@ -2,9 +2,10 @@
 
     python benchmarks/cost_model.py [--workers 1 2] [--encoders small resnet18] [--quick]
 
-For two encoders and each number of workers: what rotssl.prediction says after timing a few steps in a process of its own, before
-and after a run of jobs/pretrain.py whose epochs it is about; compared are the training time of an epoch and the time between two
-trainings (evaluation, and what is not in the prediction: journal, checkpoint, reports). The first epoch of the run is left out.
+For two encoders and each number of workers: what rotssl.engine.estimate says after timing a few steps in a process of its own,
+before and after a run of jobs/pretrain.py whose epochs it is about; compared are the training time of an epoch and the time
+between two trainings (evaluation, and what is not in the prediction: journal, checkpoint, reports). The first epoch of the run
+is left out.
 Writes benchmarks/results/cost_model_DATE.md.
 """
 
@@ -34,7 +35,8 @@ def predict(fields: dict[str, Any], workers: int) -> dict[str, float]:
     """What the model says, in a process of its own, on one thread."""
     code = f"""
 import json
-from rotssl import config as cfg, prediction
+from rotssl import config as cfg
+from rotssl.engine import estimate as prediction
 from rotssl.data import datasets
 config = cfg.build({ {**fields, "scaling.num_workers": 1}!r})
 info = datasets.inspect(config.data, config.evaluation.holdout)

@@ -84,11 +84,11 @@ def knn(args: argparse.Namespace, name: str, file: Path, splits: Any) -> float:
     """Top-1 of a saved encoder."""
     import torch
 
+    from rotssl.config.sections import ViewsConfig
     from rotssl.data.augment import Augment
     from rotssl.evaluation.knn import knn_top1
-    from rotssl.evaluation.protocol import extract
+    from rotssl.evaluation.measure import extract
     from rotssl.models.encoders import build_encoder
-    from rotssl.sections import ViewsConfig
 
     ours = name.startswith("rotssl")
     encoder = build_encoder("resnet18", args.stem, 32)[0] if ours else contenders.backbone(args.stem)
@@ -106,7 +106,7 @@ def knn(args: argparse.Namespace, name: str, file: Path, splits: Any) -> float:
 def flops_an_image(args: argparse.Namespace, rotation: bool) -> float:
     """Of a training step of rotssl's BYOL, which is lightly's."""
     from rotssl import config as cfg
-    from rotssl.flops import count_step
+    from rotssl.engine.flops import count_step
 
     hidden, out = contenders.HEADS
     overrides = {
@@ -150,9 +150,9 @@ def main() -> None:
     import torch
     from common import cifar10_folder, command, commit, import_path, machine, spread
 
+    from rotssl.config.sections import DataConfig
     from rotssl.data import datasets
-    from rotssl.prediction import matmul_rate
-    from rotssl.sections import DataConfig
+    from rotssl.engine.estimate import matmul_rate
 
     python = peers(args.peers, contenders.PEERS_OWN[:1])
     names = args.contenders or contenders.suited(CONTENDERS, args.device)

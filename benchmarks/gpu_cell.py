@@ -83,8 +83,8 @@ class Cell:
 
     def splits(self, holdout: float = 0.1) -> Any:
         """Train and validation, or with 0 train and test."""
+        from rotssl.config.sections import DataConfig
         from rotssl.data import datasets
-        from rotssl.sections import DataConfig
 
         return datasets.load(DataConfig(name="imagefolder", root=str(self.cifar10()), image_size=32), holdout)
 
@@ -104,9 +104,9 @@ class Cell:
 
     def trainer(self, config: Any, splits: Any, show: Any = None) -> Any:
         """An engine in this process."""
-        from rotssl import journal
-        from rotssl.engine import Trainer
-        from rotssl.runtime import LocalRuntime
+        from rotssl.engine.runtime import LocalRuntime
+        from rotssl.engine.trainer import Trainer
+        from rotssl.runs import journal
 
         config.run_dir.mkdir(parents=True, exist_ok=True)
         runtime = LocalRuntime(config.run_dir, self.device, show or (lambda event: None))

@@ -16,7 +16,7 @@ from typing import Any
 
 from gpu_cell import Cell, NotHere, TimeUp
 
-from rotssl import checkpoint, journal
+from rotssl.runs import checkpoint, journal
 
 ROOT = Path(__file__).parent.parent
 WRAP_UP_S = 10  # that a cell keeps for its end
@@ -163,7 +163,7 @@ def _wait_for(process: "subprocess.Popen[bytes]", run: Path, epochs: int, second
 
 def _repeated(run: Path) -> list[tuple[int, str]]:
     """What stands twice in a journal."""
-    from rotssl.journal import Journal
+    from rotssl.runs.journal import Journal
 
     lines = [json.loads(line) for line in (run / Journal.NAME).read_text().splitlines()]
     told = Counter((line["epoch"], key) for line in lines for key in line if key != "epoch")

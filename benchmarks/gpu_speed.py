@@ -132,7 +132,7 @@ class Rotssl:
 
     def run(self, steps: int) -> None:
         """Take so many steps; what they log is added up, as in an epoch."""
-        from rotssl.averages import Averages
+        from rotssl.engine.averages import Averages
 
         averages = Averages(lambda name: False)
         for _ in range(steps):
@@ -146,7 +146,7 @@ class Rotssl:
 
     def flops(self) -> float:
         """Of a step, for each image."""
-        from rotssl.flops import count_step
+        from rotssl.engine.flops import count_step
 
         return count_step(self.config) / self.config.train.batch_size
 
@@ -209,7 +209,7 @@ def rows_of(found: dict[str, list[float]], rate: Rate) -> list[dict[str, Any]]:
 
 def ceilings(cell: Cell) -> dict[str, float]:
     """The device's rate in matrix products and in copies."""
-    from rotssl.prediction import matmul_rate
+    from rotssl.engine.estimate import matmul_rate
 
     rate = matmul_rate(cell.device, torch.bfloat16 if cell.cuda else torch.float32)
     source = torch.randn((1 << 28) if cell.cuda else (1 << 22), device=cell.device)
@@ -268,7 +268,7 @@ def speed(cell: Cell) -> None:
 
 def evaluation(cell: Cell, trainer: Any) -> dict[str, Any]:
     """Seconds of an evaluation of the encoder, and of its parts."""
-    from rotssl.evaluation.protocol import extract, measures
+    from rotssl.evaluation.measure import extract, measures
 
     encoder, parts = trainer.model.encoder, (trainer.splits.train, trainer.splits.validation)
     features: list[Any] = []

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpu_cell import Cell, TimeUp
 
-from rotssl import checkpoint, journal
+from rotssl.runs import checkpoint, journal
 
 ROOT = Path(__file__).parent.parent
 WRAP_UP_S = 10  # that a cell keeps for its end
@@ -90,8 +90,8 @@ def train(cell: Cell) -> None:
         ConfigError: the run was started with another configuration.
         RuntimeError: its end was not measured.
     """
-    from rotssl import cli
-    from rotssl.record import Record
+    from rotssl.config import cli
+    from rotssl.runs.state import Record
 
     args = cell.args
     recipe = {key: value for key, value in cli.load_recipe(ROOT / args["recipe"]).items() if key != "data.name"}

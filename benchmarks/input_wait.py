@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, cifar10_folder, command, commit, machine, trainer
 
-from rotssl.loader import AHEAD
+from rotssl.data.loader import AHEAD
 
 
 def drop_pages(images: np.memmap[Any, Any], cache: Path) -> None:

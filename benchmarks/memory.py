@@ -23,7 +23,10 @@ from common import RESULTS, command, commit, machine
 from PIL import Image
 
 from rotssl import config as cfg
-from rotssl import journal, launch, memory, ray_runtime
+from rotssl import lifecycle
+from rotssl.base import memory
+from rotssl.runs import journal
+from rotssl.runtimes import ray_train
 
 SIDE = 96
 MB = 1e6
@@ -82,7 +85,7 @@ def run(store: str, workers: int, root: Path, work: Path) -> tuple[Reading, floa
         "storage.path": str(work / "results"),
         "tracking.run_name": f"{store}-{workers}",
     }
-    config, _ = launch.prepare(cfg.build(fields))
+    config, _ = lifecycle.prepare(cfg.build(fields))
     readings, done = [Reading()], threading.Event()
 
     def watch() -> None:
@@ -93,7 +96,7 @@ def run(store: str, workers: int, root: Path, work: Path) -> tuple[Reading, floa
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        if launch.pretrain(config) != 0:
+        if lifecycle.pretrain(config) != 0:
             raise SystemExit(f"{store}, {workers} workers: the run failed")
     finally:
         done.set()
@@ -128,7 +131,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|",
     ]
     os.environ["OMP_NUM_THREADS"] = "1"
-    ray = ray_runtime.import_ray()
+    ray = ray_train.import_ray()
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         make_pictures(work / "pictures", args.images)

@@ -25,9 +25,9 @@ from pathlib import Path
 
 from common import RESULTS, command, commit, machine, spread, train
 
-from rotssl.journal import Points
-from rotssl.methods import METHODS
-from rotssl.reporting.convergence import paired_difference
+from rotssl.config.methods import METHODS
+from rotssl.reports.curves import paired_difference
+from rotssl.runs.journal import Points
 
 RATES = {
     "simclr": (0.03, 0.06, 0.12),

@@ -26,7 +26,7 @@ from typing import Any
 
 from common import RESULTS, command, commit, machine, shown, trainer
 
-from rotssl import journal
+from rotssl.runs import journal
 
 ROOT = RESULTS.parent.parent
 LOOK_S = 0.005  # how often the journal is looked at
@@ -80,8 +80,9 @@ def run(name: str, workers: int, epochs: int, fields: Mapping[str, Any], work: P
 
 def parts(fields: Mapping[str, Any], work: Path, repeats: int = 9) -> dict[str, list[float]]:
     """Seconds of what the end of an epoch consists of, one after the other in this process."""
-    from rotssl import checkpoint, tracking
-    from rotssl.journal import Journal
+    from rotssl.runs import checkpoint
+    from rotssl.runs.journal import Journal
+    from rotssl.tracking import writer as tracking
 
     engine = trainer({**fields, "storage.path": str(work), "scaling.num_workers": 0})
     engine.step(*next(engine.batches(0)))  # so that the optimizer has its state

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from common import train, trainer
 
-from rotssl import journal
-from rotssl.engine import emulates_bf16
-from rotssl.journal import Points
+from rotssl.engine.trainer import emulates_bf16
+from rotssl.runs import journal
+from rotssl.runs.journal import Points
 
 PAPER = {"rotation.mode": "extra"}
 IN_PLACE = {"rotation.mode": "in_place", "rotation.fraction_end": None}

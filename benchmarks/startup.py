@@ -70,45 +70,47 @@ class Clock:
 def watch_engine(clock: Clock) -> None:
     """Wrap what a worker does before and in its first step."""
     start = time.time()
-    from rotssl import distributed, engine
+    from rotssl.base import distributed
+    from rotssl.engine import trainer
 
     clock.note("torch and engine imported", start, time.time())
-    clock.wrap(engine, "build_pretrainer", "model and optimizer")
-    clock.wrap(engine, "build_optimizer", "model and optimizer")
-    clock.wrap(engine, "count_ends", "FLOPs counted")
-    clock.wrap(engine.Trainer, "step", "step")
+    clock.wrap(trainer, "build_pretrainer", "model and optimizer")
+    clock.wrap(trainer, "build_optimizer", "model and optimizer")
+    clock.wrap(trainer, "count_ends", "FLOPs counted")
+    clock.wrap(trainer.Trainer, "step", "step")
     clock.wrap(distributed, "data_parallel", "DDP")
 
 
 def child(file: str, began: float, workers: int, storage: str) -> int:
     """One start, in a process of its own; returns the exit code."""
     clock = Clock(file)
-    from rotssl import launch, tracking
-    from rotssl.cli import parse
+    from rotssl import lifecycle
+    from rotssl.config.cli import parse
+    from rotssl.tracking import writer
 
     clock.note("imports of the driver", began, time.time())
-    clock.wrap(launch, "prepare", "configuration and data checked")
-    clock.wrap(tracking, "open_run", "MLflow: import, store, run")
+    clock.wrap(lifecycle, "prepare", "configuration and data checked")
+    clock.wrap(writer, "open_run", "MLflow: import, store, run")
     if workers == 0:
         from rotssl.data import datasets
 
-        inner = launch._run_here
+        inner = lifecycle._run_here
 
         def here(*args: Any) -> Any:
             watch_engine(clock)
             return inner(*args)
 
-        launch._run_here = here  # type: ignore[assignment]
-        clock.wrap(launch, "_check_local_gpu", "torch and engine imported")
+        lifecycle._run_here = here  # type: ignore[assignment]
+        clock.wrap(lifecycle, "_check_local_gpu", "torch and engine imported")
         clock.wrap(datasets, "load", "images")
     else:
-        from rotssl import ray_runtime
+        from rotssl.runtimes import ray_train
 
         start = time.time()
-        ray = ray_runtime.import_ray()
+        ray = ray_train.import_ray()
         clock.note("Ray: import and cluster", start, time.time())
         clock.wrap(ray, "init", "Ray: import and cluster")
-        fit, work = ray_runtime.fit, ray_runtime._work
+        fit, work = ray_train.fit, ray_train._work
 
         def started(*args: Any) -> Any:
             clock.note("fit", time.time(), time.time())
@@ -123,10 +125,10 @@ def child(file: str, began: float, workers: int, storage: str) -> int:
                 clock.wrap(ray, "get", "images")
             return work(task)
 
-        ray_runtime.fit, ray_runtime._work = started, watched
+        ray_train.fit, ray_train._work = started, watched
     flags = FIELDS | {"storage.path": storage, "scaling.num_workers": workers}
     words = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
-    return launch.run(parse(words, "jobs/pretrain.py", ""))
+    return lifecycle.run(parse(words, "jobs/pretrain.py", ""))
 
 
 def start(workers: int) -> dict[str, float]:

@@ -43,10 +43,11 @@ def engine(form: str, batch: int, rank: int) -> Any:
     from torch.nn.parallel import DistributedDataParallel
 
     from rotssl import config as cfg
-    from rotssl import distributed, journal
+    from rotssl.base import distributed
     from rotssl.data import datasets
-    from rotssl.engine import Trainer
-    from rotssl.runtime import LocalRuntime
+    from rotssl.engine.runtime import LocalRuntime
+    from rotssl.engine.trainer import Trainer
+    from rotssl.runs import journal
 
     workers, norm, bucket = FORMS[form]
     torch.set_num_threads(max(1, 2 // workers))

@@ -5,9 +5,9 @@ Each budget is a run of its own with its own schedule. Started again, the same c
 
 import sys
 
-from rotssl.ablation import run
-from rotssl.cli import run_command
-from rotssl.sweep import parse
+from rotssl.commands.ablate import run
+from rotssl.config.cli import run_command
+from rotssl.config.sweep import parse
 
 if __name__ == "__main__":
     run_command(lambda: run(parse(sys.argv[1:], "jobs/ablate.py", __doc__)))

@@ -7,10 +7,10 @@ and report.json.
 import math
 from pathlib import Path
 
-from rotssl.cli import EXIT_OK, Parser, run_command
-from rotssl.compare import METRICS, compare, default_output, show
-from rotssl.fields import ConfigError
-from rotssl.tracking import asked_uri
+from rotssl.commands.compare import METRICS, compare, default_output, show
+from rotssl.config.cli import EXIT_OK, Parser, run_command
+from rotssl.config.fields import ConfigError
+from rotssl.tracking.writer import asked_uri
 
 
 def parse() -> dict[str, object]:

@@ -6,15 +6,15 @@ Takes the flags of jobs/pretrain.py for both runs.
 import sys
 from contextlib import nullcontext
 
-from rotssl import journal
-from rotssl.cli import EXIT_OK, parse, run_command
 from rotssl.config import replace
-from rotssl.fields import ConfigError
-from rotssl.launch import prepare, pretrain
-from rotssl.ray_runtime import connected
-from rotssl.reporting.convergence import cost_to_reach
-from rotssl.reporting.pictures import save_convergence
-from rotssl.reporting.tables import convergence, show
+from rotssl.config.cli import EXIT_OK, parse, run_command
+from rotssl.config.fields import ConfigError
+from rotssl.lifecycle import prepare, pretrain
+from rotssl.reports.curves import cost_to_reach
+from rotssl.reports.pictures import save_convergence
+from rotssl.reports.terminal import convergence, show
+from rotssl.runs import journal
+from rotssl.runtimes.ray_train import connected
 
 
 def demo() -> int:

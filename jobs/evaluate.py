@@ -3,10 +3,10 @@
 The numbers become a run below that run in MLflow.
 """
 
-from rotssl.cli import Parser, run_command
-from rotssl.evaluate import PROTOCOLS, evaluate
-from rotssl.fields import ConfigError
-from rotssl.tracking import asked_uri
+from rotssl.commands.evaluate import PROTOCOLS, evaluate
+from rotssl.config.cli import Parser, run_command
+from rotssl.config.fields import ConfigError
+from rotssl.tracking.writer import asked_uri
 
 
 def main() -> int:

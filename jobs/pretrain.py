@@ -6,8 +6,8 @@ Started again, the same command goes on from the last checkpoint.
 
 import sys
 
-from rotssl.cli import parse, run_command
-from rotssl.launch import run
+from rotssl.config.cli import parse, run_command
+from rotssl.lifecycle import run
 
 if __name__ == "__main__":
     run_command(lambda: run(parse(sys.argv[1:], "jobs/pretrain.py", __doc__)))

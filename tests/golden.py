@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from rotssl.methods import METHODS
+from rotssl.config.methods import METHODS
 from tests.runs import PAPER, arithmetic, make_config, trainer
 
 FILE = Path(__file__).with_suffix(".json")

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 
 from rotssl import config as cfg
-from rotssl import distributed, journal
+from rotssl.base import distributed
 from rotssl.data import datasets
 from rotssl.data.augment import Augment, Views
-from rotssl.engine import Trainer
+from rotssl.engine.runtime import LocalRuntime
+from rotssl.engine.trainer import Trainer
 from rotssl.methods.base import StepContext
-from rotssl.runtime import LocalRuntime
+from rotssl.runs import journal
 
 CPU = torch.device("cpu")
 PAPER = {"rotation.mode": "extra"}

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import yaml
 
-from rotssl import journal
+from rotssl.runs import journal
 from tests.programs import command, job, mlflow_client, started, wait_for
 from tests.test_compare import without_seconds
 

@@ -7,10 +7,10 @@ import torchvision.transforms.functional as tvf
 from scipy.stats import ks_2samp
 from torchvision import transforms as T
 
-from rotssl import rng
+from rotssl.base import rng
+from rotssl.config.sections import ViewsConfig
 from rotssl.data import augment, pixels
 from rotssl.data.augment import Augment, Crop, Crops
-from rotssl.sections import ViewsConfig
 
 PLAIN = ViewsConfig(global_scale=(1.0, 1.0), jitter_p=0.0, grayscale=0.0, blur=(0.0,), solarize=(0.0,), flip=0.0)
 POSITIONS = np.arange(12)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from rotssl.tracking import Tracker, open_run
+from rotssl.tracking.writer import Tracker, open_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rotssl import tracked, tracking
-from rotssl.compare import compare, default_output, show
-from rotssl.fields import ConfigError
+from rotssl.commands.compare import compare, default_output, show
+from rotssl.config.fields import ConfigError
+from rotssl.tracking import reader, writer
 from tests.programs import ROOT, command, with_store
 from tests.test_comparison import rotated, run, seeds
 
@@ -24,14 +24,14 @@ class Store:
     """An sqlite store in a folder, filled as a run's driver and engine do it."""
 
     def __init__(self, folder):
-        self.folder, self.uri = with_store(folder), tracking.default_uri(str(folder))
+        self.folder, self.uri = with_store(folder), writer.default_uri(str(folder))
 
     def open(self, experiment, name, params, tags):
-        return tracking.open_run(self.uri, experiment, name, None, params, tags, self.folder / "artifacts")
+        return writer.open_run(self.uri, experiment, name, None, params, tags, self.folder / "artifacts")
 
     def add(self, experiment, record, **tags):
         run_id = self.open(experiment, record.name, record.params, {**record.tags, **tags})
-        tracker = tracking.Tracker(self.uri, run_id)
+        tracker = writer.Tracker(self.uri, run_id)
         assert tracker.sync(record.points) and tracker.finish(record.status, record.tags["status_reason"], [])
         return run_id
 
@@ -58,14 +58,14 @@ def store(tmp_path_factory):
 
 
 def test_runs_come_back_as_they_were_logged(store):
-    records = tracked.read_runs(store.uri, "plain runs", METRICS)
+    records = reader.read_runs(store.uri, "plain runs", METRICS)
     assert [record.name for record in records] == [record.name for record in seeds(2)]
     for got, logged in zip(records, seeds(2), strict=True):
         assert got.params == logged.params and got.points == logged.points
         assert (got.status, got.parent, got.tags["status_reason"]) == ("FINISHED", None, "completed")
-    only = tracked.read_runs(store.uri, "plain runs", ["cost/flops"])
+    only = reader.read_runs(store.uri, "plain runs", ["cost/flops"])
     assert {key for record in only for point in record.points.values() for key in point} == {"cost/flops"}
-    trials = tracked.read_runs(store.uri, "sweeps", METRICS)
+    trials = reader.read_runs(store.uri, "sweeps", METRICS)
     assert [r.run_id for r in trials if r.parent == store.sweep] == store.trials
     assert all(not r.points for r in trials if r.tags.get("kind") in ("sweep", "evaluation"))
 
@@ -78,7 +78,7 @@ def test_of_two_points_of_an_epoch_the_first_logged_stands(store):
     logged = client.get_metric_history(run_id, "knn/top1")[1]
     for shift, value in ((5000, 0.9), (-5000, 0.1)):
         client.log_metric(run_id, "knn/top1", value, logged.timestamp + shift, logged.step)
-    (record,) = tracked.read_runs(store.uri, "twice", METRICS)
+    (record,) = reader.read_runs(store.uri, "twice", METRICS)
     assert [point["knn/top1"] for _, point in sorted(record.points.items())] == [0.2, 0.1, 0.5, 0.6]
 
 
@@ -92,26 +92,26 @@ def test_all_pages_are_read_and_deleted_runs_are_not(store, monkeypatch):
         "search_runs",
         lambda self, ids, page_token=None: whole(self, ids, max_results=2, page_token=page_token),
     )
-    assert [record.run_id for record in tracked.read_runs(store.uri, "many", METRICS)] == ids
+    assert [record.run_id for record in reader.read_runs(store.uri, "many", METRICS)] == ids
     MlflowClient(store.uri).delete_run(ids[1])
-    assert [record.run_id for record in tracked.read_runs(store.uri, "many", METRICS)] == [ids[0], *ids[2:]]
+    assert [record.run_id for record in reader.read_runs(store.uri, "many", METRICS)] == [ids[0], *ids[2:]]
 
 
 def test_a_store_that_is_not_there_is_refused_and_not_made(tmp_path):
     file = tmp_path / "none.db"
     with pytest.raises(ConfigError, match=r"none\.db"):
-        tracked.read_runs(f"sqlite:///{file}", "any", METRICS)
+        reader.read_runs(f"sqlite:///{file}", "any", METRICS)
     assert not file.exists()
     file.write_text("this is no database, whatever its name says, and it is long enough to have a header" * 20)
     for uri in (f"sqlite:///{file}", "ftp://x", "sqlite:///", "http://127.0.0.1:9"):
         with pytest.raises(ConfigError) as caught:
-            tracked.read_runs(uri, "any", METRICS)
+            reader.read_runs(uri, "any", METRICS)
         assert len(str(caught.value).splitlines()) == 1
 
 
 def test_an_experiment_that_is_not_there_is_refused_with_the_known_ones(store):
     with pytest.raises(ConfigError, match=r"plain runs.*did you mean 'single'"):
-        tracked.read_runs(store.uri, "singel", METRICS)
+        reader.read_runs(store.uri, "singel", METRICS)
 
 
 def without_seconds(content):
@@ -176,8 +176,8 @@ def test_a_trial_of_two_sweeps_counts_in_both(store, tmp_path, caplog):
         ids.append(store.add("shared", other, kind="trial", **{"mlflow.parentRunId": sweep}))
     for i, text in ((1, json.dumps([plain, ids[1]])), (2, json.dumps([plain])), (3, "[no list")):
         (tmp_path / "trials.json").write_text(text)
-        assert tracking.Tracker(store.uri, sweeps[i]).finish("FINISHED", "completed", [tmp_path / "trials.json"])
-    assert [tracked.trial_ids(store.uri, sweep) for sweep in sweeps[:3]] == [set(), {plain, ids[1]}, {plain}]
+        assert writer.Tracker(store.uri, sweeps[i]).finish("FINISHED", "completed", [tmp_path / "trials.json"])
+    assert [reader.trial_ids(store.uri, sweep) for sweep in sweeps[:3]] == [set(), {plain, ids[1]}, {plain}]
 
     def counted(sweep):
         report = compare(store.uri, "shared", tmp_path / sweep, sweep=sweep)
@@ -187,7 +187,7 @@ def test_a_trial_of_two_sweeps_counts_in_both(store, tmp_path, caplog):
     assert counted("first") == {plain, ids[0]}
     assert counted("second") == {plain, ids[1]}  # the list repeats its own trial
     assert counted("third") == {plain, ids[2]}  # the list and the children
-    assert caplog.text == "" and tracked.trial_ids(store.uri, sweeps[3]) == set() and "could not be read" in caplog.text
+    assert caplog.text == "" and reader.trial_ids(store.uri, sweeps[3]) == set() and "could not be read" in caplog.text
 
 
 def test_a_report_that_cannot_be_logged_is_a_warning(store, tmp_path, caplog):

@@ -7,12 +7,13 @@ import random
 import pytest
 
 from rotssl import config as cfg
-from rotssl.fields import ConfigError
-from rotssl.journal import RunRecord
-from rotssl.reporting import answers, sheets, tables
-from rotssl.reporting.cells import baseline_of, cells_of, conditions, sift
-from rotssl.reporting.comparison import compare_cells
-from rotssl.reporting.ranking import rank
+from rotssl.config.fields import ConfigError
+from rotssl.reports import findings, terminal
+from rotssl.reports import tables as sheets
+from rotssl.reports.comparison import compare_cells
+from rotssl.reports.groups import baseline_of, cells_of, conditions, sift
+from rotssl.reports.ranking import rank
+from rotssl.runs.journal import RunRecord
 
 PLAIN = (0.2, 0.4, 0.5, 0.6)
 
@@ -382,7 +383,7 @@ def test_a_run_that_costs_one_percent_more_still_fits(cost, fits):
 
 def words(found):
     return " ".join(
-        line for choice in found.recommendations for part in answers.headline(found, choice) for line in part
+        line for choice in found.recommendations for part in findings.headline(found, choice) for line in part
     )
 
 
@@ -477,11 +478,11 @@ def test_runs_that_a_scheduler_stopped_are_a_warning():
         for seed in (1, 2)
     ]
     _, left_out = sift([*left, LEFT["interrupted"][0], LEFT["failed"][0]], "knn/top1")
-    (warning,) = answers.facts(cells_of(seeds()), "knn/top1", left_out)[1]
+    (warning,) = findings.facts(cells_of(seeds()), "knn/top1", left_out)[1]
     assert warning == (
         "2 runs were stopped early by a scheduler; their variants are represented by the seeds that went on."
     )
-    assert answers.facts(cells_of(seeds()), "knn/top1", left_out[:2])[1] == []
+    assert findings.facts(cells_of(seeds()), "knn/top1", left_out[:2])[1] == []
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -572,7 +573,7 @@ def test_names_and_remarks_are_broken_rather_than_numbers(capsys):
     numbers = ["2.57x\n(2.25 to 2.95)"] * 5
     remark = "no complete run with rotation.weight=0 agrees in optim.lr, so there is no gain to be stated"
     table = sheets.Sheet("title", "", list("abcdefg"), [["rotation weight 0.3, mode in_place, " * 3, remark, *numbers]])
-    tables.show(tables.from_sheet(table))
+    terminal.show(terminal.from_sheet(table))
     printed = capsys.readouterr().out
     assert printed.count("(2.25 to 2.95)") == 5 and "stated" in printed
     assert max(map(len, printed.splitlines())) <= 110

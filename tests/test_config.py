@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from rotssl import config as cfg
-from rotssl.cli import parse, run_command
-from rotssl.fields import ConfigError, convert
-from rotssl.methods import METHODS
+from rotssl.config.cli import parse, run_command
+from rotssl.config.fields import ConfigError, convert
+from rotssl.config.methods import METHODS
 
 NUMBERS = [key for key, (hint, _) in cfg.schema().items() if {int, float} & {hint, *getattr(hint, "__args__", ())}]
 NO_NUMBERS = ["nan", "inf", "-1", "x", "", math.nan, math.inf, -math.inf, 10**400, -1, True, [], {}]
@@ -420,7 +420,7 @@ def test_errors_are_one_line_and_a_code(capsys):
 def test_a_bad_flag_is_refused_without_importing_anything_heavy():
     code = """
 import atexit, sys
-from rotssl.cli import parse, run_command
+from rotssl.config.cli import parse, run_command
 atexit.register(lambda: print(sorted({"torch", "ray", "mlflow", "numpy"} & set(sys.modules))))
 run_command(lambda: parse(["--train.epochs", "0"]) and 0)
 """

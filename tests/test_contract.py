@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from rotssl import distributed, journal
-from rotssl.methods import METHODS
-from rotssl.pretrainer import build_pretrainer
+from rotssl.base import distributed
+from rotssl.config.methods import METHODS
+from rotssl.engine.pretrainer import build_pretrainer
+from rotssl.runs import journal
 from tests.runs import CPU, PAPER, arithmetic, batch, make_config, run_to, trainer
 
 pytestmark = pytest.mark.contract

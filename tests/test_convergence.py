@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rotssl.reporting.convergence import Estimate, collapsed, cost_to_reach, crossing, paired_difference, paired_ratio
+from rotssl.reports.curves import Estimate, collapsed, cost_to_reach, crossing, paired_difference, paired_ratio
 
 
 def curve(*values, **more):

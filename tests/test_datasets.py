@@ -13,9 +13,9 @@ from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from rotssl import config as cfg
+from rotssl.config.fields import ConfigError
+from rotssl.config.sections import DataConfig
 from rotssl.data import datasets, folders, images
-from rotssl.fields import ConfigError
-from rotssl.sections import DataConfig
 
 REAL = Path(os.environ.get("ROTSSL_DATA", "")) / "FashionMNIST" / "raw"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="ROTSSL_DATA names no folder with FashionMNIST/raw")

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from rotssl import distributed
-from rotssl.distributed import convert_norm
-from rotssl.fields import ConfigError
+from rotssl.base import distributed
+from rotssl.base.distributed import convert_norm
+from rotssl.config.fields import ConfigError
 from rotssl.models.encoders import build_encoder, load_encoder, save_encoder
 from tests.runs import full_disk
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rotssl import checkpoint, distributed, journal
 from rotssl import config as cfg
-from rotssl.engine import weight_layout
-from rotssl.runtime import RunFailed
+from rotssl.base import distributed
+from rotssl.engine.runtime import RunFailed
+from rotssl.engine.trainer import weight_layout
+from rotssl.runs import checkpoint, journal
 from tests.runs import CPU, make_config, run_to, trainer
 
 pytestmark = pytest.mark.contract

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from rotssl import config as cfg
-from rotssl import launch
+from rotssl import lifecycle
+from rotssl.commands.evaluate import evaluate
+from rotssl.config.fields import ConfigError
+from rotssl.config.sections import DataConfig
 from rotssl.data import datasets
-from rotssl.evaluate import evaluate
-from rotssl.fields import ConfigError
-from rotssl.record import Record
-from rotssl.sections import DataConfig
+from rotssl.runs.state import Record
 from tests.programs import SMALL, mlflow_client, with_store
 
 ROOT = Path(__file__).parent.parent
@@ -28,8 +28,8 @@ def pretrain(folder, **fields):
         "tracking.run_name": "run",
         **fields,
     }
-    config, _ = launch.prepare(cfg.build(fields))
-    assert launch.pretrain(config) == 0
+    config, _ = lifecycle.prepare(cfg.build(fields))
+    assert lifecycle.pretrain(config) == 0
     return config
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from rotssl import checkpoint, journal
 from rotssl.evaluation import KNN_K, KNN_TEMPERATURE, LINEAR_HELD_OUT, LINEAR_L2, knn
 from rotssl.evaluation.collapse import effective_rank, feature_std
 from rotssl.evaluation.knn import knn_top1
 from rotssl.evaluation.linear import fit, linear_top1, logits
-from rotssl.journal import Journal
+from rotssl.runs import checkpoint, journal
+from rotssl.runs.journal import Journal
 from tests.runs import full_disk, make_config, trainer
 
 
@@ -75,7 +75,7 @@ def test_knn_in_bf16_is_close_and_is_in_bf16():
 
 def test_the_bf16_option_reaches_knn(tmp_path, monkeypatch):
     kinds = []
-    monkeypatch.setattr("rotssl.evaluation.protocol.knn_top1", lambda *given: kinds.append(given[-1]) or 0.5)
+    monkeypatch.setattr("rotssl.evaluation.measure.knn_top1", lambda *given: kinds.append(given[-1]) or 0.5)
     for bf16 in (False, True):
         config = make_config(tmp_path / str(bf16), "simclr", **{"data.limit": 64, "evaluation.knn_bf16": bf16})
         trainer(config).evaluate(0)

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from rotssl import checkpoint, distributed, evaluator, journal, launch
 from rotssl import config as cfg
-from rotssl.methods import METHODS
-from rotssl.record import Record
-from rotssl.runtime import LocalRuntime, RunFailed
+from rotssl import lifecycle
+from rotssl.base import distributed
+from rotssl.config.methods import METHODS
+from rotssl.engine import evaluator
+from rotssl.engine.runtime import LocalRuntime, RunFailed
+from rotssl.runs import checkpoint, journal
+from rotssl.runs.state import Record
 from tests.devices import SmallMemory, Waits
 from tests.runs import make_config, trainer
 
@@ -36,10 +39,10 @@ def test_a_device_always_has_an_index(tmp_path, monkeypatch):
 
 
 PLACES = {
-    "encoding": "rotssl.evaluator.encode_share",
-    "room": "rotssl.distributed.room_for_all",
-    "knn": "rotssl.evaluation.protocol.knn_top1",
-    "probe": "rotssl.evaluation.protocol.linear_top1",
+    "encoding": "rotssl.engine.evaluator.encode_share",
+    "room": "rotssl.base.distributed.room_for_all",
+    "knn": "rotssl.evaluation.measure.knn_top1",
+    "probe": "rotssl.evaluation.measure.linear_top1",
 }
 
 
@@ -67,15 +70,15 @@ def test_what_could_not_be_measured_at_the_end_is_said_and_made_up_for(tmp_path,
     config = make_config(tmp_path, "simclr", **SHORT, **{"scaling.num_workers": 0, "tracking.uri": "off"})
     with monkeypatch.context() as patch:
         patch.setattr(PLACES["probe"], out_of_memory)
-        assert launch.pretrain(config) == 0
+        assert lifecycle.pretrain(config) == 0
     record = Record.of(config)
     assert (record.status, record.missing, record.is_done) == ("finished", ["linear/top1"], False)
     assert record.reason == "completed, but linear/top1 could not be measured; the same command tries again"
-    assert launch.pretrain(config) == 0 and "is finished already" not in capsys.readouterr().out
+    assert lifecycle.pretrain(config) == 0 and "is finished already" not in capsys.readouterr().out
     record, points = Record.of(config), journal.read(config.run_dir)
     assert (record.is_done, record.reason, list(points)) == (True, "completed", [1, 2, 3])
     assert 0 <= points[3]["linear/top1"] <= 1
-    assert launch.pretrain(config) == 0 and "is finished already" in capsys.readouterr().out
+    assert lifecycle.pretrain(config) == 0 and "is finished already" in capsys.readouterr().out
 
 
 def test_features_of_all_workers_come_to_the_first(pool):
@@ -241,7 +244,7 @@ def test_a_run_may_go_on_in_more_passes(tmp_path):
     found = []
     for passes in (1, 4):
         fields = {"data.name": "synthetic", "train.accumulate": passes, "storage.path": str(tmp_path)}
-        found.append(launch.prepare(cfg.build(fields))[0])
+        found.append(lifecycle.prepare(cfg.build(fields))[0])
     assert found[0].run_dir == found[1].run_dir
     found[0].run_dir.mkdir(parents=True)
     Record.of(found[0]).write("running")

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from rotssl.methods import METHODS
+from rotssl.config.methods import METHODS
 from tests.golden import FILE, FORMS, STEPS, losses
 
 pytestmark = pytest.mark.contract

@@ -11,13 +11,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rotssl import checkpoint, distributed, journal, prediction
 from rotssl import config as cfg
+from rotssl.base import distributed
+from rotssl.config.fields import ConfigError
+from rotssl.config.methods import METHODS
 from rotssl.data import datasets
-from rotssl.engine import Trainer
-from rotssl.fields import ConfigError
-from rotssl.methods import METHODS
-from rotssl.runtime import LocalRuntime, RunFailed
+from rotssl.engine import estimate
+from rotssl.engine.runtime import LocalRuntime, RunFailed
+from rotssl.engine.trainer import Trainer
+from rotssl.runs import checkpoint, journal
 from tests.runs import PAPER, make_config
 
 pytestmark = [
@@ -216,10 +218,10 @@ def little_memory():
 def test_what_does_not_fit_is_told_in_a_line(tmp_path, little_memory):
     large = {"encoder.name": "resnet50", "encoder.stem": "cifar", "data.image_size": 64, "train.batch_size": 512}
     config = make_config(tmp_path, "simclr", **large)
-    speed = prediction.measure(config)
+    speed = estimate.measure(config)
     assert speed.too_many is not None and speed.each > 0
     with pytest.raises(ConfigError, match=r"^train\.batch_size: got 512, but a step of \d+ images does not fit"):
-        prediction.of_runs([config], [512], 1, True)
+        estimate.of_runs([config], [512], 1, True)
     with pytest.raises(RunFailed, match=r"^train\.batch_size: got 512, for which there is not enough memory"):
         engine(config, "cuda").run()
 

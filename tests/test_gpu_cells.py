@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from torch.autograd import DeviceType
 
-from rotssl import cli, journal
 from rotssl import config as cfg
-from rotssl.fields import ConfigError
+from rotssl.config import cli
+from rotssl.config.fields import ConfigError
+from rotssl.runs import journal
 
 
 @pytest.fixture

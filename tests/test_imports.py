@@ -6,37 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from rotssl.methods import METHODS
+from rotssl.config.methods import METHODS
 from rotssl.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "rotssl").rglob("*.py"))
 # From the top down; a module imports only from its own layer or from those below it.
 LAYERS = [
-    ("rotssl.ablation",),
-    ("rotssl.trials",),
-    ("rotssl.launch", "rotssl.compare", "rotssl.evaluate", "rotssl.data.preview"),
-    (
-        "rotssl.ray_runtime",
-        "rotssl.ray_sweep",
-        "rotssl.ray_preflight",
-        "rotssl.tracking",
-        "rotssl.tracked",
-        "rotssl.untracked",
-    ),
-    ("rotssl.prediction",),
-    ("rotssl.engine",),
-    ("rotssl.loader", "rotssl.ledger", "rotssl.hardware", "rotssl.evaluator"),
-    ("rotssl.runtime",),
-    ("rotssl.flops",),
-    ("rotssl.pretrainer",),
+    ("rotssl.commands",),
+    ("rotssl.sweeps", "rotssl.lifecycle"),
+    ("rotssl.runtimes", "rotssl.tracking"),
+    ("rotssl.engine", "rotssl.data.loader"),
     ("rotssl.tasks",),
-    ("rotssl.methods.*",),  # the methods and their contract
-    ("rotssl.averages",),
-    ("rotssl.models", "rotssl.losses", "rotssl.optim", "rotssl.distributed", "rotssl.data", "rotssl.evaluation"),
-    ("rotssl.reporting", "rotssl.checkpoint", "rotssl.journal", "rotssl.record", "rotssl.cli", "rotssl.sweep"),
-    ("rotssl.config",),
-    ("rotssl.methods", "rotssl.schedules", "rotssl.rng", "rotssl.sections", "rotssl.fields", "rotssl.memory"),
+    ("rotssl.methods",),
+    ("rotssl.models", "rotssl.base.distributed", "rotssl.data", "rotssl.evaluation", "rotssl.methods.losses"),
+    ("rotssl.reports", "rotssl.runs"),
+    ("rotssl.config", "rotssl.base"),
 ]
 
 
@@ -76,8 +61,8 @@ def test_ray_and_mlflow_stay_in_their_modules():
     found = []
     for file in FILES:
         here, top = module_name(file), {name.split(".")[0] for name in imported(file)}
-        found += [f"{here}: ray"] * ("ray" in top and not here.startswith("rotssl.ray_"))
-        found += [f"{here}: mlflow"] * ("mlflow" in top and here not in ("rotssl.tracking", "rotssl.tracked"))
+        found += [f"{here}: ray"] * ("ray" in top and not here.startswith("rotssl.runtimes."))
+        found += [f"{here}: mlflow"] * ("mlflow" in top and not here.startswith("rotssl.tracking."))
     assert found == []
 
 
@@ -95,8 +80,8 @@ def test_imports_point_downwards():
 
 def test_no_worker_loads_what_writes_to_mlflow():
     # Importing mlflow takes seconds, which a worker would spend before its first step; the driver has it open already.
-    for name in ("ray_runtime", "engine", "ledger"):
-        assert not {"rotssl.tracking", "rotssl.tracked"} & set(imported(ROOT / "rotssl" / f"{name}.py"))
+    for name in ("runtimes/ray_train", "engine/trainer", "engine/recorder"):
+        assert not {"rotssl.tracking.writer", "rotssl.tracking.reader"} & set(imported(ROOT / "rotssl" / f"{name}.py"))
 
 
 @pytest.mark.parametrize(("folder", "forbidden"), [("methods", TASKS), ("tasks", METHODS)])

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from rotssl import config as cfg
-from rotssl import journal, launch
-from rotssl.fields import ConfigError
+from rotssl import lifecycle
+from rotssl.config.fields import ConfigError
 from rotssl.models.encoders import load_encoder
+from rotssl.runs import journal
 from tests.programs import SMALL, command, flags, job, mlflow_client, started, wait_for, with_store
 
 trains = pytest.mark.system
@@ -105,8 +106,8 @@ def start(storage, **fields):
     """A start of a small run, in this process."""
     fields = {**SMALL, "scaling.num_workers": 0, "tracking.run_name": "run", **fields}
     fields["storage.path"] = str(with_store(storage))
-    config, _ = launch.prepare(cfg.build(fields))
-    return launch.pretrain(config)
+    config, _ = lifecycle.prepare(cfg.build(fields))
+    return lifecycle.pretrain(config)
 
 
 def test_a_second_start_of_the_same_run_is_refused(tmp_path):

@@ -8,10 +8,11 @@ import time
 import pytest
 import torch
 
-from rotssl import checkpoint, journal, tracking
-from rotssl.ledger import Ledger
-from rotssl.runtime import LocalRuntime
-from rotssl.tracking import Follower
+from rotssl.engine.recorder import Ledger
+from rotssl.engine.runtime import LocalRuntime
+from rotssl.runs import checkpoint, journal
+from rotssl.tracking import writer
+from rotssl.tracking.writer import Follower
 from tests.runs import full_disk
 
 
@@ -279,13 +280,13 @@ def test_an_evaluation_is_not_written_without_its_training(ledger, disk, tmp_pat
 @pytest.mark.contract
 def test_what_is_measured_later_reaches_mlflow_and_nothing_twice(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    run_id = tracking.open_run(uri, "experiment", "run", None, {}, {}, tmp_path / "artifacts")
+    run_id = writer.open_run(uri, "experiment", "run", None, {}, {}, tmp_path / "artifacts")
     trained = {"cost/epochs": 1.0, "loss/total": 2.0}
-    assert tracking.Tracker(uri, run_id).sync({1: trained})
+    assert writer.Tracker(uri, run_id).sync({1: trained})
     points = {1: trained | {"knn/top1": 0.5}, 2: {"cost/epochs": 2.0, "loss/total": 1.0, "knn/top1": 0.6}}
-    later = tracking.Tracker(uri, run_id)  # of the next start
-    assert later.sync({1: points[1]}) and later.sync(points) and tracking.Tracker(uri, run_id).sync(points)
-    client = tracking.client_of(uri)
+    later = writer.Tracker(uri, run_id)  # of the next start
+    assert later.sync({1: points[1]}) and later.sync(points) and writer.Tracker(uri, run_id).sync(points)
+    client = writer.client_of(uri)
     for key in points[2]:
         history = [(point.step, point.value) for point in client.get_metric_history(run_id, key)]
         assert sorted(history) == [(1, points[1][key]), (2, points[2][key])], key

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from rotssl import journal, memory
-from rotssl.loader import AHEAD, Loader, prefetch
+from rotssl.base import memory
+from rotssl.data.loader import AHEAD, Loader, prefetch
+from rotssl.runs import journal
 from tests.runs import make_config, trainer
 
 
@@ -157,7 +158,7 @@ def test_host_bytes_counts_what_is_written_and_not_the_pages_of_a_file(tmp_path)
 
 FAULTS = """
 import resource, sys, torch
-from rotssl import memory
+from rotssl.base import memory
 if sys.argv[1] == "keep":
     memory.keep_freed()
 def faults():

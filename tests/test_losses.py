@@ -14,8 +14,8 @@ from lightly.loss import (
 )
 from torch.nn import functional as F
 
-from rotssl import distributed
-from rotssl.losses import (
+from rotssl.base import distributed
+from rotssl.methods.losses import (
     barlow_twins,
     byol_regression,
     dino_cross_entropy,

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from rotssl.optim import LARS, build_optimizer
-from rotssl.schedules import cosine, learning_rate, task_weight
-from rotssl.sections import OptimConfig
+from rotssl.base.schedules import cosine, learning_rate, task_weight
+from rotssl.config.sections import OptimConfig
+from rotssl.engine.optim import LARS, build_optimizer
 from tests.runs import make_config, trainer
 
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from rotssl import config as cfg
-from rotssl import distributed, engine, flops, prediction
-from rotssl.fields import ConfigError
-from rotssl.prediction import Speed, duration, epoch, line
-from rotssl.pretrainer import build_pretrainer
-from rotssl.sweep import expand, parse
+from rotssl.base import distributed
+from rotssl.config.fields import ConfigError
+from rotssl.config.sweep import expand, parse
+from rotssl.engine import estimate, flops
+from rotssl.engine import trainer as engine
+from rotssl.engine.estimate import Speed, duration, epoch, line
+from rotssl.engine.pretrainer import build_pretrainer
 from tests.devices import SmallMemory
 from tests.programs import SMALL
 
@@ -69,33 +71,33 @@ def test_what_is_measured_is_what_steps_take_and_nothing_is_left_on_disk(tmp_pat
         now[0] += 0.002 * len(part)
 
     sizes, now, paper = [], [0.0], {"rotation.mode": "extra"}
-    monkeypatch.setattr(prediction.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(prediction, "extract", encode)
-    monkeypatch.setattr(prediction.Trainer, "step", slow)
-    monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(estimate, "extract", encode)
+    monkeypatch.setattr(estimate.Trainer, "step", slow)
+    monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     threads = torch.get_num_threads()
-    speed = prediction.measure(resolved(**{**paper, "train.batch_size": 64, "scaling.num_workers": 2}))
+    speed = estimate.measure(resolved(**{**paper, "train.batch_size": 64, "scaling.num_workers": 2}))
     assert (speed.fixed, speed.each, speed.encode) == pytest.approx((0.01, 0.001, 0.002))
     assert sorted(set(sizes)) == [4, 8, 16, 32, 64] and (speed.threads, torch.get_num_threads()) == (1, threads)
     sizes.clear()
-    monkeypatch.setattr(prediction, "ENOUGH_S", 0.015)
-    prediction.measure(resolved(**{**paper, "train.batch_size": 64}))
+    monkeypatch.setattr(estimate, "ENOUGH_S", 0.015)
+    estimate.measure(resolved(**{**paper, "train.batch_size": 64}))
     assert sorted(set(sizes)) == [4, 8]  # larger ones would take too long
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("method", ["mocov2", "swav", "dino"])
 def test_methods_with_a_memory_and_accumulation_are_measured_too(method, monkeypatch):
-    monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
-    monkeypatch.setattr(prediction, "TIMED", 1)
-    sizes, step = [], prediction.Trainer.step
+    monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(estimate, "TIMED", 1)
+    sizes, step = [], estimate.Trainer.step
     monkeypatch.setattr(
-        prediction.Trainer, "step", lambda run, images, ctx: sizes.append(len(images)) or step(run, images, ctx)
+        estimate.Trainer, "step", lambda run, images, ctx: sizes.append(len(images)) or step(run, images, ctx)
     )
     passes = 2 if method == "dino" else 1
     config = resolved(**{"method.name": method, "train.accumulate": passes})
-    speed = prediction.measure(config)
+    speed = estimate.measure(config)
     model = build_pretrainer(config, torch.device("cpu"))
     assert speed.gradient == 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert speed.flops == flops.count_step(config, 0.5) / 32
@@ -109,20 +111,20 @@ def test_methods_with_a_memory_and_accumulation_are_measured_too(method, monkeyp
 def test_exchanges_are_those_that_a_step_makes(monkeypatch, norm, method):
     seen = []
     monkeypatch.setattr(distributed, "_all_reduce", lambda sums: seen.append(len(sums)) or sums)
-    monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
-    monkeypatch.setattr(prediction, "TIMED", 1)
-    monkeypatch.setattr(prediction, "ENOUGH_S", 0)
-    speed = prediction.measure(resolved(**{"model.norm": norm, "method.name": method}))  # two steps of the least size
+    monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(estimate, "TIMED", 1)
+    monkeypatch.setattr(estimate, "ENOUGH_S", 0)
+    speed = estimate.measure(resolved(**{"model.norm": norm, "method.name": method}))  # two steps of the least size
     assert 2 * speed.exchanges == len(seen) and (speed.exchanges > 10) == (norm == "sync")
     with_wait = dataclasses.replace(SPEED, exchanges=10)
     assert with_wait.communication(1) == SPEED.communication(1) == 0
-    assert with_wait.communication(2) - SPEED.communication(2) == pytest.approx(10 * prediction.WAIT["cpu"])
+    assert with_wait.communication(2) - SPEED.communication(2) == pytest.approx(10 * estimate.WAIT["cpu"])
 
 
 def test_the_report_shows_the_workers_that_were_asked_for(monkeypatch):
-    monkeypatch.setattr(prediction, "measure", lambda config, workers: dataclasses.replace(SPEED, gradient=0.0))
+    monkeypatch.setattr(estimate, "measure", lambda config, workers: dataclasses.replace(SPEED, gradient=0.0))
     config = resolved(**{"train.batch_size": 12, "train.epochs": 100, "scaling.num_workers": 3})
-    lines = prediction.report(config, 120, True).splitlines()
+    lines = estimate.report(config, 120, True).splitlines()
     assert all(text.startswith("# ") and len(text) <= 130 for text in lines)
     rows = {text.split()[1]: text.split()[2:] for text in lines[3:-3]}
     assert list(rows) == ["1", "2", "3", "4"]  # of 8 workers each would have one image
@@ -142,27 +144,27 @@ def test_durations_are_short():
 
 
 def test_the_rate_of_matrix_products_is_counted_in_flops(monkeypatch):
-    monkeypatch.setattr(prediction, "_seconds", lambda call, device, count: [9.0, 9.0, 0.5, 0.25, 1.0, 0.5, 0.5])
-    assert prediction.matmul_rate(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 0.5)
+    monkeypatch.setattr(estimate, "_seconds", lambda call, device, count: [9.0, 9.0, 0.5, 0.25, 1.0, 0.5, 0.5])
+    assert estimate.matmul_rate(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 0.5)
 
 
 def test_no_timed_step_writes_a_picture_or_compares_gradients(monkeypatch):
     written = []
     monkeypatch.setattr(engine, "save_views", lambda *args: written.append("views.png"))
     monkeypatch.setattr(engine, "encoder_gradients", lambda *args: written.append("gradients") or {})
-    monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
-    monkeypatch.setattr(prediction, "TIMED", 1)
-    prediction.measure(resolved(**{"tasks.log_gradients_every": 50}))
+    monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(estimate, "TIMED", 1)
+    estimate.measure(resolved(**{"tasks.log_gradients_every": 50}))
     assert written == []
 
 
 @pytest.mark.parametrize("fields", [{"rotation.fraction": 0.25}, {"rotation.fraction_end": 0.1}])
 def test_each_timed_step_has_two_rotated_images_or_more(fields, monkeypatch):
-    monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
-    monkeypatch.setattr(prediction, "TIMED", 1)
+    monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(estimate, "TIMED", 1)
     sizes = []
-    monkeypatch.setattr(prediction.Trainer, "step", lambda run, images, ctx: sizes.append(len(images)))
-    prediction.measure(resolved(**{"train.batch_size": 64, "model.norm": "batch", **fields}))
+    monkeypatch.setattr(estimate.Trainer, "step", lambda run, images, ctx: sizes.append(len(images)))
+    estimate.measure(resolved(**{"train.batch_size": 64, "model.norm": "batch", **fields}))
     share = min(fields.values())
     assert share * (min(sizes) - 1) < 2 <= share * min(sizes) and max(sizes) == 64
 
@@ -171,61 +173,61 @@ def test_runs_of_one_kind_cost_in_proportion_to_their_length(monkeypatch):
     asked, paper = [], {"rotation.mode": "extra"}
     speeds = {0.0: SPEED, 1.0: dataclasses.replace(SPEED, each=0.02)}
     monkeypatch.setattr(
-        prediction, "measure", lambda config, workers: asked.append(config) or speeds[config.rotation.weight]
+        estimate, "measure", lambda config, workers: asked.append(config) or speeds[config.rotation.weight]
     )
     configs = [
         resolved(**{"train.epochs": epochs, "train.seed": seed, "optim.lr": lr, "rotation.weight": weight, **paper})
         for epochs, seed, lr, weight in ((2, 0, 0.1, 1.0), (6, 1, 1e9, 0.3), (4, 0, 0.1, 0.0))
     ]
-    short, long, plain = prediction.of_runs(configs, [512] * 3, 2, False)
+    short, long, plain = estimate.of_runs(configs, [512] * 3, 2, False)
     each = [sum(epoch(configs[0], speeds[weight], 512, 2)) for weight in (1.0, 0.0)]
     assert (short, long, plain) == pytest.approx((2 * each[0], 6 * each[0], 4 * each[1]))
     assert len(asked) == 2 and not any(config.scaling.use_gpu for config in asked)  # one of each kind
     between = resolved(**{"rotation.weight": 1.0, "rotation.views": 1, **paper})
-    low, middle, high = prediction.of_runs([configs[2], between, configs[0]], [512] * 3, 2, False)
+    low, middle, high = estimate.of_runs([configs[2], between, configs[0]], [512] * 3, 2, False)
     assert low / 4 < middle / between.train.epochs < high / 2
 
 
 def test_worker_counts_that_cannot_share_the_batch_are_left_out(monkeypatch):
-    monkeypatch.setattr(prediction, "measure", lambda config, workers: SPEED)
-    text = prediction.report(resolved(**{"train.batch_size": 36}), 520, True)
+    monkeypatch.setattr(estimate, "measure", lambda config, workers: SPEED)
+    text = estimate.report(resolved(**{"train.batch_size": 36}), 520, True)
     assert re.findall(r"^# +(\d+) +\S+ s ", text, re.MULTILINE) == ["1", "2", "4"]
 
 
 def roomy(monkeypatch):
-    monkeypatch.setattr(prediction, "matmul_rate", lambda device, kind: 1e9)
-    monkeypatch.setattr(prediction, "TIMED", 1)
-    monkeypatch.setattr(prediction, "ENOUGH_S", 1e9)  # memory alone ends it
+    monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(estimate, "TIMED", 1)
+    monkeypatch.setattr(estimate, "ENOUGH_S", 1e9)  # memory alone ends it
 
 
 def test_only_a_workers_share_of_the_batch_is_timed(monkeypatch):
     sizes = []
-    monkeypatch.setattr(prediction.Trainer, "step", lambda trainer, images, ctx: sizes.append(len(images)))
+    monkeypatch.setattr(estimate.Trainer, "step", lambda trainer, images, ctx: sizes.append(len(images)))
     roomy(monkeypatch)
     for workers, fields, most in ((1, {}, 64), (4, {}, 16), (4, {"train.accumulate": 2}, 16)):
         sizes.clear()
-        prediction.measure(resolved(**{"train.batch_size": 64, "method.name": "dino", **fields}), workers)
+        estimate.measure(resolved(**{"train.batch_size": 64, "method.name": "dino", **fields}), workers)
         assert max(sizes) == most
 
 
 def test_steps_that_do_not_fit_into_memory_end_the_measurement_and_are_told(monkeypatch):
     roomy(monkeypatch)
-    monkeypatch.setattr(prediction, "_sizes", lambda config, workers: [16, 32, 64][: 3 - (workers > 1)])
+    monkeypatch.setattr(estimate, "_sizes", lambda config, workers: [16, 32, 64][: 3 - (workers > 1)])
     config = resolved(**{"train.batch_size": 64, "model.norm": "batch"})
     with SmallMemory(1e12) as whole:
-        assert prediction.measure(config).too_many is None
+        assert estimate.measure(config).too_many is None
     with SmallMemory(whole.peak * 0.6):
-        speed = prediction.measure(config)
-        text = prediction.report(config, 512, True)
+        speed = estimate.measure(config)
+        text = estimate.report(config, 512, True)
     assert speed.too_many == 64 and speed.each > 0 and speed.step(64) > speed.step(32)
     rows = re.findall(r"^# +(\d+) +(.*)$", text, re.MULTILINE)
     assert rows[0] == ("1", "out of memory: steps of 64 images did not fit here") and "out of" not in rows[1][1]
     with SmallMemory(whole.peak * 0.6), pytest.raises(ConfigError) as caught:
-        prediction.of_runs([config], [512], 1, False)
+        estimate.of_runs([config], [512], 1, False)
     words = "train.batch_size: got 64, but a step of 64 images does not fit into the memory of a worker's cpu"
     assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
     with SmallMemory(whole.peak * 0.6):
-        assert prediction.of_runs([config], [512], 2, False)[0] > 0  # two workers have 32 each
+        assert estimate.of_runs([config], [512], 2, False)[0] > 0  # two workers have 32 each
 
 
 def test_the_imagenet_sweep_on_a_device_of_a_gigabyte_is_refused_in_a_line():
@@ -233,7 +235,7 @@ def test_the_imagenet_sweep_on_a_device_of_a_gigabyte_is_refused_in_a_line():
     sweep = parse(["--config", "jobs/sweeps/weight_budget_imagenet.yaml", *flags], "", "").sweep
     configs = [cfg.resolve(cell.config, 224, 1_281_167) for cell in expand(sweep)]
     with SmallMemory(1e9), pytest.raises(ConfigError) as caught:
-        prediction.of_runs(configs, [1_281_167] * len(configs), 8, False)
+        estimate.of_runs(configs, [1_281_167] * len(configs), 8, False)
     text = str(caught.value)
     assert re.match(r"train\.batch_size: got \d+, but a step of \d+ images does not fit into the memory", text)
     assert "\n" not in text
@@ -248,7 +250,7 @@ def test_a_device_with_little_room_multiplies_smaller_matrices(monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return [1.0] * count
 
-    monkeypatch.setattr(prediction, "_seconds", product)
+    monkeypatch.setattr(estimate, "_seconds", product)
     monkeypatch.setattr(torch, "randn", lambda *shape, device: torch.empty(*shape, device="meta"))
-    assert prediction.matmul_rate(torch.device("cuda", 0), torch.bfloat16) == 2 * 2048**3
+    assert estimate.matmul_rate(torch.device("cuda", 0), torch.bfloat16) == 2 * 2048**3
     assert sides == [8192, 4096, 2048] and torch.get_float32_matmul_precision() == "highest"

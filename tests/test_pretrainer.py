@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from rotssl import distributed
+from rotssl.base import distributed
+from rotssl.engine.pretrainer import build_pretrainer, compare_gradients, encoder_gradients
 from rotssl.methods.base import StepContext
-from rotssl.pretrainer import build_pretrainer, compare_gradients, encoder_gradients
 from rotssl.tasks.rotation import rotate
 from tests.runs import CPU, PAPER, arithmetic, batch, make_config, trainer
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from rotssl.data.preview import preview
-from rotssl.fields import ConfigError
-from rotssl.reporting.pictures import save_views
+from rotssl.commands.preview import preview
+from rotssl.config.fields import ConfigError
+from rotssl.reports.pictures import save_views
 
 WHITE = 255
 SMOKE = ["--smoke", "--data.image_size", "32"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rotssl import cli
+from rotssl.config import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,10 +40,11 @@ import sys
 sys.modules["ray"] = sys.modules["mlflow"] = None
 import torch
 from pathlib import Path
-from rotssl import config as cfg, journal
+from rotssl import config as cfg
+from rotssl.runs import journal
 from rotssl.data import datasets
-from rotssl.engine import Trainer
-from rotssl.runtime import LocalRuntime
+from rotssl.engine.trainer import Trainer
+from rotssl.engine.runtime import LocalRuntime
 config = cfg.build({{"data.name": "synthetic", "data.limit": 64, "train.batch_size": 16, "train.epochs": 1,
                      "optim.warmup_epochs": 0, "storage.path": {str(tmp_path)!r}}})
 config = cfg.resolve(config, 32, 64)

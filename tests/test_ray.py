@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from rotssl import checkpoint, cli, journal
 from rotssl import config as cfg
+from rotssl.config import cli
+from rotssl.runs import checkpoint, journal
 from tests.programs import ROOT, SMALL, command, flags, job, mlflow_client, started, wait_for
 from tests.runs import trainer
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from rotssl import cli, journal
+from rotssl.config import cli
+from rotssl.config.methods import METHODS
 from rotssl.data import datasets
-from rotssl.engine import Trainer
-from rotssl.launch import prepare
-from rotssl.methods import METHODS
-from rotssl.runtime import LocalRuntime
+from rotssl.engine.runtime import LocalRuntime
+from rotssl.engine.trainer import Trainer
+from rotssl.lifecycle import prepare
+from rotssl.runs import journal
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rotssl import rng
+from rotssl.base import rng
 
 
 def test_the_generator_is_splitmix64():

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 from rotssl import config as cfg
-from rotssl import distributed, launch, memory
-from rotssl.data import datasets, folders, store
+from rotssl import lifecycle
+from rotssl.base import distributed, memory
+from rotssl.config.fields import ConfigError
+from rotssl.config.sections import DataConfig
+from rotssl.data import datasets, disk_cache, folders
 from rotssl.data.images import DataError
-from rotssl.fields import ConfigError
-from rotssl.sections import DataConfig
 
 
 @pytest.fixture
@@ -85,7 +86,11 @@ def test_what_changes_the_pixels_makes_another_store(root, decoded):
     datasets.load(config(root, limit=10), 0.2)
     assert count() == 3
     parts = [folders.Folder((str(root / "ant" / "0.png"),), None)]
-    assert store.checksum(parts, None, 16) != store.checksum(parts, (16, 16), 16) != store.checksum(parts, (16, 16), 32)
+    assert (
+        disk_cache.checksum(parts, None, 16)
+        != disk_cache.checksum(parts, (16, 16), 16)
+        != disk_cache.checksum(parts, (16, 16), 32)
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "no json", "another's json", "broken json"])
@@ -156,7 +161,7 @@ def test_processes_that_start_together_decode_once(root, decoded, attempt):
 
 def test_a_disk_without_room_is_one_line_and_leaves_nothing(root, monkeypatch):
     usage = type("Usage", (), {"free": 10_000})
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda place: usage)
+    monkeypatch.setattr(disk_cache.shutil, "disk_usage", lambda place: usage)
     with pytest.raises(DataError, match=r"^data\.cache: .*61,440 bytes.*10,000 free.*data\.limit") as caught:
         datasets.load(config(root), 0.2)
     assert "\n" not in str(caught.value) and list((root.parent / "cache").iterdir()) == []
@@ -166,12 +171,12 @@ def test_a_disk_without_room_is_one_line_and_leaves_nothing(root, monkeypatch):
         datasets.place(config(root), 0.2, info, here=True)
     assert "10,000 free" in datasets.place(config(root), 0.2, info, here=False)
     # What a killed process left takes room only until it is written over.
-    name = store.checksum(*datasets._files(config(root), 0.2)[:2], 16)
+    name = disk_cache.checksum(*datasets._files(config(root), 0.2)[:2], 16)
     (root.parent / "cache" / f"{name[:16]}.part").write_bytes(bytes(60_000))
     assert "here they are not yet" in datasets.place(config(root), 0.2, info, here=True)
 
 
-@pytest.mark.parametrize("where", [(store.os, "pwrite"), (store.os, "fsync"), (store.Path, "rename")])
+@pytest.mark.parametrize("where", [(disk_cache.os, "pwrite"), (disk_cache.os, "fsync"), (disk_cache.Path, "rename")])
 def test_a_disk_that_becomes_full_is_one_line_and_leaves_nothing(root, monkeypatch, where):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -188,24 +193,24 @@ def test_a_cache_that_is_no_folder_or_a_picture_that_is_none_is_named(root):
     (root / "ant" / "7.png").write_bytes(b"no image")
     parts = [folders.scan(str(root))[0]["train"]]
     with pytest.raises(DataError, match=r"ant/7\.png cannot be decoded"):
-        store.load(parts, (16, 16), 16, root.parent / "cache")
+        disk_cache.load(parts, (16, 16), 16, root.parent / "cache")
     assert list((root.parent / "cache").iterdir()) == []
 
 
 def test_where_images_are_kept(root, monkeypatch):
     monkeypatch.setattr(memory, "total", lambda: 1000)
-    assert [store.kind("auto", size) for size in (150, 151)] == ["memory", "disk"]
-    assert [store.kind(asked, 10**6) for asked in ("memory", "disk")] == ["memory", "disk"]
+    assert [disk_cache.kind("auto", size) for size in (150, 151)] == ["memory", "disk"]
+    assert [disk_cache.kind(asked, 10**6) for asked in ("memory", "disk")] == ["memory", "disk"]
     assert isinstance(datasets.load(config(root, "auto"), 0.2).train.images, np.memmap)
     assert datasets.where(DataConfig(), 10**9) == "memory"  # read as a whole
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert str(store.folder(None)) == "/somewhere/rotssl" and str(store.folder("/x")) == "/x"
+    assert str(disk_cache.folder(None)) == "/somewhere/rotssl" and str(disk_cache.folder("/x")) == "/x"
 
 
 def test_the_store_is_no_part_of_what_a_run_is(root):
     def prepared(**fields):
         given = {"data.name": "imagefolder", "data.root": str(root), "train.batch_size": 16, **fields}
-        return launch.prepare(cfg.build(given))[0]
+        return lifecycle.prepare(cfg.build(given))[0]
 
     ram, disk = prepared(), prepared(**{"data.store": "disk", "data.cache": str(root / "..")})
     assert (ram.data.store, disk.data.store) == ("memory", "disk")
@@ -229,7 +234,7 @@ def test_the_line_of_a_dry_run_says_where_and_how_many_bytes(root):
 def test_the_lock_is_free_again(root):
     datasets.load(config(root), 0.2)
     (about,) = (root.parent / "cache").glob("*.json")
-    with store._alone(about.with_suffix(".part"), print) as file, pytest.raises(BlockingIOError):
+    with disk_cache._alone(about.with_suffix(".part"), print) as file, pytest.raises(BlockingIOError):
         fcntl.flock(os.open(file.name, os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

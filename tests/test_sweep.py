@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from rotssl import config as cfg
-from rotssl import ray_runtime, ray_sweep
-from rotssl.ablation import trials_of
-from rotssl.cli import run_command
-from rotssl.fields import ConfigError
-from rotssl.record import Record, check_writable, run_folder
-from rotssl.sweep import SweepConfig, draw, expand, parse
+from rotssl.commands.ablate import trials_of
+from rotssl.config.cli import run_command
+from rotssl.config.fields import ConfigError
+from rotssl.config.sweep import SweepConfig, draw, expand, parse
+from rotssl.runs.state import Record, check_writable, run_folder
+from rotssl.runtimes import ray_train, ray_tune
 from tests.programs import ROOT, job
 
 RECIPES = ROOT / "jobs" / "recipes"
@@ -486,8 +486,8 @@ def test_a_cluster_that_is_not_there_is_one_line_and_code_2(folder):
 def test_what_the_file_alone_shows_is_refused_without_importing_anything_heavy(folder):
     code = """
 import atexit, sys
-from rotssl.cli import run_command
-from rotssl.sweep import expand, parse
+from rotssl.config.cli import run_command
+from rotssl.config.sweep import expand, parse
 atexit.register(lambda: print(sorted({"torch", "ray", "mlflow", "numpy"} & set(sys.modules))))
 run_command(lambda: len(list(expand(parse(sys.argv[1:], "jobs/ablate.py", "").sweep))))
 """
@@ -541,7 +541,7 @@ FITS = [
 def planned(nodes, fields):
     settings = SweepConfig(**{key[6:]: value for key, value in fields.items() if key.startswith("sweep.")})
     config = cfg.build({key: value for key, value in fields.items() if not key.startswith("sweep.")})
-    return ray_sweep.plan(config, settings, nodes)
+    return ray_tune.plan(config, settings, nodes)
 
 
 @pytest.mark.parametrize(("nodes", "fields", "expected"), FITS)
@@ -563,7 +563,7 @@ def test_as_many_trials_run_as_the_cluster_holds(nodes, fields, expected):
 )
 def test_as_many_workers_as_can_share_the_batch(fields, count):
     config = cfg.resolve(cfg.build(fields), 28, 5000)
-    workers = ray_runtime.plan(config, {"CPU": 64, "GPU": 32}, [node(64, 32) | {"NodeManagerAddress": "a"}])
+    workers = ray_train.plan(config, {"CPU": 64, "GPU": 32}, [node(64, 32) | {"NodeManagerAddress": "a"}])
     assert workers.count == count
     # Those that stay idle are told of, with the field that keeps them so.
     assert bool(workers.why) == (count < 32) and (not workers.why or workers.why.split(":")[0] in cfg.schema())
@@ -616,7 +616,7 @@ class Race:
 
     def __init__(self, configs, **settings):
         self.configs = [cfg.build({"optim.warmup_epochs": 0, **config}) for config in configs]
-        self.scheduler = ray_sweep.scheduler(SweepConfig(**settings), self.configs)
+        self.scheduler = ray_tune.scheduler(SweepConfig(**settings), self.configs)
         self.trials = [FakeTrial(i) for i in range(len(configs))]
         for trial in self.trials:
             self.scheduler.on_trial_add(FakeController(), trial)

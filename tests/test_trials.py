@@ -8,13 +8,18 @@ import json
 import pytest
 import yaml
 
-from rotssl import ablation, journal, launch, ray_preflight, ray_runtime, ray_sweep, tracking, trials
 from rotssl import config as cfg
+from rotssl import lifecycle
+from rotssl.commands import ablate
+from rotssl.config.fields import ConfigError
+from rotssl.config.sweep import parse
 from rotssl.data import datasets
-from rotssl.fields import ConfigError
-from rotssl.ray_runtime import Workers
-from rotssl.record import Record
-from rotssl.sweep import parse
+from rotssl.runs import journal
+from rotssl.runs.state import Record
+from rotssl.runtimes import preflight, ray_train, ray_tune
+from rotssl.runtimes.ray_train import Workers
+from rotssl.sweeps import trial as trials
+from rotssl.tracking import writer
 from tests.programs import SMALL, mlflow_client, with_store
 
 pytestmark = pytest.mark.contract
@@ -34,13 +39,13 @@ def sweep(tmp_path, monkeypatch):
     whole = cfg.replace(found[0].config, {"tracking.run_name": "study"})
     whole.run_dir.mkdir(parents=True)
     parent = Record.read(whole.run_dir / "run.json", {})
-    ablation._open(command.sweep, whole, parent, tracking.default_uri(str(tmp_path / "results")))
+    ablate._open(command.sweep, whole, parent, writer.default_uri(str(tmp_path / "results")))
 
     def fetch(images):
         assert images is not None
         return images
 
-    monkeypatch.setattr(ray_sweep, "fetch", fetch)  # gets the images themselves
+    monkeypatch.setattr(ray_tune, "fetch", fetch)  # gets the images themselves
     return command.sweep, whole, parent, found
 
 
@@ -50,7 +55,7 @@ def run(sweep, index, prunes=False, stop_at=None, on_disk=False):
     config = found[index].config
     spec = {
         "config": cfg.to_dict(config),
-        "tags": ablation._tags(sweep[0], parent, found)[index],
+        "tags": ablate._tags(sweep[0], parent, found)[index],
         "uri": parent.uri,
         "data": "images",
         "prunes": prunes,
@@ -92,7 +97,7 @@ def test_what_a_scheduler_stopped_goes_on_for_a_sweep_without_one(sweep):
     with pytest.raises(SystemExit):
         run(sweep, 0, prunes=True, stop_at=1)
     assert trial.record().status == "running" and sorted(journal.read(trial.config.run_dir)) == [1]
-    ablation._close(trial, "pruned", "stopped by asha after epoch 1", locked=False)
+    ablate._close(trial, "pruned", "stopped by asha after epoch 1", locked=False)
     assert trial.is_done(prunes=True) and not trial.is_done(prunes=False)
     (logged,) = runs(sweep).values()
     assert logged.info.status == "KILLED" and logged.data.tags["status_reason"] == "stopped by asha after epoch 1"
@@ -107,12 +112,12 @@ def test_a_trial_that_another_process_runs_is_left_alone(sweep, monkeypatch):
     trial.record().write("running")
     before = (trial.config.run_dir / "run.json").read_bytes()
     monkeypatch.setattr(trials, "PATIENCE_S", 0)
-    monkeypatch.setattr(ablation, "CLOSING_S", 0)
+    monkeypatch.setattr(ablate, "CLOSING_S", 0)
     with (trial.config.run_dir / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         epochs, outcome = run(sweep, 0)
         assert epochs == [] and outcome["outcome"] == "busy" and "another process" in outcome["reason"]
-        assert "another process" in ablation._close(trial, "failed", "it died", locked=True)
+        assert "another process" in ablate._close(trial, "failed", "it died", locked=True)
     assert (trial.config.run_dir / "run.json").read_bytes() == before
 
 
@@ -120,7 +125,7 @@ def test_what_goes_wrong_is_told_and_not_raised(sweep, monkeypatch):
     def broken(*_):
         raise RuntimeError("no room")
 
-    monkeypatch.setattr(launch, "_run_here", broken)
+    monkeypatch.setattr(lifecycle, "_run_here", broken)
     assert run(sweep, 0) == ([], {"outcome": "failed", "reason": "RuntimeError: no room"})
     assert sweep[3][0].record().status == "failed"
     assert [run.info.status for run in runs(sweep).values()] == ["FAILED"]
@@ -131,10 +136,10 @@ def test_a_store_that_is_away_when_a_trial_starts_costs_nothing(sweep, monkeypat
         raise ConfigError("tracking.uri: nobody answers")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "open_run", away)
+        patch.setattr(writer, "open_run", away)
         assert run(sweep, 0) == ([1, 2], {"outcome": "finished", "reason": "completed"})
     assert runs(sweep) == {} and not sweep[3][0].record().synced
-    assert ablation._publish(*sweep)
+    assert ablate._publish(*sweep)
     ((name, logged),) = runs(sweep).items()
     assert name == sweep[3][0].name and logged.info.status == "FINISHED" and logged.data.metrics["cost/epochs"] == 2
     assert logged.data.tags["mlflow.parentRunId"] == sweep[2].run_id
@@ -145,8 +150,8 @@ def test_a_trial_that_went_on_without_mlflow_is_sent_to_its_run(sweep):
     with pytest.raises(SystemExit):
         run(sweep, 0, stop_at=1)
     (before,) = runs(sweep).values()
-    assert launch.pretrain(cfg.replace(trial.config, {"tracking.uri": "off"})) == 0
-    assert trial.record().uri == "off" and ablation._publish(*sweep)
+    assert lifecycle.pretrain(cfg.replace(trial.config, {"tracking.uri": "off"})) == 0
+    assert trial.record().uri == "off" and ablate._publish(*sweep)
     (after,) = runs(sweep).values()
     assert after.info.run_id == before.info.run_id and after.info.status == "FINISHED"
     assert (before.data.metrics["cost/epochs"], after.data.metrics["cost/epochs"]) == (1, 2)
@@ -155,7 +160,7 @@ def test_a_trial_that_went_on_without_mlflow_is_sent_to_its_run(sweep):
 def test_runs_that_mlflow_lost_are_sent_again(sweep, capsys):
     for index in range(2):
         assert run(sweep, index, on_disk=index == 1)[0] == [1, 2]
-    assert ablation._conclude(*sweep) == 0
+    assert ablate._conclude(*sweep) == 0
     points = {name: run.data.metrics for name, run in runs(sweep).items()}
     listed = json.loads((sweep[1].run_dir / "trials.json").read_text())
     assert sorted(listed) == sorted(run.info.run_id for run in runs(sweep).values())
@@ -163,7 +168,7 @@ def test_runs_that_mlflow_lost_are_sent_again(sweep, capsys):
     for run_id in listed:
         client.delete_run(run_id)
     client.delete_run(sweep[2].run_id)
-    assert ablation._conclude(*sweep) == 0
+    assert ablate._conclude(*sweep) == 0
     assert {name: run.data.metrics for name, run in runs(sweep).items()} == points and len(points) == 2
     assert not set(listed) & {run.info.run_id for run in runs(sweep).values()}
     assert "no report" not in capsys.readouterr().err
@@ -173,11 +178,11 @@ def test_a_second_sweep_of_the_same_trials_has_its_own_report(sweep):
     first, whole, parent, found = sweep
     for index in range(2):
         run(sweep, index)
-    assert ablation._conclude(*sweep) == 0
+    assert ablate._conclude(*sweep) == 0
     other = cfg.replace(whole, {"tracking.run_name": "other"})
     other.run_dir.mkdir()
     second = Record.read(other.run_dir / "run.json", {})
-    assert ablation._conclude(dataclasses.replace(first, name="other"), other, second, found) == 0
+    assert ablate._conclude(dataclasses.replace(first, name="other"), other, second, found) == 0
     client = mlflow_client(parent.uri)
     assert second.run_id not in (None, parent.run_id) and client.get_run(second.run_id).info.status == "FINISHED"
     assert {item.path for item in client.list_artifacts(second.run_id)} >= {"report", "trials.json"}
@@ -185,16 +190,16 @@ def test_a_second_sweep_of_the_same_trials_has_its_own_report(sweep):
 
 
 def test_a_run_whose_id_a_killed_start_could_not_note_is_found_again(tmp_path):
-    uri, tags = tracking.default_uri(str(tmp_path)), {"run_dir": "/here", "kind": "trial"}
+    uri, tags = writer.default_uri(str(tmp_path)), {"run_dir": "/here", "kind": "trial"}
 
     def start(**more):
-        return tracking.open_run(uri, "study", "name", None, {"a": 1}, tags | more, tmp_path / "artifacts")
+        return writer.open_run(uri, "study", "name", None, {"a": 1}, tags | more, tmp_path / "artifacts")
 
     first = start()
     assert start() == first  # nothing was written down, nothing was trained: it is the same one
     assert start(run_dir="/elsewhere") != first
     assert start(config_hash="other") != first  # parameters never change
-    assert tracking.Tracker(uri, first).sync({1: {"cost/epochs": 1.0}})
+    assert writer.Tracker(uri, first).sync({1: {"cost/epochs": 1.0}})
     assert start() != first  # with points it is somebody's, and a folder that was moved away starts anew
 
 
@@ -202,22 +207,22 @@ def test_a_run_whose_id_a_killed_start_could_not_note_is_found_again(tmp_path):
 def without_a_cluster(tune, trials=1):
     """A sweep's start with a function in the place of what hands trials to Tune, and no cluster to be looked at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_sweep, "run", tune)
-        patch.setattr(ray_runtime, "load", lambda config: None)
-        patch.setattr(ray_runtime, "connected", lambda config: contextlib.nullcontext(Workers(0, False, 1)))
-        patch.setattr(ray_sweep, "nodes", lambda: [{"Resources": {"CPU": 2.0}}])
+        patch.setattr(ray_tune, "run", tune)
+        patch.setattr(ray_train, "load", lambda config: None)
+        patch.setattr(ray_train, "connected", lambda config: contextlib.nullcontext(Workers(0, False, 1)))
+        patch.setattr(ray_tune, "nodes", lambda: [{"Resources": {"CPU": 2.0}}])
         for name in ("start_estimate", "check_nodes"):
-            patch.setattr(ray_preflight, name, lambda *_: None)
-        patch.setattr(ray_preflight, "estimated", lambda reference: [1.0] * trials)
+            patch.setattr(preflight, name, lambda *_: None)
+        patch.setattr(preflight, "estimated", lambda reference: [1.0] * trials)
         yield
 
 
 def test_a_part_of_a_sweep_has_the_colours_of_the_whole(sweep):
-    plain, rotated = (tags["mlflow.runColor"] for tags in ablation._tags(sweep[0], sweep[2], sweep[3]))
+    plain, rotated = (tags["mlflow.runColor"] for tags in ablate._tags(sweep[0], sweep[2], sweep[3]))
     assert plain != rotated
     seen = {}
     with without_a_cluster(lambda body, specs, *_: seen.update(specs[0]["tags"])):
-        ablation._start(*sweep[:3], sweep[3], sweep[3][1:], False)
+        ablate._start(*sweep[:3], sweep[3], sweep[3][1:], False)
     assert seen["mlflow.runColor"] == rotated
 
 
@@ -239,6 +244,6 @@ def test_a_trial_that_trained_on_while_it_was_judged_says_how_far_it_came(sweep)
         on_end(0, None)
 
     with without_a_cluster(tune, 2):
-        ablation._start(asha, *sweep[1:3], sweep[3], sweep[3], False)
+        ablate._start(asha, *sweep[1:3], sweep[3], sweep[3], False)
     record = first[0].record()
     assert (record.status, record.reason) == ("pruned", "stopped by asha after epoch 2")

@@ -8,11 +8,14 @@ import signal
 import pytest
 import yaml
 
-from rotssl import cli, journal, launch, tracking, untracked
 from rotssl import config as cfg
+from rotssl import lifecycle
+from rotssl.commands.evaluate import evaluate
+from rotssl.config import cli
+from rotssl.config.fields import ConfigError
 from rotssl.data import datasets
-from rotssl.evaluate import evaluate
-from rotssl.fields import ConfigError
+from rotssl.runs import journal
+from rotssl.tracking import untracked, writer
 from tests.programs import SMALL, command, flags, job, mlflow_client, started, wait_for, with_store
 
 trains = pytest.mark.contract
@@ -23,8 +26,8 @@ def start(storage, uri, **fields):
     """A start of the run as jobs/pretrain.py does it; returns its configuration and the exit code."""
     folder = with_store(storage) if uri is None else storage
     fields = {**SMALL, "scaling.num_workers": 0, "storage.path": str(folder), "tracking.run_name": "run", **fields}
-    config, _ = launch.prepare(cfg.build({**fields, "tracking.uri": uri}))
-    return config, launch.pretrain(config)
+    config, _ = lifecycle.prepare(cfg.build({**fields, "tracking.uri": uri}))
+    return config, lifecycle.pretrain(config)
 
 
 def record_of(folder):
@@ -48,7 +51,7 @@ def asked(monkeypatch):
         seen.append(uri)
         raise RuntimeError("nobody answers")
 
-    monkeypatch.setattr(tracking, "client_of", client_of)
+    monkeypatch.setattr(writer, "client_of", client_of)
     return seen
 
 
@@ -80,7 +83,7 @@ def test_a_machine_without_mlflow_trains_stops_and_goes_on(tmp_path):
     kept = record_of(folder)
     assert (kept["status"], kept["reason"], kept["uri"], kept["synced"]) == ("finished", "completed", "off", True)
     assert sorted(journal.read(folder)) == list(range(1, 21))
-    for name in launch.ARTIFACTS:
+    for name in lifecycle.ARTIFACTS:
         assert (folder / name).exists(), name
     assert json.loads((folder / "tags.json").read_text()).keys() >= {"method", "git_commit", "world_size", "device"}
     assert (
@@ -111,7 +114,7 @@ def interrupted():
     ],
 )
 def test_how_a_run_ends_is_on_record_without_a_store(tmp_path, monkeypatch, asked, body, code, status, reason):
-    monkeypatch.setattr(launch, "_run_here", lambda *_: body())
+    monkeypatch.setattr(lifecycle, "_run_here", lambda *_: body())
     if isinstance(code, int):
         assert start(tmp_path, "off")[1] == code
     else:
@@ -176,7 +179,7 @@ def test_the_test_split_is_measured_once_without_a_store_and_goes_to_one_that_co
     config, _ = start(tmp_path, "off")
     folder, file = str(config.run_dir), config.run_dir / "test.json"
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "client_of", None)  # nobody calls it
+        patch.setattr(writer, "client_of", None)  # nobody calls it
         capsys.readouterr()
         assert evaluate(None, folder, ("knn",), "") == 0
         first = capsys.readouterr().out
@@ -213,6 +216,6 @@ def test_off_is_a_word_of_its_own():
     assert cfg.build({"tracking.uri": "none"}).tracking.uri is None  # the default, as for all fields
     with pytest.raises(ConfigError, match=r"tracking\.uri: got False, expected 'off' or text"):
         cfg.build(cfg.flat_dict(yaml.safe_load("tracking: {uri: off}")))
-    tracking.check_store("off", 3)  # a cluster of any size
+    writer.check_store("off", 3)  # a cluster of any size
     with pytest.raises(ConfigError, match="sqlite is for one machine"):
-        tracking.check_store("sqlite:///off", 3)
+        writer.check_store("sqlite:///off", 3)

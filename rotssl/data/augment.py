@@ -1,7 +1,7 @@
 """Random views of a batch of images, in one vectorised pass on the images' device, with parameters of its own for each sample.
 
 Operations and parameters mean what torchvision's mean (crop and resize without antialiasing; colour operations in a random order
-for each sample); the parameters are pure functions of (seed, epoch, position), see rotssl.rng.
+for each sample); the parameters are pure functions of (seed, epoch, position), see rotssl.base.rng.
 """
 
 import math
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rotssl import rng
+from rotssl.base import rng
+from rotssl.base.rng import Floats, Positions
+from rotssl.config.sections import ViewsConfig
 from rotssl.data.pixels import BLUR, GRAYSCALE, NOTHING, SOLARIZE, Steps, apply_steps, sort_steps
-from rotssl.rng import Floats, Positions
-from rotssl.sections import ViewsConfig
 
 Mask = npt.NDArray[np.bool_]
 

@@ -17,12 +17,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from rotssl import rng
-from rotssl.data import folders, store
+from rotssl.base import rng
+from rotssl.config.fields import ConfigError
+from rotssl.config.sections import DataConfig
+from rotssl.data import disk_cache, folders
 from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, choose
-from rotssl.fields import ConfigError
-from rotssl.sections import DataConfig
 
 # Channel means and standard deviations in [0, 1]; ImageNet's where a set is not named.
 NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -199,14 +199,14 @@ def place(config: DataConfig, holdout: float, info: DataInfo, here: bool) -> str
     line = f"images: {count} of {' x '.join(map(str, shape))}, {info.bytes:,} bytes"
     if config.store != "disk":
         return f"{line}, in memory, one copy a node"
-    cache = store.folder(config.cache)
+    cache = disk_cache.folder(config.cache)
     line += f", on disk in {cache} of each node"
     parts, native, classes = _files(config, holdout)
     files = [parts, [_test_files(config)]] if _reads_test(parts, classes, holdout) else [parts]
-    names = [store.checksum(file, native, int(config.image_size)) for file in files]
-    if all(store.find(cache, name) is not None for name in names):
+    names = [disk_cache.checksum(file, native, int(config.image_size)) for file in files]
+    if all(disk_cache.find(cache, name) is not None for name in names):
         return f"{line}; here they are already"
-    reason = store.missing(cache, names[0], info.bytes)
+    reason = disk_cache.missing(cache, names[0], info.bytes)
     if reason and here:
         raise ConfigError(reason)
     return f"{line}; here they are not yet" + (f" ({reason})" if reason else "")
@@ -240,7 +240,7 @@ def load(config: DataConfig, holdout: float, say: Callable[[str], None] = lambda
 
 def where(config: DataConfig, size: int) -> str:
     """``memory`` or ``disk``: where images of so many bytes are kept. Only files in folders are decoded to disk."""
-    return store.kind(config.store, size) if config.name in FOLDERS else "memory"
+    return disk_cache.kind(config.store, size) if config.name in FOLDERS else "memory"
 
 
 def _files(config: DataConfig, holdout: float) -> tuple[list[Folder], Native, tuple[str, ...]]:
@@ -257,7 +257,7 @@ def _read(
     size = math.prod(folders.stored_shape(sum(map(len, parts)), native, config.image_size))
     if where(config, size) == "memory":
         return folders.load(parts, native, config.image_size)
-    return store.load(parts, native, config.image_size, store.folder(config.cache), say)
+    return disk_cache.load(parts, native, config.image_size, disk_cache.folder(config.cache), say)
 
 
 def load_test(config: DataConfig) -> ImageSet:

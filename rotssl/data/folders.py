@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from rotssl.config.fields import ConfigError
 from rotssl.data.images import DataError, ImageSet, Labels, Pixels, choose
-from rotssl.fields import ConfigError
 
 VALIDATION = ("val", "validation", "valid")
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))

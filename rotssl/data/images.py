@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rotssl import rng
+from rotssl.base import rng
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]

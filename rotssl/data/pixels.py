@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rotssl.rng import Floats, Positions
+from rotssl.base.rng import Floats, Positions
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision's
 

@@ -5,10 +5,10 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from rotssl import distributed
-from rotssl.losses import barlow_twins
-from rotssl.methods import BarlowConfig
+from rotssl.base import distributed
+from rotssl.config.methods import BarlowConfig
 from rotssl.methods.base import Method, StepContext, StepOutput
+from rotssl.methods.losses import barlow_twins
 from rotssl.models.heads import mlp
 
 

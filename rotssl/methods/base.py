@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from rotssl.rng import Positions
+from rotssl.base.rng import Positions
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from rotssl.losses import byol_regression
-from rotssl.methods import ByolConfig
+from rotssl.base.schedules import cosine
+from rotssl.config.methods import ByolConfig
 from rotssl.methods.base import Method, StepContext, StepOutput, other_views
+from rotssl.methods.losses import byol_regression
 from rotssl.models.heads import mlp
-from rotssl.schedules import cosine
 
 
 class BYOL(Method):

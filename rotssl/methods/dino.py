@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rotssl import distributed
-from rotssl.losses import dino_cross_entropy, full_precision, similarity
-from rotssl.methods import DinoConfig
+from rotssl.base import distributed
+from rotssl.base.schedules import cosine
+from rotssl.config.methods import DinoConfig
 from rotssl.methods.base import Method, Pending, StepContext, StepOutput, other_views
-from rotssl.schedules import cosine
+from rotssl.methods.losses import dino_cross_entropy, full_precision, similarity
 
 
 class Head(nn.Module):

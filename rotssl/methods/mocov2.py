@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rotssl import distributed
-from rotssl.losses import full_precision, info_nce
-from rotssl.methods import Mocov2Config
+from rotssl.base import distributed
+from rotssl.base.schedules import cosine
+from rotssl.config.methods import Mocov2Config
 from rotssl.methods.base import Method, Pending, StepContext, StepOutput
+from rotssl.methods.losses import full_precision, info_nce
 from rotssl.models.heads import mlp
-from rotssl.schedules import cosine
 
 
 class MoCoV2(Method):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rotssl import distributed
-from rotssl.losses import full_precision, nt_xent
-from rotssl.methods import SimclrConfig
+from rotssl.base import distributed
+from rotssl.config.methods import SimclrConfig
 from rotssl.methods.base import Method, StepContext, StepOutput
+from rotssl.methods.losses import full_precision, nt_xent
 from rotssl.models.heads import mlp
 
 

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rotssl import distributed
-from rotssl.losses import full_precision, similarity, sinkhorn, swapped_prediction
-from rotssl.methods import SwavConfig
+from rotssl.base import distributed
+from rotssl.config.methods import SwavConfig
 from rotssl.methods.base import Method, Pending, StepContext, StepOutput, other_views
+from rotssl.methods.losses import full_precision, similarity, sinkhorn, swapped_prediction
 from rotssl.models.heads import mlp
 
 

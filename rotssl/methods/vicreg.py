@@ -5,10 +5,10 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from rotssl import distributed
-from rotssl.losses import vicreg
-from rotssl.methods import VicregConfig
+from rotssl.base import distributed
+from rotssl.config.methods import VicregConfig
 from rotssl.methods.base import Method, StepContext, StepOutput
+from rotssl.methods.losses import vicreg
 from rotssl.models.heads import mlp
 
 
@@ -29,6 +29,6 @@ class VICReg(Method):
         self.projector = mlp([dim, config.hidden_dim, config.hidden_dim, config.out_dim], last_bias=False)
 
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
-        """Eq. 6 as the official code has it (see rotssl.losses.vicreg), averaged over the pairs of views."""
+        """Eq. 6 as the official code has it (see rotssl.methods.losses.vicreg), averaged over the pairs of views."""
         terms = [vicreg(a, b, self.weights, distributed.total) for a, b in combinations(z, 2)]
         return StepOutput(torch.stack(terms).mean())

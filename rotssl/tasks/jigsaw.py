@@ -5,13 +5,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rotssl import distributed, rng
-from rotssl.losses import full_precision
+from rotssl.base import distributed, rng
+from rotssl.base.rng import Positions
+from rotssl.base.schedules import task_weight
+from rotssl.config.sections import JigsawConfig
 from rotssl.methods.base import StepContext, StepOutput
+from rotssl.methods.losses import full_precision
 from rotssl.models.heads import mlp
-from rotssl.rng import Positions
-from rotssl.schedules import task_weight
-from rotssl.sections import JigsawConfig
 from rotssl.tasks.base import Targets, Task, send
 from rotssl.tasks.permutations import permutation_set
 

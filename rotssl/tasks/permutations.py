@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from rotssl import rng
-from rotssl.rng import Positions
+from rotssl.base import rng
+from rotssl.base.rng import Positions
 
 
 def all_permutations(tiles: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:

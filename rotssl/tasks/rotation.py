@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rotssl import distributed, rng
+from rotssl.base import distributed, rng
+from rotssl.base.rng import Positions
+from rotssl.base.schedules import cosine, task_weight
+from rotssl.config.sections import RotationConfig
 from rotssl.data.augment import Crop
-from rotssl.losses import full_precision
 from rotssl.methods.base import StepContext, StepOutput
+from rotssl.methods.losses import full_precision
 from rotssl.models.heads import mlp
-from rotssl.rng import Positions
-from rotssl.schedules import cosine, task_weight
-from rotssl.sections import RotationConfig
 from rotssl.tasks.base import Targets, Task, send
 
 

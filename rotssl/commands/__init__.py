@@ -1,0 +1,1 @@
+"""What the programs in jobs/ do, one module each."""

@@ -1,0 +1,256 @@
+"""From an MLflow experiment to the answer: which auxiliary task and weight, for how many epochs, and what that saves.
+
+Reads runs of jobs/pretrain.py and of sweeps alike; writes a page, the pictures in it, and all numbers as ``report.json``.
+"""
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rotssl.config.fields import ConfigError, nearest
+from rotssl.runs.journal import RunRecord
+from rotssl.tracking import reader, writer
+
+if TYPE_CHECKING:  # with them come numpy, scipy and matplotlib, which a wrong flag need not wait for
+    from rotssl.reports.comparison import Comparison
+    from rotssl.reports.groups import Cell, LeftOut
+    from rotssl.reports.html import Picture
+    from rotssl.reports.tables import Sheet
+
+METRICS = ("knn/top1", "linear/top1", "test/knn/top1", "test/linear/top1")
+_READ = (*METRICS, "feature/std", "cost/epochs", "cost/flops", "cost/device_seconds")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found and where it was written.
+
+    Attributes:
+        comparison: the numbers.
+        answers: sentences on each family.
+        warnings: what to be careful about.
+        sheets: the tables.
+        content: of ``report.json``; what depends on measured time has ``seconds`` in its key.
+        files: the page, ``report.json`` and the pictures.
+        logged_to: the run that has the files as artifacts, or None.
+    """
+
+    comparison: "Comparison"
+    answers: Sequence[Sequence[str]]
+    warnings: Sequence[str]
+    sheets: "Sequence[Sheet]"
+    content: dict[str, Any]
+    files: Sequence[Path]
+    logged_to: str | None
+
+
+def default_output(uri: str, experiment: str) -> Path:
+    """``report-EXPERIMENT`` beside the sqlite file, or in the current folder where a server holds the runs."""
+    folder = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else Path()
+    return folder / f"report-{_slug(experiment)}"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "unnamed"
+
+
+def compare(
+    uri: str,
+    experiment: str,
+    output: Path,
+    baseline: str | None = None,
+    target: float | None = None,
+    metric: str = "knn/top1",
+    only: Collection[str] | None = None,
+    parent: str | None = None,
+    sweep: str | None = None,
+) -> Report:
+    """Compare the runs of an experiment, and write the report.
+
+    Args:
+        uri: of the tracking store.
+        experiment: its name.
+        output: folder of the report; made if need be.
+        baseline: ``key=value,key=value`` that make a baseline; None: all auxiliary weights 0.
+        target: level of the metric that runs are to reach; None: the baseline's own final one of the same seed and budget.
+        metric: one of METRICS.
+        only: ids of the runs that count; None: all.
+        parent: id of the run that the report is logged to; None: the sweep that all compared runs belong to, if there is one.
+        sweep: name or id of a sweep, whose trials alone count and which the report is logged to.
+
+    Raises:
+        ConfigError: the store can't be read, there is nothing to compare, or the report can't be written.
+    """
+    records = reader.read_runs(uri, experiment, _READ)
+    if sweep is not None:
+        parent = _find_sweep(records, sweep)
+        only = {record.run_id for record in records if record.parent == parent} | reader.trial_ids(uri, parent)
+    from rotssl.reports import findings
+    from rotssl.reports import groups as sorting
+    from rotssl.reports import tables as sheets
+    from rotssl.reports.comparison import compare_cells
+
+    chosen = [record for record in records if only is None or record.run_id in only]
+    runs, left_out = sorting.sift(chosen, metric)
+    cells = sorting.cells_of(runs)
+    _check(cells, left_out, experiment, metric)
+    found = compare_cells(cells, left_out, sorting.conditions(baseline, cells), metric, target)
+    facts, warnings = findings.facts(cells, metric, left_out)
+    choices = [(choice, *findings.headline(found, choice)) for choice in found.recommendations]
+    content = _content(found) | {
+        "experiment": experiment,
+        "facts": dict(facts),
+        "warnings": warnings,
+        "recommendations": [
+            {
+                "family": choice.family,
+                "budget": choice.best.budget,
+                "best": choice.best.variant,
+                "second": choice.second and choice.second.variant,
+                "lead": choice.lead and asdict(choice.lead),
+                "separated": choice.separated,
+                "cheaper": choice.cheaper,
+                "ranking": asdict(choice.ranking),
+                "text": lines,
+                "text_seconds": timed,
+            }
+            for choice, lines, timed in choices
+        ],
+    }
+    told = [[*lines, *timed] for _, lines, timed in choices]
+    report = Report(found, told, warnings, sheets.sheets(found), content, (), None)
+    files = _write(report, experiment, output, facts)
+    owners = {run.parent for run in runs}
+    if parent is None and len(owners) == 1:
+        parent = owners.pop()
+    logged = parent if parent is not None and writer.log_report(uri, parent, files) else None
+    return Report(found, told, warnings, report.sheets, content, files, logged)
+
+
+def _find_sweep(records: Sequence[RunRecord], name: str) -> str:
+    sweeps = [record for record in records if record.tags.get("kind") == "sweep"]
+    matching = [record.run_id for record in sweeps if name in (record.name, record.run_id)]
+    if not matching:
+        names = sorted({record.name for record in sweeps})
+        raise ConfigError(f"--sweep: no sweep {name!r}; there are {', '.join(names) or 'none'}{nearest(name, names)}")
+    if len(matching) > 1:
+        raise ConfigError(f"--sweep: {len(matching)} sweeps are called {name!r}; give an id: {', '.join(matching)}")
+    return matching[0]
+
+
+def _check(cells: "Sequence[Cell]", left_out: "Sequence[LeftOut]", experiment: str, metric: str) -> None:
+    if sum(len(cell.runs) for cell in cells) > 1:
+        return
+    why = "; ".join(f"{entry.run.name}: {entry.reason}" for entry in left_out[:3])
+    more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    left = f" (left out: {why}{more})" if why else ""
+    if cells:
+        raise ConfigError(
+            f"nothing to compare in {experiment!r}: all complete runs are of one configuration and length, "
+            f"{cells[0].family}, {cells[0].variant}{left}"
+        )
+    raise ConfigError(f"nothing to compare in {experiment!r}: no complete run with {metric}{left}")
+
+
+def _content(found: "Comparison") -> dict[str, Any]:
+    runs = [
+        {
+            "family": cell.family,
+            "variant": cell.variant,
+            "budget": budget,
+            "seed": seed,
+            "name": run.name,
+            "run_id": run.run_id,
+            "final": run.points[budget][found.metric],
+        }
+        for cell in found.cells
+        for budget, by_seed in cell.runs.items()
+        for seed, run in by_seed.items()
+    ]
+    return {
+        "metric": found.metric,
+        "target": found.target,
+        "baseline": dict(found.baseline.fields),
+        "configurations": [
+            {"family": cell.family, "variant": cell.variant, "fields": cell.axes} for cell in found.cells
+        ],
+        "runs": runs,
+        "budgets": [asdict(row) for row in found.rows],
+        "cheapest": [asdict(row) for row in found.cheapest],
+        "equal": {cost: [asdict(fit) for fit in fits] for cost, fits in found.equal.items()},
+        "left_out": [
+            {"name": entry.run.name, "run_id": entry.run.run_id, "reason": entry.reason} for entry in found.left_out
+        ],
+    }
+
+
+def _write(report: Report, experiment: str, output: Path, facts: Sequence[tuple[str, str]]) -> list[Path]:
+    from rotssl.reports import html
+    from rotssl.reports import tables as sheets
+
+    found = report.comparison
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        pictures = _draw(found, output)
+        count = sum(len(by_seed) for cell in found.cells for by_seed in cell.runs.values())
+        content = html.Page(
+            title=f"Comparison of the runs in {experiment}",
+            subtitle=f"{count} runs, {sheets.name_of(found.metric)} on validation; baseline: {found.baseline}",
+            answers=report.answers,
+            warnings=report.warnings,
+            pictures=pictures,
+            sheets=report.sheets,
+            facts=facts,
+        )
+        files = [output / "report.html", output / "report.json"]
+        files[0].write_text(html.render(content))
+        files[1].write_text(json.dumps(report.content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write to {error.filename or output}: {error.strerror}") from error
+    return [*files, *(picture.path for picture in pictures)]
+
+
+def _draw(found: "Comparison", output: Path) -> "list[Picture]":
+    from rotssl.reports import plots
+    from rotssl.reports.html import Picture
+
+    pictures = []
+    families = list(dict.fromkeys(cell.family for cell in found.cells))
+    baselines = {row.baseline for row in found.rows}
+    for i, family in enumerate(families, 1):
+        cells = [cell for cell in found.cells if cell.family == family]
+        path = output / (f"convergence-{i}-{_slug(family)}.png" if len(families) > 1 else "convergence.png")
+        plots.save_curves(
+            cells, {cell.variant for cell in cells if (family, cell.variant) in baselines}, found.metric, path
+        )
+        caption = (
+            "Lines: mean over seeds; bands: their range. Against FLOPs and device time, a point stands at the mean cost "
+            "of its epoch. Each length is a run of its own, with a schedule that ends there (where it was measured at its "
+            "end only, lines join the lengths); baselines are black."
+        )
+        pictures.append(Picture(path, f"Convergence: {family}", caption))
+    path = output / "final.png"
+    plots.save_heat_map(found.cells, found.metric, path)
+    caption = "Mean over seeds at the last epoch, in percent; the best of each row is bold, hatched: no complete run."
+    return [*pictures, Picture(path, "Final accuracy", caption)]
+
+
+def show(report: Report) -> None:
+    """Print the same to stdout: what to take, the tables, where everything is."""
+    from rich.text import Text
+
+    from rotssl.reports import terminal
+
+    for answer in report.answers:
+        terminal.show(*(Text(line, style="bold" if i == 0 else "") for i, line in enumerate(answer)), Text())
+    terminal.show(*(Text(f"warning: {warning}") for warning in report.warnings))
+    terminal.show(*map(terminal.from_sheet, report.sheets))
+    print(f"\npage         {report.files[0]}")
+    print(f"numbers      {report.files[1]}")
+    for path in report.files[2:]:
+        print(f"picture      {path}")
+    if report.logged_to is not None:
+        print(f"MLflow       artifacts 'report' of run {report.logged_to}")

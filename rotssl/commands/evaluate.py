@@ -1,0 +1,114 @@
+"""The driver of an evaluation: the encoder of a finished run, on the split that no run reads."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rotssl import config as cfg
+from rotssl.config import cli
+from rotssl.config.cli import EXIT_FAILED, EXIT_OK
+from rotssl.config.fields import ConfigError
+from rotssl.config.sections import OFF
+from rotssl.data import datasets
+from rotssl.data.images import DataError
+from rotssl.evaluation import KNN_PROTOCOL, LINEAR_PROTOCOL
+from rotssl.reports import terminal
+from rotssl.runs import journal
+from rotssl.runs.state import Record, check_writable
+from rotssl.tracking import reader, writer
+
+PROTOCOLS = ("knn", "linear")
+KEPT, ENTRY = "test.json", ("epoch", "metrics", "facts")  # in the folder of a run without MLflow
+
+
+def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], uri: str) -> int:
+    """What jobs/evaluate.py does; returns the exit code.
+
+    The numbers go to a run of their own below the one that is evaluated. What is there already is printed and not measured again:
+    the test split is looked at once. Of a run without MLflow they are kept in its folder; once it has a store, they go there too.
+
+    Args:
+        run_id: of the run in MLflow, or None.
+        folder: of the run, if there is no run_id.
+        protocols: some of PROTOCOLS.
+        uri: of the tracking store that has the run_id.
+
+    Raises:
+        ConfigError: no such run, none that is finished, no test split, no store.
+    """
+    place = Path(folder or reader.place(uri, str(run_id)))
+    record = Record.read(place / "run.json", {})
+    off = record.uri == OFF
+    if record.status != "finished" or (record.run_id is None and not off) or not (place / "config.yaml").exists():
+        raise ConfigError(f"--checkpoint: {place} holds no finished run ({record.status})")
+    if not off and (reason := writer.reachable(record.uri)):
+        raise ConfigError(reason)
+    config = cfg.build(cli.load_recipe(place / "config.yaml"))
+    logged = {} if off else reader.evaluation(record.uri, str(record.run_id), "test")
+    kept = _kept(place / KEPT)
+    known = {key: value for entry in kept for key, value in entry["metrics"].items()} | logged
+    missing = [entry for entry in kept if not entry["metrics"].keys() <= logged.keys()]
+    new = sorted(name for name in protocols if f"{name}/top1" not in known)
+    if new:
+        if off:
+            check_writable(place)
+        facts = {"knn": KNN_PROTOCOL, "linear": LINEAR_PROTOCOL}
+        shown = {f"{name}_protocol": facts[name].replace("validation", "test") for name in new}
+        try:
+            found = _measure(config, place, new)
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_FAILED
+        missing.append(dict(zip(ENTRY, (max(journal.read(place)), found, shown), strict=True)))
+        known |= found
+    else:
+        print("measured before:")
+    if off and new:
+        part = place / f"{KEPT}.part"
+        part.write_text(json.dumps(missing, indent=2) + "\n")
+        part.replace(place / KEPT)  # whole or not at all
+    for entry in [] if off else missing:
+        writer.log_evaluation(record.uri, str(record.run_id), "test", *(entry[key] for key in ENTRY))
+    terminal.show(terminal.measures(f"{config.tracking.run_name} on the test split", known, "test"))
+    if off:
+        print(f"not recorded in MLflow, as the run is not; kept in {place / KEPT}")
+    return EXIT_OK
+
+
+def _kept(file: Path) -> list[dict[str, Any]]:
+    """What was measured while the run had no store: for each time the epoch, the metrics and the protocols.
+
+    Raises:
+        ConfigError: the file can't be read; without it, the test split would be looked at again.
+    """
+    if not file.exists():
+        return []
+    try:
+        return [{key: entry[key] for key in ENTRY} for entry in json.loads(file.read_text())]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--checkpoint: {file} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _measure(config: cfg.Config, folder: Path, protocols: Sequence[str]) -> dict[str, float]:
+    import torch
+
+    from rotssl.data.augment import Augment
+    from rotssl.engine.runtime import indexed
+    from rotssl.evaluation.measure import extract, measures
+    from rotssl.models.encoders import load_encoder
+
+    test = datasets.load_test(config.data)
+    train = datasets.load(config.data, config.evaluation.holdout).train
+    assert config.data.image_size != "auto" and train.labels is not None and test.labels is not None
+    device = indexed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    encoder = load_encoder(folder)[0].to(device, memory_format=layout)  # type: ignore[call-overload]
+    augment = Augment(config.views, config.data.image_size, *datasets.normalization(config.data.name), 0)
+    bank, queries = (extract(encoder, part, augment, device, layout) for part in (train, test))
+    labels = [torch.from_numpy(part.labels).to(device) for part in (train, test)]
+    computed = measures(bank, labels[0], queries, labels[1], "linear" in protocols)
+    found = {name: compute() for name, compute in computed.items()}
+    wanted = {f"{name}/top1" for name in protocols}
+    return {key: value for key, value in found.items() if key in wanted or key == "feature/effective_rank"}

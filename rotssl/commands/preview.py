@@ -1,0 +1,70 @@
+"""A picture of what a recipe shows to the model: views, local crops, rotations, tiles; without training.
+
+    python -m rotssl.commands.preview --config jobs/recipes/NAME.yaml [--section.field VALUE ...] [--output FILE]
+
+Takes the flags of jobs/pretrain.py. Reads 64 images, class-balanced, of the data set, or with --smoke synthetic ones.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rotssl.config import replace
+from rotssl.config.cli import EXIT_OK, parse, run_command
+from rotssl.config.fields import ConfigError
+from rotssl.lifecycle import prepare
+
+ROWS = 8
+
+
+def preview(argv: Sequence[str]) -> int:
+    """Write the picture and say where it is; returns the exit code."""
+    if list(argv[-1:]) == ["--output"]:
+        raise ConfigError("--output: expected one argument, a file that ends in .png")
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--output", type=Path, default=Path("views.png"))
+    given, rest = own.parse_known_args(argv)
+    if given.output.suffix.lower() != ".png":
+        raise ConfigError(f"--output: got '{given.output}', expected a file that ends in .png")
+    asked = parse(rest, "rotssl.commands.preview", __doc__).config
+    batch = max(ROWS, round(2 / asked.rotation.fraction))
+    few = {"data.limit": max(64, batch), "data.store": "memory", "train.batch_size": batch, "train.accumulate": 1}
+    few |= {"rotation.fraction_end": None, "scaling.num_workers": 0}  # what the first step shows
+    few |= {"method.queue_size": batch} if getattr(asked.method, "queue_size", 0) else {}
+    config, _ = prepare(replace(asked, few))
+    import numpy as np
+    import torch
+
+    from rotssl.base import rng
+    from rotssl.data import datasets
+    from rotssl.data.augment import Augment
+    from rotssl.engine.pretrainer import build_pretrainer
+    from rotssl.methods.base import StepContext
+    from rotssl.reports.pictures import save_views
+
+    model = build_pretrainer(config, torch.device("meta"))  # transforms need no weights
+    mean, std = datasets.normalization(config.data.name)
+    augment = Augment(config.views, int(config.data.image_size), mean, std, config.train.seed, model.own_crops())
+    images = datasets.load(config.data, config.evaluation.holdout).train.images
+    order = rng.permutation(rng.key(config.train.seed, 0, "order"), len(images))[:batch]
+    positions = np.arange(batch)
+    views = augment(torch.from_numpy(images[order]), 0, positions)
+    ctx = StepContext(config.train.seed, 0, 0, 0.0, positions, 0, batch, config.views.global_count)
+    seen = {"global": views.full, "local": views.local}
+    for name, task in model.named_tasks():
+        made, targets = task.transform(views.own.get(name, views.full), ctx)
+        if task.in_place or targets.rows is None:
+            seen[name] = made
+        else:
+            print(f"{name}: not shown, as it takes part of the images (a fraction)", file=sys.stderr)
+    try:
+        save_views(seen, mean, std, given.output, ROWS)
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write {given.output}: {error.strerror}") from error
+    print(given.output.absolute())
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    run_command(lambda: preview(sys.argv[1:]))

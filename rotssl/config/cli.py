@@ -1,0 +1,258 @@
+"""The command line: a recipe and flags make one Config, whatever their order; every error is one line and exit code 2."""
+
+import argparse
+import dataclasses
+import math
+import os
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from rotssl import config as cfg
+from rotssl.config import sections
+from rotssl.config.fields import ConfigError, describe, nearest
+from rotssl.config.methods import METHODS
+
+EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the user typed."""
+
+    config: cfg.Config
+    print_config: bool
+    dry_run: bool
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ConfigErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise in place of printing the usage."""
+        raise ConfigError(message)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key is given twice: of two, YAML keeps the last and says nothing."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"{key.value} is given twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+def read_yaml(path: str | Path, key: str = "--config") -> dict[str, Any]:
+    """The mapping that a YAML file holds; an empty one where it holds nothing.
+
+    Args:
+        path: of the file.
+        key: what named it, for the message.
+
+    Raises:
+        ConfigError: the file can't be read, is not YAML, or is not a mapping.
+    """
+    try:
+        content = yaml.load(Path(path).read_bytes().decode(), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: {path} is not a text file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"{key}: {path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'bad character'})"
+        ) from error
+    except ValueError as error:  # a date of 2020-99-99, say
+        raise ConfigError(f"{key}: {path}: not valid YAML ({error})") from error
+    except RecursionError as error:
+        raise ConfigError(f"{key}: {path} is nested too deeply") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{key}: {path} holds {type(content).__name__}, expected sections such as 'train:'")
+    return content
+
+
+def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted overrides from sections, of which some may be empty.
+
+    Raises:
+        ConfigError: something is not a section.
+    """
+    for section, fields in content.items():
+        if not isinstance(fields, dict | None):
+            raise ConfigError(
+                f"{section}: got {fields!r}, expected a section with fields below it{nearest(str(section), _sections())}"
+            )
+    return cfg.flat_dict({section: fields or {} for section, fields in content.items()})
+
+
+def load_recipe(path: str | Path, key: str = "--config") -> dict[str, Any]:
+    """Dotted overrides from a YAML file of sections.
+
+    Args:
+        path: of the file.
+        key: what named it, for the message.
+
+    Raises:
+        ConfigError: as ``read_yaml`` and ``flatten``.
+    """
+    return flatten(read_yaml(path, key))
+
+
+def _sections() -> list[str]:
+    return list(dict.fromkeys(key.split(".")[0] for key in cfg.schema()))
+
+
+def parser(method: str, program: str, description: str, usage: str) -> argparse.ArgumentParser:
+    """A parser of --config, --dry-run and every field of a run with the given method."""
+    made = Parser(prog=program, usage=usage, description=description, allow_abbrev=False)
+    made.add_argument("--config", action="append", metavar="FILE", help="YAML file; flags win over it")
+    made.add_argument("--dry-run", action="store_true", help="check everything, print what it would cost, and exit")
+    add_fields(made, cfg.schema(method), {"method": f"method: {method}'s"})
+    return made
+
+
+def add_fields(
+    parser: argparse.ArgumentParser,
+    schema: Mapping[str, tuple[Any, dataclasses.Field[Any]]],
+    titles: Mapping[str, str] | None = None,
+) -> None:
+    """A flag for each dotted field, in groups by section; what is not given is not in the result."""
+    groups: dict[str, Any] = {}
+    for key, (hint, spec) in schema.items():
+        section = key.split(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group((titles or {}).get(section, section))
+        default = spec.default
+        text = (
+            ",".join(map(str, default))
+            if isinstance(default, tuple)
+            else str(default).lower()
+            if isinstance(default, bool)
+            else default
+        )
+        valid = ", ".join(METHODS) if key == "method.name" else describe(hint, spec.metadata["bounds"])
+        text = f"{spec.metadata['help']} [{valid}; default: {'null' if text is None else text}]".replace("%", "%%")
+        groups[section].add_argument(f"--{key}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
+
+
+def one_file(given: Sequence[str] | None) -> str | None:
+    """The file of --config, if one was given.
+
+    Raises:
+        ConfigError: several.
+    """
+    if given and len(given) > 1:
+        raise ConfigError(f"--config: got {len(given)} files, expected one")
+    return given[0] if given else None
+
+
+def refuse_unknown(unknown: Sequence[str], known: Iterable[str], method: str) -> None:
+    """Name the first argument that no flag takes, and the nearest one that there is.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if not unknown:
+        return
+    name = unknown[0].split("=")[0]
+    if not name.startswith("--"):
+        raise ConfigError(f"got {unknown[0]!r}, expected flags such as --train.epochs 10")
+    other = [m for m in METHODS if name[2:] in cfg.schema(m)]
+    why = f"; it is a field of {', '.join(other)}, not of {method}" if other else nearest(name[2:], known)
+    raise ConfigError(f"{name[2:]}: no such field{why}")
+
+
+def parse(argv: Sequence[str], program: str = "pretrain.py", description: str = "") -> Command:
+    """The command that the arguments spell; ``--help`` prints and exits.
+
+    Raises:
+        ConfigError: anything wrong with flags, recipe or the values in them.
+    """
+    usage = "%(prog)s [--config FILE] [--section.field VALUE ...] [--print_config] [--dry-run] [--smoke]"
+
+    def make(method: str) -> argparse.ArgumentParser:
+        made = parser(method, program, description, usage)
+        made.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
+        made.add_argument(
+            "--smoke", action="store_true", help="two steps on a few synthetic images: does this recipe run here?"
+        )
+        return made
+
+    first, _ = make("byol").parse_known_args([a for a in argv if a not in ("-h", "--help")])
+    recipe = one_file(first.config)
+    overrides = load_recipe(recipe) if recipe else {}
+    method = str(getattr(first, "method.name", overrides.get("method.name", "byol")))
+    # Fields of a method that is not known are judged by build(), which names the nearest one.
+    given, unknown = make(method if method in METHODS else "byol").parse_known_args(list(argv))
+    flags = {key: value for key, value in vars(given).items() if "." in key}
+    if method in METHODS:
+        refuse_unknown(unknown, cfg.schema(method), method)
+    if given.smoke:  # flags win over it, but for those on the data
+        overrides |= smoke({**overrides, **flags})
+        flags = {key: value for key, value in flags.items() if not key.startswith("data.")}
+    return Command(cfg.build({**overrides, **flags}), given.print_config, given.dry_run)
+
+
+def run_command(body: Callable[[], int]) -> NoReturn:
+    """Exit with the body's code; a ConfigError is one line to stderr and code 2, an interrupt 130."""
+    try:
+        code = body()
+    except ConfigError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = EXIT_BAD_CONFIG
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides that shrink a recipe to two steps on a few synthetic images of its own size, in this process."""
+    side = overrides.get("data.image_size", "auto")
+    native = sections.NATIVE_SIDE.get(str(overrides.get("data.name", sections.DataConfig.name)), 224)
+    fraction = min(_number(overrides.get(f"rotation.{key}"), 1) for key in ("fraction", "fraction_end"))
+    passes = math.ceil(_number(overrides.get("train.accumulate"), 1))
+    batch = max(2, math.ceil(2 / fraction)) * passes  # two rotated images a pass
+    return {
+        "data.name": "synthetic",
+        "data.image_size": native if side == "auto" else side,
+        "data.root": None,
+        "data.limit": 2 * batch,
+        "data.download": False,
+        "data.store": "auto",
+        "train.batch_size": batch,
+        "train.epochs": 1,
+        "train.stop_after": None,
+        "train.precision": "auto",  # half precision is slow beyond patience on most CPUs
+        "optim.warmup_epochs": 0,
+        "scaling.num_workers": 0,
+        "tracking.experiment": "smoke",
+        # A place of its own each time: a finished run would not run again.
+        "storage.path": os.path.join(tempfile.gettempdir(), f"rotssl-smoke-{uuid.uuid4().hex[:8]}"),
+        **({"method.queue_size": batch} if _number(overrides.get("method.queue_size"), 0) else {}),
+    }
+
+
+def _number(value: object, default: float) -> float:
+    """A positive number as flags or YAML give it; what is none is left for ``build`` to refuse."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return default
+    return number if 1e-3 <= number < math.inf else default

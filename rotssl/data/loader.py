@@ -1,0 +1,119 @@
+"""Batches of an epoch for one worker, cut out in a background thread while the step before them runs.
+
+Order and content are functions of seed, epoch and step (rotssl.base.rng), so that they are the same with and without the thread.
+"""
+
+import functools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rotssl.base import rng
+from rotssl.config import Config
+from rotssl.data.images import Pixels
+from rotssl.engine.runtime import Runtime
+from rotssl.methods.base import StepContext
+
+AHEAD = 2  # batches that the thread may be ahead
+Batch = TypeVar("Batch")
+
+
+def prefetch(
+    make: Callable[[int], Batch], count: int, ahead: int, start: Callable[[], object] | None = None
+) -> Iterator[Batch]:
+    """``make(0)`` to ``make(count - 1)``, in order, made in one background thread up to ``ahead`` of what was taken.
+
+    What ``make`` raises is raised where its batch would have come. The thread ends with the iterator, be that exhausted, closed
+    or dropped. It calls ``start`` first.
+    """
+    thread = ThreadPoolExecutor(1, "input", start)
+    try:
+        waiting: deque[Future[Batch]] = deque(thread.submit(make, i) for i in range(min(ahead, count)))
+        for i in range(count):
+            batch = waiting.popleft().result()
+            if i + ahead < count:
+                waiting.append(thread.submit(make, i + ahead))
+            yield batch
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)  # it may be this very thread where garbage is collected
+
+
+class Loader:
+    """This worker's batches.
+
+    The thread is used where there is something to wait for: a copy to a GPU, or images that may have to come from a disk. Cutting
+    a batch out of memory takes about a thousandth of even a small encoder's step on CPUs (benchmarks/input_wait.py), which is all
+    that a thread could save.
+
+    Args:
+        config: resolved.
+        images: (N, C, H, W) uint8.
+        runtime: for rank, number of workers and device.
+
+    Attributes:
+        steps_per_epoch: what is left of the images fills no batch.
+        total_steps: of the run.
+        ahead: batches made ahead of the one in use; 0: none, without a thread.
+        waited: seconds that whoever takes the batches has waited for them so far. What a GPU waits for a copy is not in it.
+    """
+
+    def __init__(self, config: Config, images: Pixels, runtime: Runtime) -> None:
+        self.config, self.images, self.runtime = config, images, runtime
+        self.steps_per_epoch = len(images) // config.train.batch_size
+        self.total_steps = self.steps_per_epoch * config.train.epochs
+        on_gpu = runtime.device.type == "cuda"
+        self.ahead = AHEAD if on_gpu or isinstance(images, np.memmap) else 0
+        self.stream = torch.cuda.Stream(runtime.device) if on_gpu else None
+        self.waited = 0.0
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
+        """uint8 images of each step on the device, (B, C, H, W), and the step's context."""
+        started = time.perf_counter()
+        size, steps = self.config.train.batch_size, self.steps_per_epoch
+        order = rng.permutation(rng.key(self.config.train.seed, epoch, "order"), len(self.images))
+        each = size // self.runtime.world_size
+
+        def make(i: int) -> tuple[Tensor, torch.cuda.Event | None, StepContext]:
+            first = i * size + self.runtime.rank * each
+            return *self._cut(order[first : first + each]), self._context(epoch, i, np.arange(first, first + each))
+
+        device = self.runtime.device  # a new thread would be on the first of a node's GPUs, and open a context there
+        start = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+        found = prefetch(make, steps, self.ahead, start) if self.ahead else map(make, range(steps))
+        for images, copied, ctx in found:
+            if copied is not None:
+                stream = torch.cuda.current_stream(self.runtime.device)
+                stream.wait_event(copied)
+                images.record_stream(stream)
+            self.waited += time.perf_counter() - started
+            yield images, ctx
+            started = time.perf_counter()
+
+    def _cut(self, index: rng.Positions) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The images with these indices on the device, and on GPUs the end of their copy, which goes beside the step."""
+        batch = torch.from_numpy(np.take(self.images, index, axis=0))
+        if self.stream is None:
+            return batch, None
+        with torch.cuda.stream(self.stream):
+            batch = batch.pin_memory().to(self.runtime.device, non_blocking=True)
+            return batch, self.stream.record_event()
+
+    def _context(self, epoch: int, i: int, positions: rng.Positions) -> StepContext:
+        step, train = epoch * self.steps_per_epoch + i, self.config.train
+        return StepContext(
+            seed=train.seed,
+            epoch=epoch,
+            step=step,
+            progress=step / self.total_steps,
+            positions=positions,
+            batch_start=i * train.batch_size,
+            batch_size=train.batch_size,
+            global_views=self.config.views.global_count,
+            passes=train.accumulate,
+        )

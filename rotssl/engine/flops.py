@@ -1,0 +1,79 @@
+"""FLOPs of a training step, counted by torch on a copy of the model without memory (the meta device)."""
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rotssl import config as cfg
+from rotssl.base import distributed
+from rotssl.config import Config
+from rotssl.config.sections import DataConfig, TrainConfig
+from rotssl.data.augment import Augment, Crop, Views
+from rotssl.engine.pretrainer import build_pretrainer
+from rotssl.methods.base import StepContext
+
+COUNTED = ("views", "encoder", "model", "method", "rotation", "jigsaw")  # the sections that decide about FLOPs
+
+
+def count_step(config: Config, progress: float = 0.0) -> float:
+    """FLOPs of one step of the whole group of workers: student, teacher and tasks, forward and backward.
+
+    Two a multiply-add, as torch counts them: convolutions and matrix products; augmentation, norms and optimizer are not
+    in it.
+
+    Args:
+        config: resolved.
+        progress: of the run, from 0 to 1.
+    """
+    counted: dict[str, Any] = {name: getattr(config, name) for name in COUNTED}
+    data, train = DataConfig(image_size=config.data.image_size), TrainConfig(batch_size=config.train.batch_size)
+    return _count(Config(**counted, data=data, train=train), progress)
+
+
+@functools.lru_cache(maxsize=64)  # trials of a sweep and starts of a run ask for the same step again
+def _count(config: Config, progress: float) -> float:
+    assert config.data.image_size != "auto"
+    batch, side = config.train.batch_size, config.data.image_size
+    meta = torch.device("meta")
+    with distributed.alone(), meta:
+        model = build_pretrainer(cfg.replace(config, {"model.norm": "batch"}), meta)
+    count = config.views.global_count
+    ctx = StepContext(config.train.seed, 0, 0, progress, np.arange(batch), 0, batch, count)
+    augment = Augment(config.views, side, (0.0,), (1.0,), config.train.seed, model.own_crops())
+
+    def empty(crop: Crop) -> torch.Tensor:
+        return torch.empty(batch, 3, crop.size, crop.size, device=meta)
+
+    views = Views(
+        [empty(crop) for crop in augment.full],
+        [empty(crop) for crop in augment.local],
+        {name: [empty(crop)] for name, crop in augment.own.items()},
+    )
+    with distributed.alone(), FlopCounterMode(display=False) as counter:
+        model(views, ctx).loss.backward()
+    return float(counter.get_total_flops())
+
+
+def count_ends(config: Config) -> tuple[float, float]:
+    """FLOPs of the first step and of the last; in between they follow the share of rotated images, along a cosine."""
+    first = count_step(config)
+    falls = config.rotation.weight > 0 and config.rotation.fraction_end is not None
+    return first, count_step(config, 1.0) if falls else first
+
+
+def estimate(config: Config, train_size: int) -> str:
+    """What a run would cost, in lines to print.
+
+    Args:
+        config: resolved.
+        train_size: number of training images.
+    """
+    steps = train_size // config.train.batch_size * config.train.epochs
+    flops = sum(count_ends(config)) / 2  # the mean along a cosine
+    return (
+        f"# {steps} steps of {config.train.batch_size} images over {config.train.epochs} epochs\n"
+        f"# {flops / config.train.batch_size:.3g} FLOPs an image, {flops * steps:.3g} FLOPs in all"
+    )

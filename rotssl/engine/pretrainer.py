@@ -1,0 +1,254 @@
+"""The one module that DDP wraps: views -> features -> method loss + weight x task loss."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rotssl.base import distributed, rng
+from rotssl.config import Config
+from rotssl.config.methods import METHODS
+from rotssl.data.augment import Crop, Views
+from rotssl.evaluation.collapse import feature_std
+from rotssl.methods.base import Method, StepContext
+from rotssl.models.encoders import build_encoder
+from rotssl.tasks import TASKS, Task
+from rotssl.tasks.base import Targets
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives.
+
+    Attributes:
+        loss: the total.
+        parts: what it is the sum of, with gradient: ``ssl``, and the weighted loss of each task.
+        logs: the scalars of a step: ``loss/*`` unweighted parts, ``<task>/accuracy``, ``feature/std``.
+        new_views: what each task made of a whole batch, in blocks of B rows.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    logs: dict[str, Tensor]
+    new_views: dict[str, list[Tensor]]
+
+
+def encode(encoder: nn.Module, views: list[Tensor], joint: bool) -> list[Tensor]:
+    """Features of each view, neighbours of one size in one pass where that may be.
+
+    Args:
+        encoder: any network.
+        views: each (n, ...).
+        joint: whether views of a size are one batch to BatchNorm. Otherwise each is one of its own: in one pass with its
+            neighbours all the same where the network can tell them apart.
+    """
+    features: list[Tensor] = []
+    apart = not joint and distributed.can_tell_views_apart(encoder)
+    for _, group in groupby(views, key=lambda view: view.shape[1:] if joint else view.shape):
+        alike = list(group)
+        if len(alike) == 1 or not (joint or apart):
+            features += [encoder(view) for view in alike]
+            continue
+        with distributed.statistics_apart(len(alike)) if apart else nullcontext():
+            features += encoder(torch.cat(alike)).split([len(view) for view in alike])
+    return features
+
+
+def _spread(z: list[Tensor]) -> Tensor:
+    return torch.stack([feature_std(view.detach()) for view in z]).mean()
+
+
+@contextmanager
+def frozen_bn_statistics(module: nn.Module) -> Iterator[None]:
+    """Within the body, batch statistics normalise as usual but the running ones stay as they are."""
+    layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
+class Pretrainer(nn.Module):
+    """Encoder, method, teacher and tasks as one module.
+
+    Args:
+        encoder: (B, 3, S, S) -> (B, D).
+        method: loss of instance similarity.
+        tasks: name -> auxiliary task.
+        joint_views: whether the method's views share passes, whatever the method says; None: as it says.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, method: Method, tasks: dict[str, Task], joint_views: bool | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder, self.method = encoder, method
+        self.joint_views = method.joint_views if joint_views is None else joint_views
+        self.tasks: nn.ModuleDict = nn.ModuleDict(tasks)
+        self.teacher: nn.ModuleList | None = None
+        if method.uses_teacher:
+            parts = [copy.deepcopy(encoder), copy.deepcopy(method.projector)]
+            self.teacher = nn.ModuleList(parts).requires_grad_(False)
+            for module in self.teacher.modules():  # its targets are without noise, as in DINO's official code
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.p = 0.0
+                elif isinstance(getattr(module, "drop_prob", None), float):  # timm's DropPath
+                    module.drop_prob = 0.0  # type: ignore[assignment]
+
+    def forward(self, views: Views, ctx: StepContext) -> Output:
+        """The losses of a batch.
+
+        Args:
+            views: of the batch.
+            ctx: where in the run this is.
+        """
+        student = teacher = views.full
+        targets: dict[str, Targets] = {}
+        new_views: dict[str, list[Tensor]] = {}
+        for name, task in self.named_tasks():
+            if task.in_place:
+                student, targets[name] = task.transform(views.full, ctx)
+                teacher = student if task.teacher_too else views.full
+                new_views[name] = student
+        if self.method.asymmetric:
+            student, teacher = student[:1], teacher[1:2]
+        shared: dict[str, list[Tensor]] = {}  # what tasks add to the method's pass
+        for name, task in self.named_tasks():
+            if task.joint:
+                shared[name], targets[name] = task.transform(views.own.get(name, views.full), ctx)
+        added = [view for made in shared.values() for view in made]
+        every = encode(self.encoder, [*student, *added, *views.local], self.joint_views or bool(shared))
+        ends = len(student), len(student) + len(added)
+        features, rest = [*every[: ends[0]], *every[ends[1] :]], iter(every[ends[0] : ends[1]])
+        z = encode(self.method.projector, features, self.joint_views)
+        out = self.method.loss(z, self._teach(teacher), ctx)
+        parts = {"ssl": out.loss}
+        logs = {"loss/ssl": out.loss.detach(), "feature/std": _spread(z)}
+        logs.update(out.logs)
+        for name, task in self.named_tasks():
+            judged = (z if task.on_projector else features)[: len(student)]
+            if name in shared:
+                judged = [next(rest) for _ in shared[name]]
+                new_views |= {name: shared[name]} if targets[name].rows is None else {}
+                if task.on_projector:
+                    judged = encode(self.method.projector, judged, joint=False)
+            elif not task.in_place:
+                made, targets[name] = task.transform(views.own.get(name, views.full), ctx)
+                new_views |= {name: made} if targets[name].rows is None else {}
+                with nullcontext() if task.update_bn else frozen_bn_statistics(self):
+                    judged = encode(self.encoder, made, joint=False)
+                    if task.on_projector:
+                        judged = encode(self.method.projector, judged, joint=False)
+            part = task.loss(judged, targets[name])
+            parts[name] = task.weight(ctx.progress) * part.loss
+            logs[f"loss/{name}"] = part.loss.detach()
+            logs.update({f"{name}/{key}": value for key, value in part.logs.items()})
+        loss = torch.stack(list(parts.values())).sum()
+        logs["loss/total"] = loss.detach()
+        return Output(loss, parts, logs, new_views)
+
+    def compile_networks(self) -> None:
+        """Have torch.compile compile the networks that views go through, student's and teacher's; keys of the state stay."""
+        warnings.filterwarnings(
+            "ignore", message="The .grad attribute of a Tensor that is not a leaf"
+        )  # torch's own look
+        for network in (self.encoder, self.method.projector, *(self.teacher or ())):
+            network.compile()
+
+    def named_tasks(self) -> list[tuple[str, Task]]:
+        """The tasks by name, in the order of their registry."""
+        return list(self.tasks.items())  # type: ignore[arg-type]
+
+    def own_crops(self) -> dict[str, Crop]:
+        """The crops that tasks want for themselves, by task."""
+        return {name: task.crop for name, task in self.named_tasks() if task.crop is not None}
+
+    @torch.no_grad()
+    def _teach(self, views: list[Tensor]) -> list[Tensor] | None:
+        if self.teacher is None:
+            return None
+        encoder, projector = self.teacher
+        return encode(projector, encode(encoder, views, self.joint_views), self.joint_views)
+
+    @torch.no_grad()
+    def after_step(self, ctx: StepContext, skipped: Tensor | None = None) -> None:
+        """Move the teacher towards the student, and let the method follow.
+
+        Args:
+            ctx: of the step.
+            skipped: whether the step was left out, a bool on the device, where that may be; then the teacher stays.
+        """
+        if self.teacher is not None:
+            share = 1 - self.method.teacher_momentum(ctx.progress)
+            ours: list[Tensor] = [*self.encoder.parameters(), *self.method.projector.parameters()]
+            theirs: list[Tensor] = [*self.teacher.parameters()]
+            if skipped is None:
+                torch._foreach_lerp_(theirs, ours, share)
+            else:
+                way = list(torch._foreach_sub(ours, theirs))
+                torch._foreach_mul_(way, torch.where(skipped, 0.0, share))
+                torch._foreach_add_(theirs, way)
+        self.method.after_step(ctx)
+
+
+def encoder_gradients(parts: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
+    """The gradient of each part of the loss at the encoder's weights, flat, on this worker; the parts' graph is kept.
+
+    Args:
+        parts: losses with gradient, as ``Output.parts``.
+        encoder: whose trainable parameters all of them reach.
+    """
+    weights = [p for p in encoder.parameters() if p.requires_grad]
+
+    def gradient(loss: Tensor) -> Tensor:
+        return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, weights, retain_graph=True)])
+
+    return {name: gradient(loss) for name, loss in parts.items()}
+
+
+def compare_gradients(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How each task's gradient stands to the method's, both being means over all workers.
+
+    Args:
+        gradients: of each task's weighted loss and of the method's as ``ssl``, flat, on this worker.
+
+    Returns:
+        For each task ``<task>/grad_ratio``, the norm of its gradient over that of the method's, and ``<task>/grad_cosine``, of
+        the angle between the two; nothing where they are not finite (a step in half precision that overflows, say).
+    """
+    whole = {name: distributed.mean(gradient) for name, gradient in gradients.items()}
+    method, logs = whole.pop("ssl"), dict[str, Tensor]()
+    for name, task in whole.items():
+        logs[f"{name}/grad_ratio"] = task.norm() / method.norm()
+        logs[f"{name}/grad_cosine"] = F.cosine_similarity(task, method, dim=0)
+    return logs if all(bool(torch.isfinite(value)) for value in logs.values()) else {}
+
+
+def build_pretrainer(config: Config, device: torch.device) -> Pretrainer:
+    """The Pretrainer of a configuration, on a device, with weights that depend on (seed, module path) alone."""
+    seed = config.train.seed
+    with rng.seeded(seed, "encoder"):
+        assert config.data.image_size != "auto"
+        encoder, dim = build_encoder(image_size=config.data.image_size, **vars(config.encoder))
+    with rng.seeded(seed, "method"):
+        method = METHODS[config.method.name].load()(config.method, dim)
+    tasks = {}
+    for name, cls in TASKS.items():
+        section = getattr(config, name)
+        if section.weight > 0:
+            with rng.seeded(seed, "tasks", name):
+                tasks[name] = cls(section, config.method.out_dim if cls.sees_projector(section) else dim)
+    for module in (encoder, method, *tasks.values()):  # before the teacher is copied, which is frozen
+        distributed.convert_norm(module, config.model.norm, device)
+    joint = None if config.model.joint_views == "auto" else config.model.joint_views
+    return Pretrainer(encoder, method, tasks, joint).to(device)

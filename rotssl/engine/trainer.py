@@ -1,0 +1,365 @@
+"""The training loop. It knows the world through a small Runtime: rotssl.engine.runtime's LocalRuntime, or Ray Train's."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from rotssl import config as cfg
+from rotssl.base import distributed, memory, rng
+from rotssl.base.schedules import cosine, learning_rate
+from rotssl.config import Config
+from rotssl.data.augment import Augment
+from rotssl.data.datasets import Splits, normalization
+from rotssl.data.images import other_images, sketch
+from rotssl.data.loader import Loader
+from rotssl.engine.averages import Averages
+from rotssl.engine.evaluator import Evaluator
+from rotssl.engine.flops import count_ends
+from rotssl.engine.hardware import (
+    be_deterministic,
+    emulates_bf16,
+    precision,
+    refuse_one_pixel,
+    require_compiler,
+    weight_layout,
+)
+from rotssl.engine.optim import build_optimizer
+from rotssl.engine.pretrainer import Output, Pretrainer, build_pretrainer, compare_gradients, encoder_gradients
+from rotssl.engine.recorder import Cost, Ledger
+from rotssl.engine.runtime import RunFailed, Runtime
+from rotssl.evaluation import KNN_K, KNN_PROTOCOL, LINEAR_PROTOCOL
+from rotssl.methods.base import StepContext
+from rotssl.models.encoders import save_encoder
+from rotssl.reports.pictures import save_views
+from rotssl.runs import checkpoint
+from rotssl.runs.journal import Journal
+
+
+class Trainer:
+    """One worker of one run.
+
+    Args:
+        config: resolved.
+        splits: the images.
+        runtime: who runs this.
+        journal: the points of the run; only rank 0 writes.
+
+    Raises:
+        RunFailed: ``train.compile`` without a compiler.
+    """
+
+    def __init__(self, config: Config, splits: Splits, runtime: Runtime, journal: Journal) -> None:
+        self.config, self.splits, self.runtime, self.journal = config, splits, runtime, journal
+        train, device = config.train, runtime.device
+        be_deterministic(train.deterministic)
+        if device.type == "cpu":
+            memory.keep_freed()
+        self.model: Pretrainer = build_pretrainer(config, device)
+        self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.model = self.model.to(memory_format=weight_layout(device, self.layout))
+        if train.compile:
+            require_compiler(device)
+            self.model.compile_networks()
+        method = self.model.method
+        constant = [p for name in method.constant_lr for p in method.get_submodule(name).parameters()]
+        self.precision = precision(config, device)
+        if (device.type, self.precision) == ("cpu", "bf16"):
+            for layer in self.model.modules():
+                if isinstance(layer, nn.Conv2d) and max(layer.stride) > 1 and max(layer.kernel_size) > 1:
+                    layer.register_forward_pre_hook(refuse_one_pixel)
+        self.optimizer = build_optimizer(self.model, config.optim, constant)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        # Whether a step may be left out, as its gradient is not finite: decided on the device, which the host doesn't wait for.
+        self.guarded = train.on_nan == "skip" or self.scaler.is_enabled()
+        self.parallel = runtime.wrap(self.model)
+        assert config.data.image_size != "auto" and config.optim.lr != "auto"
+        statistics = normalization(config.data.name)
+        self.augment = Augment(config.views, config.data.image_size, *statistics, train.seed, self.model.own_crops())
+        self.peak_lr = config.optim.lr
+        self.loader = Loader(config, splits.train.images, runtime)
+        self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
+        self.ledger = Ledger(journal, runtime)
+        self.images = sketch(splits.train, splits.classes)
+        self.evaluator = Evaluator(config, splits, self.augment, self.layout, runtime)
+
+    def facts(self) -> dict[str, str]:
+        """What the configuration left open, for the tags of the run."""
+        bank = len(self.splits.train.images)
+        found = {"precision": self.precision, "device": self.runtime.device.type, "knn_k": str(min(KNN_K, bank))}
+        if self.splits.test is not None:
+            protocols = {"knn_protocol": KNN_PROTOCOL, "linear_protocol": LINEAR_PROTOCOL}
+            found |= {name: text.replace("queries validation", "queries test") for name, text in protocols.items()}
+        return found
+
+    # --- state -------------------------------------------------------------------------------------------------------------
+
+    def state(self, epoch: int) -> dict[str, Any]:
+        """Everything that the next step needs, plain values and tensors. ``epoch`` is the number of epochs done."""
+        return {
+            "epoch": epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "cost": vars(self.ledger.cost),
+            "config": json.dumps(cfg.to_dict(self.config)),
+            "images": self.images,
+        }
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Take up a state; returns the number of epochs done.
+
+        Raises:
+            RunFailed: it is of other images.
+        """
+        if reason := other_images(self.images, state.get("images")):
+            raise RunFailed(f"data.root: these are not the images that this run was started with: {reason}")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        # A run may go on on another kind of device, whose weights lie otherwise; fused kernels take moments to lie as those do.
+        for param, kept in self.optimizer.state.items():
+            moments = {key: v for key, v in kept.items() if torch.is_tensor(v) and v.shape == param.shape}
+            kept.update(
+                {key: torch.empty_like(param, dtype=value.dtype).copy_(value) for key, value in moments.items()}
+            )
+        self.scaler.load_state_dict(state["scaler"])
+        self.ledger.cost = Cost(**state["cost"])
+        return int(state["epoch"])
+
+    # --- the loop ----------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the end, or to ``train.stop_after``, from the newest checkpoint if there is one.
+
+        Raises:
+            RunFailed: loss or gradient became infinite or NaN; a step does not fit into memory; bf16 on a CPU with views that
+                shrink to a pixel; the checkpoint is of other images.
+        """
+        train = self.config.train
+        state = next(checkpoint.latest(self.journal.folder), None)
+        done = self.restore(state) if state is not None else 0
+        if distributed.world_size() > 1:
+            # Every worker must have found the same checkpoint: storage that some node doesn't share would split the run.
+            seen = distributed.gather(torch.tensor([float(done)]).to(self.runtime.device))
+            if not bool((seen == seen[0]).all()):
+                raise RunFailed(
+                    f"storage.path: the workers see different checkpoints ({seen.tolist()}); it must be shared by all nodes"
+                )
+        flops = count_ends(self.config) if self.runtime.rank == 0 else (0.0, 0.0)
+        if self.runtime.rank == 0:
+            self.ledger.count_lost(done)
+        if done:
+            self.runtime.progress({"note": f"going on after epoch {done}"})
+        bank = len(self.splits.train.images)
+        if self.evaluator.queries is not None and bank < KNN_K:
+            self.runtime.progress({"note": f"kNN with k={bank} in place of {KNN_K}: there are no more training images"})
+        if self.precision == "bf16" and self.runtime.device.type == "cpu" and emulates_bf16():
+            note = "train.precision bf16: this processor has no instructions for it; fp32 is many times as fast here"
+            self.runtime.progress({"note": note})
+        end = min(train.epochs, train.stop_after or train.epochs)
+        self.runtime.progress({"facts": self.facts()})
+        with self.ledger:
+            if done:
+                self._evaluate_late(done - 1)
+            for epoch in range(done, end):
+                self._epoch(epoch, flops, first=epoch == done)
+        if end == train.epochs and self.runtime.rank == 0:
+            self.export()
+            last = self.journal.point(train.epochs) or {}
+            self.runtime.progress({"missing": sorted(self.evaluator.wanted(train.epochs - 1) - last.keys())})
+
+    def _epoch(self, epoch: int, flops: tuple[float, float], first: bool) -> None:
+        """Train for an epoch, keep it, evaluate it, and close it; ``first``: of this start."""
+        train, started = self.config.train, time.perf_counter()
+        try:
+            metrics = self._train_epoch(epoch)
+        except (RuntimeError, MemoryError) as error:
+            # Of several workers the others would wait for one that returns: they are stopped, and started again.
+            if distributed.world_size() > 1 or not memory.is_exhausted(error):
+                raise
+            raise RunFailed(
+                f"train.batch_size: got {train.batch_size}, for which there is not enough memory; take a smaller one, "
+                f"train.accumulate, or more workers ({str(error).splitlines()[0][:160]})"
+            ) from error
+        distributed.follow_first(self.model)
+        seconds = time.perf_counter() - started
+        metrics["throughput/input_wait"] /= seconds
+        metrics.update(self._memory())
+        self._check_finite(metrics, epoch)
+        samples = self.steps_per_epoch * train.batch_size
+        flops_per_step = cosine(*flops, (epoch + 0.5) / train.epochs)
+        metrics.update(self.ledger.book(epoch, samples, seconds, self.steps_per_epoch * flops_per_step))
+        metrics["throughput/images_per_second"] = samples / seconds
+        metrics["optim/lr"] = self.optimizer.param_groups[0]["lr"]
+        self.ledger.keep(epoch, metrics, self.state(epoch + 1))
+        found: dict[str, float] = {}
+        if self.evaluator.wanted(epoch):
+            if first or epoch + 1 == train.epochs:
+                # What takes too much memory mostly does so at the first evaluation, or at the probe, and may take the process
+                # with it: the next start must find this epoch, or it would come to the same end.
+                self.ledger.wait_for_checkpoint()
+                float(distributed.mean(torch.zeros((), device=self.runtime.device)))  # the others wait for rank 0
+            found = self.evaluate(epoch)
+        self.ledger.finish(epoch, metrics, self._event(epoch), found)
+
+    def _event(self, epoch: int) -> dict[str, int]:
+        return {"step": (epoch + 1) * self.steps_per_epoch, "total_steps": self.total_steps}
+
+    def _evaluate_late(self, epoch: int) -> None:
+        """Measure on the last epoch of the start before what that could not, or was not asked to."""
+        point = self.journal.point(epoch + 1)
+        missing = point is not None and bool(self.evaluator.wanted(epoch) - point.keys())
+        if float(distributed.mean(torch.tensor(float(missing), device=self.runtime.device))) > 0:
+            found = self.evaluate(epoch)
+            if found:
+                self.ledger.amend(epoch, found, self._event(epoch))
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the training images; returns the means over steps and workers."""
+        self.parallel.train()
+        averages = Averages(self._may_break)
+        started = shown = time.perf_counter()
+        waited = self.loader.waited
+        for i, (images, ctx) in enumerate(self.batches(epoch)):
+            averages.add(self.step(images, ctx))
+            if time.perf_counter() - shown > 0.5 or i == 0:
+                shown = time.perf_counter()
+                if self.runtime.rank == 0:
+                    self.ledger.note(epoch, shown - started)
+                self.ledger.announce()
+                self.runtime.progress({"epoch": epoch, "step": ctx.step + 1, "total_steps": self.total_steps})
+        waited = self.loader.waited - waited
+        averages.add({"throughput/input_wait": torch.tensor(waited).to(self.runtime.device)})
+        return averages.means()  # one collective, and the only place where the host waits for the device
+
+    def _may_break(self, name: str) -> bool:
+        """Whether this need not be finite in each step. A scale of fp16 that is too large breaks gradients, never a loss."""
+        return self.config.train.on_nan == "skip" or (self.scaler.is_enabled() and name == "optim/grad_norm")
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
+        """This worker's uint8 images of each step, and the step's context."""
+        return self.loader.batches(epoch)
+
+    def _schedule(self, ctx: StepContext) -> None:
+        """Set the rate and the decay of this step."""
+        optim = self.config.optim
+        warmup = round(optim.warmup_epochs * self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            shape = "constant" if group["constant_lr"] else optim.schedule
+            ends = optim.warmup_lr, optim.final_lr
+            group["lr"] = learning_rate(self.peak_lr, ctx.step, self.total_steps, warmup, shape, *ends)
+            if group["decays"] and optim.weight_decay_end is not None:
+                group["weight_decay"] = cosine(optim.weight_decay, optim.weight_decay_end, ctx.progress)
+
+    def step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
+        """One step of the optimizer; returns what there is to log, on the device."""
+        self._schedule(ctx)
+        clip = self.config.optim.clip_norm
+        held = [*self.model.buffers(), *self.model.method.parameters()] if self.guarded else []
+        before = [value.detach().clone() for value in held]
+        self.optimizer.zero_grad(set_to_none=True)
+        logs: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
+        each = len(images) // ctx.passes
+        for first in range(0, len(images), each):
+            part = dataclasses.replace(ctx, positions=ctx.positions[first : first + each])
+            last = first + each == len(images)
+            with self.parallel.no_sync() if isinstance(self.parallel, DDP) and not last else nullcontext():
+                found = self._pass(images[first : first + each], part, gradients)
+            for key, value in found.items():
+                logs[key] = logs.get(key, 0) + value / ctx.passes
+        if gradients:
+            logs.update(compare_gradients(gradients))
+        self.scaler.unscale_(self.optimizer)
+        self.model.method.after_backward(ctx)
+        params = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        if clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(params, clip, norm)
+        logs["optim/grad_norm"] = norm
+        skipped = None
+        if self.guarded:
+            skipped = ~torch.isfinite(norm)
+            logs["optim/skipped_steps"] = skipped.float()
+            # Fused optimizers and LARS then leave weights and moments as they are. (The scaler's own step would do the same, but
+            # with a wait for optimizers that don't know of this.)
+            self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.model.after_step(ctx, skipped)
+        if skipped is not None:
+            # Running statistics have seen what broke, and the method followed a step that was not taken.
+            for value, kept in zip(held, before, strict=True):
+                value.detach().copy_(kept.where(skipped, value.detach()))
+        self.scaler.update()
+        return logs
+
+    def _pass(self, images: Tensor, ctx: StepContext, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Forward and backward of one part of a step's batch; returns its logs, and adds to the gradients to be compared."""
+        device, every = self.runtime.device, self.config.tasks.log_gradients_every
+        # Randomness inside the model (drop path) is a function of seed, step and the first sample's place, which tells worker and
+        # pass apart; nothing else draws from torch's generator.
+        torch.manual_seed(rng.key(ctx.seed, "model", ctx.step, int(ctx.positions[0])) >> 1)
+        with torch.no_grad():
+            views = self.augment(images, ctx.epoch, ctx.positions)
+            views = views.map(lambda view: view.contiguous(memory_format=self.layout))
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        with nullcontext() if kind is None else torch.autocast(device.type, kind):
+            out: Output = self.parallel(views, ctx)
+        if ctx.step == 0 and ctx.positions[0] == 0:
+            path = self.journal.folder / "views.png"
+            seen = {"global": views.full, "local": views.local, **out.new_views}
+            save_views(seen, self.augment.mean, self.augment.std, path)
+        if every and ctx.step % every == 0:
+            parts = {name: self.scaler.scale(part) for name, part in out.parts.items()}
+            for name, gradient in encoder_gradients(parts, self.model.encoder).items():
+                gradients[name] = gradients[name] + gradient if name in gradients else gradient
+        self.scaler.scale(out.loss / ctx.passes).backward()
+        return out.logs
+
+    def _memory(self) -> dict[str, float]:
+        """What this worker holds of its node's memory and, since the last call, held at most of its GPU's, in bytes."""
+        found, device = {"memory/host_bytes": float(memory.host_bytes())}, self.runtime.device
+        if device.type == "cuda":
+            found["memory/device_peak_bytes"] = float(torch.cuda.max_memory_allocated(device))
+            torch.cuda.reset_peak_memory_stats(device)
+        return found
+
+    def _check_finite(self, metrics: dict[str, float], epoch: int) -> None:
+        bad = [key for key, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise RunFailed(
+                f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {self.peak_lr:g})"
+                + ("; the last checkpoint is kept" if epoch else "")
+            )
+        backing_off = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if "loss/total" not in metrics or (metrics.get("optim/skipped_steps") == 1.0 and not backing_off):
+            raise RunFailed(
+                f"every step of epoch {epoch + 1} had a non-finite gradient and was skipped (optim.lr {self.peak_lr:g})"
+            )
+
+    # --- the end of it -----------------------------------------------------------------------------------------------------
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """The measures of an epoch (0-based); see Evaluator."""
+        return self.evaluator.evaluate(self.model.encoder, epoch)
+
+    def export(self) -> None:
+        """The student encoder alone, with what is needed to use it beside it."""
+        config = self.config
+        about = {
+            "encoder": config.encoder.name,
+            "stem": config.encoder.stem,
+            "patch_size": config.encoder.patch_size,
+            "norm": config.model.norm,
+            "image_size": config.data.image_size,
+            "mean": self.augment.mean,
+            "std": self.augment.std,
+        }
+        save_encoder(self.model.encoder, about, self.journal.folder)

@@ -1,0 +1,78 @@
+"""What a run measures on its encoder: features of all images, and the numbers on them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rotssl.base import distributed
+from rotssl.data.augment import Augment
+from rotssl.data.images import ImageSet
+from rotssl.evaluation.collapse import effective_rank
+from rotssl.evaluation.knn import knn_top1
+from rotssl.evaluation.linear import linear_top1
+
+
+@torch.no_grad()
+def encode_share(
+    encoder: nn.Module,
+    data: ImageSet,
+    augment: Augment,
+    device: torch.device,
+    layout: torch.memory_format,
+    batch: int = 512,
+) -> Tensor:
+    """Features (ceil(N / workers), D) of this worker's share of the images; the encoder stays in evaluation mode.
+
+    Args:
+        encoder: (B, 3, S, S) -> (B, D).
+        data: the images.
+        augment: for its normalisation.
+        device: where the encoder is.
+        layout: memory format of the images.
+        batch: images a forward pass.
+    """
+    encoder.eval()
+    count, share = len(data.images), -(-len(data.images) // distributed.world_size())
+    own = np.arange(distributed.rank() * share, (distributed.rank() + 1) * share) % count  # the last share wraps around
+    parts = []
+    for first in range(0, share, batch):
+        images = torch.from_numpy(np.take(data.images, own[first : first + batch], axis=0))
+        x = augment.evaluation(images.to(device)).contiguous(memory_format=layout)
+        parts.append(encoder(x).float())
+    return torch.cat(parts)
+
+
+def extract(
+    encoder: nn.Module, data: ImageSet, augment: Augment, device: torch.device, layout: torch.memory_format
+) -> Tensor:
+    """Features (N, D) of all images; every worker encodes its share. Arguments as of ``encode_share``."""
+    return distributed.gather(encode_share(encoder, data, augment, device, layout))[: len(data)]
+
+
+def measures(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    probe: bool,
+    kind: torch.dtype = torch.float32,
+) -> dict[str, Callable[[], float]]:
+    """How to compute ``knn/top1``, ``feature/effective_rank``, and ``linear/top1`` with a probe.
+
+    Args:
+        bank: training features, (N, D).
+        bank_labels: (N,) int64.
+        queries: features to be classified, (M, D).
+        query_labels: (M,) int64.
+        probe: whether to train a linear probe.
+        kind: in which kNN's cosines are computed.
+    """
+    found: dict[str, Callable[[], float]] = {
+        "knn/top1": lambda: knn_top1(bank, bank_labels, queries, query_labels, kind),
+        "feature/effective_rank": lambda: effective_rank(queries),
+    }
+    if probe:
+        found["linear/top1"] = lambda: linear_top1(bank, bank_labels, queries, query_labels)
+    return found

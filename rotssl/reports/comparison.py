@@ -1,0 +1,376 @@
+"""The numbers of a comparison: what each variant gains and saves against its baseline, and which one to take.
+
+Everything depends on the runs alone, not on their order. Costs are called ``epochs``, ``device_seconds`` and ``flops``;
+whatever depends on measured time is kept under a key or in a field with ``seconds`` in its name.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rotssl.reports.curves import Crossing, Estimate, crossing, measured, paired_difference, paired_ratio
+from rotssl.reports.groups import Cell, Conditions, LeftOut, baseline_of
+from rotssl.reports.ranking import Ranking, rank
+from rotssl.runs.journal import RunRecord
+
+COSTS = ("epochs", "flops", "device_seconds")
+SLACK = 0.01  # a run may cost so much more than what it is given, as a share
+
+Match = Callable[[Cell], tuple[Cell | None, str]]
+
+
+@dataclass(frozen=True)
+class Final:
+    """Accuracy at the last epoch over seeds, as fractions."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What it costs to come to the target, over the paired seeds.
+
+    Attributes:
+        ours: mean cost, or None where a seed never comes there.
+        theirs: the baseline's.
+        reached: number of seeds in which the variant comes there.
+        baseline_reached: in which the baseline does.
+        speed_up: baseline's cost over ours, where both come there in every seed, unless the bounds leave none.
+        budgets: of the runs that the variant's costs are from, one a seed.
+        bound: what the speed-up is of the true one, ``at least`` or ``at most``, where one side is there by its first measured
+            epoch in any seed; ``none`` where both are, so that there is no ratio.
+        at_most: whether our cost is an upper bound.
+        baseline_at_most: whether the baseline's is.
+    """
+
+    ours: float | None
+    theirs: float | None
+    reached: int
+    baseline_reached: int
+    speed_up: Estimate | None
+    budgets: tuple[int, ...]
+    bound: str | None = None
+    at_most: bool = False
+    baseline_at_most: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell at one budget, or over all its budgets, against its baseline there.
+
+    Attributes:
+        family: of the cell.
+        variant: of the cell.
+        budget: in epochs; of the cheapest way: the baseline's longest, whose final accuracy is the target.
+        final: over all complete seeds; None for the cheapest way.
+        cost: mean total cost of a run; empty for the cheapest way.
+        baseline: the baseline's family and variant, or None.
+        remark: why there is no baseline, or no number.
+        paired: seeds that both have.
+        missing: seeds that only one of them has.
+        gain: over the baseline, as a fraction.
+        reach: by cost; None where the metric was measured at the end of the runs only.
+    """
+
+    family: str
+    variant: str
+    budget: int
+    final: Final | None = None
+    cost: Mapping[str, float] | None = None
+    baseline: tuple[str, str] | None = None
+    remark: str = ""
+    paired: tuple[int, ...] = ()
+    missing: tuple[int, ...] = ()
+    gain: Estimate | None = None
+    reach: Mapping[str, Reach] | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the cell is its own baseline."""
+        return self.baseline == (self.family, self.variant)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The longest runs of a variant that fit into the total cost of its baseline at one budget.
+
+    Attributes:
+        family: of the cell.
+        variant: of the cell.
+        baseline: its baseline's family and variant.
+        budget: the baseline's, in epochs.
+        limit: the baseline's mean total cost.
+        fitting: the variant's budget that fits, or None.
+        final: its accuracy over seeds.
+        gain: over the baseline, over the seeds that both have.
+        paired: these seeds.
+        mean: accuracy over these seeds.
+    """
+
+    family: str
+    variant: str
+    baseline: tuple[str, str]
+    budget: int
+    limit: float
+    fitting: int | None = None
+    final: Final | None = None
+    gain: Estimate | None = None
+    paired: tuple[int, ...] = ()
+    mean: float | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the cell is its own baseline."""
+        return self.baseline == (self.family, self.variant)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Which variant of a family to take, at its longest budget.
+
+    Attributes:
+        family: of the cells.
+        best: row with the highest mean over the seeds that all ranked rows share.
+        second: row with the second highest, or None.
+        ranking: of all variants of the family at this budget.
+        lead: of the best over the second, over the shared seeds.
+        separated: whether the lead's interval is above 0.
+        cheaper: of the two, the variant that takes fewer FLOPs; None where they take the same, or nobody counted.
+    """
+
+    family: str
+    best: Row
+    second: Row | None
+    ranking: Ranking
+    lead: Estimate | None = None
+    separated: bool = False
+    cheaper: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All of it."""
+
+    metric: str
+    target: float | None
+    baseline: Conditions
+    cells: Sequence[Cell]
+    rows: Sequence[Row]
+    cheapest: Sequence[Row]
+    equal: Mapping[str, Sequence[Fit]]
+    recommendations: Sequence[Recommendation]
+    left_out: Sequence[LeftOut]
+
+
+def compare_cells(
+    cells: Sequence[Cell], left_out: Sequence[LeftOut], wanted: Conditions, metric: str, target: float | None = None
+) -> Comparison:
+    """Compare cells with their baselines.
+
+    Args:
+        cells: in the order in which they are shown.
+        left_out: runs that take no part.
+        wanted: what makes a baseline.
+        metric: fraction, the larger, the better.
+        target: level to reach; None: the baseline's final one of the same seed and budget.
+    """
+
+    def match(cell: Cell) -> tuple[Cell | None, str]:
+        return baseline_of(cell, cells, wanted)
+
+    rows = [_row(cell, budget, match, metric, target) for cell in cells for budget in cell.runs]
+    costs = [cost for cost in COSTS[1:] if all(_has(run, cost) for run in _runs(cells))]
+    return Comparison(
+        metric=metric,
+        target=target,
+        baseline=wanted,
+        cells=cells,
+        rows=rows,
+        cheapest=[_cheapest(cell, match, metric, target) for cell in cells],
+        equal={cost: [fit for cell in cells for fit in _fits(cell, match, metric, cost)] for cost in costs},
+        recommendations=_recommend(cells, rows, metric),
+        left_out=sorted(left_out, key=lambda entry: (entry.run.name, entry.reason, entry.run.run_id)),
+    )
+
+
+def _runs(cells: Iterable[Cell]) -> Iterable[RunRecord]:
+    return (run for cell in cells for by_seed in cell.runs.values() for run in by_seed.values())
+
+
+def _last(run: RunRecord) -> Mapping[str, float]:
+    return run.points[max(run.points)]
+
+
+def _has(run: RunRecord, cost: str) -> bool:
+    return _last(run).get(f"cost/{cost}", 0) > 0
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return math.fsum(values) / len(values)
+
+
+def _final(runs: Mapping[int, RunRecord], metric: str) -> Final:
+    values = [_last(run)[metric] for run in runs.values()]
+    return Final(_mean(values), min(values), max(values), tuple(sorted(runs)))
+
+
+def gain(ours: Mapping[int, RunRecord], theirs: Mapping[int, RunRecord], metric: str) -> Estimate | None:
+    """Difference of the final metric over the seeds that both have; None where there are none."""
+    pairs = sorted((_last(ours[seed])[metric], _last(theirs[seed])[metric]) for seed in ours.keys() & theirs.keys())
+    if len(pairs) < 2:
+        return Estimate(pairs[0][0] - pairs[0][1]) if pairs else None
+    return Estimate(*paired_difference([a for a, _ in pairs], [b for _, b in pairs]))
+
+
+def _row(cell: Cell, budget: int, match: Match, metric: str, target: float | None) -> Row:
+    ours = cell.runs[budget]
+    cost = {key: _mean(_last(run)[f"cost/{key}"] for run in ours.values()) for key in COSTS if _all_have(ours, key)}
+    row = Row(cell.family, cell.variant, budget, _final(ours, metric), cost)
+    base, why = match(cell)
+    if base is None:
+        return replace(row, remark=why)
+    theirs = base.runs.get(budget, {})
+    name, paired = (base.family, base.variant), sorted(ours.keys() & theirs.keys())
+    missing = tuple(sorted(ours.keys() ^ theirs.keys()))
+    if not paired:
+        remark = f"{base.variant} has no complete run of {budget} epochs" + (" with these seeds" if theirs else "")
+        return replace(row, baseline=name, remark=remark, missing=missing)
+    levels = [_last(theirs[seed])[metric] if target is None else target for seed in paired]
+    pairs = [({budget: ours[seed]}, {budget: theirs[seed]}) for seed in paired]
+    # A run that was measured at its end only does not show when it came to a level.
+    seen = all(measured(run.points, metric) for pair in pairs for ways in pair for run in ways.values())
+    return replace(
+        row,
+        baseline=name,
+        paired=tuple(paired),
+        missing=missing,
+        gain=gain(ours, theirs, metric),
+        reach=_reaches(pairs, levels, metric) if seen else None,
+    )
+
+
+def _all_have(runs: Mapping[int, RunRecord], cost: str) -> bool:
+    return all(_has(run, cost) for run in runs.values())
+
+
+Ways = Mapping[int, RunRecord]  # budget -> run, of one seed
+
+
+def _reaches(pairs: Sequence[tuple[Ways, Ways]], levels: Sequence[float], metric: str) -> dict[str, Reach]:
+    everything = [run for pair in pairs for ways in pair for run in ways.values()]
+    return {cost: _reach(pairs, levels, cost, metric) for cost in COSTS if all(_has(run, cost) for run in everything)}
+
+
+def _reach(pairs: Sequence[tuple[Ways, Ways]], levels: Sequence[float], cost: str, metric: str) -> Reach:
+    """The cheapest of each seed's runs, ours and the baseline's, to the level of that seed."""
+
+    def cheapest(ways: Ways, level: float) -> tuple[Crossing, int] | None:
+        found = {budget: crossing(run.points, level, f"cost/{cost}", metric) for budget, run in ways.items()}
+        there = [(at.cost, budget) for budget, at in found.items() if at is not None]
+        if not there:
+            return None
+        # If any way may have been there earlier, it may have been the cheapest.
+        return Crossing(min(there)[0], any(at is not None and at.at_most for at in found.values())), min(there)[1]
+
+    ours = [cheapest(mine, level) for (mine, _), level in zip(pairs, levels, strict=True)]
+    theirs = [cheapest(base, level) for (_, base), level in zip(pairs, levels, strict=True)]
+    we, they = ([value[0].cost for value in side if value is not None] for side in (ours, theirs))
+    everywhere = len(we) == len(they) == len(pairs)
+    ends = [any(value is not None and value[0].at_most for value in side) for side in (ours, theirs)]
+    bound = {(True, True): "none", (True, False): "at least", (False, True): "at most"}.get((ends[0], ends[1]))
+    return Reach(
+        ours=_mean(we) if len(we) == len(pairs) else None,
+        theirs=_mean(they) if len(they) == len(pairs) else None,
+        reached=len(we),
+        baseline_reached=len(they),
+        speed_up=paired_ratio(they, we) if everywhere and bound != "none" else None,
+        budgets=tuple(value[1] for value in ours if value is not None),
+        bound=bound if everywhere else None,
+        at_most=ends[0],
+        baseline_at_most=ends[1],
+    )
+
+
+def _cheapest(cell: Cell, match: Match, metric: str, target: float | None) -> Row:
+    """Over all budgets of both: only the seeds that have every budget of their side, for a lost run is no slow one."""
+    base, why = match(cell)
+    if base is None:
+        return Row(cell.family, cell.variant, max(cell.runs), remark=why)
+    name, longest = (base.family, base.variant), max(base.runs)
+    row = Row(cell.family, cell.variant, longest, baseline=name)
+    ours, theirs = (set.intersection(*(set(runs) for runs in side.runs.values())) for side in (cell, base))
+    paired = sorted(ours & theirs)
+    if not paired:
+        return replace(row, remark="no seed has every budget of both")
+    levels = [_last(base.runs[longest][seed])[metric] if target is None else target for seed in paired]
+    pairs = [
+        ({b: runs[seed] for b, runs in cell.runs.items()}, {b: runs[seed] for b, runs in base.runs.items()})
+        for seed in paired
+    ]
+    seeds = {seed for side in (cell, base) for runs in side.runs.values() for seed in runs}
+    missing = tuple(sorted(seeds - set(paired)))
+    return replace(row, paired=tuple(paired), missing=missing, reach=_reaches(pairs, levels, metric))
+
+
+def _fits(cell: Cell, match: Match, metric: str, cost: str) -> list[Fit]:
+    base, _ = match(cell)
+    if base is None:
+        return []
+
+    def total(runs: Mapping[int, RunRecord]) -> float:
+        return _mean(_last(run)[f"cost/{cost}"] for run in runs.values())
+
+    fits = []
+    for budget, theirs in base.runs.items():
+        limit, name = total(theirs), (base.family, base.variant)
+        # The budgets stand in ascending order; the longest is the one whose schedule had the most room.
+        fitting = [other for other, runs in cell.runs.items() if total(runs) <= limit * (1 + SLACK)]
+        fit = Fit(cell.family, cell.variant, name, budget, limit)
+        if fitting:
+            ours = cell.runs[fitting[-1]]
+            paired = tuple(sorted(ours.keys() & theirs.keys()))
+            fit = replace(
+                fit,
+                fitting=fitting[-1],
+                final=_final(ours, metric),
+                gain=gain(ours, theirs, metric),
+                paired=paired,
+                mean=_mean(_last(ours[seed])[metric] for seed in paired) if paired else None,
+            )
+        fits.append(fit)
+    return fits
+
+
+def _recommend(cells: Sequence[Cell], rows: Sequence[Row], metric: str) -> list[Recommendation]:
+    found = []
+    for family in dict.fromkeys(cell.family for cell in cells):
+        members = {cell.variant: cell for cell in cells if cell.family == family}
+        counts = Counter(budget for cell in members.values() for budget in cell.runs)
+        budget = max([b for b, count in counts.items() if count > 1] or counts)
+        there = {row.variant: row for row in rows if row.family == family and row.budget == budget}
+        # Variants stand plain first, weights ascending: of equal means the smaller weight is taken.
+        runs = {variant: cell.runs.get(budget, {}) for variant, cell in members.items()}
+        finals = {variant: {seed: _last(run)[metric] for seed, run in own.items()} for variant, own in runs.items()}
+        ranking = rank(finals, [variant for variant, row in there.items() if row.is_baseline])
+        best = there[ranking.order[0]]
+        if len(ranking.order) == 1:
+            found.append(Recommendation(family, best, None, ranking))
+            continue
+        second = there[ranking.order[1]]
+        ours, theirs = ({seed: runs[row.variant][seed] for seed in ranking.seeds} for row in (best, second))
+        lead = gain(ours, theirs, metric)
+        separated = lead is not None and lead.low is not None and lead.low > 0
+        found.append(Recommendation(family, best, second, ranking, lead, separated, _cheaper(best, second)))
+    return found
+
+
+def _cheaper(one: Row, other: Row) -> str | None:
+    flops = [(row.cost or {}).get("flops") for row in (one, other)]
+    if flops[0] is None or flops[1] is None or math.isclose(flops[0], flops[1], rel_tol=SLACK):
+        return None
+    return one.variant if flops[0] < flops[1] else other.variant

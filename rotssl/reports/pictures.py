@@ -1,0 +1,83 @@
+"""Pictures: what the model sees, and convergence curves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from rotssl.runs.journal import Points
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def save_views(
+    views: "Mapping[str, Sequence[Tensor]]", mean: Sequence[float], std: Sequence[float], path: Path, rows: int = 8
+) -> None:
+    """A grid with one row an image and one column a view, magnified without smoothing; smaller views stand in the middle.
+
+    Args:
+        views: name -> views of that kind, each (B, 3, S, S), or (k x B, 3, S, S) for k versions of it in blocks of B rows;
+            normalised. The first one tells B.
+        mean: what was subtracted.
+        std: what was divided by.
+        path: of the PNG.
+        rows: images shown.
+    """
+    everything = [(name, view) for name, group in views.items() for view in group]
+    count, side = len(everything[0][1]), max(view.shape[-1] for _, view in everything)
+    columns, names = [], []
+    for name, view in everything:
+        for version in view.detach().split(count):
+            pixels = version[:rows].float().cpu().numpy() * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))
+            before = (side - pixels.shape[-1]) // 2
+            pad = (before + 1, side - pixels.shape[-1] - before + 1)
+            columns.append(np.pad(pixels.clip(0, 1), ((0, 0), (0, 0), pad, pad), constant_values=1.0))
+            names.append(name)
+    stack = np.stack(columns, axis=1)  # (rows, columns, 3, S, S)
+    shown, cell = len(stack), side + 2
+    grid = (stack.transpose(0, 3, 1, 4, 2).reshape(shown * cell, len(columns) * cell, 3) * 255).astype(np.uint8)
+    scale, head = max(1, 100 // side), 16
+    pixels = Image.fromarray(grid).resize((grid.shape[1] * scale, grid.shape[0] * scale), Image.Resampling.NEAREST)
+    picture = Image.new("RGB", (pixels.width, pixels.height + head), "white")
+    picture.paste(pixels, (0, head))
+    for i, name in enumerate(names):
+        ImageDraw.Draw(picture).text((i * cell * scale + 2, 2), name, fill="black")
+    picture.save(path)
+
+
+def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "knn/top1", title: str = "") -> None:
+    """Metric against epoch and against training seconds, one line a run.
+
+    Args:
+        curves: label -> points of the run's journal.
+        path: of the PNG.
+        metric: what to draw; accuracies, whose names end with top1, are drawn in percent.
+        title: above both panels.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    factor = 100 if metric.endswith("top1") else 1
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for panel, key, label in zip(
+        panels, ("cost/epochs", "cost/train_seconds"), ("epoch", "training time, s"), strict=True
+    ):
+        for name, points in curves.items():
+            chosen: list[dict[str, Any]] = [point for point in points.values() if metric in point]
+            panel.plot(
+                [p[key] for p in chosen], [factor * p[metric] for p in chosen], marker="o", markersize=3.5, label=name
+            )
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel({"knn/top1": "kNN top-1 on validation, %"}.get(metric, metric))
+    if curves:
+        panels[0].legend(frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

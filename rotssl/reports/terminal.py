@@ -1,0 +1,93 @@
+"""Tables for the terminal."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from rotssl.runs.journal import Points
+
+if TYPE_CHECKING:  # with it come numpy and scipy
+    from rotssl.reports.tables import Sheet
+
+_ROWS = (
+    ("kNN top-1 on {split}", "knn/top1", "{:.1%}"),
+    ("linear probe top-1 on {split}", "linear/top1", "{:.1%}"),
+    ("kNN top-1 on test", "test/knn/top1", "{:.1%}"),
+    ("linear probe top-1 on test", "test/linear/top1", "{:.1%}"),
+    ("loss, method", "loss/ssl", "{:.4f}"),
+    ("loss, rotation", "loss/rotation", "{:.4f}"),
+    ("rotation accuracy (training views)", "rotation/accuracy", "{:.1%}"),
+    ("rotation's gradient over the method's, norms", "rotation/grad_ratio", "{:.3g}"),
+    ("cosine between the two", "rotation/grad_cosine", "{:.3f}"),
+    ("loss, jigsaw", "loss/jigsaw", "{:.4f}"),
+    ("jigsaw accuracy (training views)", "jigsaw/accuracy", "{:.1%}"),
+    ("jigsaw's gradient over the method's, norms", "jigsaw/grad_ratio", "{:.3g}"),
+    ("cosine between the two", "jigsaw/grad_cosine", "{:.3f}"),
+    ("feature spread (1 = even, 0 = collapsed)", "feature/std", "{:.2f}"),
+    ("effective rank of features", "feature/effective_rank", "{:.1f}"),
+    ("training time", "cost/train_seconds", "{:.1f} s"),
+    ("device time", "cost/device_seconds", "{:.1f} s"),
+    ("training compute", "cost/flops", "{:.3g} FLOPs"),
+    ("throughput", "throughput/images_per_second", "{:.0f} images/s"),
+)
+
+
+def show(*parts: RenderableType) -> None:
+    """Print tables and texts to stdout, at a fixed width where that is no terminal."""
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = 110
+    for part in parts:
+        console.print(part)
+
+
+def result(name: str, points: Points) -> Table:
+    """The last epoch of a run."""
+    return measures(f"{name}, epoch {max(points)}", points[max(points)])
+
+
+def measures(title: str, last: Mapping[str, float], split: str = "validation") -> Table:
+    """Metrics by their names in words, measured on a split."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for label, key, form in _ROWS:
+        if key in last:
+            table.add_row(label.format(split=split), form.format(last[key]))
+    return table
+
+
+def convergence(title: str, names: Sequence[str], curves: Sequence[Points], metric: str = "knn/top1") -> Table:
+    """A metric of several runs, epoch by epoch."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("epoch", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    for epoch in sorted(set().union(*curves)):
+        cells = [f"{points[epoch][metric]:.1%}" if metric in points.get(epoch, {}) else "" for points in curves]
+        table.add_row(str(epoch), *cells)
+    return table
+
+
+def from_sheet(sheet: "Sheet") -> Table:
+    """A table of a comparison; names from MLflow are shown as they are, brackets and all."""
+    from rotssl.reports.tables import is_remark
+
+    table = Table(
+        title=f"\n{sheet.title}\n[not bold]{escape(sheet.caption)}[/]",
+        title_justify="left",
+        title_style="bold",
+        show_lines=True,
+    )
+    for i, header in enumerate(sheet.headers):
+        # Where space is short, names and remarks are broken rather than numbers.
+        short = i >= sheet.names and not any(is_remark(row[i]) for row in sheet.rows)
+        justify: Literal["left", "right"] = "left" if i < sheet.names else "right"
+        table.add_column(escape(header), justify=justify, no_wrap=short, overflow="fold")
+    for row in sheet.rows:
+        table.add_row(*map(escape, row))
+    return table

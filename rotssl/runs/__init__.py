@@ -1,0 +1,1 @@
+"""One run on disk: its state and lock, its journal, its checkpoints."""

@@ -1,0 +1,144 @@
+"""A run's folder: its record, its lock, and whether it can be written."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rotssl import config as cfg
+from rotssl.config import Config
+from rotssl.config.fields import ConfigError
+from rotssl.runs import checkpoint
+
+
+class Busy(ConfigError):
+    """Another process has the run."""
+
+
+@dataclass
+class Record:
+    """``run.json`` in the run's folder: what the run is, and how its last start ended.
+
+    ``status`` is new, running, finished, failed, interrupted, stopped (``train.stop_after``) or pruned (by a sweep's scheduler).
+    ``missing``: names of what could not be measured at its end. ``changes``: what the configuration that it was asked for has
+    otherwise, in lines; nothing of what is computed.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    status: str = "new"
+    reason: str = ""
+    uri: str = ""
+    run_id: str | None = None
+    synced: bool = False
+    missing: list[str] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether another start has nothing to do: the run went to its end, and all was measured there."""
+        return self.status == "finished" and not self.missing
+
+    @classmethod
+    def of(cls, config: Config) -> "Record":
+        """The record of a run, read from its folder if it was started before.
+
+        Raises:
+            ConfigError: it was started with another configuration, or the record can't be read.
+        """
+        path, ours = config.run_dir / "run.json", cfg.identity(config)
+        if not path.exists() and checkpoint.found(config.run_dir):
+            raise ConfigError(
+                f"storage.path: {config.run_dir} has checkpoints but no run.json; move it away to start anew"
+            )
+        record, late = cls.read(path, ours), cfg.later_defaults(config)
+        for key in sorted(ours.keys() | record.config.keys()):
+            # Fields that came later are left out at their defaults.
+            before, now = (fields.get(key, late.get(key)) for fields in (record.config, ours))
+            if before == now:
+                continue
+            if key not in cfg.MAY_CHANGE:
+                raise ConfigError(
+                    f"{key}: got {now}, but run {config.tracking.run_name!r} was started with {before}; choose another run_name"
+                )
+            if key in record.config:
+                record.changes.append(f"{key}: {now} in place of {before}")
+        if not record.is_done:
+            record.config = ours
+        return record
+
+    @classmethod
+    def read(cls, path: Path, config: dict[str, Any]) -> "Record":
+        """The record in a file, or a new one with this configuration where there is none.
+
+        Raises:
+            ConfigError: it can't be read.
+        """
+        if not path.exists():
+            return cls(path, config)
+        try:
+            record = cls(path, **json.loads(path.read_text()))
+            if not isinstance(record.config, dict):
+                raise ValueError("no configuration in it")
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"storage.path: {path} cannot be read ({error}); move the folder away to start anew"
+            ) from error
+        return record
+
+    def write(self, status: str, reason: str = "") -> None:
+        """Save with a new status and what there is to say about it, whole or not at all."""
+        self.status, self.reason = status, reason
+        content = {key: value for key, value in vars(self).items() if key not in ("path", "changes")}
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.replace(self.path)
+
+
+@contextmanager
+def run_folder(config: Config, patience: float = 0) -> Iterator[Path]:
+    """The run's folder, made and held for this process alone.
+
+    Args:
+        config: resolved.
+        patience: seconds to wait for another process that has it: one that lost its driver needs some to notice.
+
+    Raises:
+        ConfigError: it can't be written.
+        Busy: another process runs this very run.
+    """
+    folder, deadline = config.run_dir, time.monotonic() + patience
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise ConfigError(f"storage.path: cannot write to {error.filename or folder}: {error.strerror}") from error
+    with lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise Busy(
+                        f"tracking.run_name: {config.tracking.run_name!r} is being run by another process right now"
+                    ) from error
+                time.sleep(0.5)
+        yield folder
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that could not be made or written, leaving nothing behind.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"storage.path: cannot write to {folder}")

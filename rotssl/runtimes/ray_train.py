@@ -1,0 +1,377 @@
+"""Ray Train: the only module, with rotssl.runtimes.ray_tune, that imports ray.
+
+The driver connects to a cluster, checks that the workers fit, loads the data once into Ray's object store (one copy a node, read
+in place by all workers of it; images on disk the workers map themselves) and hands the engine's loop to a TorchTrainer. A worker
+group that dies is restarted by Ray Train and goes on from the newest checkpoint in storage.path.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rotssl import config as cfg
+from rotssl.config import Config
+from rotssl.config.fields import ConfigError
+from rotssl.data import datasets
+from rotssl.data.images import DataError
+from rotssl.runs import checkpoint
+from rotssl.runs.journal import Journal
+
+# Set before Ray starts; Train hands the first one on to its controller and workers.
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the last report waits for the controller's next look: 2 s by default
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+MAX_FAILURES = 3
+COLLECTIVE_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who will train, and where; ``why`` there are no more of them, if others could be used."""
+
+    count: int
+    use_gpu: bool
+    nodes: int
+    why: str = ""
+
+
+def import_ray() -> Any:
+    """Ray, with the environment that it reads when it is imported."""
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    # Ray's processes inherit the environment; without bytecode each of them would compile its imports anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    import ray
+
+    return ray
+
+
+@contextlib.contextmanager
+def connected(config: Config) -> Iterator[Workers]:
+    """Within the body, a cluster: the one of RAY_ADDRESS or of ``ray start`` on this machine, else one of its own.
+
+    Raises:
+        ConfigError: no connection, or the workers don't fit into the cluster.
+    """
+    ray = import_ray()
+    ours = not ray.is_initialized()
+    if ours:
+        address = _address()
+        if address == "local":
+            check_machine(config)
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts a cluster of our own
+        try:
+            # Warnings of ours come through the progress queue; the chatter of Ray's own actors stays in its session's logs.
+            show_logs = os.environ.get("RAY_LOG_TO_DRIVER") == "1"
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=show_logs)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            token = "" if os.environ.get("RAY_AUTH_MODE") else "; if it asks for a token: export RAY_AUTH_MODE=token"
+            raise ConfigError(
+                f"RAY_ADDRESS: cannot connect to the Ray cluster ({str(error).splitlines()[0][:160]}){token}"
+            ) from error
+        _protect_token()
+    try:
+        yield plan(config, ray.cluster_resources(), ray.nodes())
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _address() -> str:
+    """Where to connect: RAY_ADDRESS, or the cluster that ``ray start`` left on this machine if it answers, else ``local``.
+
+    Raises:
+        ConfigError: nothing answers at RAY_ADDRESS; Ray itself would try for minutes.
+    """
+    from ray._private.utils import read_ray_address
+
+    asked = os.environ.get("RAY_ADDRESS", "auto")
+    address = asked if asked != "auto" else read_ray_address() or "local"
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdecimal():
+        return address
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        if asked != "auto":
+            raise ConfigError(f"RAY_ADDRESS: nothing answers at {address} ({error})") from error
+        return "local"  # the file of a cluster that was killed
+    return address
+
+
+def _protect_token() -> None:
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)  # Ray writes it readable for everyone
+
+
+def check_machine(config: Config) -> None:
+    """Refuse more workers than this machine has cores, before a cluster is started.
+
+    Raises:
+        ConfigError: too many workers.
+    """
+    asked, each, cores = config.scaling.num_workers, config.scaling.cpus_per_worker, os.cpu_count() or 1
+    if asked != "auto" and asked * each > cores:
+        raise ConfigError(
+            f"scaling.num_workers: got {asked} with {each} CPU each, expected what fits into the {cores} cores here"
+        )
+
+
+def plan(config: Config, resources: dict[str, float], nodes: list[dict[str, Any]]) -> Workers:
+    """The workers for a cluster: as configured, else one a GPU, else one a core up to two.
+
+    Args:
+        config: the run's.
+        resources: totals of the cluster, as ray.cluster_resources() gives them.
+        nodes: as ray.nodes() gives them.
+
+    Raises:
+        ConfigError: they don't fit into the cluster's totals.
+    """
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    scaling = config.scaling
+    use_gpu = gpus > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
+    if use_gpu and gpus == 0:
+        raise ConfigError("scaling.use_gpu: got true, but the cluster has no GPU")
+    alive = [node for node in nodes if node.get("Alive", True)]
+    places = sum(int(node["Resources"].get("CPU", 0)) // scaling.cpus_per_worker for node in alive)
+    why = ""
+    if scaling.num_workers == "auto":
+        most = max(1, min(gpus, places) if use_gpu else min(2, places))
+        count = max((n for n in range(1, most + 1) if not cfg.unshared(config, n)), default=1)
+        why = cfg.unshared(config, most)
+    else:
+        count = scaling.num_workers
+    if use_gpu and count > gpus:
+        raise ConfigError(
+            f"scaling.num_workers: got {count} with a GPU each, expected at most the cluster's {gpus} GPUs"
+        )
+    if count > places:
+        raise ConfigError(
+            f"scaling.num_workers: got {count} with {scaling.cpus_per_worker} CPU each, but the cluster has {cpus} CPUs"
+        )
+    cfg.check_workers(config, count)
+    return Workers(count, use_gpu, len({node["NodeManagerAddress"] for node in alive}), why)
+
+
+class RayRuntime:
+    """The engine's Runtime inside a Ray Train worker.
+
+    Args:
+        run_dir: where checkpoints go.
+        queue: takes the progress events of rank 0.
+    """
+
+    def __init__(self, run_dir: Path, queue: Any) -> None:
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.run_dir, self.queue = run_dir, queue
+
+    def wrap(self, model: Any) -> Any:
+        """DDP where there are several workers."""
+        from rotssl.base.distributed import data_parallel
+
+        return data_parallel(model, self.device)
+
+    def report(self, epoch: int, metrics: dict[str, float], saved: Future[Path] | None) -> None:
+        """Tell Ray Train, whose own thread hands it on once the checkpoint is there; waits for the other workers."""
+        import ray.train
+
+        place = (
+            None if saved is None else ray.train.Checkpoint.from_directory(str(self.run_dir / checkpoint.name(epoch)))
+        )
+
+        def upload(there: Any, name: str) -> Any:
+            assert saved is not None
+            saved.result()  # the ledger wrote it to its place in storage.path: nothing is left to be copied
+            return there
+
+        ray.train.report(
+            metrics,
+            checkpoint=place,
+            checkpoint_dir_name=checkpoint.name(epoch),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=False,
+            checkpoint_upload_fn=upload,
+        )
+
+    def prune(self) -> None:
+        """Ray Train does: it deletes what it was told of."""
+
+    def progress(self, event: dict[str, Any]) -> None:
+        """Send an event to the driver, without waiting."""
+        if self.rank == 0 and self.queue is not None:
+            self.queue.actor.put_nowait.remote(event)
+
+
+class _Forward(logging.Handler):
+    """Shows a worker's warnings in the driver's terminal."""
+
+    def __init__(self, runtime: RayRuntime) -> None:
+        super().__init__(logging.WARNING)
+        self.runtime = runtime
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.runtime.progress({"warning": record.getMessage()})
+
+
+def _work(task: dict[str, Any]) -> dict[str, Any]:
+    """What each worker runs; returns {"failed": reason} for what trying again would not change."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    from rotssl.engine.runtime import RunFailed
+    from rotssl.engine.trainer import Trainer
+
+    config = cfg.build(cfg.flat_dict(task["config"]))
+    logging.disable(logging.INFO)  # Ray Train would print every report
+    warnings.filterwarnings(
+        "ignore", message="The given NumPy array is not writable"
+    )  # the object store's; nobody writes
+    try:
+        runtime = RayRuntime(config.run_dir, task["queue"])
+        if runtime.rank == 0:
+            logging.getLogger("rotssl").addHandler(_Forward(runtime))
+        splits = ray.get(task["data"]) if task["data"] is not None else _map_images(config, runtime)
+        Trainer(config, splits, runtime, Journal(config.run_dir)).run()
+    except (RunFailed, DataError) as error:
+        return {"failed": str(error)}
+    except RayTaskError as error:
+        if isinstance(error.cause, DataError):
+            return {"failed": str(error.cause)}
+        raise
+    return {}
+
+
+def _map_images(config: Config, runtime: RayRuntime) -> datasets.Splits:
+    """The images on this node's disk, decoded if they are not there yet.
+
+    Raises:
+        DataError: on all workers, where one of them can't have them.
+    """
+    import ray.train.collective
+
+    from rotssl.base import distributed
+
+    splits, reason = None, ""
+    try:
+        splits = datasets.load(config.data, config.evaluation.holdout, lambda line: runtime.progress({"note": line}))
+    except (ConfigError, DataError) as error:
+        reason = str(error)
+    # Nodes that must decode take their time: others would give up on a collective of torch's, not on this one.
+    ray.train.collective.barrier()
+    reason = distributed.first_text(reason, runtime.device)
+    if splits is None or reason:
+        raise DataError(reason)
+    return splits
+
+
+def fit(
+    config: Config,
+    workers: Workers,
+    show: Callable[[dict[str, Any]], None],
+    data: Any = None,
+) -> str | None:
+    """Run the engine on Ray Train workers; returns None, or the reason why the run failed.
+
+    Args:
+        config: resolved.
+        workers: from connected().
+        show: takes the progress events, in a thread of its own.
+        data: the images in Ray's object store; loaded if None, unless the workers map them from disk.
+    """
+    import_ray()
+    from ray.exceptions import RayActorError
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+    from ray.util.queue import Queue
+
+    # The engine finds the newest checkpoint by itself, also one that a run without Ray left. Train's own list of them may name
+    # some that are gone by now, which it would not survive.
+    (config.run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    queue = Queue(actor_options={"num_cpus": 0})
+    data = data or load(config)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"config": cfg.to_dict(config), "data": data, "queue": queue},
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(config, workers)
+        ),
+        run_config=RunConfig(
+            name=config.run_dir.name,
+            storage_path=str(config.run_dir.parent),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with _rendering(queue, show):
+        try:
+            outcome = trainer.fit().return_value or {}
+        except WorkerGroupError as error:
+            return _first_line(next(iter(error.worker_failures.values()), error))
+        except (ControllerError, RayActorError) as error:
+            return _first_line(error)
+        except SystemExit as error:  # how Ray Train ends an interrupted fit()
+            raise KeyboardInterrupt from error
+    return outcome.get("failed")
+
+
+def load(config: Config) -> Any:
+    """A reference to the images of a run, to be loaded by some node of the cluster; None where each node has them on disk."""
+    if config.data.store == "disk":
+        return None
+    return import_ray().remote(num_cpus=0)(datasets.load).remote(config.data, config.evaluation.holdout)
+
+
+def _resources(config: Config, workers: Workers) -> dict[str, float]:
+    return {"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+@contextlib.contextmanager
+def _rendering(queue: Any, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """fit() blocks the driver's main thread: draw the workers' events in another one."""
+    from queue import Empty
+
+    done = threading.Event()
+
+    def draw() -> None:
+        while True:
+            finished = done.is_set()
+            try:
+                show(queue.get(block=not finished, timeout=0.5))
+            except Empty:
+                if finished:
+                    return
+
+    thread = threading.Thread(target=draw, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10)
+        queue.shutdown(grace_period_s=0)

@@ -1,0 +1,274 @@
+"""Ray Tune: runs the trials of a sweep.
+
+Tune schedules and nothing else. What a trial is and how far it got is in the trial's own folder, so nothing of Tune's is kept
+from start to start: each trial reports the epochs of its journal first, and the scheduler knows again what it knew.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rotssl.config import Config
+from rotssl.config.fields import ConfigError
+from rotssl.config.sweep import SweepConfig, is_baseline
+from rotssl.data.images import DataError
+from rotssl.runtimes.ray_train import MAX_FAILURES, import_ray
+
+# Read by Tune when it is imported.
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journals and MLflow have it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt is ours
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+METRIC = "knn/top1"
+RAY_UNITS = 10_000  # parts of a resource that Ray can tell apart
+
+
+def _import_tune() -> Any:
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import_ray()
+    from ray import tune
+
+    return tune
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many trials run at a time, and what each takes.
+
+    ``workers`` is 1 for trials that run in their Tune actor, and else the number of Ray Train workers that each starts.
+    ``resources`` is what the Tune actor itself reserves.
+    """
+
+    count: int
+    workers: int
+    use_gpu: bool
+    resources: dict[str, float]
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The nodes of the cluster, as Ray lists them."""
+    return list(import_ray().nodes())
+
+
+def plan(config: Config, settings: SweepConfig, nodes: Sequence[Mapping[str, Any]]) -> Slots:
+    """Slots for trials on the nodes of a cluster.
+
+    Args:
+        config: of any trial; its section scaling is that of all.
+        settings: of the sweep.
+        nodes: as Ray lists them.
+
+    Raises:
+        ConfigError: a trial doesn't fit, or not as many at a time as asked for.
+    """
+    scaling = config.scaling
+    workers = max(1, int(scaling.num_workers)) if scaling.num_workers != "auto" else 1
+    alive = [node["Resources"] for node in nodes if node.get("Alive", True)]
+    gpus, cpus = (sum(int(node.get(kind, 0)) for node in alive) for kind in ("GPU", "CPU"))
+    use_gpu = gpus > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
+    if use_gpu and gpus == 0:
+        raise ConfigError("scaling.use_gpu: got true, but the cluster has no GPU")
+    share = 1.0 if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
+    units = max(1, round(share * RAY_UNITS))
+    if share < 1 and workers > 1:
+        raise ConfigError(f"sweep.gpus_per_trial: got {share}, expected auto: {workers} workers take a GPU each")
+
+    def places(node: Mapping[str, Any]) -> int:
+        """Workers that fit on a node."""
+        room = int(node.get("CPU", 0)) // scaling.cpus_per_worker
+        # A worker does not span two GPUs: as many fit on one, times the GPUs.
+        return min(room, int(node.get("GPU", 0)) * (RAY_UNITS // units)) if use_gpu else room
+
+    fit = sum(map(places, alive)) // workers
+    each = f"{workers} x {scaling.cpus_per_worker} CPU" + (f" and {share:g} GPU" if use_gpu else "")
+    if fit == 0:
+        key = "scaling.num_workers" if workers > 1 else "scaling.cpus_per_worker"
+        given = workers if workers > 1 else scaling.cpus_per_worker
+        raise ConfigError(f"{key}: got {given}, but the cluster ({cpus} CPUs, {gpus} GPUs) holds no trial of {each}")
+    asked = settings.concurrency
+    if asked != "auto" and asked > fit:
+        raise ConfigError(
+            f"sweep.concurrency: got {asked}, expected at most {fit}: "
+            f"a trial takes {each}, the cluster has {cpus} CPUs, {gpus} GPUs"
+        )
+    resources = {"CPU": float(scaling.cpus_per_worker), **({"GPU": share} if use_gpu else {})}
+    if workers > 1:
+        # A Tune actor must reserve something, and what it reserves its own workers can't have: a byte of memory.
+        resources = {"memory": 1.0}
+    return Slots(fit if asked == "auto" else asked, workers, use_gpu, resources)
+
+
+Report = Callable[[int, Mapping[str, float]], None]
+Body = Callable[[Any, Any, Report], None]
+
+
+def _trial(config: dict[str, Any], body: Body, specs: Sequence[Any], shared: Any) -> None:
+    """What a Tune actor runs."""
+    from ray import tune
+
+    def report(epoch: int, metrics: Mapping[str, float]) -> None:
+        tune.report({"epoch": epoch, **metrics})
+
+    body(specs[config["trial"]], shared, report)
+
+
+def comparable(config: Config) -> Hashable:
+    """Trials whose accuracies at the same epoch may be compared: one method, one data set, one budget, one way to measure.
+
+    How often is part of that: rungs that fall between two measurements take the next one.
+    """
+    return config.method.name, config.data, config.evaluation, config.train.epochs
+
+
+def scheduler(settings: SweepConfig, configs: Sequence[Config], done: Collection[int] = ()) -> Any:
+    """Tune's scheduler for the trials of these configurations, which are named by their index.
+
+    Trials are compared within one method, data set and budget only, by epochs of ours. A baseline tells what it reached, and goes
+    on whatever the answer; so does a trial in its last epoch, and one that is done and only tells what it was.
+
+    Args:
+        settings: of the sweep.
+        configs: of the trials.
+        done: indices of trials that train no more.
+    """
+    _import_tune()
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+
+    common = {"time_attr": "epoch", "metric": METRIC, "mode": "max"}
+
+    def make(budget: int) -> Any:
+        grace = min(settings.grace_epochs, budget)
+        if settings.scheduler == "asha":
+            return ASHAScheduler(**common, max_t=budget, grace_period=grace, reduction_factor=settings.reduction_factor)
+        return MedianStoppingRule(**common, grace_period=grace, min_samples_required=2)
+
+    class WithinBudget(FIFOScheduler):  # type: ignore[misc]
+        """Hands each trial to the scheduler of those that it may be compared with."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts: dict[Hashable, Any] = {}
+            self.seen: dict[int, int] = {}  # last epoch of each trial: one that was started again tells them anew
+
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            config = configs[trial.config["trial"]]
+            part = self.parts.setdefault(comparable(config), make(config.train.epochs))
+            part.on_trial_add(tune_controller, trial)
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            index = trial.config["trial"]
+            config, epoch = configs[index], int(result["epoch"])
+            if epoch <= self.seen.get(index, 0) or METRIC not in result:
+                return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
+            self.seen[index] = epoch
+            part = self.parts[comparable(config)]
+            stays = index in done or is_baseline(config) or epoch >= config.train.epochs
+            if stays and settings.scheduler == "median":
+                # Tune's rule fails on what comes after its answer to stop, so it is told and not asked.
+                part.on_trial_complete(tune_controller, trial, result)
+                return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
+            action = part.on_trial_result(tune_controller, trial, result)
+            return TrialScheduler.STOP if action == TrialScheduler.STOP and not stays else TrialScheduler.CONTINUE  # type: ignore[no-any-return]
+
+    return FIFOScheduler() if settings.scheduler == "none" else WithinBudget()
+
+
+def run(
+    body: Body,
+    specs: Sequence[Any],
+    configs: Sequence[Config],
+    done: Collection[int],
+    slots: Slots,
+    settings: SweepConfig,
+    shared: Any,
+    scratch: Path,
+    on_epoch: Callable[[int, dict[str, Any]], None],
+    on_retry: Callable[[int], None],
+    on_end: Callable[[int, str | None], None],
+) -> None:
+    """Run the trials, in their order, as many at a time as there are slots.
+
+    Args:
+        body: called in a Tune actor with a trial's spec, ``shared`` and a function that reports an epoch; a module's function.
+        specs: one for each trial.
+        configs: of the trials, for the scheduler.
+        done: indices of trials that only tell it what they were.
+        slots: from ``plan``.
+        settings: of the sweep.
+        shared: handed to every trial; may hold references to Ray's object store.
+        scratch: folder for Tune's own files, removed afterwards.
+        on_epoch: takes a trial's index and an epoch's metrics.
+        on_retry: takes the index of a trial whose actor died and is started again.
+        on_end: takes a trial's index, and why its actor died for good, or None. Called once for each, as they end.
+    """
+    tune = _import_tune()
+    from ray.tune.progress_reporter import TrialProgressCallback
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that dies is told below, in one line
+
+    class Tell(TrialProgressCallback):  # type: ignore[misc]
+        """In place of Tune's own, which would print."""
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return TrialProgressCallback, ()  # for Tune's own record of the experiment, which nobody reads
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+        ) -> None:
+            on_epoch(trial.config["trial"], result)
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            on_end(trial.config["trial"], None)
+
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            on_retry(trial.config["trial"])
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+            on_end(trial.config["trial"], (lines or ["its worker died"])[-1][:300])
+
+    shutil.rmtree(scratch, ignore_errors=True)
+    trainable = tune.with_parameters(_trial, body=body, specs=list(specs), shared=shared)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, slots.resources),
+        param_space={"trial": tune.grid_search(list(range(len(specs))))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=slots.count,
+            scheduler=scheduler(settings, configs, done),
+            # cuBLAS is made deterministic before its first use in a process, or not at all.
+            reuse_actors=slots.workers == 1 and not any(config.train.deterministic for config in configs),
+        ),
+        run_config=tune.RunConfig(
+            name=scratch.name,
+            storage_path=str(scratch.parent),
+            verbose=0,
+            callbacks=[Tell()],
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fetch(reference: Any) -> Any:
+    """What a reference to Ray's object store stands for, read in place.
+
+    Raises:
+        DataError: the images that it should hold could not be read.
+    """
+    from ray.exceptions import RayTaskError
+
+    try:
+        return import_ray().get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, DataError):
+            raise error.cause from error
+        raise

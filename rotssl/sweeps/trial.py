@@ -1,0 +1,165 @@
+"""The trials of a sweep: runs like any other, in folders that their configurations name."""
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rotssl import config as cfg
+from rotssl import lifecycle
+from rotssl.config import Config
+from rotssl.config.fields import ConfigError
+from rotssl.config.sweep import Sweep, expand, run_name
+from rotssl.data import datasets
+from rotssl.data.images import DataError
+from rotssl.runs import journal
+from rotssl.runs.state import Busy, Record, run_folder
+from rotssl.runtimes.ray_train import Workers
+
+log = logging.getLogger(__name__)
+# An actor that lost its driver needs some seconds to notice.
+PATIENCE_S = 90
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of the sweep: its resolved configuration, what is varied in it, and the number of training images."""
+
+    config: Config
+    label: str
+    train_size: int
+
+    @property
+    def name(self) -> str:
+        """The run's name, which its configuration decides."""
+        return str(self.config.tracking.run_name)
+
+    @property
+    def title(self) -> str:
+        """For the eye."""
+        return f"{self.label} seed={self.config.train.seed}"
+
+    @property
+    def workers(self) -> Workers | None:
+        """Its Ray Train workers; None where the engine runs in Tune's."""
+        count = self.config.scaling.num_workers
+        return Workers(int(count), self.config.scaling.use_gpu is True, 1) if count else None
+
+    def record(self) -> Record:
+        """How far it is."""
+        return Record.of(self.config)
+
+    def is_done(self, prunes: bool) -> bool:
+        """Whether nothing is left to run; what a scheduler stopped is done for a sweep that has one."""
+        record = self.record()
+        return record.is_done or (prunes and record.status == "pruned")
+
+
+def trials_of(sweep: Sweep) -> list[Trial]:
+    """The trials that a sweep stands for, each once.
+
+    Raises:
+        ConfigError: a configuration that can't be run, the data's or their own.
+    """
+    trials: dict[str, Trial] = {}
+    said, places = list[str](), list[str]()
+    infos: dict[tuple[Any, float], datasets.DataInfo] = {}
+    placed: set[tuple[Any, float]] = set()
+    for cell in expand(sweep):
+        key = cell.config.data, cell.config.evaluation.holdout
+        if key not in infos:
+            infos[key] = datasets.inspect(*key)
+        asked = cell.config
+        if asked.scaling.num_workers in ("auto", 1):  # one worker needs no Ray Train: the engine runs in Tune's own
+            asked = cfg.replace(asked, {"scaling.num_workers": 0})
+            cfg.check_workers(asked, 1)
+        config, info = lifecycle.prepare(asked, infos[key], said.append)
+        if key not in placed:
+            placed.add(key)
+            places.append(datasets.place(config.data, config.evaluation.holdout, info, here=False))
+        every, epochs = config.evaluation.knn_every, config.train.epochs
+        if sweep.settings.scheduler != "none" and not 0 < every <= max(1, epochs - 1):
+            raise ConfigError(
+                f"evaluation.knn_every: got {every}, but {sweep.settings.scheduler} compares kNN before the last of "
+                f"{epochs} epochs"
+            )
+        if sweep.settings.scheduler != "none" and config.evaluation.holdout == 0:
+            raise ConfigError(
+                f"evaluation.holdout: got 0, expected more: {sweep.settings.scheduler} compares kNN on validation"
+            )
+        config = cfg.replace(config, {"tracking.run_name": run_name(config)})
+        trials.setdefault(str(config.tracking.run_name), Trial(config, cell.label, info.train_size))
+    for line in dict.fromkeys(said):
+        print(line, file=sys.stderr)
+    print(*places, sep="\n")
+    return list(trials.values())
+
+
+def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> None:
+    """One trial, in a Tune actor: tell what it did before, go on to its end, and tell how that was.
+
+    What goes wrong is told, not raised: an exception would make Tune try again at once, which is for actors that die.
+
+    Args:
+        spec: its configuration and tags.
+        data: references to the images; None for those on disk.
+        report: takes an epoch and its metrics, or in the end ``outcome`` and ``reason``; ends this function where the scheduler
+            stops the trial.
+    """
+    logging.disable(logging.INFO)
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    config = cfg.build(cfg.flat_dict(spec["config"]))
+    told = 0
+
+    def tell(epoch: int, metrics: Mapping[str, float]) -> None:
+        nonlocal told
+        if epoch > told:
+            told = epoch
+            report(epoch, metrics)
+
+    try:
+        with run_folder(config, PATIENCE_S):
+            outcome = _go_on(config, spec, data, tell)
+    except Busy as error:
+        outcome = "busy", str(error)
+    except Exception as error:  # whatever it was, the others go on; the sweep's driver records it
+        outcome = "failed", f"{type(error).__name__}: {error}"[:500]
+    report(told, dict(zip(("outcome", "reason"), outcome, strict=True)))
+
+
+def _go_on(
+    config: Config, spec: Mapping[str, Any], data: Mapping[str, Any], tell: Callable[[int, Mapping[str, float]], None]
+) -> tuple[str, str]:
+    """Run the trial from where it is; returns its status and what there is to say about it."""
+    from rotssl.runtimes import ray_train, ray_tune
+
+    def show(event: dict[str, Any]) -> None:
+        if "metrics" in event:
+            tell(event["epoch"] + 1, event["metrics"])
+
+    record = Record.of(config)
+    done = record.is_done or (spec["prunes"] and record.status == "pruned")
+    if not done:
+        record.write("running")
+    for epoch, metrics in sorted(journal.read(config.run_dir).items()):
+        tell(epoch, metrics)
+    if done:
+        return record.status, record.reason
+    with contextlib.ExitStack() as stack:
+        nested = config.scaling.num_workers != 0
+        workers = stack.enter_context(ray_train.connected(config)) if nested else None
+        try:
+            lifecycle.open_tracking(config, record, workers, spec["tags"])
+        except ConfigError as error:
+            # A store that is away for a moment: the journal has it all, and the driver sends it in the end.
+            log.warning("%s: %s", config.tracking.run_name, error)
+            record.uri = record.uri or spec["uri"]
+        try:
+            images = data[spec["data"]]  # None: on disk
+            images = images if nested or images is None else ray_tune.fetch(images)
+        except DataError as error:
+            return lifecycle.close(config, record, "failed", str(error)), str(error)
+        return lifecycle.execute(config, record, workers, show, images), record.reason
