@@ -239,7 +239,7 @@ def bare(args: argparse.Namespace, precision: str) -> Work:
 
     from rotssl.base import memory
 
-    memory.keep_freed()
+    memory.tune_malloc()
     encoder, (projector, predictor) = backbone(args.stem).to(args.device), heads(args)
     encoder = encoder.to(memory_format=torch.channels_last)
     teacher, teacher_projector = copy.deepcopy(encoder), copy.deepcopy(projector)

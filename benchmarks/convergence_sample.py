@@ -25,7 +25,7 @@ from pathlib import Path
 from common import RESULTS, command, commit, machine, spread, train, trainer
 
 from rotssl.reports.curves import cost_to_reach, paired_difference
-from rotssl.reports.pictures import save_convergence
+from rotssl.runs.curve import save_convergence
 from rotssl.runs.journal import Points
 
 RATES = (0.06, 0.12, 0.24, 0.48)

@@ -90,15 +90,15 @@ def train(cell: Cell) -> None:
         ConfigError: the run was started with another configuration.
         RuntimeError: its end was not measured.
     """
-    from rotssl.config import cli
-    from rotssl.runs.state import Record
+    from rotssl.config import recipes
+    from rotssl.runs.state import RunState
 
     args = cell.args
-    recipe = {key: value for key, value in cli.load_recipe(ROOT / args["recipe"]).items() if key != "data.name"}
+    recipe = {key: value for key, value in recipes.load_recipe(ROOT / args["recipe"]).items() if key != "data.name"}
     fields = {**recipe, **args.get("fields", {}), "tracking.run_name": "run"}
     splits = cell.splits(fields.get("evaluation.holdout", 0.1))
     config = cell.config(len(splits.train), fields)
-    record = Record.of(config)
+    record = RunState.of(config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     record.write("running")
     kept = config.run_dir.parent / "spent.json"

@@ -25,8 +25,9 @@ from PIL import Image
 from rotssl import config as cfg
 from rotssl import lifecycle
 from rotssl.base import memory
+from rotssl.commands import pretrain
 from rotssl.runs import journal
-from rotssl.runtimes import ray_train
+from rotssl.runtimes import ray_cluster
 
 SIDE = 96
 MB = 1e6
@@ -96,7 +97,7 @@ def run(store: str, workers: int, root: Path, work: Path) -> tuple[Reading, floa
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        if lifecycle.pretrain(config) != 0:
+        if pretrain.pretrain(config) != 0:
             raise SystemExit(f"{store}, {workers} workers: the run failed")
     finally:
         done.set()
@@ -131,7 +132,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|",
     ]
     os.environ["OMP_NUM_THREADS"] = "1"
-    ray = ray_train.import_ray()
+    ray = ray_cluster.import_ray()
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         make_pictures(work / "pictures", args.images)

@@ -82,11 +82,12 @@ def parts(fields: Mapping[str, Any], work: Path, repeats: int = 9) -> dict[str, 
     """Seconds of what the end of an epoch consists of, one after the other in this process."""
     from rotssl.runs import checkpoint
     from rotssl.runs.journal import Journal
+    from rotssl.tracking import store
     from rotssl.tracking import writer as tracking
 
     engine = trainer({**fields, "storage.path": str(work), "scaling.num_workers": 0})
     engine.step(*next(engine.batches(0)))  # so that the optimizer has its state
-    uri = tracking.default_uri(str(work))
+    uri = store.default_uri(str(work))
     run_id = tracking.open_run(uri, "parts", "parts", None, {}, {}, work / "artifacts")
     book, tracker = Journal(work / "parts"), tracking.Tracker(uri, run_id)
     points: journal.Points = {}

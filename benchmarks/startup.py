@@ -85,6 +85,7 @@ def child(file: str, began: float, workers: int, storage: str) -> int:
     """One start, in a process of its own; returns the exit code."""
     clock = Clock(file)
     from rotssl import lifecycle
+    from rotssl.commands import pretrain
     from rotssl.config.cli import parse
     from rotssl.tracking import writer
 
@@ -104,10 +105,10 @@ def child(file: str, began: float, workers: int, storage: str) -> int:
         clock.wrap(lifecycle, "_check_local_gpu", "torch and engine imported")
         clock.wrap(datasets, "load", "images")
     else:
-        from rotssl.runtimes import ray_train
+        from rotssl.runtimes import ray_cluster, ray_train
 
         start = time.time()
-        ray = ray_train.import_ray()
+        ray = ray_cluster.import_ray()
         clock.note("Ray: import and cluster", start, time.time())
         clock.wrap(ray, "init", "Ray: import and cluster")
         fit, work = ray_train.fit, ray_train._work
@@ -128,7 +129,7 @@ def child(file: str, began: float, workers: int, storage: str) -> int:
         ray_train.fit, ray_train._work = started, watched
     flags = FIELDS | {"storage.path": storage, "scaling.num_workers": workers}
     words = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
-    return lifecycle.run(parse(words, "jobs/pretrain.py", ""))
+    return pretrain.run(parse(words, "jobs/pretrain.py", ""))
 
 
 def start(workers: int) -> dict[str, float]:

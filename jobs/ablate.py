@@ -5,8 +5,8 @@ Each budget is a run of its own with its own schedule. Started again, the same c
 
 import sys
 
+from rotssl.commands import run_command
 from rotssl.commands.ablate import run
-from rotssl.config.cli import run_command
 from rotssl.config.sweep import parse
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ and report.json.
 import math
 from pathlib import Path
 
+from rotssl.commands import EXIT_OK, run_command
 from rotssl.commands.compare import METRICS, compare, default_output, show
-from rotssl.config.cli import EXIT_OK, Parser, run_command
+from rotssl.config.cli import Parser
 from rotssl.config.fields import ConfigError
-from rotssl.tracking.writer import asked_uri
+from rotssl.tracking.store import asked_uri
 
 
 def parse() -> dict[str, object]:

@@ -6,15 +6,17 @@ Takes the flags of jobs/pretrain.py for both runs.
 import sys
 from contextlib import nullcontext
 
+from rotssl.commands import EXIT_OK, run_command
+from rotssl.commands.pretrain import pretrain
 from rotssl.config import replace
-from rotssl.config.cli import EXIT_OK, parse, run_command
+from rotssl.config.cli import parse
 from rotssl.config.fields import ConfigError
-from rotssl.lifecycle import prepare, pretrain
+from rotssl.lifecycle import prepare
 from rotssl.reports.curves import cost_to_reach
-from rotssl.reports.pictures import save_convergence
 from rotssl.reports.terminal import convergence, show
 from rotssl.runs import journal
-from rotssl.runtimes.ray_train import connected
+from rotssl.runs.curve import save_convergence
+from rotssl.runtimes.ray_cluster import connected
 
 
 def demo() -> int:

@@ -3,10 +3,11 @@
 The numbers become a run below that run in MLflow.
 """
 
+from rotssl.commands import run_command
 from rotssl.commands.evaluate import PROTOCOLS, evaluate
-from rotssl.config.cli import Parser, run_command
+from rotssl.config.cli import Parser
 from rotssl.config.fields import ConfigError
-from rotssl.tracking.writer import asked_uri
+from rotssl.tracking.store import asked_uri
 
 
 def main() -> int:

@@ -6,8 +6,9 @@ Started again, the same command goes on from the last checkpoint.
 
 import sys
 
-from rotssl.config.cli import parse, run_command
-from rotssl.lifecycle import run
+from rotssl.commands import run_command
+from rotssl.commands.pretrain import run
+from rotssl.config.cli import parse
 
 if __name__ == "__main__":
     run_command(lambda: run(parse(sys.argv[1:], "jobs/pretrain.py", __doc__)))

@@ -1,43 +1,30 @@
-"""The driver of a run: checks, run folder, tracking, workers, and what is printed at the end."""
+"""A run from its configuration to its end: checks, tracking, training, closing. Prints nothing."""
 
 import functools
 import logging
-import shlex
-import signal
 import subprocess
-import sys
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rotssl import config as cfg
 from rotssl.config import Config
-from rotssl.config.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Command
 from rotssl.config.fields import ConfigError
+from rotssl.config.recipes import dump
 from rotssl.config.sections import OFF, EncoderConfig
 from rotssl.data import datasets
 from rotssl.data.images import DataError
-from rotssl.evaluation import KNN_PROTOCOL, LINEAR_PROTOCOL
-from rotssl.reports import terminal
-from rotssl.reports.progress import ProgressView
+from rotssl.evaluation.protocol import KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.runs import checkpoint, journal
-from rotssl.runs.state import Record, check_writable, run_folder
-from rotssl.tracking import untracked, writer
+from rotssl.runs.state import RunState
+from rotssl.tracking import store, untracked, writer
 
 log = logging.getLogger(__name__)
 ARTIFACTS = ("config.yaml", "convergence.png", "views.png", "encoder.safetensors", "encoder.json")
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def prepare(
-    config: Config, info: datasets.DataInfo | None = None, say: Callable[[str], None] = _say
+    config: Config, info: datasets.DataInfo | None = None, say: Callable[[str], None] = log.warning
 ) -> tuple[Config, datasets.DataInfo]:
     """Check the data and resolve what was left open, saying what had to be cut; also returns what is known of the data.
 
@@ -58,7 +45,7 @@ def prepare(
     if config.encoder.name.startswith("timm/"):  # only timm knows what it has, and what that takes
         _check_encoder(config)
     if config.tracking.uri is not None:
-        writer.check_uri(config.tracking.uri)
+        store.check_uri(config.tracking.uri)
     return config, info
 
 
@@ -94,79 +81,8 @@ def _objection(encoder: EncoderConfig, image_size: int, side: int) -> str:
     return ""
 
 
-def run(command: Command) -> int:
-    """What jobs/pretrain.py does; returns the exit code."""
-    config, info = prepare(command.config)
-    if command.print_config or command.dry_run:
-        print(dump(config), end="")
-    here = config.scaling.num_workers == 0
-    images = datasets.place(config.data, config.evaluation.holdout, info, here) if command.dry_run or here else ""
-    if command.dry_run:
-        check_writable(config.run_dir)
-        Record.of(config)
-        from rotssl.engine import estimate, flops
-
-        print(f"# {images}")
-        print(flops.estimate(config, info.train_size))
-        print(estimate.report(config, info.train_size, info.labelled))
-    if command.print_config or command.dry_run:
-        return EXIT_OK
-    return pretrain(config)
-
-
-def dump(config: Config) -> str:
-    """The configuration as a recipe."""
-    return yaml.safe_dump(cfg.to_dict(config), sort_keys=False)
-
-
-def pretrain(config: Config) -> int:
-    """Run a resolved configuration to its end, or go on with it; returns the exit code.
-
-    Raises:
-        ConfigError: what the machine, the cluster, the store or an earlier start forbid.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(run_folder(config))
-        record = Record.of(config)
-        for line in record.changes:
-            end = ", which has no effect: the run is finished" if record.is_done else ", from here on"
-            print(f"{line}{end}", file=sys.stderr)
-        if record.is_done:
-            _catch_up(config, record)
-            print(f"run {config.tracking.run_name} is finished already:")
-            report(config, record)
-            return EXIT_OK
-        workers = None
-        if config.scaling.num_workers == 0:
-            _check_local_gpu(config)
-        else:
-            from rotssl.runtimes import ray_train
-
-            workers = stack.enter_context(ray_train.connected(config))
-            print(f"training on {workers.count} {'GPU' if workers.use_gpu else 'CPU'} workers", file=sys.stderr)
-            if workers.why:
-                print(f"not on more: {workers.why}", file=sys.stderr)
-        if threading.current_thread() is threading.main_thread():
-            stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-            signal.signal(signal.SIGTERM, interrupt)  # what `ray job stop` sends
-        open_tracking(config, record, workers)
-        with ProgressView(config.train.epochs, str(config.tracking.run_name)) as view:
-            status = execute(config, record, workers, view.handle)
-        if status == "interrupted":
-            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-            return EXIT_INTERRUPTED
-        if status == "failed":
-            print(f"error: the run failed: {record.reason}", file=sys.stderr)
-            return EXIT_FAILED
-        if status == "stopped":
-            done = max(journal.read(config.run_dir))
-            print(f"stopped after epoch {done} of {config.train.epochs}, as asked; without stop_after it goes on")
-        report(config, record)
-        return EXIT_OK
-
-
 def execute(
-    config: Config, record: Record, workers: Any, show: Callable[[dict[str, Any]], None], splits: Any = None
+    config: Config, record: RunState, workers: Any, show: Callable[[dict[str, Any]], None], splits: Any = None
 ) -> str:
     """Train from where the run is, and close it; returns the record's new status.
 
@@ -209,7 +125,7 @@ def execute(
         return close(config, record, "failed", failed)
     if done < config.train.epochs:
         return close(config, record, "stopped", "stop_after")
-    from rotssl.reports.curves import collapsed
+    from rotssl.runs.journal import collapsed
 
     reason = collapsed(journal.read(folder)) or "completed"
     if record.missing:
@@ -226,7 +142,7 @@ MLFLOW_STATUS = {
 }
 
 
-def close(config: Config, record: Record, status: str, reason: str) -> str:
+def close(config: Config, record: RunState, status: str, reason: str) -> str:
     """Draw the curve, bring MLflow up to the journal, and record how this start ended; what can't be written is said."""
     folder = config.run_dir
     points = journal.read(folder)
@@ -240,22 +156,8 @@ def close(config: Config, record: Record, status: str, reason: str) -> str:
         checkpoint.prune(folder, keep=2)
     except OSError as error:
         record.status, record.reason = status, reason
-        print(f"warning: {folder} could not be brought up to date: {error}", file=sys.stderr)
+        log.warning("%s could not be brought up to date: %s", folder, error)
     return status
-
-
-def _catch_up(config: Config, record: Record) -> None:
-    """Send a finished run to its store, if MLflow was away when it ended, or off."""
-    if writer.store_of(config) == OFF:
-        return
-    if record.uri == OFF:
-        # The tags are those of the run; its folder may have moved.
-        tags = untracked.kept_tags(config.run_dir) | {"run_dir": str(config.run_dir)}
-        open_tracking(config, record, None, tags)
-        record.synced = False
-        record.write(record.status, record.reason)
-    if not record.synced:
-        close(config, record, record.status, record.reason)
 
 
 def interrupt(*_: object) -> None:
@@ -263,7 +165,7 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[str, str] | None = None) -> None:
+def open_tracking(config: Config, record: RunState, workers: Any, more: Mapping[str, str] | None = None) -> None:
     """Make the run in MLflow, or take it up again, and note its place in the record; where that is off, keep the tags.
 
     Args:
@@ -275,8 +177,8 @@ def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[st
     Raises:
         ConfigError: the store can't be used, or not from the cluster's nodes.
     """
-    uri = writer.store_of(config)
-    writer.check_store(uri, workers.nodes if workers is not None else 1)
+    uri = store.store_of(config)
+    store.check_store(uri, workers.nodes if workers is not None else 1)
     tags = {
         "method": config.method.name,
         "data": config.data.name,
@@ -302,7 +204,7 @@ def open_tracking(config: Config, record: Record, workers: Any, more: Mapping[st
 
 
 def open_in_mlflow(
-    config: Config, record: Record, uri: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    config: Config, record: RunState, uri: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> None:
     """Make the record's run with these parameters and tags, or take it up again, and note its place."""
     # Of a run that went on without MLflow the id is that of the store before; another store knows no such run.
@@ -322,13 +224,6 @@ def git_commit() -> str:
         return "unknown"  # an uploaded or installed copy
 
 
-def _check_local_gpu(config: Config) -> None:
-    import torch
-
-    if config.scaling.use_gpu is True and not torch.cuda.is_available():
-        raise ConfigError("scaling.use_gpu: got true, but this machine has no GPU that torch can use")
-
-
 def _run_here(config: Config, show: Callable[[dict[str, Any]], None], splits: datasets.Splits | None) -> str | None:
     import torch
 
@@ -346,36 +241,10 @@ def _run_here(config: Config, show: Callable[[dict[str, Any]], None], splits: da
 
 
 def _plot(config: Config) -> None:
-    from rotssl.reports.pictures import save_convergence
+    from rotssl.runs.curve import save_convergence
 
     folder = config.run_dir
     points = journal.read(folder)
     # Without validation there is one accuracy, in the end.
     metric = "knn/top1" if any("knn/top1" in point for point in points.values()) else "loss/total"
     save_convergence({str(config.tracking.run_name): points}, folder / "convergence.png", metric)
-
-
-def report(config: Config, record: Record) -> None:
-    """Print the table of a run and where everything is, to stdout."""
-    folder = config.run_dir
-    points = journal.read(folder)
-    if points:
-        terminal.show(terminal.result(str(config.tracking.run_name), points))
-    checkpoints = checkpoint.found(folder)
-    print(f"checkpoint   {checkpoints[0] if checkpoints else 'none'}")
-    for label, file in (("encoder", "encoder.safetensors"), ("views", "views.png"), ("plot", "convergence.png")):
-        if (folder / file).exists():
-            print(f"{label:<12} {folder / file}")
-    if record.uri == OFF:
-        print(f"metrics      {folder / journal.Journal.NAME}")
-    else:
-        show_mlflow(record.uri)
-
-
-def show_mlflow(uri: str) -> None:
-    """Print how to see the curves."""
-    if uri.startswith("http"):
-        print(f"MLflow       {uri}")
-    else:
-        program = Path(sys.executable).with_name("mlflow")
-        print(f"MLflow       {shlex.join([str(program), 'ui', '--backend-store-uri', uri])}")

@@ -8,11 +8,11 @@ import torch
 
 from rotssl import config as cfg
 from rotssl.base import distributed
+from rotssl.base.step import StepContext
 from rotssl.data import datasets
 from rotssl.data.augment import Augment, Views
 from rotssl.engine.runtime import LocalRuntime
 from rotssl.engine.trainer import Trainer
-from rotssl.methods.base import StepContext
 from rotssl.runs import journal
 
 CPU = torch.device("cpu")

@@ -12,6 +12,7 @@ import pytest
 from rotssl.commands.compare import compare, default_output, show
 from rotssl.config.fields import ConfigError
 from rotssl.tracking import reader, writer
+from rotssl.tracking import store as store_
 from tests.programs import ROOT, command, with_store
 from tests.test_comparison import rotated, run, seeds
 
@@ -24,7 +25,7 @@ class Store:
     """An sqlite store in a folder, filled as a run's driver and engine do it."""
 
     def __init__(self, folder):
-        self.folder, self.uri = with_store(folder), writer.default_uri(str(folder))
+        self.folder, self.uri = with_store(folder), store_.default_uri(str(folder))
 
     def open(self, experiment, name, params, tags):
         return writer.open_run(self.uri, experiment, name, None, params, tags, self.folder / "artifacts")

@@ -8,12 +8,11 @@ import pytest
 
 from rotssl import config as cfg
 from rotssl.config.fields import ConfigError
-from rotssl.reports import findings, terminal
-from rotssl.reports import tables as sheets
+from rotssl.reports import findings, tables, terminal
 from rotssl.reports.comparison import compare_cells
 from rotssl.reports.groups import baseline_of, cells_of, conditions, sift
 from rotssl.reports.ranking import rank
-from rotssl.runs.journal import RunRecord
+from rotssl.tracking.reader import TrackedRun
 
 PLAIN = (0.2, 0.4, 0.5, 0.6)
 
@@ -40,7 +39,7 @@ def run(finals=PLAIN, *, status="FINISHED", reason="completed", started=0, std=0
     params = {key: str(value) for key, value in cfg.flat(config).items() if not key.startswith(cfg.NOT_IDENTITY)}
     name = name or f"w{config.rotation.weight:g}-e{config.train.epochs}-s{config.train.seed}"
     tags = {"status_reason": reason, **dict(tags)}
-    return RunRecord(f"id-{name}-{started}", name, status, started, params, tags, points)
+    return TrackedRun(f"id-{name}-{started}", name, status, started, params, tags, points)
 
 
 def compare(records, baseline=None, target=None, metric="knn/top1"):
@@ -101,7 +100,7 @@ def test_a_level_reached_by_the_first_measured_epoch_makes_bounds():
     assert "epochs to the baseline's final accuracy: at least 4.00x (one seed), at most 1.0 in place of 4.0" in words(
         found
     )
-    (table, *_) = sheets.sheets(found)
+    (table, *_) = tables.tables_of(found)
     assert table.rows[1][4] == "at least\n4.00x\n(one seed)\n≤1.0 vs 4.0" and "≤: there by the first" in table.caption
 
     found = compare([run((0.7, 0.4, 0.5, 0.6)), rotated(slow)], target=0.6)
@@ -112,11 +111,11 @@ def test_a_level_reached_by_the_first_measured_epoch_makes_bounds():
     reach = row_of(found, "rotation weight 1").reach["epochs"]
     assert (reach.bound, reach.speed_up) == ("none", None)
     assert "both are there by their first measured epoch" in words(found) and "1.00x" not in words(found)
-    assert sheets.sheets(found)[0].rows[1][4] == "both by their first\nmeasured epoch\n≤1.0 vs ≤1.0"
+    assert tables.tables_of(found)[0].rows[1][4] == "both by their first\nmeasured epoch\n≤1.0 vs ≤1.0"
 
     found = compare(seeds())
     assert row_of(found, "rotation weight 1").reach["epochs"].bound is None
-    assert "at least" not in words(found) and "≤" not in sheets.sheets(found)[0].caption
+    assert "at least" not in words(found) and "≤" not in tables.tables_of(found)[0].caption
 
 
 def test_one_seed_with_a_bound_makes_the_mean_a_bound_and_bounds_of_both_kinds_leave_none():
@@ -125,7 +124,7 @@ def test_one_seed_with_a_bound_makes_the_mean_a_bound_and_bounds_of_both_kinds_l
     reach = row_of(found, "rotation weight 1").reach["epochs"]
     assert reach.bound == "at least" and reach.speed_up.value == pytest.approx((1.6 * 1.6 * 4) ** (1 / 3))
     assert "at least 2.17x (range 1.60 to 4.00)" in words(found)
-    (table, *_) = sheets.sheets(found)
+    (table, *_) = tables.tables_of(found)
     assert table.rows[1][4].startswith("at least\n2.17x, range\n(1.60 to 4.00)\n") and "the range" in table.caption
     early = run((0.6, 0.4, 0.5, 0.6), train__seed=0)
     reach = row_of(compare([early, *plain[1:], *ours, rotated((0.65, 0.5, 0.7, 0.8), 2)]), "rotation weight 1").reach
@@ -138,7 +137,7 @@ def test_one_seed_with_a_bound_makes_the_mean_a_bound_and_bounds_of_both_kinds_l
 
 
 def test_device_time_is_said_to_depend_on_what_else_runs():
-    captions = {table.title: table.caption for table in sheets.sheets(compare(seeds()))}
+    captions = {table.title: table.caption for table in tables.tables_of(compare(seeds()))}
     assert "slow each other down" in captions["Accuracy at equal device time"]
     assert "slow each other down" not in captions["Accuracy at equal FLOPs"]
 
@@ -149,7 +148,7 @@ def test_one_seed_that_never_comes_there_means_not_reached():
     reach = row_of(found, "rotation weight 1").reach["epochs"]
     assert (reach.reached, reach.baseline_reached, reach.ours, reach.speed_up) == (2, 3, None, None)
     assert reach.theirs == pytest.approx(4)
-    (table, *_) = sheets.sheets(found)
+    (table, *_) = tables.tables_of(found)
     assert table.rows[1][4] == "not reached\n2 of 3 seeds"
     # A target that plain misses in one seed.
     reach = row_of(compare(seeds(), target=0.615), "rotation weight 1").reach["epochs"]
@@ -187,7 +186,7 @@ LEFT = {
     "unmeasured": (rotated((0.1, 0.1, 0.1, None)), "no knn/top1 at the last epoch"),
     "twin": (run(started=5, name="later"), "the same configuration and seed as w0-e4-s0"),
     "nan": (rotated((0.1, 0.1, 0.1, float("nan"))), "no knn/top1 at the last epoch"),
-    "foreign": (RunRecord("x", "x", "FINISHED", 1, {"lr": "1"}, {}, {}), "not a pretraining run"),
+    "foreign": (TrackedRun("x", "x", "FINISHED", 1, {"lr": "1"}, {}, {}), "not a pretraining run"),
 }
 
 
@@ -303,7 +302,7 @@ def test_no_baseline_is_guessed():
     found = compare([run(optim__lr=0.1), run(optim__lr=0.2, rotation__weight=1)])
     (row,) = [row for row in found.rows if row.variant != "plain"]
     assert (row.gain, row.reach, row.baseline) == (None, None, None) and row.remark
-    assert any(row.remark in cell for table in sheets.sheets(found) for line in table.rows for cell in line)
+    assert any(row.remark in cell for table in tables.tables_of(found) for line in table.rows for cell in line)
 
 
 @pytest.mark.parametrize(
@@ -528,7 +527,7 @@ def test_a_metric_of_the_last_epoch_has_no_crossing_within_a_run():
     assert row.gain.value == pytest.approx(0.2) and row.reach is None
     reach = found.cheapest[1].reach["epochs"]
     assert (reach.ours, reach.bound) == (2, None)  # but over runs there is one, at the cost of a whole run
-    assert "at the end of the runs only" in sheets.sheets(found)[1].caption
+    assert "at the end of the runs only" in tables.tables_of(found)[1].caption
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -572,8 +571,8 @@ def test_neither_the_order_of_runs_nor_the_names_of_seeds_matter(seed):
 def test_names_and_remarks_are_broken_rather_than_numbers(capsys):
     numbers = ["2.57x\n(2.25 to 2.95)"] * 5
     remark = "no complete run with rotation.weight=0 agrees in optim.lr, so there is no gain to be stated"
-    table = sheets.Sheet("title", "", list("abcdefg"), [["rotation weight 0.3, mode in_place, " * 3, remark, *numbers]])
-    terminal.show(terminal.from_sheet(table))
+    table = tables.Table("title", "", list("abcdefg"), [["rotation weight 0.3, mode in_place, " * 3, remark, *numbers]])
+    terminal.show(terminal.rich_table(table))
     printed = capsys.readouterr().out
     assert printed.count("(2.25 to 2.95)") == 5 and "stated" in printed
     assert max(map(len, printed.splitlines())) <= 110

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from rotssl import config as cfg
-from rotssl.config.cli import parse, run_command
+from rotssl.commands import run_command
+from rotssl.config.cli import parse
 from rotssl.config.fields import ConfigError, convert
 from rotssl.config.methods import METHODS
 
@@ -387,7 +388,7 @@ def test_the_identity_is_what_is_computed_and_nothing_else(given):
     key, value = given.split("=")
     before, after = (cfg.resolve(cfg.build(given), 28, 5000) for given in ({}, {key: value}))
     assert (cfg.fingerprint(before) == cfg.fingerprint(after)) is same
-    assert (key in cfg.identity(before)) is not same
+    assert (key in cfg.identity_of(before)) is not same
 
 
 def test_names_of_runs_are_those_of_before():
@@ -420,7 +421,8 @@ def test_errors_are_one_line_and_a_code(capsys):
 def test_a_bad_flag_is_refused_without_importing_anything_heavy():
     code = """
 import atexit, sys
-from rotssl.config.cli import parse, run_command
+from rotssl.config.cli import parse
+from rotssl.commands import run_command
 atexit.register(lambda: print(sorted({"torch", "ray", "mlflow", "numpy"} & set(sys.modules))))
 run_command(lambda: parse(["--train.epochs", "0"]) and 0)
 """

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rotssl.reports.curves import Estimate, collapsed, cost_to_reach, crossing, paired_difference, paired_ratio
+from rotssl.reports.curves import Estimate, cost_to_reach, crossing, paired_difference, paired_ratio
+from rotssl.runs.journal import collapsed
 
 
 def curve(*values, **more):

@@ -15,7 +15,7 @@ from torchvision.datasets import CIFAR100
 from rotssl import config as cfg
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import DataConfig
-from rotssl.data import datasets, folders, images
+from rotssl.data import datasets, decoding, folders, images
 
 REAL = Path(os.environ.get("ROTSSL_DATA", "")) / "FashionMNIST" / "raw"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="ROTSSL_DATA names no folder with FashionMNIST/raw")
@@ -140,10 +140,10 @@ def test_without_a_holdout_all_images_train_and_test_is_read_where_there_is_no_v
     assert np.array_equal(got.test.images, ours.images) and np.array_equal(got.test.labels, ours.labels)
     assert not rows(got.train.images) & rows(got.test.images)
     disk = config(tmp_path, store="disk", cache=str(cache))
-    assert "here they are not yet" in datasets.place(disk, 0, info, here=True)
+    assert "here they are not yet" in datasets.describe_storage(disk, 0, info, here=True)
     mapped = datasets.load(disk, 0)
     assert isinstance(mapped.test.images, np.memmap) and np.array_equal(mapped.test.images, got.test.images)
-    assert "here they are already" in datasets.place(disk, 0, info, here=True)
+    assert "here they are already" in datasets.describe_storage(disk, 0, info, here=True)
     # A holdout reads no test, and where there is validation nothing is held out anyway.
     assert datasets.load(config(tmp_path), 0.2).test is None
     folder(tmp_path, "val", each=3)
@@ -209,7 +209,7 @@ def test_a_square_is_the_centre_of_the_picture_with_its_short_side_whole(tmp_pat
 def test_one_late_picture_of_another_size_makes_all_squares(tmp_path, held_out):
     folder(tmp_path, classes=("ant",), each=200)
     files, labels = folders.scan(str(tmp_path))[0]["train"].files, np.zeros(200, np.int64)
-    probed, held = (set(images.choose(labels, 200, count).tolist()) for count in (folders.PROBED, 80))
+    probed, held = (set(images.choose(labels, 200, count).tolist()) for count in (decoding.PROBED, 80))
     late = sorted((held if held_out else set(range(200)) - held) - probed)[0]
     draw(Path(files[late]), (20, 24))
     assert datasets.inspect(config(tmp_path), 0.4).image_size == 16
@@ -252,7 +252,7 @@ def test_missing_and_empty_folders_are_refused_by_path(tmp_path):
 def test_a_corrupt_file_is_named_before_the_start_or_where_it_is_met(tmp_path, content):
     folder(tmp_path, classes=("ant",), each=70)
     files = folders.scan(str(tmp_path))[0]["train"].files
-    probed = images.choose(np.zeros(70, np.int64), 70, folders.PROBED).tolist()
+    probed = images.choose(np.zeros(70, np.int64), 70, decoding.PROBED).tolist()
     late = sorted(set(range(70)) - set(probed))[0]
     whole = Path(files[late]).read_bytes()
     bad = whole[: len(whole) // 2] if content is None else content

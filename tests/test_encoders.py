@@ -7,9 +7,9 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from rotssl.base import distributed
-from rotssl.base.distributed import convert_norm
 from rotssl.config.fields import ConfigError
 from rotssl.models.encoders import build_encoder, load_encoder, save_encoder
+from rotssl.models.norm import convert_norm
 from tests.runs import full_disk
 
 CPU = torch.device("cpu")

@@ -8,11 +8,12 @@ from PIL import Image
 
 from rotssl import config as cfg
 from rotssl import lifecycle
+from rotssl.commands import pretrain as pretrain_
 from rotssl.commands.evaluate import evaluate
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import DataConfig
 from rotssl.data import datasets
-from rotssl.runs.state import Record
+from rotssl.runs.state import RunState
 from tests.programs import SMALL, mlflow_client, with_store
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,7 @@ def pretrain(folder, **fields):
         **fields,
     }
     config, _ = lifecycle.prepare(cfg.build(fields))
-    assert lifecycle.pretrain(config) == 0
+    assert pretrain_.pretrain(config) == 0
     return config
 
 
@@ -98,7 +99,7 @@ def test_the_encoder_and_the_images_are_those_of_the_run(tmp_path, capsys):
 def test_what_cannot_be_evaluated_is_refused(tmp_path, finished):
     with pytest.raises(ConfigError, match="holds no finished run"):
         evaluate(None, str(tmp_path), BOTH, "")
-    unfinished = Record.read(finished.run_dir / "run.json", {})
+    unfinished = RunState.read(finished.run_dir / "run.json", {})
     unfinished.path = tmp_path / "run.json"
     unfinished.write("interrupted")
     with pytest.raises(ConfigError, match="holds no finished run \\(interrupted\\)"):

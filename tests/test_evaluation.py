@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from rotssl.evaluation import KNN_K, KNN_TEMPERATURE, LINEAR_HELD_OUT, LINEAR_L2, knn
+from rotssl.evaluation import knn
 from rotssl.evaluation.collapse import effective_rank, feature_std
 from rotssl.evaluation.knn import knn_top1
 from rotssl.evaluation.linear import fit, linear_top1, logits
+from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE, LINEAR_HELD_OUT, LINEAR_L2
 from rotssl.runs import checkpoint, journal
 from rotssl.runs.journal import Journal
 from tests.runs import full_disk, make_config, trainer

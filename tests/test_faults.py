@@ -11,11 +11,12 @@ import torch
 from rotssl import config as cfg
 from rotssl import lifecycle
 from rotssl.base import distributed
+from rotssl.commands import pretrain
 from rotssl.config.methods import METHODS
 from rotssl.engine import evaluator
 from rotssl.engine.runtime import LocalRuntime, RunFailed
 from rotssl.runs import checkpoint, journal
-from rotssl.runs.state import Record
+from rotssl.runs.state import RunState
 from tests.devices import SmallMemory, Waits
 from tests.runs import make_config, trainer
 
@@ -70,15 +71,15 @@ def test_what_could_not_be_measured_at_the_end_is_said_and_made_up_for(tmp_path,
     config = make_config(tmp_path, "simclr", **SHORT, **{"scaling.num_workers": 0, "tracking.uri": "off"})
     with monkeypatch.context() as patch:
         patch.setattr(PLACES["probe"], out_of_memory)
-        assert lifecycle.pretrain(config) == 0
-    record = Record.of(config)
+        assert pretrain.pretrain(config) == 0
+    record = RunState.of(config)
     assert (record.status, record.missing, record.is_done) == ("finished", ["linear/top1"], False)
     assert record.reason == "completed, but linear/top1 could not be measured; the same command tries again"
-    assert lifecycle.pretrain(config) == 0 and "is finished already" not in capsys.readouterr().out
-    record, points = Record.of(config), journal.read(config.run_dir)
+    assert pretrain.pretrain(config) == 0 and "is finished already" not in capsys.readouterr().out
+    record, points = RunState.of(config), journal.read(config.run_dir)
     assert (record.is_done, record.reason, list(points)) == (True, "completed", [1, 2, 3])
     assert 0 <= points[3]["linear/top1"] <= 1
-    assert lifecycle.pretrain(config) == 0 and "is finished already" in capsys.readouterr().out
+    assert pretrain.pretrain(config) == 0 and "is finished already" in capsys.readouterr().out
 
 
 def test_features_of_all_workers_come_to_the_first(pool):
@@ -194,17 +195,17 @@ def test_what_is_not_computed_may_change_when_a_run_goes_on_and_is_said(tmp_path
     assert set(NOT_COMPUTED) == set(cfg.MAY_CHANGE)
     config = make_config(tmp_path, "byol")
     config.run_dir.mkdir(parents=True)
-    Record.of(config).write("running")
+    RunState.of(config).write("running")
     for key, value in NOT_COMPUTED.items():
         other = cfg.replace(config, {key: value})
-        assert Record.of(other).changes == [f"{key}: {value} in place of {cfg.flat(config)[key]}"]
+        assert RunState.of(other).changes == [f"{key}: {value} in place of {cfg.flat(config)[key]}"]
         assert (cfg.fingerprint(other) == cfg.fingerprint(config)) == (key != "data.root"), key
-    changed = Record.of(cfg.replace(config, NOT_COMPUTED))
+    changed = RunState.of(cfg.replace(config, NOT_COMPUTED))
     assert len(changed.changes) == len(NOT_COMPUTED)
     changed.write("running")
-    assert Record.of(cfg.replace(config, NOT_COMPUTED)).changes == []  # said once
+    assert RunState.of(cfg.replace(config, NOT_COMPUTED)).changes == []  # said once
     with pytest.raises(cfg.ConfigError, match=r"^evaluation\.holdout: got 0\.2, but run 'run' was started with 0\.1"):
-        Record.of(cfg.replace(config, {"evaluation.holdout": 0.2}))
+        RunState.of(cfg.replace(config, {"evaluation.holdout": 0.2}))
 
 
 def test_a_run_goes_on_without_the_evaluation_that_it_could_not_have(tmp_path):
@@ -247,20 +248,20 @@ def test_a_run_may_go_on_in_more_passes(tmp_path):
         found.append(lifecycle.prepare(cfg.build(fields))[0])
     assert found[0].run_dir == found[1].run_dir
     found[0].run_dir.mkdir(parents=True)
-    Record.of(found[0]).write("running")
-    assert Record.of(found[1]).changes == ["train.accumulate: 4 in place of 1"]
+    RunState.of(found[0]).write("running")
+    assert RunState.of(found[1]).changes == ["train.accumulate: 4 in place of 1"]
 
 
 def test_fields_that_came_later_leave_earlier_runs_alone(tmp_path):
     config = make_config(tmp_path, "byol")
     config.run_dir.mkdir(parents=True)
-    Record.of(config).write("running")
-    assert "rotation.head_on" not in cfg.identity(config)
-    assert Record.of(cfg.replace(config, {"rotation.head_on": "encoder"})).changes == []
+    RunState.of(config).write("running")
+    assert "rotation.head_on" not in cfg.identity_of(config)
+    assert RunState.of(cfg.replace(config, {"rotation.head_on": "encoder"})).changes == []
     with pytest.raises(
         cfg.ConfigError, match=r"^rotation\.head_on: got projector, but run 'run' was started with encoder"
     ):
-        Record.of(cfg.replace(config, {"rotation.head_on": "projector"}))
+        RunState.of(cfg.replace(config, {"rotation.head_on": "projector"}))
 
 
 # --- steps that are left out ---------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from rotssl.data import datasets
 from rotssl.engine import estimate
 from rotssl.engine.runtime import LocalRuntime, RunFailed
 from rotssl.engine.trainer import Trainer
+from rotssl.models import norm
 from rotssl.runs import checkpoint, journal
 from tests.runs import PAPER, make_config
 
@@ -175,13 +176,13 @@ def test_ddp_on_nccl_takes_the_same_steps(tmp_path, monkeypatch, group):
     with monkeypatch.context() as patch:
         patch.setattr(distributed, "world_size", lambda: 2)
         assert torch.equal(distributed.gather(rows), rows) and torch.equal(distributed.mean(rows), rows / 2)
-        assert distributed.first_text("why", rows.device) == "why"
+        assert distributed.first_nonempty("why", rows.device) == "why"
 
 
 def test_synchronised_statistics_on_nccl_are_those_of_the_batch(tmp_path, monkeypatch, group):
     with monkeypatch.context() as patch:
         patch.setattr(distributed, "world_size", lambda: 2)  # one worker keeps torch's BatchNorm
-        layer = distributed.convert_norm(torch.nn.BatchNorm2d(8), "sync", torch.device("cuda", 0)).cuda()
+        layer = norm.convert_norm(torch.nn.BatchNorm2d(8), "sync", torch.device("cuda", 0)).cuda()
     assert isinstance(layer, torch.nn.SyncBatchNorm)
     x = torch.randn(16, 8, 5, 5, device="cuda").contiguous(memory_format=torch.channels_last).requires_grad_()
     apply = torch.nn.modules._functions.SyncBatchNorm.apply  # the layer itself takes a short cut where it is alone
@@ -218,10 +219,10 @@ def little_memory():
 def test_what_does_not_fit_is_told_in_a_line(tmp_path, little_memory):
     large = {"encoder.name": "resnet50", "encoder.stem": "cifar", "data.image_size": 64, "train.batch_size": 512}
     config = make_config(tmp_path, "simclr", **large)
-    speed = estimate.measure(config)
+    speed = estimate.time_steps(config)
     assert speed.too_many is not None and speed.each > 0
     with pytest.raises(ConfigError, match=r"^train\.batch_size: got 512, but a step of \d+ images does not fit"):
-        estimate.of_runs([config], [512], 1, True)
+        estimate.estimate_runs([config], [512], 1, True)
     with pytest.raises(RunFailed, match=r"^train\.batch_size: got 512, for which there is not enough memory"):
         engine(config, "cuda").run()
 

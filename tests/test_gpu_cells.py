@@ -12,7 +12,7 @@ from PIL import Image
 from torch.autograd import DeviceType
 
 from rotssl import config as cfg
-from rotssl.config import cli
+from rotssl.config import recipes
 from rotssl.config.fields import ConfigError
 from rotssl.runs import journal
 
@@ -100,7 +100,7 @@ def test_the_queue_s_trainings_are_configurations(scripts, smoke):
     cells = [each for each in gpu_queue.read_queue(folder / "gpu_queue.yaml", smoke) if each.kind == "train"]
     configs = []
     for each in cells:
-        recipe = cli.load_recipe(folder.parent / each.args["recipe"])
+        recipe = recipes.load_recipe(folder.parent / each.args["recipe"])
         config = cfg.resolve(cfg.build({"data.root": "here", **recipe, **each.args.get("fields", {})}), 32, 50_000)
         turns = {"plain": config.rotation.weight == 0}
         turns |= {mode: config.rotation.weight > 0 and config.rotation.mode == mode for mode in ("extra", "in_place")}

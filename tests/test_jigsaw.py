@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from rotssl.base.step import StepContext
 from rotssl.config.sections import JigsawConfig
-from rotssl.methods.base import StepContext
 from rotssl.tasks import permutations
 from rotssl.tasks.base import Targets
 from rotssl.tasks.jigsaw import FLAT, Jigsaw, cut, normalize

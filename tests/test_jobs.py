@@ -10,6 +10,7 @@ from PIL import Image
 
 from rotssl import config as cfg
 from rotssl import lifecycle
+from rotssl.commands import pretrain
 from rotssl.config.fields import ConfigError
 from rotssl.models.encoders import load_encoder
 from rotssl.runs import journal
@@ -107,7 +108,7 @@ def start(storage, **fields):
     fields = {**SMALL, "scaling.num_workers": 0, "tracking.run_name": "run", **fields}
     fields["storage.path"] = str(with_store(storage))
     config, _ = lifecycle.prepare(cfg.build(fields))
-    return lifecycle.pretrain(config)
+    return pretrain.pretrain(config)
 
 
 def test_a_second_start_of_the_same_run_is_refused(tmp_path):

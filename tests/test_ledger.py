@@ -8,9 +8,10 @@ import time
 import pytest
 import torch
 
-from rotssl.engine.recorder import Ledger
+from rotssl.engine.recorder import EpochRecorder
 from rotssl.engine.runtime import LocalRuntime
 from rotssl.runs import checkpoint, journal
+from rotssl.tracking import store as store_
 from rotssl.tracking import writer
 from rotssl.tracking.writer import Follower
 from tests.runs import full_disk
@@ -43,12 +44,12 @@ def told():
 
 @pytest.fixture
 def ledger(tmp_path, told):
-    return Ledger(journal.Journal(tmp_path), LocalRuntime(tmp_path, torch.device("cpu"), told.append))
+    return EpochRecorder(journal.Journal(tmp_path), LocalRuntime(tmp_path, torch.device("cpu"), told.append))
 
 
 def restarted(ledger, seconds=0.0):
     """As the next start has it, whose checkpoint has so many lost seconds."""
-    again = Ledger(journal.Journal(ledger.journal.folder), ledger.runtime)
+    again = EpochRecorder(journal.Journal(ledger.journal.folder), ledger.runtime)
     again.cost.lost_seconds = seconds
     return again
 
@@ -212,7 +213,7 @@ def test_an_epoch_that_is_repeated_is_lost_once_and_what_is_cut_short_in_it_too(
     book = journal.Journal(tmp_path / "two")
     for epoch, lost in ((1, 5.0), (2, 5.0), (3, 10.0)):
         book.append(epoch, {f"cost/{key}": 0.0 for key in vars(ledger.cost)} | {"cost/lost_seconds": lost})
-    fourth = Ledger(book, ledger.runtime)
+    fourth = EpochRecorder(book, ledger.runtime)
     fourth.cost.lost_seconds = 5.0
     assert [fourth.book(epoch, 64, 50.0, 0.0)["cost/lost_seconds"] for epoch in (1, 2, 3)] == [55.0, 110.0, 110.0]
 
@@ -286,7 +287,7 @@ def test_what_is_measured_later_reaches_mlflow_and_nothing_twice(tmp_path):
     points = {1: trained | {"knn/top1": 0.5}, 2: {"cost/epochs": 2.0, "loss/total": 1.0, "knn/top1": 0.6}}
     later = writer.Tracker(uri, run_id)  # of the next start
     assert later.sync({1: points[1]}) and later.sync(points) and writer.Tracker(uri, run_id).sync(points)
-    client = writer.client_of(uri)
+    client = store_.client_of(uri)
     for key in points[2]:
         history = [(point.step, point.value) for point in client.get_metric_history(run_id, key)]
         assert sorted(history) == [(1, points[1][key]), (2, points[2][key])], key

@@ -88,7 +88,7 @@ def mapped(images, tmp_path):
 def test_batches_are_the_same_with_and_without_the_thread(tmp_path):
     run = trainer(make_config(tmp_path, "byol", **{"data.limit": 64}))
     images = run.splits.train.images
-    disk = Loader(run.config, mapped(images, tmp_path), run.runtime)
+    disk = Loader(run.config, mapped(images, tmp_path), run.runtime.device)
     assert (run.loader.ahead, disk.ahead) == (0, AHEAD)
     for epoch in (0, 3):
         for (a, ours), (b, theirs) in zip(run.loader.batches(epoch), disk.batches(epoch), strict=True):
@@ -153,7 +153,7 @@ def test_host_bytes_counts_what_is_written_and_not_the_pages_of_a_file(tmp_path)
     assert size / 2 < after["file"] - before["file"] < 2 * size
     assert abs(after["anon"] - before["anon"]) < size / 10
     assert abs(memory.host_bytes() - after["anon"] - after["shmem"]) < size / 10
-    assert memory.host_bytes() < memory.total()
+    assert memory.host_bytes() < memory.host_memory()
 
 
 FAULTS = """
@@ -189,7 +189,7 @@ def test_an_allocator_that_refuses_a_high_threshold_gets_its_own_highest(monkeyp
         return int(name != memory._MMAP_THRESHOLD or value <= 32 << 20)  # as older versions of glibc
 
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
-    memory.keep_freed()
+    memory.tune_malloc()
     assert asked[-2:] == [(memory._MMAP_THRESHOLD, 32 << 20), (memory._TRIM_THRESHOLD, -1)]
 
 

@@ -11,10 +11,11 @@ from lightly.loss import SwaVLoss
 from torch.nn import functional as F
 
 from rotssl import config as cfg
+from rotssl.base.step import StepContext
 from rotssl.config.methods import METHODS
 from rotssl.engine.pretrainer import build_pretrainer
 from rotssl.engine.trainer import emulates_bf16
-from rotssl.methods.base import Pending, StepContext, other_views
+from rotssl.methods.base import Pending, other_views
 from rotssl.methods.losses import byol_regression, dino_cross_entropy, info_nce, negative_cosine, nt_xent
 from rotssl.runs import journal
 from tests.runs import CPU, batch, make_config, trainer

@@ -14,7 +14,7 @@ from rotssl.config.fields import ConfigError
 from rotssl.config.sweep import expand, parse
 from rotssl.engine import estimate, flops
 from rotssl.engine import trainer as engine
-from rotssl.engine.estimate import Speed, duration, epoch, line
+from rotssl.engine.estimate import Speed, duration, epoch_seconds, fit_line
 from rotssl.engine.pretrainer import build_pretrainer
 from tests.devices import SmallMemory
 from tests.programs import SMALL
@@ -31,17 +31,17 @@ SPEED = Speed("cpu", 1, "fp32", fixed=0.1, each=0.01, encode=0.001, matmul=1e9, 
 
 def test_an_epoch_is_its_steps_the_gradients_and_the_encoding():
     config = resolved(**{"train.batch_size": 32, "evaluation.holdout": 0.2})
-    training, evaluation = epoch(config, SPEED, 520, 1)  # 16 steps; the rest fills no batch
+    training, evaluation = epoch_seconds(config, SPEED, 520, 1)  # 16 steps; the rest fills no batch
     assert training == pytest.approx(16 * (0.1 + 32 * 0.01)) and evaluation == pytest.approx(650 * 0.001)
     # Four workers: a quarter of each batch, a quarter of the images to encode, and 2 x 3/4 of the gradients each second.
-    training, evaluation = epoch(config, SPEED, 520, 4)
+    training, evaluation = epoch_seconds(config, SPEED, 520, 4)
     assert training == pytest.approx(16 * (0.1 + 8 * 0.01 + 1.5)) and evaluation == pytest.approx(650 * 0.001 / 4)
     every = resolved(**{"evaluation.knn_every": 2, "evaluation.holdout": 0.2})
-    assert epoch(every, SPEED, 520, 1)[1] == pytest.approx(650 * 0.001 / 2)
-    assert epoch(config, SPEED, 520, 1, labelled=False)[1] == 0
+    assert epoch_seconds(every, SPEED, 520, 1)[1] == pytest.approx(650 * 0.001 / 2)
+    assert epoch_seconds(config, SPEED, 520, 1, labelled=False)[1] == 0
     once = resolved(**{"evaluation.holdout": 0, "train.epochs": 5})  # at the end
-    assert epoch(once, SPEED, 520, 1)[1] == pytest.approx(520 * 0.001 / 5)
-    assert epoch(resolved(**{"evaluation.knn_every": 0}), SPEED, 520, 1)[1] == 0
+    assert epoch_seconds(once, SPEED, 520, 1)[1] == pytest.approx(520 * 0.001 / 5)
+    assert epoch_seconds(resolved(**{"evaluation.knn_every": 0}), SPEED, 520, 1)[1] == 0
 
 
 def test_utilization_is_counted_work_over_time_and_rate():
@@ -58,7 +58,7 @@ def test_utilization_is_counted_work_over_time_and_rate():
     ],
 )
 def test_the_line_through_two_sizes_is_never_negative(times, expected):
-    assert line(times) == pytest.approx(expected)
+    assert fit_line(times) == pytest.approx(expected)
 
 
 def test_what_is_measured_is_what_steps_take_and_nothing_is_left_on_disk(tmp_path, monkeypatch):
@@ -77,12 +77,12 @@ def test_what_is_measured_is_what_steps_take_and_nothing_is_left_on_disk(tmp_pat
     monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     threads = torch.get_num_threads()
-    speed = estimate.measure(resolved(**{**paper, "train.batch_size": 64, "scaling.num_workers": 2}))
+    speed = estimate.time_steps(resolved(**{**paper, "train.batch_size": 64, "scaling.num_workers": 2}))
     assert (speed.fixed, speed.each, speed.encode) == pytest.approx((0.01, 0.001, 0.002))
     assert sorted(set(sizes)) == [4, 8, 16, 32, 64] and (speed.threads, torch.get_num_threads()) == (1, threads)
     sizes.clear()
     monkeypatch.setattr(estimate, "ENOUGH_S", 0.015)
-    estimate.measure(resolved(**{**paper, "train.batch_size": 64}))
+    estimate.time_steps(resolved(**{**paper, "train.batch_size": 64}))
     assert sorted(set(sizes)) == [4, 8]  # larger ones would take too long
     assert list(tmp_path.iterdir()) == []
 
@@ -97,7 +97,7 @@ def test_methods_with_a_memory_and_accumulation_are_measured_too(method, monkeyp
     )
     passes = 2 if method == "dino" else 1
     config = resolved(**{"method.name": method, "train.accumulate": passes})
-    speed = estimate.measure(config)
+    speed = estimate.time_steps(config)
     model = build_pretrainer(config, torch.device("cpu"))
     assert speed.gradient == 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert speed.flops == flops.count_step(config, 0.5) / 32
@@ -110,11 +110,11 @@ def test_methods_with_a_memory_and_accumulation_are_measured_too(method, monkeyp
 )
 def test_exchanges_are_those_that_a_step_makes(monkeypatch, norm, method):
     seen = []
-    monkeypatch.setattr(distributed, "_all_reduce", lambda sums: seen.append(len(sums)) or sums)
+    monkeypatch.setattr(distributed, "all_reduce", lambda sums: seen.append(len(sums)) or sums)
     monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
     monkeypatch.setattr(estimate, "TIMED", 1)
     monkeypatch.setattr(estimate, "ENOUGH_S", 0)
-    speed = estimate.measure(resolved(**{"model.norm": norm, "method.name": method}))  # two steps of the least size
+    speed = estimate.time_steps(resolved(**{"model.norm": norm, "method.name": method}))  # two steps of the least size
     assert 2 * speed.exchanges == len(seen) and (speed.exchanges > 10) == (norm == "sync")
     with_wait = dataclasses.replace(SPEED, exchanges=10)
     assert with_wait.communication(1) == SPEED.communication(1) == 0
@@ -154,7 +154,7 @@ def test_no_timed_step_writes_a_picture_or_compares_gradients(monkeypatch):
     monkeypatch.setattr(engine, "encoder_gradients", lambda *args: written.append("gradients") or {})
     monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
     monkeypatch.setattr(estimate, "TIMED", 1)
-    estimate.measure(resolved(**{"tasks.log_gradients_every": 50}))
+    estimate.time_steps(resolved(**{"tasks.log_gradients_every": 50}))
     assert written == []
 
 
@@ -164,7 +164,7 @@ def test_each_timed_step_has_two_rotated_images_or_more(fields, monkeypatch):
     monkeypatch.setattr(estimate, "TIMED", 1)
     sizes = []
     monkeypatch.setattr(estimate.Trainer, "step", lambda run, images, ctx: sizes.append(len(images)))
-    estimate.measure(resolved(**{"train.batch_size": 64, "model.norm": "batch", **fields}))
+    estimate.time_steps(resolved(**{"train.batch_size": 64, "model.norm": "batch", **fields}))
     share = min(fields.values())
     assert share * (min(sizes) - 1) < 2 <= share * min(sizes) and max(sizes) == 64
 
@@ -179,12 +179,12 @@ def test_runs_of_one_kind_cost_in_proportion_to_their_length(monkeypatch):
         resolved(**{"train.epochs": epochs, "train.seed": seed, "optim.lr": lr, "rotation.weight": weight, **paper})
         for epochs, seed, lr, weight in ((2, 0, 0.1, 1.0), (6, 1, 1e9, 0.3), (4, 0, 0.1, 0.0))
     ]
-    short, long, plain = estimate.of_runs(configs, [512] * 3, 2, False)
-    each = [sum(epoch(configs[0], speeds[weight], 512, 2)) for weight in (1.0, 0.0)]
+    short, long, plain = estimate.estimate_runs(configs, [512] * 3, 2, False)
+    each = [sum(epoch_seconds(configs[0], speeds[weight], 512, 2)) for weight in (1.0, 0.0)]
     assert (short, long, plain) == pytest.approx((2 * each[0], 6 * each[0], 4 * each[1]))
     assert len(asked) == 2 and not any(config.scaling.use_gpu for config in asked)  # one of each kind
     between = resolved(**{"rotation.weight": 1.0, "rotation.views": 1, **paper})
-    low, middle, high = estimate.of_runs([configs[2], between, configs[0]], [512] * 3, 2, False)
+    low, middle, high = estimate.estimate_runs([configs[2], between, configs[0]], [512] * 3, 2, False)
     assert low / 4 < middle / between.train.epochs < high / 2
 
 
@@ -206,7 +206,7 @@ def test_only_a_workers_share_of_the_batch_is_timed(monkeypatch):
     roomy(monkeypatch)
     for workers, fields, most in ((1, {}, 64), (4, {}, 16), (4, {"train.accumulate": 2}, 16)):
         sizes.clear()
-        estimate.measure(resolved(**{"train.batch_size": 64, "method.name": "dino", **fields}), workers)
+        estimate.time_steps(resolved(**{"train.batch_size": 64, "method.name": "dino", **fields}), workers)
         assert max(sizes) == most
 
 
@@ -215,19 +215,19 @@ def test_steps_that_do_not_fit_into_memory_end_the_measurement_and_are_told(monk
     monkeypatch.setattr(estimate, "_sizes", lambda config, workers: [16, 32, 64][: 3 - (workers > 1)])
     config = resolved(**{"train.batch_size": 64, "model.norm": "batch"})
     with SmallMemory(1e12) as whole:
-        assert estimate.measure(config).too_many is None
+        assert estimate.time_steps(config).too_many is None
     with SmallMemory(whole.peak * 0.6):
-        speed = estimate.measure(config)
+        speed = estimate.time_steps(config)
         text = estimate.report(config, 512, True)
     assert speed.too_many == 64 and speed.each > 0 and speed.step(64) > speed.step(32)
     rows = re.findall(r"^# +(\d+) +(.*)$", text, re.MULTILINE)
     assert rows[0] == ("1", "out of memory: steps of 64 images did not fit here") and "out of" not in rows[1][1]
     with SmallMemory(whole.peak * 0.6), pytest.raises(ConfigError) as caught:
-        estimate.of_runs([config], [512], 1, False)
+        estimate.estimate_runs([config], [512], 1, False)
     words = "train.batch_size: got 64, but a step of 64 images does not fit into the memory of a worker's cpu"
     assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
     with SmallMemory(whole.peak * 0.6):
-        assert estimate.of_runs([config], [512], 2, False)[0] > 0  # two workers have 32 each
+        assert estimate.estimate_runs([config], [512], 2, False)[0] > 0  # two workers have 32 each
 
 
 def test_the_imagenet_sweep_on_a_device_of_a_gigabyte_is_refused_in_a_line():
@@ -235,7 +235,7 @@ def test_the_imagenet_sweep_on_a_device_of_a_gigabyte_is_refused_in_a_line():
     sweep = parse(["--config", "jobs/sweeps/weight_budget_imagenet.yaml", *flags], "", "").sweep
     configs = [cfg.resolve(cell.config, 224, 1_281_167) for cell in expand(sweep)]
     with SmallMemory(1e9), pytest.raises(ConfigError) as caught:
-        estimate.of_runs(configs, [1_281_167] * len(configs), 8, False)
+        estimate.estimate_runs(configs, [1_281_167] * len(configs), 8, False)
     text = str(caught.value)
     assert re.match(r"train\.batch_size: got \d+, but a step of \d+ images does not fit into the memory", text)
     assert "\n" not in text

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from rotssl.base import distributed
+from rotssl.base.step import StepContext
 from rotssl.engine.pretrainer import build_pretrainer, compare_gradients, encoder_gradients
-from rotssl.methods.base import StepContext
+from rotssl.models import norm as norms
 from rotssl.tasks.rotation import rotate
 from tests.runs import CPU, PAPER, arithmetic, batch, make_config, trainer
 
@@ -139,7 +140,7 @@ def passes(overrides):
 def test_views_share_a_pass_where_asked_for_and_mean_the_same_without_batch_statistics(
     tmp_path, monkeypatch, fields, apart, together
 ):
-    monkeypatch.setattr(distributed, "can_tell_views_apart", lambda network: False)
+    monkeypatch.setattr(norms, "keeps_views_apart", lambda network: False)
     given = {"folder": tmp_path, "method": "byol", "model.norm": "group", **fields}
     separate, sizes = passes(given)
     assert sizes == apart
@@ -156,7 +157,7 @@ def test_views_share_a_pass_where_asked_for_and_mean_the_same_without_batch_stat
 @pytest.mark.parametrize("norm", ["batch", "sync", "group"])
 def test_views_in_one_pass_come_out_as_in_a_pass_each(tmp_path, monkeypatch, norm, method):
     exchanges = []
-    monkeypatch.setattr(distributed, "_all_reduce", lambda sums: exchanges.append(len(sums)) or sums)
+    monkeypatch.setattr(distributed, "all_reduce", lambda sums: exchanges.append(len(sums)) or sums)
 
     def step():
         with arithmetic(torch.float64):
@@ -172,7 +173,7 @@ def test_views_in_one_pass_come_out_as_in_a_pass_each(tmp_path, monkeypatch, nor
             return sizes, len(exchanges), out.logs | grads | dict(model.named_buffers())
 
     sizes, count, ours = step()
-    monkeypatch.setattr(distributed, "can_tell_views_apart", lambda network: False)
+    monkeypatch.setattr(norms, "keeps_views_apart", lambda network: False)
     apart, count_apart, theirs = step()
     assert apart == [16, 16, 16, 16] and sizes == (apart if norm == "batch" else [32, 32])
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
@@ -256,7 +257,7 @@ def statistics(overrides):
         run.step(images, ctx)
     mean = run.model.encoder.stem[1].running_mean
     before = mean.tolist()
-    distributed.follow_first(run.model)
+    distributed.broadcast_running_stats(run.model)
     return before, mean.tolist()
 
 

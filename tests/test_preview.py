@@ -5,7 +5,7 @@ from PIL import Image
 
 from rotssl.commands.preview import preview
 from rotssl.config.fields import ConfigError
-from rotssl.reports.pictures import save_views
+from rotssl.data.views_grid import save_views
 
 WHITE = 255
 SMOKE = ["--smoke", "--data.image_size", "32"]

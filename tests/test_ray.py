@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from rotssl import config as cfg
-from rotssl.config import cli
+from rotssl.config import recipes
 from rotssl.runs import checkpoint, journal
 from tests.programs import ROOT, SMALL, command, flags, job, mlflow_client, started, wait_for
 from tests.runs import trainer
@@ -111,7 +111,10 @@ def test_more_workers_than_the_cluster_has(cluster, tmp_path):
 
 def uninterrupted(folder, elsewhere):
     """Final weights of the run in a folder, trained anew by two processes without Ray, with the images in memory."""
-    fields = cli.load_recipe(Path(folder) / "config.yaml") | {"storage.path": str(elsewhere), "data.store": "memory"}
+    fields = recipes.load_recipe(Path(folder) / "config.yaml") | {
+        "storage.path": str(elsewhere),
+        "data.store": "memory",
+    }
     run = trainer(cfg.build(fields))
     run.run()
     return run.model.state_dict()

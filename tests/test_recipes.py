@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rotssl.config import cli
+from rotssl.config import cli, recipes
 from rotssl.config.methods import METHODS
 from rotssl.data import datasets
 from rotssl.engine.runtime import LocalRuntime
@@ -36,7 +36,7 @@ def test_all_recipes_were_found():
 
 def test_rotation_is_a_field_never_a_second_recipe():
     for path in RECIPES:
-        assert cli.load_recipe(path)["rotation.weight"] > 0, path.name
+        assert recipes.load_recipe(path)["rotation.weight"] > 0, path.name
         assert not re.search("rot|plain", path.stem), path.name
 
 

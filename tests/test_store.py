@@ -18,7 +18,7 @@ from rotssl import lifecycle
 from rotssl.base import distributed, memory
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import DataConfig
-from rotssl.data import datasets, disk_cache, folders
+from rotssl.data import datasets, decoding, disk_cache, folders
 from rotssl.data.images import DataError
 
 
@@ -51,15 +51,15 @@ def same(a, b):
 @pytest.fixture
 def decoded(monkeypatch):
     """Paths of the pictures as they are decoded, without those that are probed."""
-    seen, decode = [], folders._decode
-    monkeypatch.setattr(folders, "probe", lambda splits: (16, 16))
-    monkeypatch.setattr(folders, "_decode", lambda path: seen.append(path) or decode(path))
+    seen, decode = [], decoding._decode
+    monkeypatch.setattr(decoding, "probe", lambda splits: (16, 16))
+    monkeypatch.setattr(decoding, "_decode", lambda path: seen.append(path) or decode(path))
     return seen
 
 
 @pytest.mark.parametrize("late", [None, (20, 24)], ids=["native", "one late picture of another size"])
 def test_disk_and_memory_hold_the_same_pixels_and_a_later_start_decodes_nothing(root, decoded, late, monkeypatch):
-    monkeypatch.setattr(folders, "BLOCK_BYTES", 7 * 768)  # blocks of 7 pictures: the last one is short
+    monkeypatch.setattr(decoding, "BLOCK_BYTES", 7 * 768)  # blocks of 7 pictures: the last one is short
     if late:
         Image.new("RGB", late, (1, 2, 3)).save(root / "bee" / "39.png")
     ram = datasets.load(config(root, "memory"), 0.2)
@@ -111,7 +111,7 @@ def test_a_damaged_store_is_made_again(root, decoded, damage):
 
 def slow_load(root, ready):
     """Decodes, and hangs in the middle of it."""
-    decode = folders._decode
+    decode = decoding._decode
 
     def hang(path):
         if path.endswith("bee/20.png"):
@@ -119,7 +119,7 @@ def slow_load(root, ready):
             time.sleep(60)
         return decode(path)
 
-    folders.probe, folders._decode, folders.BLOCK_BYTES = lambda splits: (16, 16), hang, 7 * 768
+    decoding.probe, decoding._decode, decoding.BLOCK_BYTES = lambda splits: (16, 16), hang, 7 * 768
     datasets.load(config(root), 0.2)
 
 
@@ -168,12 +168,12 @@ def test_a_disk_without_room_is_one_line_and_leaves_nothing(root, monkeypatch):
     # Before the start, where this machine is the one that trains; elsewhere it is said.
     info = datasets.inspect(config(root), 0.2)
     with pytest.raises(ConfigError, match=r"^data\.cache: .*61,440 bytes"):
-        datasets.place(config(root), 0.2, info, here=True)
-    assert "10,000 free" in datasets.place(config(root), 0.2, info, here=False)
+        datasets.describe_storage(config(root), 0.2, info, here=True)
+    assert "10,000 free" in datasets.describe_storage(config(root), 0.2, info, here=False)
     # What a killed process left takes room only until it is written over.
     name = disk_cache.checksum(*datasets._files(config(root), 0.2)[:2], 16)
     (root.parent / "cache" / f"{name[:16]}.part").write_bytes(bytes(60_000))
-    assert "here they are not yet" in datasets.place(config(root), 0.2, info, here=True)
+    assert "here they are not yet" in datasets.describe_storage(config(root), 0.2, info, here=True)
 
 
 @pytest.mark.parametrize("where", [(disk_cache.os, "pwrite"), (disk_cache.os, "fsync"), (disk_cache.Path, "rename")])
@@ -198,7 +198,7 @@ def test_a_cache_that_is_no_folder_or_a_picture_that_is_none_is_named(root):
 
 
 def test_where_images_are_kept(root, monkeypatch):
-    monkeypatch.setattr(memory, "total", lambda: 1000)
+    monkeypatch.setattr(memory, "host_memory", lambda: 1000)
     assert [disk_cache.kind("auto", size) for size in (150, 151)] == ["memory", "disk"]
     assert [disk_cache.kind(asked, 10**6) for asked in ("memory", "disk")] == ["memory", "disk"]
     assert isinstance(datasets.load(config(root, "auto"), 0.2).train.images, np.memmap)
@@ -214,15 +214,15 @@ def test_the_store_is_no_part_of_what_a_run_is(root):
 
     ram, disk = prepared(), prepared(**{"data.store": "disk", "data.cache": str(root / "..")})
     assert (ram.data.store, disk.data.store) == ("memory", "disk")
-    assert cfg.identity(ram) == cfg.identity(disk) and ram.run_dir == disk.run_dir
+    assert cfg.identity_of(ram) == cfg.identity_of(disk) and ram.run_dir == disk.run_dir
     assert disk.data.cache == str(root.parent)
 
 
 def test_the_line_of_a_dry_run_says_where_and_how_many_bytes(root):
     info = datasets.inspect(config(root), 0.2)
-    lines = [datasets.place(config(root, where), 0.2, info, True) for where in ("memory", "disk")]
+    lines = [datasets.describe_storage(config(root, where), 0.2, info, True) for where in ("memory", "disk")]
     datasets.load(config(root), 0.2)
-    lines.append(datasets.place(config(root), 0.2, info, True))
+    lines.append(datasets.describe_storage(config(root), 0.2, info, True))
     cache = root.parent / "cache"
     assert lines == [
         "images: 80 of 3 x 16 x 16, 61,440 bytes, in memory, one copy a node",
@@ -242,7 +242,7 @@ def first_text(rank_with_text):
     import torch
 
     text = "data.cache: Größe" if distributed.rank() == rank_with_text else ""
-    return distributed.first_text(text, torch.device("cpu"))
+    return distributed.first_nonempty(text, torch.device("cpu"))
 
 
 def test_what_one_worker_met_all_workers_know(pool):

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from rotssl import config as cfg
+from rotssl.commands import run_command
 from rotssl.commands.ablate import trials_of
-from rotssl.config.cli import run_command
 from rotssl.config.fields import ConfigError
 from rotssl.config.sweep import SweepConfig, draw, expand, parse
-from rotssl.runs.state import Record, check_writable, run_folder
-from rotssl.runtimes import ray_train, ray_tune
+from rotssl.runs.state import RunState, check_writable, run_folder
+from rotssl.runtimes import ray_cluster, ray_tune
 from tests.programs import ROOT, job
 
 RECIPES = ROOT / "jobs" / "recipes"
@@ -486,7 +486,7 @@ def test_a_cluster_that_is_not_there_is_one_line_and_code_2(folder):
 def test_what_the_file_alone_shows_is_refused_without_importing_anything_heavy(folder):
     code = """
 import atexit, sys
-from rotssl.config.cli import run_command
+from rotssl.commands import run_command
 from rotssl.config.sweep import expand, parse
 atexit.register(lambda: print(sorted({"torch", "ray", "mlflow", "numpy"} & set(sys.modules))))
 run_command(lambda: len(list(expand(parse(sys.argv[1:], "jobs/ablate.py", "").sweep))))
@@ -541,7 +541,7 @@ FITS = [
 def planned(nodes, fields):
     settings = SweepConfig(**{key[6:]: value for key, value in fields.items() if key.startswith("sweep.")})
     config = cfg.build({key: value for key, value in fields.items() if not key.startswith("sweep.")})
-    return ray_tune.plan(config, settings, nodes)
+    return ray_tune.plan_slots(config, settings, nodes)
 
 
 @pytest.mark.parametrize(("nodes", "fields", "expected"), FITS)
@@ -563,7 +563,7 @@ def test_as_many_trials_run_as_the_cluster_holds(nodes, fields, expected):
 )
 def test_as_many_workers_as_can_share_the_batch(fields, count):
     config = cfg.resolve(cfg.build(fields), 28, 5000)
-    workers = ray_train.plan(config, {"CPU": 64, "GPU": 32}, [node(64, 32) | {"NodeManagerAddress": "a"}])
+    workers = ray_cluster.plan_workers(config, {"CPU": 64, "GPU": 32}, [node(64, 32) | {"NodeManagerAddress": "a"}])
     assert workers.count == count
     # Those that stay idle are told of, with the field that keeps them so.
     assert bool(workers.why) == (count < 32) and (not workers.why or workers.why.split(":")[0] in cfg.schema())
@@ -775,16 +775,16 @@ def config(tmp_path):
 
 def test_a_record_is_what_was_written_or_new(config):
     with run_folder(config) as folder:
-        record = Record.of(config)
+        record = RunState.of(config)
         assert (record.status, record.run_id) == ("new", None)
         record.run_id = "abc"
         record.write("pruned", "why")
-        again = Record.of(config)
+        again = RunState.of(config)
         assert (again.status, again.reason, again.run_id) == ("pruned", "why", "abc")
         assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
     with pytest.raises(ConfigError, match=r"optim.lr: got 0.5, but run 'run' was started with 0.24"):
-        Record.of(cfg.replace(config, {"optim.lr": 0.5}))
-    assert Record.of(cfg.replace(config, {"scaling.num_workers": 3})).status == "pruned"
+        RunState.of(cfg.replace(config, {"optim.lr": 0.5}))
+    assert RunState.of(cfg.replace(config, {"scaling.num_workers": 3})).status == "pruned"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"config": 3}', '{"config": {}, "colour": 1}', "\x00"])
@@ -792,7 +792,7 @@ def test_a_record_that_cannot_be_read_is_said(config, content):
     with run_folder(config) as folder:
         (folder / "run.json").write_text(content)
         with pytest.raises(ConfigError, match=r"^storage.path: .*run.json cannot be read") as caught:
-            Record.of(config)
+            RunState.of(config)
     assert "\n" not in str(caught.value)
 
 
@@ -823,7 +823,7 @@ def test_a_folder_that_cannot_be_written_is_refused_and_none_is_made(tmp_path):
 
 def test_a_record_is_written_whole(config, monkeypatch):
     with run_folder(config):
-        record = Record.of(config)
+        record = RunState.of(config)
         record.write("running")
         monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
         with pytest.raises(OSError, match="full"):

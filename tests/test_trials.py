@@ -10,16 +10,17 @@ import yaml
 
 from rotssl import config as cfg
 from rotssl import lifecycle
-from rotssl.commands import ablate
+from rotssl.commands import ablate, pretrain
 from rotssl.config.fields import ConfigError
 from rotssl.config.sweep import parse
 from rotssl.data import datasets
 from rotssl.runs import journal
-from rotssl.runs.state import Record
+from rotssl.runs.state import RunState
 from rotssl.runtimes import preflight, ray_train, ray_tune
-from rotssl.runtimes.ray_train import Workers
+from rotssl.runtimes.ray_cluster import Workers
+from rotssl.sweeps import run as run_
 from rotssl.sweeps import trial as trials
-from rotssl.tracking import writer
+from rotssl.tracking import store, writer
 from tests.programs import SMALL, mlflow_client, with_store
 
 pytestmark = pytest.mark.contract
@@ -38,8 +39,8 @@ def sweep(tmp_path, monkeypatch):
     found = trials.trials_of(command.sweep)
     whole = cfg.replace(found[0].config, {"tracking.run_name": "study"})
     whole.run_dir.mkdir(parents=True)
-    parent = Record.read(whole.run_dir / "run.json", {})
-    ablate._open(command.sweep, whole, parent, writer.default_uri(str(tmp_path / "results")))
+    parent = RunState.read(whole.run_dir / "run.json", {})
+    ablate._open(command.sweep, whole, parent, store.default_uri(str(tmp_path / "results")))
 
     def fetch(images):
         assert images is not None
@@ -55,7 +56,7 @@ def run(sweep, index, prunes=False, stop_at=None, on_disk=False):
     config = found[index].config
     spec = {
         "config": cfg.to_dict(config),
-        "tags": ablate._tags(sweep[0], parent, found)[index],
+        "tags": run_.tags_of(sweep[0], parent, found)[index],
         "uri": parent.uri,
         "data": "images",
         "prunes": prunes,
@@ -97,7 +98,7 @@ def test_what_a_scheduler_stopped_goes_on_for_a_sweep_without_one(sweep):
     with pytest.raises(SystemExit):
         run(sweep, 0, prunes=True, stop_at=1)
     assert trial.record().status == "running" and sorted(journal.read(trial.config.run_dir)) == [1]
-    ablate._close(trial, "pruned", "stopped by asha after epoch 1", locked=False)
+    run_.close_trial(trial, "pruned", "stopped by asha after epoch 1", locked=False)
     assert trial.is_done(prunes=True) and not trial.is_done(prunes=False)
     (logged,) = runs(sweep).values()
     assert logged.info.status == "KILLED" and logged.data.tags["status_reason"] == "stopped by asha after epoch 1"
@@ -117,7 +118,7 @@ def test_a_trial_that_another_process_runs_is_left_alone(sweep, monkeypatch):
         fcntl.flock(lock, fcntl.LOCK_EX)
         epochs, outcome = run(sweep, 0)
         assert epochs == [] and outcome["outcome"] == "busy" and "another process" in outcome["reason"]
-        assert "another process" in ablate._close(trial, "failed", "it died", locked=True)
+        assert "another process" in run_.close_trial(trial, "failed", "it died", locked=True)
     assert (trial.config.run_dir / "run.json").read_bytes() == before
 
 
@@ -150,7 +151,7 @@ def test_a_trial_that_went_on_without_mlflow_is_sent_to_its_run(sweep):
     with pytest.raises(SystemExit):
         run(sweep, 0, stop_at=1)
     (before,) = runs(sweep).values()
-    assert lifecycle.pretrain(cfg.replace(trial.config, {"tracking.uri": "off"})) == 0
+    assert pretrain.pretrain(cfg.replace(trial.config, {"tracking.uri": "off"})) == 0
     assert trial.record().uri == "off" and ablate._publish(*sweep)
     (after,) = runs(sweep).values()
     assert after.info.run_id == before.info.run_id and after.info.status == "FINISHED"
@@ -181,7 +182,7 @@ def test_a_second_sweep_of_the_same_trials_has_its_own_report(sweep):
     assert ablate._conclude(*sweep) == 0
     other = cfg.replace(whole, {"tracking.run_name": "other"})
     other.run_dir.mkdir()
-    second = Record.read(other.run_dir / "run.json", {})
+    second = RunState.read(other.run_dir / "run.json", {})
     assert ablate._conclude(dataclasses.replace(first, name="other"), other, second, found) == 0
     client = mlflow_client(parent.uri)
     assert second.run_id not in (None, parent.run_id) and client.get_run(second.run_id).info.status == "FINISHED"
@@ -190,7 +191,7 @@ def test_a_second_sweep_of_the_same_trials_has_its_own_report(sweep):
 
 
 def test_a_run_whose_id_a_killed_start_could_not_note_is_found_again(tmp_path):
-    uri, tags = writer.default_uri(str(tmp_path)), {"run_dir": "/here", "kind": "trial"}
+    uri, tags = store.default_uri(str(tmp_path)), {"run_dir": "/here", "kind": "trial"}
 
     def start(**more):
         return writer.open_run(uri, "study", "name", None, {"a": 1}, tags | more, tmp_path / "artifacts")
@@ -218,7 +219,7 @@ def without_a_cluster(tune, trials=1):
 
 
 def test_a_part_of_a_sweep_has_the_colours_of_the_whole(sweep):
-    plain, rotated = (tags["mlflow.runColor"] for tags in ablate._tags(sweep[0], sweep[2], sweep[3]))
+    plain, rotated = (tags["mlflow.runColor"] for tags in run_.tags_of(sweep[0], sweep[2], sweep[3]))
     assert plain != rotated
     seen = {}
     with without_a_cluster(lambda body, specs, *_: seen.update(specs[0]["tags"])):

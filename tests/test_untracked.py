@@ -10,12 +10,13 @@ import yaml
 
 from rotssl import config as cfg
 from rotssl import lifecycle
+from rotssl.commands import pretrain
 from rotssl.commands.evaluate import evaluate
-from rotssl.config import cli
+from rotssl.config import recipes
 from rotssl.config.fields import ConfigError
 from rotssl.data import datasets
 from rotssl.runs import journal
-from rotssl.tracking import untracked, writer
+from rotssl.tracking import store, untracked, writer
 from tests.programs import SMALL, command, flags, job, mlflow_client, started, wait_for, with_store
 
 trains = pytest.mark.contract
@@ -27,7 +28,7 @@ def start(storage, uri, **fields):
     folder = with_store(storage) if uri is None else storage
     fields = {**SMALL, "scaling.num_workers": 0, "storage.path": str(folder), "tracking.run_name": "run", **fields}
     config, _ = lifecycle.prepare(cfg.build({**fields, "tracking.uri": uri}))
-    return config, lifecycle.pretrain(config)
+    return config, pretrain.pretrain(config)
 
 
 def record_of(folder):
@@ -87,7 +88,7 @@ def test_a_machine_without_mlflow_trains_stops_and_goes_on(tmp_path):
         assert (folder / name).exists(), name
     assert json.loads((folder / "tags.json").read_text()).keys() >= {"method", "git_commit", "world_size", "device"}
     assert (
-        cfg.build(cli.load_recipe(folder / "config.yaml")).tracking.uri == "off"
+        cfg.build(recipes.load_recipe(folder / "config.yaml")).tracking.uri == "off"
     )  # though YAML takes a bare off for false
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "log", "rotssl"]
     assert not (bare / "asked").exists()
@@ -216,6 +217,6 @@ def test_off_is_a_word_of_its_own():
     assert cfg.build({"tracking.uri": "none"}).tracking.uri is None  # the default, as for all fields
     with pytest.raises(ConfigError, match=r"tracking\.uri: got False, expected 'off' or text"):
         cfg.build(cfg.flat_dict(yaml.safe_load("tracking: {uri: off}")))
-    writer.check_store("off", 3)  # a cluster of any size
+    store.check_store("off", 3)  # a cluster of any size
     with pytest.raises(ConfigError, match="sqlite is for one machine"):
-        writer.check_store("sqlite:///off", 3)
+        store.check_store("sqlite:///off", 3)

@@ -8,7 +8,7 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 
 
-def total() -> int:
+def host_memory() -> int:
     """Memory of this machine, or of the container that this process is in."""
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in map(Path, _LIMITS):
@@ -43,7 +43,7 @@ def host_bytes(pid: int | None = None) -> int:
     return found["anon"] + found["shmem"]
 
 
-def keep_freed() -> None:
+def tune_malloc() -> None:
     """Have this process keep the memory that it frees, for its next allocation.
 
     glibc maps every large block anew and gives it back when it is freed, so that each step of a training on a CPU would ask the

@@ -15,38 +15,32 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rotssl import config as cfg
 from rotssl import lifecycle
+from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, pretrain, say
 from rotssl.config import Config
-from rotssl.config.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
-from rotssl.config.sweep import Command, Sweep
+from rotssl.config.sweep import Sweep, SweepCommand
 from rotssl.runs import journal
-from rotssl.runs.state import Record, check_writable, run_folder
-from rotssl.sweeps.trial import Trial, run_trial, trials_of
-from rotssl.tracking import reader, writer
+from rotssl.runs.state import RunState, check_writable, run_folder
+from rotssl.sweeps.run import close_trial, run_trials, tags_of
+from rotssl.sweeps.trial import Trial, trials_of
+from rotssl.tracking import reader, store, writer
 
 # At once, also into the log of a job.
 print = functools.partial(builtins.print, flush=True)
-CLOSING_S = 5  # what an actor that has just died may still need
-# Of the runs in MLflow's charts, one for each thing that is compared, whatever its budget and seed.
-COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 
 
-def run(command: Command) -> int:
+def run(command: SweepCommand) -> int:
     """What jobs/ablate.py does; returns the exit code.
 
     Raises:
         ConfigError: what the sweep file, the cluster, the stores or an earlier start forbid.
     """
     sweep, prunes = command.sweep, command.sweep.settings.scheduler != "none"
-    trials = trials_of(sweep)
+    trials = trials_of(sweep, print, say)
     whole = cfg.replace(trials[0].config, {"tracking.run_name": sweep.name})  # the sweep's own folder
     if command.resume and not (whole.run_dir / "run.json").exists():
         raise ConfigError(f"--resume: {whole.run_dir} holds no sweep that was started")
@@ -67,7 +61,7 @@ def run(command: Command) -> int:
         stack.enter_context(_sigterm_interrupts())
         if not command.dry_run:
             stack.enter_context(run_folder(whole))
-        parent = Record.read(whole.run_dir / "run.json", {})
+        parent = RunState.read(whole.run_dir / "run.json", {})
         if not todo:
             print("nothing to do: all trials are finished already")
             return _conclude(sweep, whole, parent, trials)
@@ -81,17 +75,17 @@ def _counts(statuses: Sequence[str]) -> str:
 
 
 def _start(
-    sweep: Sweep, whole: Config, parent: Record, trials: list[Trial], todo: list[Trial], dry_run: bool
+    sweep: Sweep, whole: Config, parent: RunState, trials: list[Trial], todo: list[Trial], dry_run: bool
 ) -> int | None:
     """Check, and unless it is a dry run, run; returns 130 if interrupted."""
-    from rotssl.runtimes import preflight, ray_train, ray_tune
+    from rotssl.runtimes import preflight, ray_cluster, ray_tune
 
     settings, config = sweep.settings, todo[0].config
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(ray_train.connected(config))
-        slots = ray_tune.plan(config, settings, ray_tune.nodes())
-        uri = writer.store_of(whole)
-        writer.check_store(uri, cluster.nodes)
+        cluster = stack.enter_context(ray_cluster.connected(config))
+        slots = ray_tune.plan_slots(config, settings, ray_cluster.nodes())
+        uri = store.store_of(whole)
+        store.check_store(uri, cluster.nodes)
         kind = "in Tune's workers" if slots.workers == 1 else f"on {slots.workers} Ray Train workers"
         each = f"{config.scaling.cpus_per_worker} CPU" + (
             f" and {slots.resources.get('GPU', 1):g} GPU" if slots.use_gpu else ""
@@ -131,15 +125,15 @@ def _start(
         else:
             chosen = [*(t for t in trials if t.name not in longest), *todo]
         # Colours are those of the whole sweep, whichever part of it this start runs.
-        tags = dict(zip((t.name for t in trials), _tags(sweep, parent, trials), strict=True))
+        tags = dict(zip((t.name for t in trials), tags_of(sweep, parent, trials), strict=True))
         interrupted = False
         try:
-            _run(sweep, whole, parent, chosen, [tags[trial.name] for trial in chosen], slots)
+            run_trials(sweep, whole, parent, chosen, [tags[trial.name] for trial in chosen], slots)
         except KeyboardInterrupt:
             interrupted = True
     for trial in chosen if interrupted else []:
         if trial.record().status == "running":  # its actor is gone by now
-            _close(trial, "interrupted", "interrupted", locked=True)
+            close_trial(trial, "interrupted", "interrupted", locked=True)
     return EXIT_INTERRUPTED if interrupted else None
 
 
@@ -168,7 +162,7 @@ def _megabytes(folder: Path) -> str:
     return f"{total / 1e6:.1f} MB"
 
 
-def _open(sweep: Sweep, whole: Config, parent: Record, uri: str) -> None:
+def _open(sweep: Sweep, whole: Config, parent: RunState, uri: str) -> None:
     """The sweep's own run in MLflow, made or taken up again."""
     axes = {**sweep.grid, **{key: {kind: values} for key, (kind, values) in sweep.distributions.items()}}
     lines = [f"- `{key}`: {values}" for key, values in axes.items()]
@@ -200,118 +194,7 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(
-    sweep: Sweep, whole: Config, parent: Record, chosen: list[Trial], tags: list[dict[str, str]], slots: Any
-) -> None:
-    """Hand the trials to Tune and show how they go."""
-    from rotssl.runtimes import ray_train, ray_tune
-
-    prunes = sweep.settings.scheduler != "none"
-    data: dict[str, Any] = {}
-    specs = []
-    for trial, own in zip(chosen, tags, strict=True):
-        key = repr((trial.config.data, trial.config.evaluation.holdout))
-        if key not in data and not trial.is_done(prunes):
-            data[key] = ray_train.load(trial.config)
-        spec = {"tags": own, "uri": parent.uri, "data": key, "prunes": prunes}
-        specs.append({"config": cfg.to_dict(trial.config), **spec})
-    done = [max(journal.read(trial.config.run_dir), default=0) for trial in chosen]
-    silent = {index for index, trial in enumerate(chosen) if trial.is_done(prunes)}  # they only tell the scheduler
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    ended = 0
-    outcomes: dict[int, tuple[str, str]] = {}
-
-    def on_epoch(index: int, metrics: dict[str, Any]) -> None:
-        if "outcome" in metrics:
-            outcomes[index] = metrics["outcome"], metrics["reason"]
-        epoch = int(metrics["epoch"])
-        if epoch > done[index]:
-            bar.advance(task, epoch - done[index])
-            done[index] = epoch
-
-    def on_retry(index: int) -> None:
-        console.print(f"{chosen[index].title}: its worker died; going on after epoch {done[index]}", markup=False)
-
-    def on_end(index: int, error: str | None) -> None:
-        nonlocal ended
-        if index in silent:
-            return
-        ended += 1
-        trial = chosen[index]
-        # While a scheduler judges an epoch the trial may finish the next one, which is in its journal.
-        last = max([done[index], *journal.read(trial.config.run_dir)])
-        status, reason = outcomes.get(index, ("pruned", f"stopped by {sweep.settings.scheduler} after epoch {last}"))
-        if error is not None or (index not in outcomes and not prunes):
-            status, reason = "failed", error or "it ended without a word"
-        if status in ("pruned", "failed") and trial.record().status != status:
-            # Of a trial that a scheduler stopped, the actor still waits with the lock; of one that is lost, nobody may have it.
-            reason = _close(trial, status, reason, locked=status == "failed")
-        line = _line(trial) if status == "finished" else f"{trial.title}: {status}: {reason}"
-        console.print(f"[{ended}/{len(chosen) - len(silent)}] {line}", markup=False)
-
-    with bar:
-        task = bar.add_task(sweep.name, total=sum(t.config.train.epochs for t in chosen), completed=sum(done))
-        ray_tune.run(
-            run_trial,
-            specs,
-            [trial.config for trial in chosen],
-            silent,
-            slots,
-            sweep.settings,
-            data,
-            whole.run_dir / "tune",
-            on_epoch,
-            on_retry,
-            on_end,
-        )
-
-
-def _tags(sweep: Sweep, parent: Record, trials: Sequence[Trial]) -> list[dict[str, str]]:
-    """What MLflow's pages can sort and colour the trials by."""
-    arms = list(dict.fromkeys(_arm(trial) for trial in trials))
-    return [
-        {
-            writer.PARENT: str(parent.run_id),
-            "kind": "trial",
-            "sweep": sweep.name,
-            "cell": trial.label,
-            "seed": str(trial.config.train.seed),
-            "budget": str(trial.config.train.epochs),
-            "mlflow.runColor": COLORS[arms.index(_arm(trial)) % len(COLORS)],
-        }
-        for trial in trials
-    ]
-
-
-def _arm(trial: Trial) -> str:
-    return " ".join(part for part in trial.label.split(" ") if not part.startswith("train.epochs="))
-
-
-def _close(trial: Trial, status: str, reason: str, locked: bool) -> str:
-    """Record how a trial ended that could not do so itself; returns the reason, or why that was not possible."""
-    try:
-        with run_folder(trial.config, CLOSING_S) if locked else contextlib.nullcontext():
-            record = trial.record()
-            if record.run_id is not None:
-                lifecycle.close(trial.config, record, status, reason)
-            else:  # it never came to be a run
-                record.write(status, reason)
-    except (ConfigError, OSError) as error:
-        return f"{reason} ({error})"
-    return reason
-
-
-def _line(trial: Trial) -> str:
-    points, record = journal.read(trial.config.run_dir), trial.record()
-    last = points[max(points)]
-    knn = f"kNN {last['knn/top1']:.1%}, " if "knn/top1" in last else ""
-    also = "" if record.reason == "completed" else f"; {record.reason}"
-    return f"{trial.title}: {knn}{last['cost/train_seconds']:.1f} s{also}"
-
-
-def _report(whole: Config, parent: Record, ids: Sequence[str]) -> None:
+def _report(whole: Config, parent: RunState, ids: Sequence[str]) -> None:
     """Compare the trials, in the terminal and as a page that the sweep's run has too."""
     from rotssl.commands import compare
 
@@ -323,19 +206,19 @@ def _report(whole: Config, parent: Record, ids: Sequence[str]) -> None:
         print(f"no report: {error}", file=sys.stderr)
         return
     compare.show(found)
-    lifecycle.show_mlflow(parent.uri)
+    pretrain.show_mlflow(parent.uri)
 
 
-def _publish(sweep: Sweep, whole: Config, parent: Record, trials: Sequence[Trial]) -> bool:
+def _publish(sweep: Sweep, whole: Config, parent: RunState, trials: Sequence[Trial]) -> bool:
     """Bring MLflow up to the folders, where it was away or was lost; returns whether it has all of them."""
-    uri = writer.store_of(whole)
-    known = reader.run_ids(uri, whole.tracking.experiment) if not writer.reachable(uri) else None
+    uri = store.store_of(whole)
+    known = reader.run_ids(uri, whole.tracking.experiment) if not store.reachable(uri) else None
     if known is None:
         return False
     if parent.run_id not in known:
         _open(sweep, whole, parent, uri)
     complete = True
-    for trial, tags in zip(trials, _tags(sweep, parent, trials), strict=True):
+    for trial, tags in zip(trials, tags_of(sweep, parent, trials), strict=True):
         record = trial.record()
         lost = record.run_id not in known or not record.synced or record.uri == OFF  # jobs/pretrain.py went on with it
         if record.status in ("finished", "pruned", "failed") and lost and journal.read(trial.config.run_dir):
@@ -345,7 +228,7 @@ def _publish(sweep: Sweep, whole: Config, parent: Record, trials: Sequence[Trial
     return complete
 
 
-def _conclude(sweep: Sweep, whole: Config, parent: Record, trials: Sequence[Trial], code: int | None = None) -> int:
+def _conclude(sweep: Sweep, whole: Config, parent: RunState, trials: Sequence[Trial], code: int | None = None) -> int:
     """Say how all trials ended, compare them, close the sweep's run; returns the exit code."""
     try:
         complete = _publish(sweep, whole, parent, trials)

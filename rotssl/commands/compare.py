@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotssl.config.fields import ConfigError, nearest
-from rotssl.runs.journal import RunRecord
 from rotssl.tracking import reader, writer
+from rotssl.tracking.reader import TrackedRun
 
 if TYPE_CHECKING:  # with them come numpy, scipy and matplotlib, which a wrong flag need not wait for
     from rotssl.reports.comparison import Comparison
-    from rotssl.reports.groups import Cell, LeftOut
+    from rotssl.reports.groups import LeftOut, Variant
     from rotssl.reports.html import Picture
-    from rotssl.reports.tables import Sheet
+    from rotssl.reports.tables import Table
 
 METRICS = ("knn/top1", "linear/top1", "test/knn/top1", "test/linear/top1")
 _READ = (*METRICS, "feature/std", "cost/epochs", "cost/flops", "cost/device_seconds")
@@ -32,7 +32,7 @@ class Report:
         comparison: the numbers.
         answers: sentences on each family.
         warnings: what to be careful about.
-        sheets: the tables.
+        tables: the tables.
         content: of ``report.json``; what depends on measured time has ``seconds`` in its key.
         files: the page, ``report.json`` and the pictures.
         logged_to: the run that has the files as artifacts, or None.
@@ -41,7 +41,7 @@ class Report:
     comparison: "Comparison"
     answers: Sequence[Sequence[str]]
     warnings: Sequence[str]
-    sheets: "Sequence[Sheet]"
+    tables: "Sequence[Table]"
     content: dict[str, Any]
     files: Sequence[Path]
     logged_to: str | None
@@ -88,9 +88,8 @@ def compare(
     if sweep is not None:
         parent = _find_sweep(records, sweep)
         only = {record.run_id for record in records if record.parent == parent} | reader.trial_ids(uri, parent)
-    from rotssl.reports import findings
+    from rotssl.reports import findings, tables
     from rotssl.reports import groups as sorting
-    from rotssl.reports import tables as sheets
     from rotssl.reports.comparison import compare_cells
 
     chosen = [record for record in records if only is None or record.run_id in only]
@@ -121,16 +120,16 @@ def compare(
         ],
     }
     told = [[*lines, *timed] for _, lines, timed in choices]
-    report = Report(found, told, warnings, sheets.sheets(found), content, (), None)
+    report = Report(found, told, warnings, tables.tables_of(found), content, (), None)
     files = _write(report, experiment, output, facts)
     owners = {run.parent for run in runs}
     if parent is None and len(owners) == 1:
         parent = owners.pop()
     logged = parent if parent is not None and writer.log_report(uri, parent, files) else None
-    return Report(found, told, warnings, report.sheets, content, files, logged)
+    return Report(found, told, warnings, report.tables, content, files, logged)
 
 
-def _find_sweep(records: Sequence[RunRecord], name: str) -> str:
+def _find_sweep(records: Sequence[TrackedRun], name: str) -> str:
     sweeps = [record for record in records if record.tags.get("kind") == "sweep"]
     matching = [record.run_id for record in sweeps if name in (record.name, record.run_id)]
     if not matching:
@@ -141,7 +140,7 @@ def _find_sweep(records: Sequence[RunRecord], name: str) -> str:
     return matching[0]
 
 
-def _check(cells: "Sequence[Cell]", left_out: "Sequence[LeftOut]", experiment: str, metric: str) -> None:
+def _check(cells: "Sequence[Variant]", left_out: "Sequence[LeftOut]", experiment: str, metric: str) -> None:
     if sum(len(cell.runs) for cell in cells) > 1:
         return
     why = "; ".join(f"{entry.run.name}: {entry.reason}" for entry in left_out[:3])
@@ -188,8 +187,7 @@ def _content(found: "Comparison") -> dict[str, Any]:
 
 
 def _write(report: Report, experiment: str, output: Path, facts: Sequence[tuple[str, str]]) -> list[Path]:
-    from rotssl.reports import html
-    from rotssl.reports import tables as sheets
+    from rotssl.reports import html, tables
 
     found = report.comparison
     try:
@@ -198,11 +196,11 @@ def _write(report: Report, experiment: str, output: Path, facts: Sequence[tuple[
         count = sum(len(by_seed) for cell in found.cells for by_seed in cell.runs.values())
         content = html.Page(
             title=f"Comparison of the runs in {experiment}",
-            subtitle=f"{count} runs, {sheets.name_of(found.metric)} on validation; baseline: {found.baseline}",
+            subtitle=f"{count} runs, {tables.name_of(found.metric)} on validation; baseline: {found.baseline}",
             answers=report.answers,
             warnings=report.warnings,
             pictures=pictures,
-            sheets=report.sheets,
+            tables=report.tables,
             facts=facts,
         )
         files = [output / "report.html", output / "report.json"]
@@ -247,7 +245,7 @@ def show(report: Report) -> None:
     for answer in report.answers:
         terminal.show(*(Text(line, style="bold" if i == 0 else "") for i, line in enumerate(answer)), Text())
     terminal.show(*(Text(f"warning: {warning}") for warning in report.warnings))
-    terminal.show(*map(terminal.from_sheet, report.sheets))
+    terminal.show(*map(terminal.rich_table, report.tables))
     print(f"\npage         {report.files[0]}")
     print(f"numbers      {report.files[1]}")
     for path in report.files[2:]:

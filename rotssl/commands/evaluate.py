@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
-from rotssl.config import cli
-from rotssl.config.cli import EXIT_FAILED, EXIT_OK
+from rotssl.commands import EXIT_FAILED, EXIT_OK
+from rotssl.config import recipes
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 from rotssl.data import datasets
 from rotssl.data.images import DataError
-from rotssl.evaluation import KNN_PROTOCOL, LINEAR_PROTOCOL
+from rotssl.evaluation.protocol import KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.reports import terminal
 from rotssl.runs import journal
-from rotssl.runs.state import Record, check_writable
-from rotssl.tracking import reader, writer
+from rotssl.runs.state import RunState, check_writable
+from rotssl.tracking import reader, store, writer
 
 PROTOCOLS = ("knn", "linear")
 KEPT, ENTRY = "test.json", ("epoch", "metrics", "facts")  # in the folder of a run without MLflow
@@ -38,15 +38,15 @@ def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], u
     Raises:
         ConfigError: no such run, none that is finished, no test split, no store.
     """
-    place = Path(folder or reader.place(uri, str(run_id)))
-    record = Record.read(place / "run.json", {})
+    place = Path(folder or reader.run_folder_of(uri, str(run_id)))
+    record = RunState.read(place / "run.json", {})
     off = record.uri == OFF
     if record.status != "finished" or (record.run_id is None and not off) or not (place / "config.yaml").exists():
         raise ConfigError(f"--checkpoint: {place} holds no finished run ({record.status})")
-    if not off and (reason := writer.reachable(record.uri)):
+    if not off and (reason := store.reachable(record.uri)):
         raise ConfigError(reason)
-    config = cfg.build(cli.load_recipe(place / "config.yaml"))
-    logged = {} if off else reader.evaluation(record.uri, str(record.run_id), "test")
+    config = cfg.build(recipes.load_recipe(place / "config.yaml"))
+    logged = {} if off else reader.evaluations_of(record.uri, str(record.run_id), "test")
     kept = _kept(place / KEPT)
     known = {key: value for entry in kept for key, value in entry["metrics"].items()} | logged
     missing = [entry for entry in kept if not entry["metrics"].keys() <= logged.keys()]

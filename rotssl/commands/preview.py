@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rotssl.commands import EXIT_OK, run_command, say
 from rotssl.config import replace
-from rotssl.config.cli import EXIT_OK, parse, run_command
+from rotssl.config.cli import parse
 from rotssl.config.fields import ConfigError
 from rotssl.lifecycle import prepare
 
@@ -32,16 +33,16 @@ def preview(argv: Sequence[str]) -> int:
     few = {"data.limit": max(64, batch), "data.store": "memory", "train.batch_size": batch, "train.accumulate": 1}
     few |= {"rotation.fraction_end": None, "scaling.num_workers": 0}  # what the first step shows
     few |= {"method.queue_size": batch} if getattr(asked.method, "queue_size", 0) else {}
-    config, _ = prepare(replace(asked, few))
+    config, _ = prepare(replace(asked, few), say=say)
     import numpy as np
     import torch
 
     from rotssl.base import rng
+    from rotssl.base.step import StepContext
     from rotssl.data import datasets
     from rotssl.data.augment import Augment
+    from rotssl.data.views_grid import save_views
     from rotssl.engine.pretrainer import build_pretrainer
-    from rotssl.methods.base import StepContext
-    from rotssl.reports.pictures import save_views
 
     model = build_pretrainer(config, torch.device("meta"))  # transforms need no weights
     mean, std = datasets.normalization(config.data.name)

@@ -1,26 +1,20 @@
 """What a run is. Imports no torch, ray or mlflow: a bad configuration is refused in milliseconds."""
 
-from rotssl.config.resolution import (
+from rotssl.config.identity import (
     MAY_CHANGE,
     NOT_IDENTITY,
-    Config,
-    build,
-    check_workers,
-    cut_down,
-    default_storage,
     described,
-    fields_of,
     fingerprint,
     flat,
     flat_dict,
-    identity,
+    identity_of,
     later_defaults,
     replace,
-    resolve,
-    schema,
     to_dict,
-    unshared,
 )
+from rotssl.config.resolution import build, cut_down, default_storage, resolve
+from rotssl.config.rules import check_workers, unshared
+from rotssl.config.sections import Config, fields_of, schema
 
 __all__ = [
     "MAY_CHANGE",
@@ -35,7 +29,7 @@ __all__ = [
     "fingerprint",
     "flat",
     "flat_dict",
-    "identity",
+    "identity_of",
     "later_defaults",
     "replace",
     "resolve",

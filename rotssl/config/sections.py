@@ -3,10 +3,16 @@
 Imports no torch, ray or mlflow. The section ``method`` belongs to the method: rotssl.config.methods.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_type_hints
 
 from rotssl.config.fields import opt
+from rotssl.config.methods import METHODS, MethodConfig
 
 Auto = Literal["auto"]
 OFF = "off"  # tracking.uri of a run without MLflow; none is the default, as for all fields
@@ -261,3 +267,43 @@ class StorageConfig:
     """Results."""
 
     path: str | None = opt(None, "Folder that all nodes see; default: ./results, inside a Ray job ~/rotssl-results.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=METHODS["byol"].config)
+    rotation: RotationConfig = field(default_factory=RotationConfig)
+    jigsaw: JigsawConfig = field(default_factory=JigsawConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run: its identity on disk. Only after ``resolve``."""
+        assert self.storage.path is not None and self.tracking.run_name is not None
+        return Path(self.storage.path) / self.tracking.experiment / self.tracking.run_name
+
+
+def fields_of(section: str, cls: type) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+    """Dotted name -> (type, field) of a section's fields."""
+    hints = get_type_hints(cls)
+    return {f"{section}.{f.name}": (hints[f.name], f) for f in dataclasses.fields(cls)}
+
+
+@functools.cache  # typing takes a millisecond to tell what the types are, which flags and sweeps ask for again and again
+def schema(method: str = "byol") -> Mapping[str, tuple[Any, dataclasses.Field[Any]]]:
+    """Dotted name -> (type, field) of every field, with the fields of the given method."""
+    classes = get_type_hints(Config) | {"method": METHODS[method].config}
+    parts = ((section.name, classes[section.name]) for section in dataclasses.fields(Config))
+    return MappingProxyType({key: spec for part in parts for key, spec in fields_of(*part).items()})

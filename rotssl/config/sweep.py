@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rotssl import config as cfg
-from rotssl.config import MAY_CHANGE, NOT_IDENTITY, Config, cli, sections
+from rotssl.config import MAY_CHANGE, NOT_IDENTITY, Config, cli
 from rotssl.config.fields import ConfigError, convert, nearest, opt
+from rotssl.config.identity import canonical, is_baseline
 from rotssl.config.methods import METHODS
+from rotssl.config.recipes import flatten, load_recipe, read_yaml
 from rotssl.config.sections import OFF, Auto
 
 MOST = 10_000  # configurations; more are a slip
@@ -67,7 +69,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Command:
+class SweepCommand:
     """What the user typed."""
 
     sweep: Sweep
@@ -76,7 +78,7 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Point:
     """A configuration of the sweep with one seed, not resolved yet; ``label`` says what is varied, without the seed."""
 
     config: Config
@@ -88,7 +90,7 @@ class Cell:
         return is_baseline(self.config)
 
 
-def parse(argv: Sequence[str], program: str, description: str) -> Command:
+def parse(argv: Sequence[str], program: str, description: str) -> SweepCommand:
     """The command that the arguments spell; ``--help`` prints and exits.
 
     Raises:
@@ -117,7 +119,7 @@ def parse(argv: Sequence[str], program: str, description: str) -> Command:
     if not file:
         raise ConfigError("--config: expected a sweep file, such as jobs/sweeps/weight_budget_demo.yaml")
     flags = {key: value for key, value in vars(given).items() if "." in key}
-    return Command(read(Path(file), cli.read_yaml(file), flags), given.dry_run, given.resume)
+    return SweepCommand(read(Path(file), read_yaml(file), flags), given.dry_run, given.resume)
 
 
 def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sweep:
@@ -129,7 +131,7 @@ def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sw
     own = ("sweep", "grid", "distributions")
     known = cfg.fields_of("sweep", SweepConfig)
     settings: dict[str, Any] = {}
-    mine = cli.flatten({"sweep": content.get("sweep")}) | {k: v for k, v in flags.items() if k.startswith("sweep.")}
+    mine = flatten({"sweep": content.get("sweep")}) | {k: v for k, v in flags.items() if k.startswith("sweep.")}
     for key, value in mine.items():
         if key not in known:
             raise ConfigError(f"{key}: no such field{nearest(key, known)}")
@@ -143,7 +145,7 @@ def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sw
     for section in content:
         if section not in valid:
             raise ConfigError(f"{section}: no such section{nearest(str(section), valid)}")
-    common = cli.flatten({key: value for key, value in content.items() if key not in own})
+    common = flatten({key: value for key, value in content.items() if key not in own})
     grid, distributions = _grid(content.get("grid")), _distributions(content.get("distributions"))
     for key in (*grid, *distributions):
         if key in common or (key in grid and key in distributions):
@@ -238,23 +240,7 @@ def draw(key: str, sample: int, kind: str, values: Sequence[Any]) -> Any:
     return min(max(float(f"{number:.4g}"), low), high)
 
 
-def is_baseline(config: Config) -> bool:
-    """Whether a configuration has no auxiliary task."""
-    return config.rotation.weight == 0 and config.jigsaw.weight == 0
-
-
-def canonical(config: Config) -> Config:
-    """The same run with the fields of switched-off tasks at their defaults: runs that don't differ have one identity."""
-    off: dict[str, Any] = {}
-    for section, cls in (("rotation", sections.RotationConfig), ("jigsaw", sections.JigsawConfig)):
-        if getattr(config, section).weight == 0:
-            off |= {f"{section}.{leaf}": value for leaf, value in vars(cls(weight=0.0)).items()}
-    if is_baseline(config):
-        off |= {f"tasks.{leaf}": value for leaf, value in vars(sections.TasksConfig()).items()}
-    return cfg.replace(config, off)
-
-
-def expand(sweep: Sweep) -> Iterator[Cell]:
+def expand(sweep: Sweep) -> Iterator[Point]:
     """All cells, each once, in the order of the file, a baseline before what it is compared with.
 
     Raises:
@@ -281,7 +267,7 @@ def expand(sweep: Sweep) -> Iterator[Cell]:
                 digest = cfg.fingerprint(variant)
                 if digest not in seen:
                     seen.add(digest)
-                    yield Cell(variant, _label(variant, shown, more))
+                    yield Point(variant, _label(variant, shown, more))
 
 
 def _recipes(sweep: Sweep) -> dict[str | None, dict[str, Any]]:
@@ -290,7 +276,7 @@ def _recipes(sweep: Sweep) -> dict[str | None, dict[str, Any]]:
     found: dict[str | None, dict[str, Any]] = {}
     for name in sweep.grid.get("recipe", [sweep.settings.recipe]):
         beside = sweep.file.parent / str(name)
-        found[name] = {} if name is None else cli.load_recipe(beside if os.path.exists(beside) else name, key)
+        found[name] = {} if name is None else load_recipe(beside if os.path.exists(beside) else name, key)
     # The cluster is divided into equal slots, and there is one place for the results.
     asked = [{k: v for k, v in (recipe | sweep.common).items() if k.startswith(SHARED)} for recipe in found.values()]
     for other in asked[1:]:
@@ -314,14 +300,3 @@ def _label(config: Config, axes: Sequence[str], more: dict[str, str]) -> str:
         if key != "train.seed" and (key.split(".")[0] not in off or key.endswith(".weight"))
     ]
     return " ".join(shown) or config.method.name
-
-
-def run_name(config: Config) -> str:
-    """Name of a trial: what matters most for the eye, and the hash of its resolved configuration."""
-    tasks = "".join(
-        f"-{name}{weight:g}"
-        for name, weight in (("rotation", config.rotation.weight), ("jigsaw", config.jigsaw.weight))
-        if weight > 0 or name == "rotation"
-    )
-    train = config.train
-    return f"{config.method.name}{tasks}-{train.epochs}ep-seed{train.seed}-{cfg.fingerprint(config)}"

@@ -20,7 +20,7 @@ import numpy as np
 from rotssl.base import rng
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import DataConfig
-from rotssl.data import disk_cache, folders
+from rotssl.data import decoding, disk_cache, folders
 from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, choose
 
@@ -147,7 +147,7 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
     """
     if config.name in FOLDERS:
         splits, classes = FOLDERS[config.name](os.path.expanduser(str(config.root)))
-        native = folders.probe(splits)
+        native = decoding.probe(splits)
         size, held = len(splits["train"].files), 0
         if "validation" not in splits and classes and holdout == 0:
             held = len(_test_files(config, "evaluation.holdout: got 0, expected more, as"))
@@ -160,7 +160,7 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
         labelled = bool(classes)
         validation = len(splits.get("validation", ())) or held
         views = side if config.image_size == "auto" else config.image_size
-        stored = folders.stored_shape(0, native, views)[1:]
+        stored = decoding.stored_shape(0, native, views)[1:]
     elif config.name in _TORCHVISION_FILES:
         folder, needed, tested, total, side = _TORCHVISION_FILES[config.name]
         needed = needed if holdout > 0 else [*needed, *tested]
@@ -183,7 +183,7 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
     return DataInfo(size, side, labelled, (size + validation, *stored))
 
 
-def place(config: DataConfig, holdout: float, info: DataInfo, here: bool) -> str:
+def describe_storage(config: DataConfig, holdout: float, info: DataInfo, here: bool) -> str:
     """Where the decoded images of a run will be, and how many bytes they are, in a line to print.
 
     Args:
@@ -247,16 +247,16 @@ def _files(config: DataConfig, holdout: float) -> tuple[list[Folder], Native, tu
     """Of a set that is files in folders: train and perhaps validation, the common size of the pictures, the classes."""
     found, classes = FOLDERS[config.name](os.path.expanduser(str(config.root)))
     train, validation = _divide(found["train"], found.get("validation"), config.limit, holdout)
-    return [part for part in (train, validation) if part is not None], folders.probe(found), classes
+    return [part for part in (train, validation) if part is not None], decoding.probe(found), classes
 
 
 def _read(
     config: DataConfig, parts: Sequence[Folder], native: Native, say: Callable[[str], None] = lambda line: None
 ) -> list[ImageSet]:
     assert config.image_size != "auto"
-    size = math.prod(folders.stored_shape(sum(map(len, parts)), native, config.image_size))
+    size = math.prod(decoding.stored_shape(sum(map(len, parts)), native, config.image_size))
     if where(config, size) == "memory":
-        return folders.load(parts, native, config.image_size)
+        return decoding.load(parts, native, config.image_size)
     return disk_cache.load(parts, native, config.image_size, disk_cache.folder(config.cache), say)
 
 
@@ -272,7 +272,7 @@ def load_test(config: DataConfig) -> ImageSet:
     """
     if config.name in FOLDERS:
         folder = _test_files(config)
-        return _read(config, [folder], folders.probe(FOLDERS[config.name](os.path.expanduser(str(config.root)))[0]))[0]
+        return _read(config, [folder], decoding.probe(FOLDERS[config.name](os.path.expanduser(str(config.root)))[0]))[0]
     if config.name in _TORCHVISION_FILES:
         return _torchvision(config, "test")[0]["test"]
     return (_sample() if config.name == "fashion-mnist-sample" else _synthetic())[0]["test"]

@@ -20,8 +20,9 @@ from typing import BinaryIO
 import numpy as np
 
 from rotssl.base import memory
-from rotssl.data import folders
-from rotssl.data.folders import Folder, Shape
+from rotssl.data import decoding
+from rotssl.data.decoding import Shape
+from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, Pixels
 
 # Of this machine's memory, what images may take before they go to disk: half of what Ray gives to its object store.
@@ -34,7 +35,7 @@ def kind(asked: str, size: int) -> str:
     """``memory`` or ``disk``, for ``data.store`` as it was given and images of so many bytes."""
     if asked != "auto":
         return asked
-    return "memory" if size <= MEMORY_SHARE * memory.total() else "disk"
+    return "memory" if size <= MEMORY_SHARE * memory.host_memory() else "disk"
 
 
 def folder(cache: str | None) -> Path:
@@ -55,9 +56,9 @@ def checksum(parts: Sequence[Folder], native: tuple[int, int] | None, image_size
             lines.append(f"{file}\0{about.st_size}\0{about.st_mtime_ns}\n")
         return "".join(lines).encode("utf-8", "surrogateescape")
 
-    digest = hashlib.sha256(repr((folders.stored_shape(len(files), native, image_size), native, image_size)).encode())
+    digest = hashlib.sha256(repr((decoding.stored_shape(len(files), native, image_size), native, image_size)).encode())
     try:
-        for block in folders.in_threads(stated, range(0, len(files), _STATED)):
+        for block in decoding.in_threads(stated, range(0, len(files), _STATED)):
             digest.update(block)
     except OSError as error:
         raise DataError(f"data.root: cannot read {error.filename}: {error.strerror}") from error
@@ -127,7 +128,7 @@ def load(
             raise DataError(f"data.cache: cannot write to {cache}: {error.strerror}") from error
     if images is None:
         raise DataError(f"data.cache: {cache / name[:16]}.npy was changed while it was written")
-    return folders.divide(images, parts)
+    return decoding.divide(images, parts)
 
 
 @contextmanager
@@ -164,7 +165,7 @@ def _make(parts: Sequence[Folder], native: tuple[int, int] | None, image_size: i
     part, where, made = Path(file.name), file.fileno(), Shape()
     files = [each for part in parts for each in part.files]
 
-    def begin(shape: Shape) -> folders.Write:
+    def begin(shape: Shape) -> decoding.Write:
         nonlocal made
         made, each = shape, math.prod(shape[1:])
         file.seek(0)
@@ -185,7 +186,7 @@ def _make(parts: Sequence[Folder], native: tuple[int, int] | None, image_size: i
 
         return write
 
-    folders.decode(files, native, image_size, begin)
+    decoding.decode(files, native, image_size, begin)
     os.fsync(where)
     about = {"checksum": name, "shape": made, "folder": os.path.commonpath(files)}
     described = part.with_suffix(".json")

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from rotssl.base import rng
+from rotssl.base.step import StepContext
 from rotssl.config import Config
 from rotssl.data.images import Pixels
-from rotssl.engine.runtime import Runtime
-from rotssl.methods.base import StepContext
 
 AHEAD = 2  # batches that the thread may be ahead
 Batch = TypeVar("Batch")
@@ -54,7 +53,9 @@ class Loader:
     Args:
         config: resolved.
         images: (N, C, H, W) uint8.
-        runtime: for rank, number of workers and device.
+        device: where batches go.
+        rank: of this worker.
+        world_size: number of workers, which share each batch.
 
     Attributes:
         steps_per_epoch: what is left of the images fills no batch.
@@ -63,13 +64,16 @@ class Loader:
         waited: seconds that whoever takes the batches has waited for them so far. What a GPU waits for a copy is not in it.
     """
 
-    def __init__(self, config: Config, images: Pixels, runtime: Runtime) -> None:
-        self.config, self.images, self.runtime = config, images, runtime
+    def __init__(
+        self, config: Config, images: Pixels, device: torch.device, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.config, self.images = config, images
+        self.device, self.rank, self.world_size = device, rank, world_size
         self.steps_per_epoch = len(images) // config.train.batch_size
         self.total_steps = self.steps_per_epoch * config.train.epochs
-        on_gpu = runtime.device.type == "cuda"
+        on_gpu = device.type == "cuda"
         self.ahead = AHEAD if on_gpu or isinstance(images, np.memmap) else 0
-        self.stream = torch.cuda.Stream(runtime.device) if on_gpu else None
+        self.stream = torch.cuda.Stream(device) if on_gpu else None
         self.waited = 0.0
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
@@ -77,18 +81,18 @@ class Loader:
         started = time.perf_counter()
         size, steps = self.config.train.batch_size, self.steps_per_epoch
         order = rng.permutation(rng.key(self.config.train.seed, epoch, "order"), len(self.images))
-        each = size // self.runtime.world_size
+        each = size // self.world_size
 
         def make(i: int) -> tuple[Tensor, torch.cuda.Event | None, StepContext]:
-            first = i * size + self.runtime.rank * each
+            first = i * size + self.rank * each
             return *self._cut(order[first : first + each]), self._context(epoch, i, np.arange(first, first + each))
 
-        device = self.runtime.device  # a new thread would be on the first of a node's GPUs, and open a context there
+        device = self.device  # a new thread would be on the first of a node's GPUs, and open a context there
         start = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
         found = prefetch(make, steps, self.ahead, start) if self.ahead else map(make, range(steps))
         for images, copied, ctx in found:
             if copied is not None:
-                stream = torch.cuda.current_stream(self.runtime.device)
+                stream = torch.cuda.current_stream(self.device)
                 stream.wait_event(copied)
                 images.record_stream(stream)
             self.waited += time.perf_counter() - started
@@ -101,7 +105,7 @@ class Loader:
         if self.stream is None:
             return batch, None
         with torch.cuda.stream(self.stream):
-            batch = batch.pin_memory().to(self.runtime.device, non_blocking=True)
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
             return batch, self.stream.record_event()
 
     def _context(self, epoch: int, i: int, positions: rng.Positions) -> StepContext:

@@ -128,7 +128,7 @@ def _threads(config: Config) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def measure(config: Config, workers: int = 1) -> Speed:
+def time_steps(config: Config, workers: int = 1) -> Speed:
     """Time steps of growing batches, up to a worker's share of the run's, until one takes a second or does not fit into memory.
 
     The images are made up, of the run's size.
@@ -172,7 +172,7 @@ def measure(config: Config, workers: int = 1) -> Speed:
             found = dataclasses.replace(found, too_many=size)
             break
         assert found is not None
-        fixed, each = line(times)
+        fixed, each = fit_line(times)
         rate = matmul_rate(device, DTYPES.get(found.precision, torch.float32))
     flops = count_step(config, MIDDLE) / config.train.batch_size
     return dataclasses.replace(found, fixed=fixed, each=each, matmul=rate, flops=flops)
@@ -226,7 +226,7 @@ def _exchanges(trainer: Trainer, norm: str) -> Iterator[list[int]]:
             hook.remove()
 
 
-def line(times: dict[int, float]) -> tuple[float, float]:
+def fit_line(times: dict[int, float]) -> tuple[float, float]:
     """Seconds of a step whatever its size, and for each image, by its two largest sizes; of one alone, nothing is fixed."""
     sizes = sorted(times)[-2:]
     each = times[sizes[-1]] / sizes[-1]
@@ -248,7 +248,9 @@ def _trainer(config: Config, size: int, folder: str, device: torch.device) -> Tr
     return Trainer(probe, Splits(images, None, ()), LocalRuntime(probe.run_dir, device), journal.Journal(probe.run_dir))
 
 
-def epoch(config: Config, speed: Speed, train_size: int, workers: int, labelled: bool = True) -> tuple[float, float]:
+def epoch_seconds(
+    config: Config, speed: Speed, train_size: int, workers: int, labelled: bool = True
+) -> tuple[float, float]:
     """Seconds of training and of evaluation in an epoch.
 
     The latter is the encoding of the images, validation taken as the share ``evaluation.holdout``; the classification is small
@@ -280,7 +282,7 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
     """
     batch, asked = config.train.batch_size, config.scaling.num_workers
     share = math.ceil(batch / max(1, asked if isinstance(asked, int) else 1))
-    speed = measure(config, batch // share)
+    speed = time_steps(config, batch // share)
     place = "GPU" if speed.device == "cuda" else f"CPU worker with {speed.threads} thread{'s' * (speed.threads > 1)}"
     counts = {*WORKERS, *([asked] if isinstance(asked, int) and asked else [])}
     lines = [
@@ -290,7 +292,7 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
         "# workers  training  evaluation  whole run  device-hours",
     ]
     for workers in sorted(workers for workers in counts if not cfg.unshared(config, workers)):
-        training, evaluation = epoch(config, speed, train_size, workers, labelled)
+        training, evaluation = epoch_seconds(config, speed, train_size, workers, labelled)
         whole = (training + evaluation) * config.train.epochs
         shown = f"{training:.3g} s", f"{evaluation:.3g} s", duration(whole), f"{workers * whole / 3600:.3g}"
         row = "# {:>7}  {:>8}  {:>10}  {:>9}  {:>12}".format(workers, *shown)
@@ -309,7 +311,7 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
     return "\n".join(lines)
 
 
-def of_runs(configs: Sequence[Config], train_sizes: Sequence[int], workers: int, use_gpu: bool) -> list[float]:
+def estimate_runs(configs: Sequence[Config], train_sizes: Sequence[int], workers: int, use_gpu: bool) -> list[float]:
     """Seconds that each run would take on its own.
 
     The cheapest and the dearest kind of step (by FLOPs) are timed, the others lie on the line between the two.
@@ -332,13 +334,13 @@ def of_runs(configs: Sequence[Config], train_sizes: Sequence[int], workers: int,
     timed = {}
     for kind in {ends[0], ends[-1]}:
         config, size = next((c, n) for c, n, k in zip(configs, train_sizes, kinds, strict=True) if k == kind)
-        speed = measure(cfg.replace(config, {"scaling.use_gpu": use_gpu}), workers)
+        speed = time_steps(cfg.replace(config, {"scaling.use_gpu": use_gpu}), workers)
         if speed.too_many is not None:
             raise ConfigError(
                 f"train.batch_size: got {config.train.batch_size}, but a step of {speed.too_many} images does not fit into the "
                 f"memory of a worker's {speed.device}; take a smaller one, train.accumulate, or more workers"
             )
-        timed[kind] = sum(epoch(config, speed, size, workers)) / size
+        timed[kind] = sum(epoch_seconds(config, speed, size, workers)) / size
     (low, cheap), (high, dear) = ((flops[kind], timed[kind]) for kind in (ends[0], ends[-1]))
     result = []
     for config, kind, size in zip(configs, kinds, train_sizes, strict=True):
@@ -349,7 +351,7 @@ def of_runs(configs: Sequence[Config], train_sizes: Sequence[int], workers: int,
 
 def _kind(config: Config) -> str:
     """What decides the time of a step: everything but seed, length, rates, and the size of a weight."""
-    same = {key: value for key, value in cfg.identity(config).items() if not key.startswith("optim.")}
+    same = {key: value for key, value in cfg.identity_of(config).items() if not key.startswith("optim.")}
     same |= {key: value > 0 for key, value in same.items() if key in ("rotation.weight", "jigsaw.weight")}
     return repr(sorted((k, v) for k, v in same.items() if k not in ("train.seed", "train.epochs")))
 

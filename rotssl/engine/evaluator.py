@@ -64,7 +64,7 @@ class Evaluator:
         except Exception as error:  # whatever it is: see above
             reason = _in_a_line(error)
         # All workers leave it where one does: the others would wait for its share.
-        if reason := distributed.first_text(reason, device):
+        if reason := distributed.first_nonempty(reason, device):
             self._give_back()
             if self.runtime.rank == 0:
                 log.warning("epoch %d could not be evaluated (%s); the run goes on", epoch + 1, reason)

@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rotssl import config as cfg
 from rotssl.base import distributed
+from rotssl.base.step import StepContext
 from rotssl.config import Config
 from rotssl.config.sections import DataConfig, TrainConfig
 from rotssl.data.augment import Augment, Crop, Views
 from rotssl.engine.pretrainer import build_pretrainer
-from rotssl.methods.base import StepContext
 
 COUNTED = ("views", "encoder", "model", "method", "rotation", "jigsaw")  # the sections that decide about FLOPs
 

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rotssl.base import distributed, rng
+from rotssl.base.step import StepContext
 from rotssl.config import Config
 from rotssl.config.methods import METHODS
 from rotssl.data.augment import Crop, Views
 from rotssl.evaluation.collapse import feature_std
-from rotssl.methods.base import Method, StepContext
+from rotssl.methods.base import Method
+from rotssl.models import norm
 from rotssl.models.encoders import build_encoder
 from rotssl.tasks import TASKS, Task
 from rotssl.tasks.base import Targets
@@ -49,13 +51,13 @@ def encode(encoder: nn.Module, views: list[Tensor], joint: bool) -> list[Tensor]
             neighbours all the same where the network can tell them apart.
     """
     features: list[Tensor] = []
-    apart = not joint and distributed.can_tell_views_apart(encoder)
+    apart = not joint and norm.keeps_views_apart(encoder)
     for _, group in groupby(views, key=lambda view: view.shape[1:] if joint else view.shape):
         alike = list(group)
         if len(alike) == 1 or not (joint or apart):
             features += [encoder(view) for view in alike]
             continue
-        with distributed.statistics_apart(len(alike)) if apart else nullcontext():
+        with norm.per_view_statistics(len(alike)) if apart else nullcontext():
             features += encoder(torch.cat(alike)).split([len(view) for view in alike])
     return features
 
@@ -249,6 +251,6 @@ def build_pretrainer(config: Config, device: torch.device) -> Pretrainer:
             with rng.seeded(seed, "tasks", name):
                 tasks[name] = cls(section, config.method.out_dim if cls.sees_projector(section) else dim)
     for module in (encoder, method, *tasks.values()):  # before the teacher is copied, which is frozen
-        distributed.convert_norm(module, config.model.norm, device)
+        norm.convert_norm(module, config.model.norm, device)
     joint = None if config.model.joint_views == "auto" else config.model.joint_views
     return Pretrainer(encoder, method, tasks, joint).to(device)

@@ -25,7 +25,7 @@ class Cost:
     flops: float = 0.0
 
 
-class Ledger:
+class EpochRecorder:
     """Accounts for the epochs of a run and sees that they are kept; one for each worker, of which rank 0's writes.
 
     An epoch goes to the journal first and then into a checkpoint (``keep``): a crash in between repeats it and finds its point
@@ -56,7 +56,7 @@ class Ledger:
         self._booked: Future[None] | None = None  # the line of its training
         self._untold: tuple[list[Future[Any]], dict[str, Any]] | None = None  # what an event waits for, and the event
 
-    def __enter__(self) -> "Ledger":
+    def __enter__(self) -> "EpochRecorder":
         return self
 
     def __exit__(

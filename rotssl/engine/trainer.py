@@ -15,11 +15,13 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from rotssl import config as cfg
 from rotssl.base import distributed, memory, rng
 from rotssl.base.schedules import cosine, learning_rate
+from rotssl.base.step import StepContext
 from rotssl.config import Config
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits, normalization
 from rotssl.data.images import other_images, sketch
 from rotssl.data.loader import Loader
+from rotssl.data.views_grid import save_views
 from rotssl.engine.averages import Averages
 from rotssl.engine.evaluator import Evaluator
 from rotssl.engine.flops import count_ends
@@ -33,12 +35,10 @@ from rotssl.engine.hardware import (
 )
 from rotssl.engine.optim import build_optimizer
 from rotssl.engine.pretrainer import Output, Pretrainer, build_pretrainer, compare_gradients, encoder_gradients
-from rotssl.engine.recorder import Cost, Ledger
+from rotssl.engine.recorder import Cost, EpochRecorder
 from rotssl.engine.runtime import RunFailed, Runtime
-from rotssl.evaluation import KNN_K, KNN_PROTOCOL, LINEAR_PROTOCOL
-from rotssl.methods.base import StepContext
+from rotssl.evaluation.protocol import KNN_K, KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.models.encoders import save_encoder
-from rotssl.reports.pictures import save_views
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
 
@@ -61,7 +61,7 @@ class Trainer:
         train, device = config.train, runtime.device
         be_deterministic(train.deterministic)
         if device.type == "cpu":
-            memory.keep_freed()
+            memory.tune_malloc()
         self.model: Pretrainer = build_pretrainer(config, device)
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self.model = self.model.to(memory_format=weight_layout(device, self.layout))
@@ -84,9 +84,9 @@ class Trainer:
         statistics = normalization(config.data.name)
         self.augment = Augment(config.views, config.data.image_size, *statistics, train.seed, self.model.own_crops())
         self.peak_lr = config.optim.lr
-        self.loader = Loader(config, splits.train.images, runtime)
+        self.loader = Loader(config, splits.train.images, device, runtime.rank, runtime.world_size)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
-        self.ledger = Ledger(journal, runtime)
+        self.ledger = EpochRecorder(journal, runtime)
         self.images = sketch(splits.train, splits.classes)
         self.evaluator = Evaluator(config, splits, self.augment, self.layout, runtime)
 
@@ -188,7 +188,7 @@ class Trainer:
                 f"train.batch_size: got {train.batch_size}, for which there is not enough memory; take a smaller one, "
                 f"train.accumulate, or more workers ({str(error).splitlines()[0][:160]})"
             ) from error
-        distributed.follow_first(self.model)
+        distributed.broadcast_running_stats(self.model)
         seconds = time.perf_counter() - started
         metrics["throughput/input_wait"] /= seconds
         metrics.update(self._memory())

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rotssl.evaluation import KNN_K, KNN_TEMPERATURE
+from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE
 
 CHUNK_BYTES = 256 << 20  # of similarities at a time, whatever the size of the bank
 

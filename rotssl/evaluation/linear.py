@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rotssl.evaluation import LINEAR_GRADIENT, LINEAR_HELD_OUT, LINEAR_ITERATIONS, LINEAR_L2
+from rotssl.evaluation.protocol import LINEAR_GRADIENT, LINEAR_HELD_OUT, LINEAR_ITERATIONS, LINEAR_L2
 
 HISTORY = 50  # with 10, fits of 5,000 features took half as many passes again
 CONSTANT = 1e-5  # a spread below this share of a dimension's largest value is rounding

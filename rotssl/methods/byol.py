@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from rotssl.base.schedules import cosine
+from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import ByolConfig
-from rotssl.methods.base import Method, StepContext, StepOutput, other_views
+from rotssl.methods.base import Method, other_views
 from rotssl.methods.losses import byol_regression
 from rotssl.models.heads import mlp
 

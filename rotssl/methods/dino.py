@@ -5,10 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rotssl.base import distributed
+from rotssl.base.precision import full_precision
 from rotssl.base.schedules import cosine
+from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import DinoConfig
-from rotssl.methods.base import Method, Pending, StepContext, StepOutput, other_views
-from rotssl.methods.losses import dino_cross_entropy, full_precision, similarity
+from rotssl.methods.base import Method, Pending, other_views
+from rotssl.methods.losses import dino_cross_entropy, similarity
 
 
 class Head(nn.Module):

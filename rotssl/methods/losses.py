@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def full_precision(x: Tensor) -> Tensor:
-    """Half-precision tensors as float32, others as they are: losses are never taken in half precision."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+from rotssl.base.precision import full_precision
 
 
 def one_worker(x: Tensor) -> Tensor:

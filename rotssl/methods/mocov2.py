@@ -5,10 +5,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rotssl.base import distributed
+from rotssl.base.precision import full_precision
 from rotssl.base.schedules import cosine
+from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import Mocov2Config
-from rotssl.methods.base import Method, Pending, StepContext, StepOutput
-from rotssl.methods.losses import full_precision, info_nce
+from rotssl.methods.base import Method, Pending
+from rotssl.methods.losses import info_nce
 from rotssl.models.heads import mlp
 
 

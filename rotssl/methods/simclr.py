@@ -7,9 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rotssl.base import distributed
+from rotssl.base.precision import full_precision
+from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import SimclrConfig
-from rotssl.methods.base import Method, StepContext, StepOutput
-from rotssl.methods.losses import full_precision, nt_xent
+from rotssl.methods.base import Method
+from rotssl.methods.losses import nt_xent
 from rotssl.models.heads import mlp
 
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import SimsiamConfig
-from rotssl.methods.base import Method, StepContext, StepOutput, other_views
+from rotssl.methods.base import Method, other_views
 from rotssl.methods.losses import negative_cosine
 from rotssl.models.heads import mlp
 

@@ -5,9 +5,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rotssl.base import distributed
+from rotssl.base.precision import full_precision
+from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import SwavConfig
-from rotssl.methods.base import Method, Pending, StepContext, StepOutput, other_views
-from rotssl.methods.losses import full_precision, similarity, sinkhorn, swapped_prediction
+from rotssl.methods.base import Method, Pending, other_views
+from rotssl.methods.losses import similarity, sinkhorn, swapped_prediction
 from rotssl.models.heads import mlp
 
 

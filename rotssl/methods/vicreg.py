@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from rotssl.base import distributed
+from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import VicregConfig
-from rotssl.methods.base import Method, StepContext, StepOutput
+from rotssl.methods.base import Method
 from rotssl.methods.losses import vicreg
 from rotssl.models.heads import mlp
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from rotssl.base.distributed import convert_norm
 from rotssl.config.fields import ConfigError, nearest
+from rotssl.models.norm import convert_norm
 
 
 class SmallResNet(nn.Module):

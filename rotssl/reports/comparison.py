@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rotssl.reports.curves import Crossing, Estimate, crossing, measured, paired_difference, paired_ratio
-from rotssl.reports.groups import Cell, Conditions, LeftOut, baseline_of
+from rotssl.reports.groups import Conditions, LeftOut, Variant, baseline_of
 from rotssl.reports.ranking import Ranking, rank
-from rotssl.runs.journal import RunRecord
+from rotssl.tracking.reader import TrackedRun
 
 COSTS = ("epochs", "flops", "device_seconds")
 SLACK = 0.01  # a run may cost so much more than what it is given, as a share
 
-Match = Callable[[Cell], tuple[Cell | None, str]]
+Match = Callable[[Variant], tuple[Variant | None, str]]
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Comparison:
     metric: str
     target: float | None
     baseline: Conditions
-    cells: Sequence[Cell]
+    cells: Sequence[Variant]
     rows: Sequence[Row]
     cheapest: Sequence[Row]
     equal: Mapping[str, Sequence[Fit]]
@@ -167,7 +167,7 @@ class Comparison:
 
 
 def compare_cells(
-    cells: Sequence[Cell], left_out: Sequence[LeftOut], wanted: Conditions, metric: str, target: float | None = None
+    cells: Sequence[Variant], left_out: Sequence[LeftOut], wanted: Conditions, metric: str, target: float | None = None
 ) -> Comparison:
     """Compare cells with their baselines.
 
@@ -179,7 +179,7 @@ def compare_cells(
         target: level to reach; None: the baseline's final one of the same seed and budget.
     """
 
-    def match(cell: Cell) -> tuple[Cell | None, str]:
+    def match(cell: Variant) -> tuple[Variant | None, str]:
         return baseline_of(cell, cells, wanted)
 
     rows = [_row(cell, budget, match, metric, target) for cell in cells for budget in cell.runs]
@@ -197,15 +197,15 @@ def compare_cells(
     )
 
 
-def _runs(cells: Iterable[Cell]) -> Iterable[RunRecord]:
+def _runs(cells: Iterable[Variant]) -> Iterable[TrackedRun]:
     return (run for cell in cells for by_seed in cell.runs.values() for run in by_seed.values())
 
 
-def _last(run: RunRecord) -> Mapping[str, float]:
+def _last(run: TrackedRun) -> Mapping[str, float]:
     return run.points[max(run.points)]
 
 
-def _has(run: RunRecord, cost: str) -> bool:
+def _has(run: TrackedRun, cost: str) -> bool:
     return _last(run).get(f"cost/{cost}", 0) > 0
 
 
@@ -214,12 +214,12 @@ def _mean(values: Iterable[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _final(runs: Mapping[int, RunRecord], metric: str) -> Final:
+def _final(runs: Mapping[int, TrackedRun], metric: str) -> Final:
     values = [_last(run)[metric] for run in runs.values()]
     return Final(_mean(values), min(values), max(values), tuple(sorted(runs)))
 
 
-def gain(ours: Mapping[int, RunRecord], theirs: Mapping[int, RunRecord], metric: str) -> Estimate | None:
+def gain(ours: Mapping[int, TrackedRun], theirs: Mapping[int, TrackedRun], metric: str) -> Estimate | None:
     """Difference of the final metric over the seeds that both have; None where there are none."""
     pairs = sorted((_last(ours[seed])[metric], _last(theirs[seed])[metric]) for seed in ours.keys() & theirs.keys())
     if len(pairs) < 2:
@@ -227,7 +227,7 @@ def gain(ours: Mapping[int, RunRecord], theirs: Mapping[int, RunRecord], metric:
     return Estimate(*paired_difference([a for a, _ in pairs], [b for _, b in pairs]))
 
 
-def _row(cell: Cell, budget: int, match: Match, metric: str, target: float | None) -> Row:
+def _row(cell: Variant, budget: int, match: Match, metric: str, target: float | None) -> Row:
     ours = cell.runs[budget]
     cost = {key: _mean(_last(run)[f"cost/{key}"] for run in ours.values()) for key in COSTS if _all_have(ours, key)}
     row = Row(cell.family, cell.variant, budget, _final(ours, metric), cost)
@@ -254,11 +254,11 @@ def _row(cell: Cell, budget: int, match: Match, metric: str, target: float | Non
     )
 
 
-def _all_have(runs: Mapping[int, RunRecord], cost: str) -> bool:
+def _all_have(runs: Mapping[int, TrackedRun], cost: str) -> bool:
     return all(_has(run, cost) for run in runs.values())
 
 
-Ways = Mapping[int, RunRecord]  # budget -> run, of one seed
+Ways = Mapping[int, TrackedRun]  # budget -> run, of one seed
 
 
 def _reaches(pairs: Sequence[tuple[Ways, Ways]], levels: Sequence[float], metric: str) -> dict[str, Reach]:
@@ -296,7 +296,7 @@ def _reach(pairs: Sequence[tuple[Ways, Ways]], levels: Sequence[float], cost: st
     )
 
 
-def _cheapest(cell: Cell, match: Match, metric: str, target: float | None) -> Row:
+def _cheapest(cell: Variant, match: Match, metric: str, target: float | None) -> Row:
     """Over all budgets of both: only the seeds that have every budget of their side, for a lost run is no slow one."""
     base, why = match(cell)
     if base is None:
@@ -317,12 +317,12 @@ def _cheapest(cell: Cell, match: Match, metric: str, target: float | None) -> Ro
     return replace(row, paired=tuple(paired), missing=missing, reach=_reaches(pairs, levels, metric))
 
 
-def _fits(cell: Cell, match: Match, metric: str, cost: str) -> list[Fit]:
+def _fits(cell: Variant, match: Match, metric: str, cost: str) -> list[Fit]:
     base, _ = match(cell)
     if base is None:
         return []
 
-    def total(runs: Mapping[int, RunRecord]) -> float:
+    def total(runs: Mapping[int, TrackedRun]) -> float:
         return _mean(_last(run)[f"cost/{cost}"] for run in runs.values())
 
     fits = []
@@ -346,7 +346,7 @@ def _fits(cell: Cell, match: Match, metric: str, cost: str) -> list[Fit]:
     return fits
 
 
-def _recommend(cells: Sequence[Cell], rows: Sequence[Row], metric: str) -> list[Recommendation]:
+def _recommend(cells: Sequence[Variant], rows: Sequence[Row], metric: str) -> list[Recommendation]:
     found = []
     for family in dict.fromkeys(cell.family for cell in cells):
         members = {cell.variant: cell for cell in cells if cell.family == family}

@@ -10,7 +10,6 @@ from scipy import stats
 
 from rotssl.runs.journal import Points
 
-COLLAPSED = 0.1  # a feature/std below it; evenly spread features have 1, one direction alone has 0
 _ENUMERATED = 5  # so many seeds have 5^5 = 3125 resamples
 _RESAMPLES = 20000
 
@@ -81,15 +80,6 @@ def crossing(points: Points, target: float, cost: str, metric: str) -> Crossing 
 def measured(points: Points, metric: str) -> bool:
     """Whether the metric was measured within a run, and not at the end of several epochs only."""
     return sum(metric in point for point in points.values()) > 1 or len(points) == 1
-
-
-def collapsed(points: Points) -> str | None:
-    """Why a run counts as collapsed by its last epoch, or None where it does not (or does not say)."""
-    epoch = max(points, default=0)
-    spread = points.get(epoch, {}).get("feature/std")
-    if spread is None or spread >= COLLAPSED:
-        return None
-    return f"collapsed: feature/std {spread:.3g} at epoch {epoch}, below {COLLAPSED:g}"
 
 
 def paired_difference(

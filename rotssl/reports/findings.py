@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rotssl.reports.comparison import Comparison, Fit, Reach, Recommendation, Row
-from rotssl.reports.groups import Cell, LeftOut, seed_of
+from rotssl.reports.groups import LeftOut, Variant, seed_of
 from rotssl.reports.tables import COST_NAMES, amount, name_of, percent, points, target_of, times
-from rotssl.runs.journal import RunRecord
+from rotssl.tracking.reader import TrackedRun
 
 _PROTOCOLS = {"knn/top1": "knn_protocol", "linear/top1": "linear_protocol"}
 # Tag or field -> how it is called among the facts.
@@ -128,7 +128,7 @@ def _saving(row: Row, cost: str, reach: Reach, target: str) -> str:
 
 
 def facts(
-    cells: Sequence[Cell], metric: str, left_out: Sequence[LeftOut] = ()
+    cells: Sequence[Variant], metric: str, left_out: Sequence[LeftOut] = ()
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """What the runs share, as (name, value), and warnings about what they should share but don't."""
     runs = [run for cell in cells for by_seed in cell.runs.values() for run in by_seed.values()]
@@ -152,11 +152,11 @@ def facts(
     return rows, warnings
 
 
-def _counts(runs: Iterable[RunRecord], key: str) -> Counter[str]:
+def _counts(runs: Iterable[TrackedRun], key: str) -> Counter[str]:
     return Counter(run.tags.get(key) or run.params.get(key) or "not recorded" for run in runs)
 
 
-def _values(runs: Iterable[RunRecord], key: str) -> str:
+def _values(runs: Iterable[TrackedRun], key: str) -> str:
     found = _counts(runs, key)
     short = {value: value[:12] if key == "git_commit" else value for value in found}
     if len(found) == 1:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from rotssl.config import NOT_IDENTITY, schema
 from rotssl.config.fields import ConfigError, nearest
-from rotssl.reports.curves import collapsed
-from rotssl.runs.journal import RunRecord
+from rotssl.runs.journal import collapsed
+from rotssl.tracking.reader import TrackedRun
 
 TASKS = tuple(sorted(key.removesuffix(".weight") for key in schema() if key.endswith(".weight")))  # auxiliary ones
 # What is measured, not what is trained.
@@ -30,12 +30,12 @@ Params = dict[str, str | None]
 class LeftOut:
     """A run that takes no part, and why."""
 
-    run: RunRecord
+    run: TrackedRun
     reason: str
 
 
 @dataclass(frozen=True)
-class Cell:
+class Variant:
     """Complete runs of one configuration.
 
     Attributes:
@@ -50,7 +50,7 @@ class Cell:
     variant: str
     axes: Params
     params: Params
-    runs: Mapping[int, Mapping[int, RunRecord]]
+    runs: Mapping[int, Mapping[int, TrackedRun]]
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -98,12 +98,12 @@ def shown(value: str | None) -> str:
         return value.lower() if value in ("True", "False", "None") else value
 
 
-def budget_of(run: RunRecord) -> int:
+def budget_of(run: TrackedRun) -> int:
     """The epochs that a run was asked for."""
     return int(run.params["train.epochs"])
 
 
-def seed_of(run: RunRecord) -> int:
+def seed_of(run: TrackedRun) -> int:
     """Its seed."""
     return int(run.params["train.seed"])
 
@@ -127,7 +127,7 @@ def _weight(params: Mapping[str, str | None], task: str) -> float:
     return float(params.get(f"{task}.weight") or 0)
 
 
-def sift(records: Iterable[RunRecord], metric: str) -> tuple[list[RunRecord], list[LeftOut]]:
+def sift(records: Iterable[TrackedRun], metric: str) -> tuple[list[TrackedRun], list[LeftOut]]:
     """Complete runs, and the others with the reason; sweeps and evaluations are in neither.
 
     Of several complete runs of one configuration, budget and seed the oldest counts.
@@ -136,7 +136,7 @@ def sift(records: Iterable[RunRecord], metric: str) -> tuple[list[RunRecord], li
         records: of the tracking store.
         metric: that a complete run has at its last epoch.
     """
-    used: dict[tuple[object, ...], RunRecord] = {}
+    used: dict[tuple[object, ...], TrackedRun] = {}
     left: list[LeftOut] = []
     runs = [run for run in records if run.tags.get("kind") not in ("sweep", "evaluation")]
     for run in sorted(runs, key=lambda run: (run.started, run.run_id)):
@@ -150,7 +150,7 @@ def sift(records: Iterable[RunRecord], metric: str) -> tuple[list[RunRecord], li
     return list(used.values()), left
 
 
-def _why_not(run: RunRecord, metric: str) -> str | None:
+def _why_not(run: TrackedRun, metric: str) -> str | None:
     if not all(run.params.get(key, "").isdecimal() for key in ("train.epochs", "train.seed")):
         return "not a pretraining run"
     budget, done, why = budget_of(run), max(run.points, default=0), run.tags.get("status_reason", "")
@@ -202,24 +202,24 @@ def axes_of(params: Sequence[tuple[Params, int]]) -> list[str]:
     ]
 
 
-def cells_of(runs: Sequence[RunRecord]) -> list[Cell]:
+def cells_of(runs: Sequence[TrackedRun]) -> list[Variant]:
     """The cells of complete runs, in an order that depends on what they are: plain first, weights ascending."""
     known = [(active(run.params), budget_of(run)) for run in runs]
     axes = axes_of(known)
-    grouped: dict[tuple[str | None, ...], list[tuple[RunRecord, Params]]] = {}
+    grouped: dict[tuple[str | None, ...], list[tuple[TrackedRun, Params]]] = {}
     for run, (fields, _) in zip(runs, known, strict=True):
         grouped.setdefault(tuple(fields.get(axis) for axis in axes), []).append((run, fields))
-    cells: list[Cell] = []
+    cells: list[Variant] = []
     for key, members in grouped.items():
-        by_budget: dict[int, dict[int, RunRecord]] = {}
+        by_budget: dict[int, dict[int, TrackedRun]] = {}
         for run, _ in sorted(members, key=lambda member: seed_of(member[0])):
             by_budget.setdefault(budget_of(run), {})[seed_of(run)] = run
         values = dict(zip(axes, key, strict=True))
         params = min((fields for _, fields in members), key=lambda fields: sorted(map(str, fields.items())))
         family, variant = _family(values, params), _variant(values, params)
-        cells.append(Cell(family, variant, values, params, dict(sorted(by_budget.items()))))
+        cells.append(Variant(family, variant, values, params, dict(sorted(by_budget.items()))))
 
-    def place(cell: Cell) -> tuple[object, ...]:
+    def place(cell: Variant) -> tuple[object, ...]:
         outer = [_sortable(cell.axes[axis]) for axis in axes if outside(axis)]
         return cell.params.get("method.name") or "", outer, cell.weights, cell.variant
 
@@ -262,7 +262,7 @@ def _variant(values: Params, params: Params) -> str:
     return ", ".join([" + ".join(parts), *shared])
 
 
-def conditions(text: str | None, cells: Sequence[Cell]) -> Conditions:
+def conditions(text: str | None, cells: Sequence[Variant]) -> Conditions:
     """What makes a cell a baseline: as the user says, ``key=value,key=value``, or all auxiliary weights 0.
 
     Raises:
@@ -289,14 +289,14 @@ def conditions(text: str | None, cells: Sequence[Cell]) -> Conditions:
     return found
 
 
-def _fulfils(cell: Cell, wanted: Conditions) -> bool:
+def _fulfils(cell: Variant, wanted: Conditions) -> bool:
     return all(cell.params.get(key) == value for key, value in wanted.fields.items())
 
 
-def baseline_of(cell: Cell, cells: Sequence[Cell], wanted: Conditions) -> tuple[Cell | None, str]:
+def baseline_of(cell: Variant, cells: Sequence[Variant], wanted: Conditions) -> tuple[Variant | None, str]:
     """The one cell that fulfils the conditions and agrees with this one in all sections but theirs; or None and why."""
 
-    def fixed(other: Cell) -> Params:
+    def fixed(other: Variant) -> Params:
         return {key: value for key, value in other.axes.items() if key.split(".")[0] not in wanted.free}
 
     candidates = [other for other in cells if _fulfils(other, wanted)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from rotssl.reports.tables import SHARED_MACHINE, Sheet, is_remark
+from rotssl.reports.tables import SHARED_MACHINE, Table, is_remark
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -91,7 +91,7 @@ class Page:
         answers: paragraphs of each recommendation.
         warnings: what to be careful about.
         pictures: to be embedded.
-        sheets: tables.
+        tables: tables.
         facts: name and value of what the runs share.
     """
 
@@ -100,7 +100,7 @@ class Page:
     answers: Sequence[Sequence[str]]
     warnings: Sequence[str]
     pictures: Sequence[Picture]
-    sheets: Sequence[Sheet]
+    tables: Sequence[Table]
     facts: Sequence[tuple[str, str]]
 
 
@@ -116,7 +116,7 @@ def render(page: Page) -> str:
         *(f'<p class="warning">{escape(warning)}</p>' for warning in page.warnings),
         *map(_picture, page.pictures),
         "<h2>Numbers</h2>",
-        *map(_sheet, page.sheets),
+        *map(_table, page.tables),
         "<h2>What the runs share</h2>",
         '<div class="scroll"><table class="facts">',
         *(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in page.facts),
@@ -143,16 +143,16 @@ def _picture(picture: Picture) -> str:
     )
 
 
-def _sheet(sheet: Sheet) -> str:
+def _table(table: Table) -> str:
     def cell(tag: str, column: int, text: str) -> str:
-        kind = ' class="name"' if column < sheet.names else ' class="long"' if is_remark(text) else ""
+        kind = ' class="name"' if column < table.names else ' class="long"' if is_remark(text) else ""
         return f"<{tag}{kind}>{escape(text)}</{tag}>"
 
     def cells(tag: str, texts: Sequence[str]) -> str:
         return "".join(cell(tag, column, text) for column, text in enumerate(texts))
 
-    rows = "".join(f"<tr>{cells('td', row)}</tr>" for row in sheet.rows)
+    rows = "".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows)
     return (
-        f'<h3>{escape(sheet.title)}</h3><p class="quiet">{escape(sheet.caption)}</p>'
-        f'<div class="scroll"><table><thead><tr>{cells("th", sheet.headers)}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<h3>{escape(table.title)}</h3><p class="quiet">{escape(table.caption)}</p>'
+        f'<div class="scroll"><table><thead><tr>{cells("th", table.headers)}</tr></thead><tbody>{rows}</tbody></table></div>'
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rotssl.reports.comparison import COSTS
-from rotssl.reports.groups import Cell
+from rotssl.reports.groups import Variant
 from rotssl.reports.tables import name_of, scale
-from rotssl.runs.journal import RunRecord
+from rotssl.tracking.reader import TrackedRun
 
 # Okabe and Ito's, which most colour-blind people tell apart, and two more; the baseline is black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F", "#6A3D9A")
@@ -28,7 +28,7 @@ def _pyplot() -> Any:
     return plt
 
 
-def curve(runs: Mapping[int, RunRecord], cost: str, metric: str) -> Curve:
+def curve(runs: Mapping[int, TrackedRun], cost: str, metric: str) -> Curve:
     """Mean over seeds of cost and metric, and the metric's range, at each epoch that every seed has."""
     each = [
         {epoch: point for epoch, point in run.points.items() if metric in point and f"cost/{cost}" in point}
@@ -44,7 +44,7 @@ def curve(runs: Mapping[int, RunRecord], cost: str, metric: str) -> Curve:
     return found
 
 
-def save_curves(cells: Sequence[Cell], baselines: Iterable[str], metric: str, path: Path) -> None:
+def save_curves(cells: Sequence[Variant], baselines: Iterable[str], metric: str, path: Path) -> None:
     """One row of panels a budget, one panel a cost, one line a variant: the mean over seeds, with their range as a band.
 
     Where the metric was measured at the end of runs only, there is one row, and lines join the budgets.
@@ -129,7 +129,7 @@ def _styles(variants: Sequence[str], baselines: set[str]) -> dict[str, dict[str,
     return styles
 
 
-def save_heat_map(cells: Sequence[Cell], metric: str, path: Path) -> None:
+def save_heat_map(cells: Sequence[Variant], metric: str, path: Path) -> None:
     """Mean final metric in percent: a row for each family and budget, a column a variant; what is missing is hatched."""
     plt = _pyplot()
     import numpy as np

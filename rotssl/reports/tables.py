@@ -23,7 +23,7 @@ SHARED_MACHINE = (
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Table:
     """A table of text; cells may hold several lines.
 
     Attributes:
@@ -102,7 +102,7 @@ def target_of(found: Comparison) -> str:
 # --- tables --------------------------------------------------------------------------------------------------------------------
 
 
-def sheets(found: Comparison) -> list[Sheet]:
+def tables_of(found: Comparison) -> list[Table]:
     """All tables of a comparison."""
     metric, target, own = name_of(found.metric), target_of(found), found.target is None
     budgets = sorted({row.budget for row in found.rows})
@@ -110,12 +110,12 @@ def sheets(found: Comparison) -> list[Sheet]:
     tables = []
     for budget in budgets:
         rows = [row for row in found.rows if row.budget == budget]
-        tables.append(_budget_sheet(budget, rows, several, metric, "its own final accuracy" if own else target, own))
+        tables.append(_budget_table(budget, rows, several, metric, "its own final accuracy" if own else target, own))
     if len(budgets) > 1:
-        tables.append(_cheapest_sheet(found, several, target))
-    tables += [_equal_sheet(cost, fits, several, metric) for cost, fits in found.equal.items() if fits]
+        tables.append(_cheapest_table(found, several, target))
+    tables += [_equal_table(cost, fits, several, metric) for cost, fits in found.equal.items() if fits]
     if found.left_out:
-        tables.append(_left_sheet(found.left_out))
+        tables.append(_left_table(found.left_out))
     return tables
 
 
@@ -189,7 +189,7 @@ def _speed_up(target: str, own: bool, rows: Sequence[Row]) -> str:
     return text
 
 
-def _budget_sheet(budget: int, rows: Sequence[Row], several: bool, metric: str, target: str, own: bool) -> Sheet:
+def _budget_table(budget: int, rows: Sequence[Row], several: bool, metric: str, target: str, own: bool) -> Table:
     heads, costs = _reaches(rows)
     lines = []
     for row, cells in zip(rows, costs, strict=True):
@@ -201,10 +201,10 @@ def _budget_sheet(budget: int, rows: Sequence[Row], several: bool, metric: str, 
     elif any(row.paired for row in rows):
         caption += f"{metric} was measured at the end of the runs only, so they don't show when they came to a level."
     names = ["variant", "seeds", f"{metric}\nmean, range", "gain, points\n(95% interval)"]
-    return Sheet(f"{budget} epochs", caption.strip(), [*names, *heads], lines)
+    return Table(f"{budget} epochs", caption.strip(), [*names, *heads], lines)
 
 
-def _cheapest_sheet(found: Comparison, several: bool, target: str) -> Sheet:
+def _cheapest_table(found: Comparison, several: bool, target: str) -> Table:
     heads, costs = _reaches(found.cheapest)
     lines = []
     for row, cells in zip(found.cheapest, costs, strict=True):
@@ -217,10 +217,10 @@ def _cheapest_sheet(found: Comparison, several: bool, target: str) -> Sheet:
         + " Only seeds with every length of both count."
     )
     names = ["variant", "seeds", "runs of so\nmany epochs"]
-    return Sheet("The cheapest way over all lengths", caption, [*names, *heads], lines)
+    return Table("The cheapest way over all lengths", caption, [*names, *heads], lines)
 
 
-def _equal_sheet(cost: str, fits: Sequence[Fit], several: bool, metric: str) -> Sheet:
+def _equal_table(cost: str, fits: Sequence[Fit], several: bool, metric: str) -> Table:
     budgets = sorted({fit.budget for fit in fits})
     grouped: dict[str, dict[int, str]] = {}
     for fit in fits:
@@ -241,14 +241,14 @@ def _equal_sheet(cost: str, fits: Sequence[Fit], several: bool, metric: str) -> 
     )
     if cost == "device_seconds":
         caption += f" {SHARED_MACHINE}"
-    return Sheet(f"Accuracy at equal {COST_NAMES[cost]}", caption, ["variant", *heads], rows)
+    return Table(f"Accuracy at equal {COST_NAMES[cost]}", caption, ["variant", *heads], rows)
 
 
-def _left_sheet(left: Sequence[LeftOut]) -> Sheet:
+def _left_table(left: Sequence[LeftOut]) -> Table:
     rows = []
     for entry in left:
         known = "train.epochs" in entry.run.params and entry.reason != "not a pretraining run"
         facts = [str(seed_of(entry.run)), str(budget_of(entry.run))] if known else ["", ""]
         rows.append([entry.run.name, entry.reason, *facts])
     caption = "Only runs that went through their whole schedule, and did not collapse, count above."
-    return Sheet("Left out", caption, ["run", "why", "seed", "epochs"], rows, 2)
+    return Table("Left out", caption, ["run", "why", "seed", "epochs"], rows, 2)

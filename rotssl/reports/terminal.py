@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from rotssl.runs.journal import Points
 
 if TYPE_CHECKING:  # with it come numpy and scipy
-    from rotssl.reports.tables import Sheet
+    from rotssl.reports.tables import Table
 
 _ROWS = (
     ("kNN top-1 on {split}", "knn/top1", "{:.1%}"),
@@ -45,14 +45,14 @@ def show(*parts: RenderableType) -> None:
         console.print(part)
 
 
-def result(name: str, points: Points) -> Table:
+def result(name: str, points: Points) -> RichTable:
     """The last epoch of a run."""
     return measures(f"{name}, epoch {max(points)}", points[max(points)])
 
 
-def measures(title: str, last: Mapping[str, float], split: str = "validation") -> Table:
+def measures(title: str, last: Mapping[str, float], split: str = "validation") -> RichTable:
     """Metrics by their names in words, measured on a split."""
-    table = Table(title=title, title_justify="left")
+    table = RichTable(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
     for label, key, form in _ROWS:
@@ -61,9 +61,9 @@ def measures(title: str, last: Mapping[str, float], split: str = "validation") -
     return table
 
 
-def convergence(title: str, names: Sequence[str], curves: Sequence[Points], metric: str = "knn/top1") -> Table:
+def convergence(title: str, names: Sequence[str], curves: Sequence[Points], metric: str = "knn/top1") -> RichTable:
     """A metric of several runs, epoch by epoch."""
-    table = Table(title=title, title_justify="left")
+    table = RichTable(title=title, title_justify="left")
     table.add_column("epoch", justify="right")
     for name in names:
         table.add_column(name, justify="right")
@@ -73,21 +73,21 @@ def convergence(title: str, names: Sequence[str], curves: Sequence[Points], metr
     return table
 
 
-def from_sheet(sheet: "Sheet") -> Table:
+def rich_table(table: "Table") -> RichTable:
     """A table of a comparison; names from MLflow are shown as they are, brackets and all."""
     from rotssl.reports.tables import is_remark
 
-    table = Table(
-        title=f"\n{sheet.title}\n[not bold]{escape(sheet.caption)}[/]",
+    made = RichTable(
+        title=f"\n{table.title}\n[not bold]{escape(table.caption)}[/]",
         title_justify="left",
         title_style="bold",
         show_lines=True,
     )
-    for i, header in enumerate(sheet.headers):
+    for i, header in enumerate(table.headers):
         # Where space is short, names and remarks are broken rather than numbers.
-        short = i >= sheet.names and not any(is_remark(row[i]) for row in sheet.rows)
-        justify: Literal["left", "right"] = "left" if i < sheet.names else "right"
-        table.add_column(escape(header), justify=justify, no_wrap=short, overflow="fold")
-    for row in sheet.rows:
-        table.add_row(*map(escape, row))
-    return table
+        short = i >= table.names and not any(is_remark(row[i]) for row in table.rows)
+        justify: Literal["left", "right"] = "left" if i < table.names else "right"
+        made.add_column(escape(header), justify=justify, no_wrap=short, overflow="fold")
+    for row in table.rows:
+        made.add_row(*map(escape, row))
+    return made

@@ -6,39 +6,12 @@ without the epoch.
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+COLLAPSED = 0.1  # a feature/std below it; evenly spread features have 1, one direction alone has 0
+
+
 Points = dict[int, dict[str, float]]
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """A run as a tracking store holds it.
-
-    Attributes:
-        run_id: of the store.
-        name: shown in its UI.
-        status: RUNNING, FINISHED, FAILED or KILLED.
-        started: milliseconds since 1970.
-        params: the resolved configuration, dotted names, all values text.
-        tags: facts beside it.
-        points: epoch -> metrics, each epoch as it was logged first.
-    """
-
-    run_id: str
-    name: str
-    status: str
-    started: int
-    params: Mapping[str, str]
-    tags: Mapping[str, str]
-    points: Points
-
-    @property
-    def parent(self) -> str | None:
-        """Id of the run that this one is a child of."""
-        return self.tags.get("mlflow.parentRunId")
 
 
 class Journal:
@@ -96,3 +69,12 @@ def read(folder: Path) -> Points:
         except (ValueError, KeyError, AttributeError, TypeError):
             continue
     return points
+
+
+def collapsed(points: Points) -> str | None:
+    """Why a run counts as collapsed by its last epoch, or None where it does not (or does not say)."""
+    epoch = max(points, default=0)
+    spread = points.get(epoch, {}).get("feature/std")
+    if spread is None or spread >= COLLAPSED:
+        return None
+    return f"collapsed: feature/std {spread:.3g} at epoch {epoch}, below {COLLAPSED:g}"

@@ -21,7 +21,7 @@ class Busy(ConfigError):
 
 
 @dataclass
-class Record:
+class RunState:
     """``run.json`` in the run's folder: what the run is, and how its last start ended.
 
     ``status`` is new, running, finished, failed, interrupted, stopped (``train.stop_after``) or pruned (by a sweep's scheduler).
@@ -45,13 +45,13 @@ class Record:
         return self.status == "finished" and not self.missing
 
     @classmethod
-    def of(cls, config: Config) -> "Record":
+    def of(cls, config: Config) -> "RunState":
         """The record of a run, read from its folder if it was started before.
 
         Raises:
             ConfigError: it was started with another configuration, or the record can't be read.
         """
-        path, ours = config.run_dir / "run.json", cfg.identity(config)
+        path, ours = config.run_dir / "run.json", cfg.identity_of(config)
         if not path.exists() and checkpoint.found(config.run_dir):
             raise ConfigError(
                 f"storage.path: {config.run_dir} has checkpoints but no run.json; move it away to start anew"
@@ -73,7 +73,7 @@ class Record:
         return record
 
     @classmethod
-    def read(cls, path: Path, config: dict[str, Any]) -> "Record":
+    def read(cls, path: Path, config: dict[str, Any]) -> "RunState":
         """The record in a file, or a new one with this configuration where there is none.
 
         Raises:

@@ -12,9 +12,10 @@ import rotssl
 from rotssl import config as cfg
 from rotssl.config import Config
 from rotssl.config.fields import ConfigError
-from rotssl.runtimes.ray_train import COLLECTIVE_TIMEOUT_S, import_ray
-from rotssl.runtimes.ray_tune import Slots, fetch, nodes
-from rotssl.tracking import writer
+from rotssl.runtimes.ray_cluster import fetch, import_ray, nodes
+from rotssl.runtimes.ray_train import COLLECTIVE_TIMEOUT_S
+from rotssl.runtimes.ray_tune import Slots
+from rotssl.tracking import store
 
 ESTIMATE_PATIENCE_S = 300  # others may have the cluster
 
@@ -32,7 +33,7 @@ def _probe(folder: str, word: str, uri: str, version: str, roots: Sequence[str])
     for root in roots:
         if not os.access(root, os.R_OK):
             return f"data.root: {root} cannot be read there"
-    return writer.reachable(uri)
+    return store.reachable(uri)
 
 
 def check_nodes(folder: Path, uri: str, roots: Sequence[str]) -> None:
@@ -176,4 +177,4 @@ def _estimate(configs: Sequence[dict[str, Any]], train_sizes: Sequence[int], slo
     from rotssl.engine import estimate
 
     built = [cfg.build(cfg.flat_dict(config)) for config in configs]
-    return estimate.of_runs(built, train_sizes, slots.workers, slots.use_gpu)
+    return estimate.estimate_runs(built, train_sizes, slots.workers, slots.use_gpu)

@@ -14,9 +14,10 @@ from typing import Any
 
 from rotssl.config import Config
 from rotssl.config.fields import ConfigError
-from rotssl.config.sweep import SweepConfig, is_baseline
-from rotssl.data.images import DataError
-from rotssl.runtimes.ray_train import MAX_FAILURES, import_ray
+from rotssl.config.identity import is_baseline
+from rotssl.config.sweep import SweepConfig
+from rotssl.runtimes.ray_cluster import import_ray
+from rotssl.runtimes.ray_train import MAX_FAILURES
 
 # Read by Tune when it is imported.
 _ENVIRONMENT = {
@@ -51,12 +52,7 @@ class Slots:
     resources: dict[str, float]
 
 
-def nodes() -> list[dict[str, Any]]:
-    """The nodes of the cluster, as Ray lists them."""
-    return list(import_ray().nodes())
-
-
-def plan(config: Config, settings: SweepConfig, nodes: Sequence[Mapping[str, Any]]) -> Slots:
+def plan_slots(config: Config, settings: SweepConfig, nodes: Sequence[Mapping[str, Any]]) -> Slots:
     """Slots for trials on the nodes of a cluster.
 
     Args:
@@ -256,19 +252,3 @@ def run(
         tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def fetch(reference: Any) -> Any:
-    """What a reference to Ray's object store stands for, read in place.
-
-    Raises:
-        DataError: the images that it should hold could not be read.
-    """
-    from ray.exceptions import RayTaskError
-
-    try:
-        return import_ray().get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, DataError):
-            raise error.cause from error
-        raise

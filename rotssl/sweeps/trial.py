@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ from rotssl import config as cfg
 from rotssl import lifecycle
 from rotssl.config import Config
 from rotssl.config.fields import ConfigError
-from rotssl.config.sweep import Sweep, expand, run_name
+from rotssl.config.identity import run_name
+from rotssl.config.sweep import Sweep, expand
 from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.runs import journal
-from rotssl.runs.state import Busy, Record, run_folder
-from rotssl.runtimes.ray_train import Workers
+from rotssl.runs.state import Busy, RunState, run_folder
+from rotssl.runtimes.ray_cluster import Workers
 
 log = logging.getLogger(__name__)
 # An actor that lost its driver needs some seconds to notice.
@@ -48,9 +48,9 @@ class Trial:
         count = self.config.scaling.num_workers
         return Workers(int(count), self.config.scaling.use_gpu is True, 1) if count else None
 
-    def record(self) -> Record:
+    def record(self) -> RunState:
         """How far it is."""
-        return Record.of(self.config)
+        return RunState.of(self.config)
 
     def is_done(self, prunes: bool) -> bool:
         """Whether nothing is left to run; what a scheduler stopped is done for a sweep that has one."""
@@ -58,14 +58,21 @@ class Trial:
         return record.is_done or (prunes and record.status == "pruned")
 
 
-def trials_of(sweep: Sweep) -> list[Trial]:
+def trials_of(
+    sweep: Sweep, say: Callable[[str], None] = log.info, warn: Callable[[str], None] = log.warning
+) -> list[Trial]:
     """The trials that a sweep stands for, each once.
+
+    Args:
+        sweep: as read.
+        say: takes where the images will be, a line for each data set.
+        warn: takes what had to be cut, in lines.
 
     Raises:
         ConfigError: a configuration that can't be run, the data's or their own.
     """
     trials: dict[str, Trial] = {}
-    said, places = list[str](), list[str]()
+    cut, places = list[str](), list[str]()
     infos: dict[tuple[Any, float], datasets.DataInfo] = {}
     placed: set[tuple[Any, float]] = set()
     for cell in expand(sweep):
@@ -76,10 +83,10 @@ def trials_of(sweep: Sweep) -> list[Trial]:
         if asked.scaling.num_workers in ("auto", 1):  # one worker needs no Ray Train: the engine runs in Tune's own
             asked = cfg.replace(asked, {"scaling.num_workers": 0})
             cfg.check_workers(asked, 1)
-        config, info = lifecycle.prepare(asked, infos[key], said.append)
+        config, info = lifecycle.prepare(asked, infos[key], cut.append)
         if key not in placed:
             placed.add(key)
-            places.append(datasets.place(config.data, config.evaluation.holdout, info, here=False))
+            places.append(datasets.describe_storage(config.data, config.evaluation.holdout, info, here=False))
         every, epochs = config.evaluation.knn_every, config.train.epochs
         if sweep.settings.scheduler != "none" and not 0 < every <= max(1, epochs - 1):
             raise ConfigError(
@@ -92,9 +99,10 @@ def trials_of(sweep: Sweep) -> list[Trial]:
             )
         config = cfg.replace(config, {"tracking.run_name": run_name(config)})
         trials.setdefault(str(config.tracking.run_name), Trial(config, cell.label, info.train_size))
-    for line in dict.fromkeys(said):
-        print(line, file=sys.stderr)
-    print(*places, sep="\n")
+    for line in dict.fromkeys(cut):
+        warn(line)
+    for line in places:
+        say(line)
     return list(trials.values())
 
 
@@ -134,13 +142,13 @@ def _go_on(
     config: Config, spec: Mapping[str, Any], data: Mapping[str, Any], tell: Callable[[int, Mapping[str, float]], None]
 ) -> tuple[str, str]:
     """Run the trial from where it is; returns its status and what there is to say about it."""
-    from rotssl.runtimes import ray_train, ray_tune
+    from rotssl.runtimes import ray_cluster
 
     def show(event: dict[str, Any]) -> None:
         if "metrics" in event:
             tell(event["epoch"] + 1, event["metrics"])
 
-    record = Record.of(config)
+    record = RunState.of(config)
     done = record.is_done or (spec["prunes"] and record.status == "pruned")
     if not done:
         record.write("running")
@@ -150,7 +158,7 @@ def _go_on(
         return record.status, record.reason
     with contextlib.ExitStack() as stack:
         nested = config.scaling.num_workers != 0
-        workers = stack.enter_context(ray_train.connected(config)) if nested else None
+        workers = stack.enter_context(ray_cluster.connected(config)) if nested else None
         try:
             lifecycle.open_tracking(config, record, workers, spec["tags"])
         except ConfigError as error:
@@ -159,7 +167,7 @@ def _go_on(
             record.uri = record.uri or spec["uri"]
         try:
             images = data[spec["data"]]  # None: on disk
-            images = images if nested or images is None else ray_tune.fetch(images)
+            images = images if nested or images is None else ray_cluster.fetch(images)
         except DataError as error:
             return lifecycle.close(config, record, "failed", str(error)), str(error)
         return lifecycle.execute(config, record, workers, show, images), record.reason

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from rotssl.base.step import StepContext, StepOutput
 from rotssl.data.augment import Crop
-from rotssl.methods.base import StepContext, StepOutput
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rotssl.base import distributed, rng
+from rotssl.base.precision import full_precision
 from rotssl.base.rng import Positions
 from rotssl.base.schedules import cosine, task_weight
+from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.sections import RotationConfig
 from rotssl.data.augment import Crop
-from rotssl.methods.base import StepContext, StepOutput
-from rotssl.methods.losses import full_precision
 from rotssl.models.heads import mlp
 from rotssl.tasks.base import Targets, Task, send
 

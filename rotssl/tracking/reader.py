@@ -3,18 +3,47 @@
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rotssl.config.fields import ConfigError, nearest
-from rotssl.runs.journal import Points, RunRecord
-from rotssl.tracking.writer import check_uri, client_of, short
+from rotssl.runs.journal import Points
+from rotssl.tracking.store import check_uri, client_of, short
 
 log = logging.getLogger(__name__)
 
 
-def read_runs(uri: str, experiment: str, metrics: Sequence[str]) -> list[RunRecord]:
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as a tracking store holds it.
+
+    Attributes:
+        run_id: of the store.
+        name: shown in its UI.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        started: milliseconds since 1970.
+        params: the resolved configuration, dotted names, all values text.
+        tags: facts beside it.
+        points: epoch -> metrics, each epoch as it was logged first.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    started: int
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    points: Points
+
+    @property
+    def parent(self) -> str | None:
+        """Id of the run that this one is a child of."""
+        return self.tags.get("mlflow.parentRunId")
+
+
+def read_runs(uri: str, experiment: str, metrics: Sequence[str]) -> list[TrackedRun]:
     """All runs of an experiment that were not deleted, with the points of some metrics; sweeps and evaluations have none.
 
     Args:
@@ -82,7 +111,7 @@ def run_ids(uri: str, experiment: str) -> set[str] | None:
         return None
 
 
-def place(uri: str, run_id: str) -> str:
+def run_folder_of(uri: str, run_id: str) -> str:
     """The folder of a run.
 
     Raises:
@@ -97,7 +126,7 @@ def place(uri: str, run_id: str) -> str:
         raise ConfigError(f"--run: {uri} has no run {run_id!r} with a folder") from error
 
 
-def evaluation(uri: str, run_id: str, split: str) -> dict[str, float]:
+def evaluations_of(uri: str, run_id: str, split: str) -> dict[str, float]:
     """What was measured before on a split with a run's encoder: the metrics of its evaluations."""
     client = client_of(uri)
     run = client.get_run(run_id)
@@ -116,7 +145,7 @@ def _pages(search: Callable[..., Any], *args: Any) -> Iterator[Any]:
             return
 
 
-def _record(client: Any, run: Any, metrics: Sequence[str]) -> RunRecord:
+def _record(client: Any, run: Any, metrics: Sequence[str]) -> TrackedRun:
     points: Points = {}
     wanted = [] if run.data.tags.get("kind") in ("sweep", "evaluation") else metrics
     for key in wanted:
@@ -124,7 +153,7 @@ def _record(client: Any, run: Any, metrics: Sequence[str]) -> RunRecord:
             # The store is append-only and promises no order: what was logged first stands, as in the journal.
             for metric in sorted(client.get_metric_history(run.info.run_id, key), key=lambda m: m.timestamp):
                 points.setdefault(metric.step, {}).setdefault(key, metric.value)
-    return RunRecord(
+    return TrackedRun(
         run_id=run.info.run_id,
         name=run.info.run_name,
         status=run.info.status,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rotssl.config.sections import OFF
 from rotssl.runs.journal import Points
-from rotssl.tracking.writer import Tracker, short
+from rotssl.tracking.store import short
+from rotssl.tracking.writer import Tracker
 
 log = logging.getLogger(__name__)
 

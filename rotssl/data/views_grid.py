@@ -1,13 +1,11 @@
-"""Pictures: what the model sees, and convergence curves."""
+"""A picture of what the model sees."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
-
-from rotssl.runs.journal import Points
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,38 +44,3 @@ def save_views(
     for i, name in enumerate(names):
         ImageDraw.Draw(picture).text((i * cell * scale + 2, 2), name, fill="black")
     picture.save(path)
-
-
-def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "knn/top1", title: str = "") -> None:
-    """Metric against epoch and against training seconds, one line a run.
-
-    Args:
-        curves: label -> points of the run's journal.
-        path: of the PNG.
-        metric: what to draw; accuracies, whose names end with top1, are drawn in percent.
-        title: above both panels.
-    """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    factor = 100 if metric.endswith("top1") else 1
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for panel, key, label in zip(
-        panels, ("cost/epochs", "cost/train_seconds"), ("epoch", "training time, s"), strict=True
-    ):
-        for name, points in curves.items():
-            chosen: list[dict[str, Any]] = [point for point in points.values() if metric in point]
-            panel.plot(
-                [p[key] for p in chosen], [factor * p[metric] for p in chosen], marker="o", markersize=3.5, label=name
-            )
-        panel.set_xlabel(label)
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel({"knn/top1": "kNN top-1 on validation, %"}.get(metric, metric))
-    if curves:
-        panels[0].legend(frameon=False)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

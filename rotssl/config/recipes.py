@@ -1,0 +1,94 @@
+"""Recipes: YAML files of sections, read and written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rotssl.config.fields import ConfigError, nearest
+from rotssl.config.identity import flat_dict, to_dict
+from rotssl.config.sections import Config, schema
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key is given twice: of two, YAML keeps the last and says nothing."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"{key.value} is given twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+def read_yaml(path: str | Path, key: str = "--config") -> dict[str, Any]:
+    """The mapping that a YAML file holds; an empty one where it holds nothing.
+
+    Args:
+        path: of the file.
+        key: what named it, for the message.
+
+    Raises:
+        ConfigError: the file can't be read, is not YAML, or is not a mapping.
+    """
+    try:
+        content = yaml.load(Path(path).read_bytes().decode(), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: {path} is not a text file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"{key}: {path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'bad character'})"
+        ) from error
+    except ValueError as error:  # a date of 2020-99-99, say
+        raise ConfigError(f"{key}: {path}: not valid YAML ({error})") from error
+    except RecursionError as error:
+        raise ConfigError(f"{key}: {path} is nested too deeply") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{key}: {path} holds {type(content).__name__}, expected sections such as 'train:'")
+    return content
+
+
+def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted overrides from sections, of which some may be empty.
+
+    Raises:
+        ConfigError: something is not a section.
+    """
+    for section, fields in content.items():
+        if not isinstance(fields, dict | None):
+            raise ConfigError(
+                f"{section}: got {fields!r}, expected a section with fields below it{nearest(str(section), _sections())}"
+            )
+    return flat_dict({section: fields or {} for section, fields in content.items()})
+
+
+def load_recipe(path: str | Path, key: str = "--config") -> dict[str, Any]:
+    """Dotted overrides from a YAML file of sections.
+
+    Args:
+        path: of the file.
+        key: what named it, for the message.
+
+    Raises:
+        ConfigError: as ``read_yaml`` and ``flatten``.
+    """
+    return flatten(read_yaml(path, key))
+
+
+def _sections() -> list[str]:
+    return list(dict.fromkeys(key.split(".")[0] for key in schema()))
+
+
+def dump(config: Config) -> str:
+    """The configuration as a recipe."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)

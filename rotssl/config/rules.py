@@ -1,0 +1,140 @@
+"""The rules between the fields of a configuration."""
+
+import math
+
+from rotssl.config import sections
+from rotssl.config.fields import ConfigError, nearest
+from rotssl.config.methods import METHODS
+from rotssl.config.sections import Config
+
+
+def require(condition: bool, key: str, given: object, expected: str) -> None:
+    """Refuse what does not hold, in the words of all such errors.
+
+    Raises:
+        ConfigError: the condition is false.
+    """
+    if not condition:
+        raise ConfigError(f"{key}: got {given}, expected {expected}")
+
+
+def check(c: Config) -> None:
+    """The rules between fields."""
+    _check_data(c.data)
+    _check_views(c)
+    _check_encoder(c.encoder)
+    _check_tasks(c)
+    _check_training(c)
+    _check_results(c)
+    if c.scaling.num_workers != "auto":
+        check_workers(c, int(c.scaling.num_workers))
+
+
+def _check_data(data: sections.DataConfig) -> None:
+    name = data.name
+    expected = "a folder of images" if name == "imagefolder" else f"the folder that holds {name}"
+    require(name in sections.WITHOUT_ROOT or data.root is not None, "data.root", None, expected)
+    downloaded = name in sections.DOWNLOADED
+    require(downloaded or not data.download, "data.download", "true", f"false: {name} is not downloaded")
+    whole = downloaded or name in sections.WITHOUT_ROOT
+    require(not whole or data.store != "disk", "data.store", "disk", f"auto or memory: {name} is read as a whole")
+
+
+def _check_views(c: Config) -> None:
+    views, name = c.views, c.method.name
+    scales = {
+        "views.global_scale": views.global_scale,
+        "views.local_scale": views.local_scale,
+        "rotation.crop_scale": c.rotation.crop_scale,
+    }
+    for key, (low, high) in scales.items():
+        require(low <= high, key, f"({low}, {high})", "the smaller share first")
+    count = views.global_count
+    for key, values in (("blur", views.blur), ("solarize", views.solarize)):
+        expected = f"one, or one for each of {count} views"
+        require(len(values) in (1, count), f"views.{key}", f"{len(values)} values", expected)
+    require(views.jitter[3] <= 0.5, "views.jitter", f"a hue of {views.jitter[3]}", "a hue of at most 0.5")
+    takers = [m for m, spec in METHODS.items() if spec.multi_crop]
+    fits = views.local_count == 0 or METHODS[name].multi_crop
+    require(fits, "views.local_count", views.local_count, f"0: local views are for {', '.join(takers)}, not for {name}")
+    fits = count == 2 or not METHODS[name].two_views
+    require(fits, "views.global_count", count, f"2: {name} is made for two")
+
+
+def _check_encoder(encoder: sections.EncoderConfig) -> None:
+    known, timm = ("small", *sections.RESNETS), encoder.name.startswith("timm/")
+    expected = f"one of {', '.join(known)}, or timm/NAME{nearest(encoder.name, known)}"
+    require(timm or encoder.name in known, "encoder.name", repr(encoder.name), expected)
+    for key in ("patch_size", "drop_path"):
+        value, default = getattr(encoder, key), getattr(sections.EncoderConfig, key)
+        require(timm or value == default, f"encoder.{key}", value, f"{default}: it is for timm's encoders")
+    if timm:
+        require(encoder.stem != "cifar", "encoder.stem", "cifar", "imagenet or auto: timm's encoders keep their stem")
+        require(not encoder.zero_init, "encoder.zero_init", "true", "false: timm's encoders start as timm has them")
+
+
+def _check_tasks(c: Config) -> None:
+    rotation, jigsaw = c.rotation, c.jigsaw
+    modes = {"views": ("extra",), "resolution": ("extra",), "joint": ("extra",), "update_bn": ("extra", "four_way")}
+    modes["angles"] = ("in_place",)
+    for key, takes in modes.items():
+        given, value = getattr(rotation, key), getattr(sections.RotationConfig, key)
+        fits = rotation.mode in takes or given == value or rotation.weight == 0
+        expected = f"{value} in mode {rotation.mode}; it is for rotation.mode {' and '.join(takes)}"
+        require(fits, f"rotation.{key}", given, expected)
+    fits = rotation.update_bn or not rotation.joint or rotation.weight == 0
+    require(fits, "rotation.update_bn", "false", "true: with rotation.joint there is one pass for all views")
+    orders = math.factorial(jigsaw.grid**2)
+    most = f"at most {orders}, the orders of {jigsaw.grid**2} tiles"
+    require(jigsaw.permutations <= orders, "jigsaw.permutations", jigsaw.permutations, most)
+
+
+def _check_training(c: Config) -> None:
+    train, optim, epochs = c.train, c.optim, c.train.epochs
+    most = f"at most train.epochs ({epochs})"
+    require(train.stop_after is None or train.stop_after <= epochs, "train.stop_after", train.stop_after, most)
+    require(optim.warmup_epochs <= epochs, "optim.warmup_epochs", optim.warmup_epochs, most)
+    for key in ("warmup_lr", "final_lr"):
+        value = getattr(optim, key)
+        require(value == 0 or optim.lr != "auto", f"optim.{key}", value, "0 with lr auto")
+        require(optim.lr == "auto" or value <= optim.lr, f"optim.{key}", value, f"at most optim.lr ({optim.lr})")
+    require(optim.lr != "auto" or optim.lr_scale == "none", "optim.lr_scale", optim.lr_scale, "none with lr auto")
+    means = [m for m, spec in METHODS.items() if spec.per_image]
+    expected = f"1: the loss of {c.method.name} is no mean over images (a batch can be cut up for {', '.join(means)})"
+    require(train.accumulate == 1 or c.method.name in means, "train.accumulate", train.accumulate, expected)
+
+
+def _check_results(c: Config) -> None:
+    for key in ("experiment", "run_name"):
+        value = getattr(c.tracking, key)
+        bad = value is not None and (value in (".", "..") or any(ch in value for ch in "/\\\0\n"))
+        require(not bad, f"tracking.{key}", repr(value), "a name without slashes, fit for a folder")
+    path = c.storage.path
+    if path is not None:
+        require("://" not in path, "storage.path", repr(path), "a folder on a file system that every node sees")
+        odd = any(ch in path for ch in "?#\0")
+        require(not odd, "storage.path", repr(path), "a path without ? and #, which mean something in MLflow's address")
+
+
+def check_workers(c: Config, num_workers: int) -> None:
+    """The rules that the number of workers brings."""
+    workers, batch, parts = max(1, num_workers), c.train.batch_size, c.train.accumulate
+    passes = f"the {workers} workers" + (f" x {parts} passes" if parts > 1 else "")
+    require(batch % (workers * parts) == 0, "train.batch_size", batch, f"a multiple of {passes}")
+    each = batch // (workers * parts)
+    require(each >= 2, "train.batch_size", batch, f"at least 2 images for each of {passes}")
+    expected = f"at least {2 / each:g}: two rotated images a worker and step"
+    for key, stays in (("fraction", ""), ("fraction_end", ", or none: the share stays")):
+        share = getattr(c.rotation, key)
+        open_ = c.rotation.weight == 0 or share in (None, "auto")
+        enough = open_ or int(each * share) >= 2  # the head normalises over them
+        require(enough, f"rotation.{key}", share, expected + stays)
+
+
+def unshared(c: Config, num_workers: int) -> str:
+    """What keeps so many workers from sharing the batch, in a line; empty if nothing does."""
+    try:
+        check_workers(c, num_workers)
+    except ConfigError as error:
+        return str(error)
+    return ""

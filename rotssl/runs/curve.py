@@ -1,0 +1,45 @@
+"""A picture of how a run converged."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rotssl.runs.journal import Points
+
+if TYPE_CHECKING:
+    pass
+
+
+def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "knn/top1", title: str = "") -> None:
+    """Metric against epoch and against training seconds, one line a run.
+
+    Args:
+        curves: label -> points of the run's journal.
+        path: of the PNG.
+        metric: what to draw; accuracies, whose names end with top1, are drawn in percent.
+        title: above both panels.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    factor = 100 if metric.endswith("top1") else 1
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for panel, key, label in zip(
+        panels, ("cost/epochs", "cost/train_seconds"), ("epoch", "training time, s"), strict=True
+    ):
+        for name, points in curves.items():
+            chosen: list[dict[str, Any]] = [point for point in points.values() if metric in point]
+            panel.plot(
+                [p[key] for p in chosen], [factor * p[metric] for p in chosen], marker="o", markersize=3.5, label=name
+            )
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel({"knn/top1": "kNN top-1 on validation, %"}.get(metric, metric))
+    if curves:
+        panels[0].legend(frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

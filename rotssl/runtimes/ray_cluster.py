@@ -1,0 +1,174 @@
+"""A Ray cluster: the connection, and whether the workers fit."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rotssl import config as cfg
+from rotssl.config import Config
+from rotssl.config.fields import ConfigError
+from rotssl.data.images import DataError
+
+# Set before Ray starts; Train hands the first one on to its controller and workers.
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the last report waits for the controller's next look: 2 s by default
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who will train, and where; ``why`` there are no more of them, if others could be used."""
+
+    count: int
+    use_gpu: bool
+    nodes: int
+    why: str = ""
+
+
+def import_ray() -> Any:
+    """Ray, with the environment that it reads when it is imported."""
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    # Ray's processes inherit the environment; without bytecode each of them would compile its imports anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    import ray
+
+    return ray
+
+
+@contextlib.contextmanager
+def connected(config: Config) -> Iterator[Workers]:
+    """Within the body, a cluster: the one of RAY_ADDRESS or of ``ray start`` on this machine, else one of its own.
+
+    Raises:
+        ConfigError: no connection, or the workers don't fit into the cluster.
+    """
+    ray = import_ray()
+    ours = not ray.is_initialized()
+    if ours:
+        address = _address()
+        if address == "local":
+            check_machine(config)
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts a cluster of our own
+        try:
+            # Warnings of ours come through the progress queue; the chatter of Ray's own actors stays in its session's logs.
+            show_logs = os.environ.get("RAY_LOG_TO_DRIVER") == "1"
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=show_logs)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            token = "" if os.environ.get("RAY_AUTH_MODE") else "; if it asks for a token: export RAY_AUTH_MODE=token"
+            raise ConfigError(
+                f"RAY_ADDRESS: cannot connect to the Ray cluster ({str(error).splitlines()[0][:160]}){token}"
+            ) from error
+        _protect_token()
+    try:
+        yield plan_workers(config, ray.cluster_resources(), ray.nodes())
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _address() -> str:
+    """Where to connect: RAY_ADDRESS, or the cluster that ``ray start`` left on this machine if it answers, else ``local``.
+
+    Raises:
+        ConfigError: nothing answers at RAY_ADDRESS; Ray itself would try for minutes.
+    """
+    from ray._private.utils import read_ray_address
+
+    asked = os.environ.get("RAY_ADDRESS", "auto")
+    address = asked if asked != "auto" else read_ray_address() or "local"
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdecimal():
+        return address
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        if asked != "auto":
+            raise ConfigError(f"RAY_ADDRESS: nothing answers at {address} ({error})") from error
+        return "local"  # the file of a cluster that was killed
+    return address
+
+
+def _protect_token() -> None:
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)  # Ray writes it readable for everyone
+
+
+def check_machine(config: Config) -> None:
+    """Refuse more workers than this machine has cores, before a cluster is started.
+
+    Raises:
+        ConfigError: too many workers.
+    """
+    asked, each, cores = config.scaling.num_workers, config.scaling.cpus_per_worker, os.cpu_count() or 1
+    if asked != "auto" and asked * each > cores:
+        raise ConfigError(
+            f"scaling.num_workers: got {asked} with {each} CPU each, expected what fits into the {cores} cores here"
+        )
+
+
+def plan_workers(config: Config, resources: dict[str, float], nodes: list[dict[str, Any]]) -> Workers:
+    """The workers for a cluster: as configured, else one a GPU, else one a core up to two.
+
+    Args:
+        config: the run's.
+        resources: totals of the cluster, as ray.cluster_resources() gives them.
+        nodes: as ray.nodes() gives them.
+
+    Raises:
+        ConfigError: they don't fit into the cluster's totals.
+    """
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    scaling = config.scaling
+    use_gpu = gpus > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
+    if use_gpu and gpus == 0:
+        raise ConfigError("scaling.use_gpu: got true, but the cluster has no GPU")
+    alive = [node for node in nodes if node.get("Alive", True)]
+    places = sum(int(node["Resources"].get("CPU", 0)) // scaling.cpus_per_worker for node in alive)
+    why = ""
+    if scaling.num_workers == "auto":
+        most = max(1, min(gpus, places) if use_gpu else min(2, places))
+        count = max((n for n in range(1, most + 1) if not cfg.unshared(config, n)), default=1)
+        why = cfg.unshared(config, most)
+    else:
+        count = scaling.num_workers
+    if use_gpu and count > gpus:
+        raise ConfigError(
+            f"scaling.num_workers: got {count} with a GPU each, expected at most the cluster's {gpus} GPUs"
+        )
+    if count > places:
+        raise ConfigError(
+            f"scaling.num_workers: got {count} with {scaling.cpus_per_worker} CPU each, but the cluster has {cpus} CPUs"
+        )
+    cfg.check_workers(config, count)
+    return Workers(count, use_gpu, len({node["NodeManagerAddress"] for node in alive}), why)
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The nodes of the cluster, as Ray lists them."""
+    return list(import_ray().nodes())
+
+
+def fetch(reference: Any) -> Any:
+    """What a reference to Ray's object store stands for, read in place.
+
+    Raises:
+        DataError: the images that it should hold could not be read.
+    """
+    from ray.exceptions import RayTaskError
+
+    try:
+        return import_ray().get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, DataError):
+            raise error.cause from error
+        raise
