@@ -75,7 +75,7 @@ bench: $(STAMP)
 
 # Needs a Chromium; without one it says so and leaves the picture as it is.
 screenshots: $(STAMP)
-	ROTSSL_SCREENSHOT=docs/mlflow_compare.png $(BIN)/python -m pytest tests/test_browser.py
+	ROTSSL_SCREENSHOT=docs/mlflow_compare.png $(BIN)/python -m pytest tests/commands/test_browser.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -7,7 +7,7 @@ machine that it was changed on:
     python -m tests.golden --renew   # writes the file anew: only with a change of results that the commit states
     python -m tests.golden --renew tico   # of one method only, such as a new one
 
-Other processors add up in another order, so tests/test_golden.py, which runs anywhere, allows for rounding.
+Other processors add up in another order, so tests/engine/test_golden.py, which runs anywhere, allows for rounding.
 """
 
 import argparse

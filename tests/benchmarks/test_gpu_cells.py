@@ -20,7 +20,7 @@ from rotssl.runs import journal
 @pytest.fixture
 def scripts(monkeypatch):
     """The folder of the benchmarks, from which they can be imported; takes patches."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     return monkeypatch
 
 

@@ -23,7 +23,7 @@ from rotssl.tracking.writer import Tracker, open_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(180)]
 
 EXPERIMENT, SWEEP = "rotssl", "weight_budget_sample"

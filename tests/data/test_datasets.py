@@ -415,7 +415,7 @@ def test_fashion_mnist_is_read_and_divided():
 
 @needs_real_data
 def test_the_sample_is_made_again_byte_for_byte(tmp_path, monkeypatch):
-    path = Path(__file__).parent.parent / "scripts" / "make_sample.py"
+    path = Path(__file__).parents[2] / "scripts" / "make_sample.py"
     spec = importlib.util.spec_from_file_location("make_sample", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

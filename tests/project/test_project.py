@@ -11,7 +11,7 @@ import yaml
 
 from rotssl.config import cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_conda_environment_repeats_the_dependencies():

@@ -16,7 +16,7 @@ from rotssl.data import datasets
 from rotssl.runs.state import RunState
 from tests.programs import SMALL, mlflow_client, with_store
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.contract
 BOTH = ("knn", "linear")
 

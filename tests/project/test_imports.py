@@ -9,7 +9,7 @@ import pytest
 from rotssl.config.methods import METHODS
 from rotssl.tasks import TASKS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "rotssl").rglob("*.py"))
 # A room imports only itself and the rooms to its left.
 ROOMS = (

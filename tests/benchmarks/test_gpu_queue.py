@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture

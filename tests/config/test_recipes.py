@@ -14,7 +14,7 @@ from rotssl.engine.trainer import Trainer
 from rotssl.lifecycle import prepare
 from rotssl.runs import journal
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))
 SIDES = {"cifar10": 32, "cifar100": 32, "fashion-mnist-sample": 28, "tiny-imagenet": 64, "imagefolder": 224}
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from rotssl.runs import journal
+from tests.commands.test_compare import without_seconds
 from tests.programs import command, job, mlflow_client, started, wait_for
-from tests.test_compare import without_seconds
 
 pytestmark = pytest.mark.system
 SWEEP = {
