@@ -45,11 +45,8 @@ class EpochRecorder:
     def __init__(self, journal: Journal, runtime: Runtime) -> None:
         self.journal, self.runtime = journal, runtime
         self.cost = Cost()
-        # The epoch (0-based) under way, the seconds that all starts have spent in it, whether the journal has it already, and the
-        # seconds of the epoch before, if it was repeated, which only its checkpoint will hold. A crash must not count as lost
-        # what is in a point, nor forget what an earlier crash had cost.
-        self._unfinished = journal.folder / "unfinished"
-        self._carried = self._unsaved = 0.0
+        self.spent = 0.0  # seconds that all starts have trained, up to the last epoch booked
+        self._spent_file = journal.folder / "trained_seconds"
         self._lines, self._checkpoints = ThreadPoolExecutor(1, "journal"), ThreadPoolExecutor(1, "checkpoint")
         self._noting: Future[None] | None = None
         self._kept: Future[Path] | None = None  # the newest checkpoint
@@ -69,28 +66,23 @@ class EpochRecorder:
         self._lines.shutdown()
         if kind is None:
             self.announce(wait=True)
-            if self.runtime.rank == 0:
-                self._unfinished.unlink(missing_ok=True)
         elif saving is not None and (failed := saving.exception()) not in (None, error):
             self.runtime.progress({"note": f"the last checkpoint could not be written: {failed}"})
 
-    def count_lost(self, epoch: int) -> None:
-        """Add what crashes cost in the epoch that the last one cut short, as far as it had been noted (about every second).
+    def resume(self, cost: Cost) -> None:
+        """Take up what a checkpoint says of the cost, and the seconds that all starts before this one have trained.
 
-        Args:
-            epoch: with which the run goes on (0-based); that one, or the one after, whose predecessor was not saved yet.
+        The file has them as far as they were noted, about every second; it may be gone, or be older than the checkpoint.
         """
+        self.cost = cost
         try:
-            cut, seconds, again, unsaved = map(float, self._unfinished.read_text().split())
+            noted = float(self._spent_file.read_text())
         except (OSError, ValueError):
-            return
-        finished = not again and self.journal.point(int(cut) + 1) is not None
-        if cut >= epoch and not finished:
-            self._carried = seconds + (unsaved if cut > epoch else 0.0)
-            self.cost.lost_seconds += self._carried
+            noted = 0.0
+        self.spent = max(noted, cost.train_seconds + cost.lost_seconds)
 
-    def note(self, epoch: int, seconds: float) -> None:
-        """Note the seconds that an epoch (0-based) has taken so far, for count_lost(), unless the last note is yet to be written.
+    def note(self, seconds: float) -> None:
+        """Note what the epoch under way has taken so far, unless the last note is yet to be written.
 
         Raises:
             OSError: the last one could not be.
@@ -99,17 +91,17 @@ class EpochRecorder:
             if not self._noting.done():
                 return
             self._noting.result()
-        again = self.journal.point(epoch + 1) is not None
-        text = f"{epoch} {self._carried + seconds:.1f} {again:d} {self._unsaved:.1f}"
-        self._noting = self._lines.submit(self._write, text)
+        self._noting = self._lines.submit(self._write, self.spent + seconds)
 
-    def _write(self, text: str) -> None:
-        part = self._unfinished.with_suffix(".part")
-        part.write_text(text)
-        os.replace(part, self._unfinished)
+    def _write(self, spent: float) -> None:
+        part = self._spent_file.with_suffix(".part")
+        part.write_text(repr(spent))
+        os.replace(part, self._spent_file)
 
     def book(self, epoch: int, samples: int, seconds: float, flops: float) -> dict[str, float]:
-        """Account for an epoch. One that an earlier start had finished, but not saved, is lost time: its first cost stands.
+        """Account for an epoch. Of one that an earlier start had finished, but not saved, the first cost stands.
+
+        Lost is what all starts have trained beyond that: epochs cut short, and epochs repeated.
 
         Args:
             epoch: 0-based.
@@ -120,22 +112,17 @@ class EpochRecorder:
         Returns:
             The metrics ``cost/...``, cumulative.
         """
+        self.spent += seconds
         earlier = self.journal.point(epoch + 1)
         if earlier is not None:
-            before = self.journal.point(epoch) or {}
-            # What the points of that start do not know of: what was lost since, and this epoch.
-            unknown = self.cost.lost_seconds - before.get("cost/lost_seconds", 0.0) + seconds
             self.cost = Cost(**{key: type(getattr(self.cost, key))(earlier[f"cost/{key}"]) for key in vars(self.cost)})
-            self.cost.lost_seconds += unknown
-            self._unsaved = self._carried + seconds
         else:
             self.cost.epochs += 1
             self.cost.samples += samples
             self.cost.train_seconds += seconds
             self.cost.device_seconds += seconds * self.runtime.world_size
             self.cost.flops += flops
-            self._unsaved = 0.0
-        self._carried = 0.0
+        self.cost.lost_seconds = max(0.0, self.spent - self.cost.train_seconds)
         return {f"cost/{key}": float(value) for key, value in vars(self.cost).items()}
 
     def keep(self, epoch: int, metrics: dict[str, float], state: Mapping[str, Any]) -> None:
@@ -151,6 +138,8 @@ class EpochRecorder:
         """
         if self.runtime.rank == 0:
             self.announce(wait=True)
+            # Before the line: seconds in a point that are missing in the file would hide as many lost ones.
+            self._noting = self._lines.submit(self._write, self.spent)
             self._booked = booked = self._lines.submit(self.journal.append, epoch + 1, metrics)
             folder = self.journal.folder / checkpoint.name(epoch + 1)
             self._kept = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)

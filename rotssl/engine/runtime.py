@@ -28,7 +28,7 @@ class Runtime(Protocol):
     def report(self, epoch: int, metrics: dict[str, float], saved: Future[Path] | None) -> None:
         """Take an epoch (1-based), its metrics and, on rank 0, its checkpoint to come; every rank calls it once an epoch.
 
-        It does not wait for the checkpoint, nor is an error in it its own to raise: the ledger does.
+        It does not wait for the checkpoint, nor is an error in it its own to raise: the recorder does.
         """
 
     def prune(self) -> None:

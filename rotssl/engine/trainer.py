@@ -86,7 +86,7 @@ class Trainer:
         self.peak_lr = config.optim.lr
         self.loader = Loader(config, splits.train.images, device, runtime.rank, runtime.world_size)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
-        self.ledger = EpochRecorder(journal, runtime)
+        self.recorder = EpochRecorder(journal, runtime)
         self.images = sketch(splits.train, splits.classes)
         self.evaluator = Evaluator(config, splits, self.augment, self.layout, runtime)
 
@@ -108,7 +108,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "cost": vars(self.ledger.cost),
+            "cost": vars(self.recorder.cost),
             "config": json.dumps(cfg.to_dict(self.config)),
             "images": self.images,
         }
@@ -130,7 +130,7 @@ class Trainer:
                 {key: torch.empty_like(param, dtype=value.dtype).copy_(value) for key, value in moments.items()}
             )
         self.scaler.load_state_dict(state["scaler"])
-        self.ledger.cost = Cost(**state["cost"])
+        self.recorder.resume(Cost(**state["cost"]))
         return int(state["epoch"])
 
     # --- the loop ----------------------------------------------------------------------------------------------------------
@@ -144,6 +144,7 @@ class Trainer:
         """
         train = self.config.train
         state = next(checkpoint.latest(self.journal.folder), None)
+        self.recorder.resume(Cost())
         done = self.restore(state) if state is not None else 0
         if distributed.world_size() > 1:
             # Every worker must have found the same checkpoint: storage that some node doesn't share would split the run.
@@ -153,8 +154,6 @@ class Trainer:
                     f"storage.path: the workers see different checkpoints ({seen.tolist()}); it must be shared by all nodes"
                 )
         flops = count_ends(self.config) if self.runtime.rank == 0 else (0.0, 0.0)
-        if self.runtime.rank == 0:
-            self.ledger.count_lost(done)
         if done:
             self.runtime.progress({"note": f"going on after epoch {done}"})
         bank = len(self.splits.train.images)
@@ -165,7 +164,7 @@ class Trainer:
             self.runtime.progress({"note": note})
         end = min(train.epochs, train.stop_after or train.epochs)
         self.runtime.progress({"facts": self.facts()})
-        with self.ledger:
+        with self.recorder:
             if done:
                 self._evaluate_late(done - 1)
             for epoch in range(done, end):
@@ -195,19 +194,19 @@ class Trainer:
         self._check_finite(metrics, epoch)
         samples = self.steps_per_epoch * train.batch_size
         flops_per_step = cosine(*flops, (epoch + 0.5) / train.epochs)
-        metrics.update(self.ledger.book(epoch, samples, seconds, self.steps_per_epoch * flops_per_step))
+        metrics.update(self.recorder.book(epoch, samples, seconds, self.steps_per_epoch * flops_per_step))
         metrics["throughput/images_per_second"] = samples / seconds
         metrics["optim/lr"] = self.optimizer.param_groups[0]["lr"]
-        self.ledger.keep(epoch, metrics, self.state(epoch + 1))
+        self.recorder.keep(epoch, metrics, self.state(epoch + 1))
         found: dict[str, float] = {}
         if self.evaluator.wanted(epoch):
             if first or epoch + 1 == train.epochs:
                 # What takes too much memory mostly does so at the first evaluation, or at the probe, and may take the process
                 # with it: the next start must find this epoch, or it would come to the same end.
-                self.ledger.wait_for_checkpoint()
+                self.recorder.wait_for_checkpoint()
                 float(distributed.mean(torch.zeros((), device=self.runtime.device)))  # the others wait for rank 0
             found = self.evaluate(epoch)
-        self.ledger.finish(epoch, metrics, self._event(epoch), found)
+        self.recorder.finish(epoch, metrics, self._event(epoch), found)
 
     def _event(self, epoch: int) -> dict[str, int]:
         return {"step": (epoch + 1) * self.steps_per_epoch, "total_steps": self.total_steps}
@@ -219,7 +218,7 @@ class Trainer:
         if float(distributed.mean(torch.tensor(float(missing), device=self.runtime.device))) > 0:
             found = self.evaluate(epoch)
             if found:
-                self.ledger.amend(epoch, found, self._event(epoch))
+                self.recorder.amend(epoch, found, self._event(epoch))
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the training images; returns the means over steps and workers."""
@@ -232,8 +231,8 @@ class Trainer:
             if time.perf_counter() - shown > 0.5 or i == 0:
                 shown = time.perf_counter()
                 if self.runtime.rank == 0:
-                    self.ledger.note(epoch, shown - started)
-                self.ledger.announce()
+                    self.recorder.note(shown - started)
+                self.recorder.announce()
                 self.runtime.progress({"epoch": epoch, "step": ctx.step + 1, "total_steps": self.total_steps})
         waited = self.loader.waited - waited
         averages.add({"throughput/input_wait": torch.tensor(waited).to(self.runtime.device)})

@@ -59,7 +59,7 @@ class RayRuntime:
 
         def upload(there: Any, name: str) -> Any:
             assert saved is not None
-            saved.result()  # the ledger wrote it to its place in storage.path: nothing is left to be copied
+            saved.result()  # the recorder wrote it to its place in storage.path: nothing is left to be copied
             return there
 
         ray.train.report(

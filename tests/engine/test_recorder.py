@@ -2,13 +2,15 @@
 
 import errno
 import os
+import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from rotssl.engine.recorder import EpochRecorder
+from rotssl.engine.recorder import Cost, EpochRecorder
 from rotssl.engine.runtime import LocalRuntime
 from rotssl.runs import checkpoint, journal
 from rotssl.tracking import store as store_
@@ -43,44 +45,44 @@ def told():
 
 
 @pytest.fixture
-def ledger(tmp_path, told):
+def recorder(tmp_path, told):
     return EpochRecorder(journal.Journal(tmp_path), LocalRuntime(tmp_path, torch.device("cpu"), told.append))
 
 
-def restarted(ledger, seconds=0.0):
-    """As the next start has it, whose checkpoint has so many lost seconds."""
-    again = EpochRecorder(journal.Journal(ledger.journal.folder), ledger.runtime)
-    again.cost.lost_seconds = seconds
+def restarted(recorder, cost=None):
+    """As the next start has it, whose checkpoint says this of the cost."""
+    again = EpochRecorder(journal.Journal(recorder.journal.folder), recorder.runtime)
+    again.resume(Cost(**cost) if cost else Cost())
     return again
 
 
-def written(ledger, folder):
-    """The note, once it is on disk."""
-    ledger._lines.submit(int).result(timeout=20)
-    return (folder / "unfinished").read_text()
+def noted(recorder, folder):
+    """The seconds that all starts have trained, once they are on disk."""
+    recorder._lines.submit(int).result(timeout=20)
+    return float((folder / "trained_seconds").read_text())
 
 
-def finish(ledger, epoch, weights):
+def finish(recorder, epoch, weights):
     state = {"model": {"w": weights}, "optimizer": {"state": [weights]}, "epoch": epoch + 1}
-    ledger.keep(epoch, {"loss/total": 1.0}, state)
-    ledger.finish(epoch, {"loss/total": 1.0}, {"step": epoch + 1}, {})
+    recorder.keep(epoch, {"loss/total": 1.0}, state)
+    recorder.finish(epoch, {"loss/total": 1.0}, {"step": epoch + 1}, {})
 
 
-def close(ledger, epoch, metrics, found=None):
-    ledger.keep(epoch, metrics, {})
-    ledger.finish(epoch, metrics, {}, found or {})
+def close(recorder, epoch, metrics, found=None):
+    recorder.keep(epoch, metrics, {})
+    recorder.finish(epoch, metrics, {}, found or {})
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(ledger, disk, told, tmp_path):
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(recorder, disk, told, tmp_path):
     weights = torch.zeros(3)
-    with ledger:
-        finish(ledger, 0, weights)  # the disk is not free yet
+    with recorder:
+        finish(recorder, 0, weights)  # the disk is not free yet
         weights += 1  # a step of the next epoch
-        ledger.announce()
+        recorder.announce()
         assert disk.asked.wait(timeout=20)
         assert told == [] and checkpoint.found(tmp_path) == [] and set(journal.read(tmp_path)) == {1}
         disk.free.set()
-        ledger.announce(wait=True)
+        recorder.announce(wait=True)
         assert told == [{"epoch": 0, "step": 1, "metrics": {"loss/total": 1.0}}]
     (state,) = checkpoint.latest(tmp_path)
     assert torch.equal(state["model"]["w"], torch.zeros(3)) and torch.equal(
@@ -88,7 +90,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(l
     )
 
 
-def test_storage_that_hangs_holds_up_no_step(ledger, told, tmp_path, monkeypatch):
+def test_storage_that_hangs_holds_up_no_step(recorder, told, tmp_path, monkeypatch):
     free, fsync = threading.Event(), os.fsync
 
     def hanging(file):
@@ -96,132 +98,147 @@ def test_storage_that_hangs_holds_up_no_step(ledger, told, tmp_path, monkeypatch
         fsync(file)
 
     monkeypatch.setattr(os, "fsync", hanging)
-    with ledger:
-        ledger.note(0, 7.5)
-        assert written(ledger, tmp_path) == "0 7.5 0 0.0"
-        finish(ledger, 0, torch.ones(1))
-        ledger.note(1, 0.5)
-        ledger.note(1, 1.5)  # passed over, as the one before is not written yet
-        ledger.announce()
-        assert (
-            told == [] and checkpoint.found(tmp_path) == [] and (tmp_path / "unfinished").read_text() == "0 7.5 0 0.0"
-        )
+    with recorder:
+        recorder.note(7.5)
+        assert noted(recorder, tmp_path) == 7.5
+        recorder.book(0, 64, 10.0, 0.0)
+        finish(recorder, 0, torch.ones(1))
+        recorder._noting.result(timeout=20)
+        assert float((tmp_path / "trained_seconds").read_text()) == 10.0  # before the line of the epoch
+        recorder.note(0.5)
+        recorder.note(1.5)  # passed over, as the one before is not written yet
+        recorder.announce()
+        assert told == [] and checkpoint.found(tmp_path) == []
         free.set()
-        ledger.announce(wait=True)
+        recorder.announce(wait=True)
         assert [event["epoch"] for event in told] == [0] and set(journal.read(tmp_path)) == {1}
-        assert written(ledger, tmp_path) == "1 0.5 0 0.0"
-    assert not (tmp_path / "unfinished").exists()
+        assert noted(recorder, tmp_path) == 10.5
 
 
-def test_a_note_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(ledger, tmp_path):
-    ledger.note(0, 300.0)
-    assert written(ledger, tmp_path) == "0 300.0 0 0.0"
-    with pytest.raises(OSError, match="File too large"), full_disk(0), ledger:
+def test_a_note_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(recorder, tmp_path):
+    recorder.note(300.0)
+    assert noted(recorder, tmp_path) == 300.0
+    with pytest.raises(OSError, match="File too large"), full_disk(0), recorder:
         end = time.monotonic() + 20
         while time.monotonic() < end:
-            ledger.note(0, 0.5)
-    assert (tmp_path / "unfinished").read_text() == "0 300.0 0 0.0"
+            recorder.note(0.5)
+    assert (tmp_path / "trained_seconds").read_text() == "300.0"
 
 
-def test_leaving_waits_for_the_last_checkpoint_and_two_are_kept(ledger, disk, told, tmp_path):
+def test_leaving_waits_for_the_last_checkpoint_and_two_are_kept(recorder, disk, told, tmp_path):
     disk.free.set()
-    with ledger:
+    with recorder:
         for epoch in range(4):
-            finish(ledger, epoch, torch.ones(1))
+            finish(recorder, epoch, torch.ones(1))
     assert [event["epoch"] for event in told] == [0, 1, 2, 3]
     assert sorted(path.name for path in tmp_path.glob("epoch_*")) == ["epoch_00003", "epoch_00004"]
     assert [state["epoch"] for state in checkpoint.latest(tmp_path)] == [4, 3]
 
 
 @pytest.mark.parametrize("last", [True, False])
-def test_a_checkpoint_that_cannot_be_written_ends_the_run(ledger, disk, told, tmp_path, last):
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(recorder, disk, told, tmp_path, last):
     disk.free.set()
-    with pytest.raises(OSError, match="no space"), ledger:
-        finish(ledger, 0, torch.ones(1))
-        ledger.announce(wait=True)
+    with pytest.raises(OSError, match="no space"), recorder:
+        finish(recorder, 0, torch.ones(1))
+        recorder.announce(wait=True)
         disk.error = OSError(errno.ENOSPC, "no space left")
-        finish(ledger, 1, torch.ones(1))
+        finish(recorder, 1, torch.ones(1))
         if not last:
-            finish(ledger, 2, torch.ones(1))
+            finish(recorder, 2, torch.ones(1))
             raise AssertionError("an epoch was finished after one that could not be saved")
     assert [event["epoch"] for event in told] == [0]
     assert set(journal.read(tmp_path)) == {1, 2}  # the epoch will be repeated, and find its point
     assert [state["epoch"] for state in checkpoint.latest(tmp_path)] == [1]
 
 
-def test_what_ends_a_run_is_not_hidden_by_its_last_checkpoint(ledger, disk, told, tmp_path):
+def test_what_ends_a_run_is_not_hidden_by_its_last_checkpoint(recorder, disk, told, tmp_path):
     threading.Timer(0.05, disk.free.set).start()
-    with pytest.raises(KeyboardInterrupt), ledger:
-        finish(ledger, 0, torch.ones(1))
+    with pytest.raises(KeyboardInterrupt), recorder:
+        finish(recorder, 0, torch.ones(1))
         raise KeyboardInterrupt
     assert told == [] and len(checkpoint.found(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(("cut", "lost"), [(1, 0.0), (2, 7.5), (3, 7.5)])
-def test_lost_time_counts_in_the_epoch_after_one_that_was_not_saved_too(ledger, tmp_path, cut, lost):
-    ledger.note(cut, 7.5)
-    assert written(ledger, tmp_path) == f"{cut} 7.5 0 0.0"
-    for _ in range(2):  # the first one was killed before it noted anything
-        ledger = restarted(ledger)
-        ledger.count_lost(2)
-        assert ledger.cost.lost_seconds == lost
+class Crashes:
+    """A run of several starts, of which some are killed, and what it has really trained."""
+
+    def __init__(self, folder):
+        self.folder, self.trained, self.saved = (
+            folder,
+            0.0,
+            [Cost()],
+        )  # the cost after each epoch, as checkpoints have it
+        self.start()
+
+    def start(self):
+        self.recorder = EpochRecorder(journal.Journal(self.folder), LocalRuntime(self.folder, torch.device("cpu")))
+        self.recorder.resume(Cost(**vars(self.saved[-1])))
+
+    def train(self, seconds, killed=""):
+        """The next epoch; killed in the middle of it, or with its line in the journal and no checkpoint."""
+        epoch, recorder = len(self.saved) - 1, self.recorder
+        self.trained += seconds
+        recorder.note(seconds)
+        if killed != "midway":
+            metrics = recorder.book(epoch, 64, seconds, 0.0)
+            recorder._lines.submit(recorder._write, recorder.spent)
+            recorder._lines.submit(recorder.journal.append, epoch + 1, metrics)
+        recorder._lines.shutdown()
+        recorder._lines = ThreadPoolExecutor(1)
+        if killed:
+            self.start()
+        else:
+            self.saved.append(Cost(**vars(recorder.cost)))
+
+    @property
+    def lost(self):
+        """What it must have lost, and what it says."""
+        return self.trained - self.saved[-1].train_seconds, self.saved[-1].lost_seconds
 
 
-def test_all_crashes_in_an_epoch_count(ledger, tmp_path):
-    for lost in (100.0, 200.0):
-        ledger.note(1, 100.0)
-        written(ledger, tmp_path)
-        ledger = restarted(ledger)
-        ledger.count_lost(1)
-        assert ledger.cost.lost_seconds == lost
-    with ledger:
-        found = ledger.book(1, 64, 30.0, 0.0)
-        assert (found["cost/lost_seconds"], found["cost/train_seconds"]) == (200.0, 30.0)
-        close(ledger, 1, found)
-        ledger.note(2, 1.0)
-        assert written(ledger, tmp_path) == "2 1.0 0 0.0"
+def test_an_epoch_killed_before_its_checkpoint_in_each_of_two_starts_is_lost_once(tmp_path):
+    run = Crashes(tmp_path)
+    for seconds, killed in ((51.0, "unsaved"), (55.0, ""), (57.0, "unsaved"), (58.0, "")):
+        run.train(seconds, killed)
+    assert run.lost == (113.0, 113.0)
 
 
-def test_an_epoch_that_is_repeated_is_lost_once_and_what_is_cut_short_in_it_too(ledger, disk, tmp_path):
-    # Killed before the checkpoint of an epoch that the journal has, and again in the middle of repeating it.
-    with pytest.raises(KeyboardInterrupt), ledger:
-        ledger.note(0, 49.0)
-        close(ledger, 0, ledger.book(0, 64, 50.0, 0.0))
-        disk.free.set()
-        raise KeyboardInterrupt
-    second = restarted(ledger)
-    second.count_lost(0)
-    assert second.cost.lost_seconds == 0  # the note is of an epoch that has its point
-    second.note(0, 20.0)
-    assert written(second, tmp_path) == "0 20.0 1 0.0"
-    third = restarted(ledger)
-    third.count_lost(0)
-    with third:
-        found = third.book(0, 64, 51.0, 0.0)
-        assert (found["cost/lost_seconds"], found["cost/train_seconds"]) == (71.0, 50.0)
-        disk.free.clear()
-        close(third, 0, found)
-        third.note(1, 3.0)  # whose predecessor is not saved yet
-        assert written(third, tmp_path) == "1 3.0 0 71.0"
-        disk.free.set()
-        for epoch, lost in ((0, 74.0), (1, 3.0)):  # as what is lost begins at the last checkpoint
-            again = restarted(ledger)
-            again.count_lost(epoch)
-            assert again.cost.lost_seconds == lost
-        assert third.book(1, 64, 50.0, 0.0)["cost/lost_seconds"] == 71.0
-    # Two epochs to repeat, as both checkpoints were damaged: the points of neither know what the repeats cost.
-    book = journal.Journal(tmp_path / "two")
-    for epoch, lost in ((1, 5.0), (2, 5.0), (3, 10.0)):
-        book.append(epoch, {f"cost/{key}": 0.0 for key in vars(ledger.cost)} | {"cost/lost_seconds": lost})
-    fourth = EpochRecorder(book, ledger.runtime)
-    fourth.cost.lost_seconds = 5.0
-    assert [fourth.book(epoch, 64, 50.0, 0.0)["cost/lost_seconds"] for epoch in (1, 2, 3)] == [55.0, 110.0, 110.0]
+def test_all_that_crashes_cost_is_lost_time_and_nothing_else(tmp_path):
+    draw = random.Random(0)
+    for schedule in range(25):
+        run = Crashes(tmp_path / str(schedule))
+        while len(run.saved) < 8:
+            if (
+                draw.random() < 0.1 and len(run.saved) > 1
+            ):  # the newest checkpoint is damaged: its epoch is repeated too
+                run.saved.pop()
+                run.start()
+            run.train(draw.uniform(1, 100), draw.choice(["", "", "midway", "unsaved"]))
+        true, told = run.lost
+        assert told == pytest.approx(true) and (told > 0) == (run.trained > run.saved[-1].train_seconds)
 
 
-def test_a_full_disk_is_an_error_of_the_system_and_is_told_where_something_else_ends_the_run(ledger, told, tmp_path):
-    with full_disk(200_000), pytest.raises(OSError, match="File too large"), ledger:
-        finish(ledger, 0, torch.ones(1_000_000))
-    other = restarted(ledger)
+def test_a_run_that_nothing_cut_short_has_lost_nothing_however_often_it_was_stopped(tmp_path):
+    run = Crashes(tmp_path)
+    for seconds in (0.1, 0.2, 0.3, 0.7):
+        run.train(seconds)
+        run.start()
+    assert run.saved[-1].lost_seconds == 0.0
+
+
+@pytest.mark.parametrize("left", ["", "none", "3.0"])
+def test_what_a_checkpoint_knows_to_be_lost_stays_lost_where_the_note_is_gone_or_old(recorder, tmp_path, left):
+    if left:
+        (tmp_path / "trained_seconds").write_text(left)
+    again = restarted(recorder, {"epochs": 2, "train_seconds": 20.0, "lost_seconds": 5.0})
+    assert again.spent == 25.0
+    assert again.book(2, 64, 10.0, 0.0)["cost/lost_seconds"] == 5.0
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_is_told_where_something_else_ends_the_run(recorder, told, tmp_path):
+    with full_disk(200_000), pytest.raises(OSError, match="File too large"), recorder:
+        finish(recorder, 0, torch.ones(1_000_000))
+    other = restarted(recorder)
     with full_disk(200_000), pytest.raises(KeyboardInterrupt), other:
         finish(other, 0, torch.ones(1_000_000))
         raise KeyboardInterrupt
@@ -262,19 +279,19 @@ def test_a_store_that_hangs_holds_up_nothing_and_gets_the_rest_later(tmp_path):
     assert store.seen == [[1], [1, 2, 3]]
 
 
-def test_an_evaluation_is_not_written_without_its_training(ledger, disk, tmp_path, monkeypatch):
+def test_an_evaluation_is_not_written_without_its_training(recorder, disk, tmp_path, monkeypatch):
     disk.free.set()
-    append = ledger.journal.append
+    append = recorder.journal.append
 
     def full(epoch, metrics):
         if epoch == 2:
             raise OSError(errno.ENOSPC, "no space left")
         append(epoch, metrics)
 
-    monkeypatch.setattr(ledger.journal, "append", full)
-    with pytest.raises(OSError, match="no space"), ledger:
-        close(ledger, 0, {"loss/total": 1.0}, {"knn/top1": 0.5})
-        close(ledger, 1, {"loss/total": 1.0}, {"knn/top1": 0.6})
+    monkeypatch.setattr(recorder.journal, "append", full)
+    with pytest.raises(OSError, match="no space"), recorder:
+        close(recorder, 0, {"loss/total": 1.0}, {"knn/top1": 0.5})
+        close(recorder, 1, {"loss/total": 1.0}, {"knn/top1": 0.6})
     assert journal.read(tmp_path) == {1: {"loss/total": 1.0, "knn/top1": 0.5}}
 
 
