@@ -11,6 +11,7 @@ from typing import Any
 
 from gpu_cell import Cell, TimeUp
 
+from rotssl.engine.events import EpochDone, Event, Note
 from rotssl.runs import checkpoint, journal
 
 ROOT = Path(__file__).parent.parent
@@ -164,17 +165,17 @@ def _run(
     """
     ends: list[float] = [time.monotonic()]
 
-    def show(event: dict[str, Any]) -> None:
-        if "note" in event:
-            print(event["note"], flush=True)
-        if "metrics" not in event:
+    def show(event: Event) -> None:
+        if isinstance(event, Note):
+            print(event.text, flush=True)
+        if not isinstance(event, EpochDone):
             return
         ends.append(time.monotonic())
         longest = max(after - before for before, after in itertools.pairwise(ends))
-        if keep is not None and (len(ends) < 3 or event["epoch"] % 5 == 4):
+        if keep is not None and (len(ends) < 3 or event.epoch % 5 == 0):
             keep(journal.read(config.run_dir))
-        if event["epoch"] + 1 < config.train.epochs and cell.left() < 1.5 * longest + reserve:
-            raise TimeUp(f"after epoch {event['epoch'] + 1} of {config.train.epochs}")
+        if event.epoch < config.train.epochs and cell.left() < 1.5 * longest + reserve:
+            raise TimeUp(f"after epoch {event.epoch} of {config.train.epochs}")
 
     trainer = cell.trainer(config, splits, show)
     evaluate = trainer.evaluate

@@ -14,6 +14,7 @@ from rotssl.config.recipes import dump
 from rotssl.config.sections import OFF, EncoderConfig
 from rotssl.data import datasets
 from rotssl.data.images import DataError
+from rotssl.engine.events import Event, Missing, Note
 from rotssl.evaluation.protocol import KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.runs import checkpoint, journal
 from rotssl.runs.state import RunState
@@ -81,9 +82,7 @@ def _objection(encoder: EncoderConfig, image_size: int, side: int) -> str:
     return ""
 
 
-def execute(
-    config: Config, record: RunState, workers: Any, show: Callable[[dict[str, Any]], None], splits: Any = None
-) -> str:
+def execute(config: Config, record: RunState, workers: Any, show: Callable[[Event], None], splits: Any = None) -> str:
     """Train from where the run is, and close it; returns the record's new status.
 
     Args:
@@ -100,8 +99,9 @@ def execute(
     try:
         with writer.Follower(untracked.tracker_of(record.uri, record.run_id, folder), folder) as follower:
 
-            def handle(event: dict[str, Any]) -> None:
-                record.missing = event.get("missing", record.missing)
+            def handle(event: Event) -> None:
+                if isinstance(event, Missing):
+                    record.missing = event.names
                 follower.handle(event)
                 show(event)
 
@@ -224,7 +224,7 @@ def git_commit() -> str:
         return "unknown"  # an uploaded or installed copy
 
 
-def _run_here(config: Config, show: Callable[[dict[str, Any]], None], splits: datasets.Splits | None) -> str | None:
+def _run_here(config: Config, show: Callable[[Event], None], splits: datasets.Splits | None) -> str | None:
     import torch
 
     from rotssl.engine.runtime import LocalRuntime, RunFailed
@@ -233,7 +233,7 @@ def _run_here(config: Config, show: Callable[[dict[str, Any]], None], splits: da
     use_gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
     runtime = LocalRuntime(config.run_dir, torch.device("cuda" if use_gpu else "cpu"), show)
     try:
-        splits = splits or datasets.load(config.data, config.evaluation.holdout, lambda line: show({"note": line}))
+        splits = splits or datasets.load(config.data, config.evaluation.holdout, lambda line: show(Note(line)))
         Trainer(config, splits, runtime, journal.Journal(config.run_dir)).run()
     except (RunFailed, DataError) as error:
         return str(error)

@@ -120,7 +120,7 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model in DDP, or itself where there is one worker. Every parameter takes part in every step.
 
     Buffers are left alone in training, which does not read them: queues and synchronised statistics are equal anyway, and
-    per-worker BatchNorm's running ones follow rank 0's at the end of an epoch (``follow_first``).
+    per-worker BatchNorm's running ones follow rank 0's at the end of an epoch (``broadcast_running_stats``).
     """
     if world_size() == 1:
         return model

@@ -1,5 +1,6 @@
 """What a run is. Imports no torch, ray or mlflow: a bad configuration is refused in milliseconds."""
 
+from rotssl.config.fields import ConfigError
 from rotssl.config.identity import (
     MAY_CHANGE,
     NOT_IDENTITY,
@@ -20,6 +21,7 @@ __all__ = [
     "MAY_CHANGE",
     "NOT_IDENTITY",
     "Config",
+    "ConfigError",
     "build",
     "check_workers",
     "cut_down",

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rotssl.engine.events import EpochDone, Note, StepDone
 from rotssl.engine.runtime import Runtime
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
@@ -51,7 +52,7 @@ class EpochRecorder:
         self._noting: Future[None] | None = None
         self._kept: Future[Path] | None = None  # the newest checkpoint
         self._booked: Future[None] | None = None  # the line of its training
-        self._untold: tuple[list[Future[Any]], dict[str, Any]] | None = None  # what an event waits for, and the event
+        self._untold: tuple[list[Future[Any]], EpochDone] | None = None  # what an event waits for, and the event
 
     def __enter__(self) -> "EpochRecorder":
         return self
@@ -61,13 +62,13 @@ class EpochRecorder:
     ) -> None:
         saving = self._kept
         if saving is not None and wait([saving], timeout=5).not_done:
-            self.runtime.progress({"note": "waiting for storage.path, where a checkpoint is being written"})
+            self.runtime.progress(Note("waiting for storage.path, where a checkpoint is being written"))
         self._checkpoints.shutdown()
         self._lines.shutdown()
         if kind is None:
             self.announce(wait=True)
         elif saving is not None and (failed := saving.exception()) not in (None, error):
-            self.runtime.progress({"note": f"the last checkpoint could not be written: {failed}"})
+            self.runtime.progress(Note(f"the last checkpoint could not be written: {failed}"))
 
     def resume(self, cost: Cost) -> None:
         """Take up what a checkpoint says of the cost, and the seconds that all starts before this one have trained.
@@ -153,26 +154,26 @@ class EpochRecorder:
         if self._kept is not None:
             self._kept.result()
 
-    def finish(self, epoch: int, metrics: dict[str, float], event: Mapping[str, Any], found: dict[str, float]) -> None:
+    def finish(self, epoch: int, metrics: dict[str, float], last: StepDone, found: dict[str, float]) -> None:
         """Close an epoch that was kept; every worker calls it.
 
         Args:
             epoch: 0-based.
             metrics: of its training, as kept.
-            event: how it is announced.
+            last: its last step, with which it is announced.
             found: what its evaluation measured; nothing where there was none, or where it failed.
         """
         metrics = metrics | found
         if self.runtime.rank == 0:
             assert self._kept is not None
             added = self._lines.submit(self._add, self._booked, epoch + 1, found)
-            self._untold = [self._kept, added], {"epoch": epoch, **event, "metrics": metrics}
+            self._untold = [self._kept, added], EpochDone(**vars(last), metrics=metrics)
         self.runtime.report(epoch + 1, metrics, self._kept)
 
-    def amend(self, epoch: int, found: dict[str, float], event: Mapping[str, Any]) -> None:
+    def amend(self, epoch: int, found: dict[str, float], last: StepDone) -> None:
         """Add what an earlier start could not measure on an epoch (0-based) that it kept; rank 0 calls it."""
         self._lines.submit(self.journal.add, epoch + 1, found).result()
-        self.runtime.progress({"epoch": epoch, **event, "metrics": self.journal.point(epoch + 1)})
+        self.runtime.progress(EpochDone(**vars(last), metrics=self.journal.point(epoch + 1) or {}))
 
     def _add(self, booked: Future[None] | None, epoch: int, found: dict[str, float]) -> None:
         if booked is not None:

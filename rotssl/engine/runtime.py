@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
+from rotssl.engine.events import Event
 from rotssl.runs import checkpoint
 
 
@@ -34,7 +35,7 @@ class Runtime(Protocol):
     def prune(self) -> None:
         """Delete the checkpoints that are too old; called on rank 0 once a new one is there, in the thread that wrote it."""
 
-    def progress(self, event: dict[str, Any]) -> None:
+    def progress(self, event: Event) -> None:
         """Show where the run is."""
 
 
@@ -61,7 +62,7 @@ class LocalRuntime:
         self,
         run_dir: Path,
         device: torch.device,
-        show: Callable[[dict[str, Any]], None] = lambda event: None,
+        show: Callable[[Event], None] = lambda event: None,
         keep: int = 2,
     ) -> None:
         self.run_dir, self.device, self.progress, self.keep = run_dir, indexed(device), show, keep

@@ -24,6 +24,7 @@ from rotssl.data.loader import Loader
 from rotssl.data.views_grid import save_views
 from rotssl.engine.averages import Averages
 from rotssl.engine.evaluator import Evaluator
+from rotssl.engine.events import Facts, Missing, Note, StepDone
 from rotssl.engine.flops import count_ends
 from rotssl.engine.hardware import (
     be_deterministic,
@@ -155,15 +156,15 @@ class Trainer:
                 )
         flops = count_ends(self.config) if self.runtime.rank == 0 else (0.0, 0.0)
         if done:
-            self.runtime.progress({"note": f"going on after epoch {done}"})
+            self.runtime.progress(Note(f"going on after epoch {done}"))
         bank = len(self.splits.train.images)
         if self.evaluator.queries is not None and bank < KNN_K:
-            self.runtime.progress({"note": f"kNN with k={bank} in place of {KNN_K}: there are no more training images"})
+            self.runtime.progress(Note(f"kNN with k={bank} in place of {KNN_K}: there are no more training images"))
         if self.precision == "bf16" and self.runtime.device.type == "cpu" and emulates_bf16():
             note = "train.precision bf16: this processor has no instructions for it; fp32 is many times as fast here"
-            self.runtime.progress({"note": note})
+            self.runtime.progress(Note(note))
         end = min(train.epochs, train.stop_after or train.epochs)
-        self.runtime.progress({"facts": self.facts()})
+        self.runtime.progress(Facts(self.facts()))
         with self.recorder:
             if done:
                 self._evaluate_late(done - 1)
@@ -172,7 +173,7 @@ class Trainer:
         if end == train.epochs and self.runtime.rank == 0:
             self.export()
             last = self.journal.point(train.epochs) or {}
-            self.runtime.progress({"missing": sorted(self.evaluator.wanted(train.epochs - 1) - last.keys())})
+            self.runtime.progress(Missing(sorted(self.evaluator.wanted(train.epochs - 1) - last.keys())))
 
     def _epoch(self, epoch: int, flops: tuple[float, float], first: bool) -> None:
         """Train for an epoch, keep it, evaluate it, and close it; ``first``: of this start."""
@@ -206,10 +207,10 @@ class Trainer:
                 self.recorder.wait_for_checkpoint()
                 float(distributed.mean(torch.zeros((), device=self.runtime.device)))  # the others wait for rank 0
             found = self.evaluate(epoch)
-        self.recorder.finish(epoch, metrics, self._event(epoch), found)
+        self.recorder.finish(epoch, metrics, self._done(epoch), found)
 
-    def _event(self, epoch: int) -> dict[str, int]:
-        return {"step": (epoch + 1) * self.steps_per_epoch, "total_steps": self.total_steps}
+    def _done(self, epoch: int) -> StepDone:
+        return StepDone(epoch + 1, (epoch + 1) * self.steps_per_epoch, self.total_steps)
 
     def _evaluate_late(self, epoch: int) -> None:
         """Measure on the last epoch of the start before what that could not, or was not asked to."""
@@ -218,7 +219,7 @@ class Trainer:
         if float(distributed.mean(torch.tensor(float(missing), device=self.runtime.device))) > 0:
             found = self.evaluate(epoch)
             if found:
-                self.recorder.amend(epoch, found, self._event(epoch))
+                self.recorder.amend(epoch, found, self._done(epoch))
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the training images; returns the means over steps and workers."""
@@ -233,7 +234,7 @@ class Trainer:
                 if self.runtime.rank == 0:
                     self.recorder.note(shown - started)
                 self.recorder.announce()
-                self.runtime.progress({"epoch": epoch, "step": ctx.step + 1, "total_steps": self.total_steps})
+                self.runtime.progress(StepDone(epoch + 1, ctx.step + 1, self.total_steps))
         waited = self.loader.waited - waited
         averages.add({"throughput/input_wait": torch.tensor(waited).to(self.runtime.device)})
         return averages.means()  # one collective, and the only place where the host waits for the device

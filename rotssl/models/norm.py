@@ -18,7 +18,7 @@ _views = 1
 def per_view_statistics(views: int) -> Iterator[None]:
     """Within the body, a batch is so many views of equal size, one after the other, each to be normalised by its own statistics.
 
-    Only for networks that ``can_tell_views_apart``.
+    Only for networks that ``keeps_views_apart``.
     """
     global _views
     before, _views = _views, views
@@ -86,7 +86,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     torch's SyncBatchNorm refuses CPUs. In a single process it is used as well: torch's own kernel for CPUs adds up a
     channels_last batch naively, with a relative error of 1e-5 (torch 2.15), which would make one worker differ from two.
-    Accepts (B, C) and (B, C, H, W), and several views in one batch (``statistics_apart``), which take one exchange.
+    Accepts (B, C) and (B, C, H, W), and several views in one batch (``per_view_statistics``), which take one exchange.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:

@@ -1,14 +1,16 @@
 """Progress of a run in the terminal: a bar where there is one, and a line an epoch everywhere."""
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rotssl.engine.events import Alert, EpochDone, Event, Note, StepDone
 
-def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], left: float) -> str:
+
+def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float], left: float) -> str:
     """One line on an epoch (1-based): losses, accuracy of the tasks, kNN, images a second, seconds left."""
     parts = [
         f"epoch {epoch:>{len(str(epochs))}}/{epochs}",
@@ -58,29 +60,25 @@ class ProgressView:
     ) -> None:
         self.bar.stop()
 
-    def handle(self, event: dict[str, Any]) -> None:
-        """Show an event of the engine.
+    def handle(self, event: Event) -> None:
+        """Show an event of the engine, if it is for the eye."""
+        match event:
+            case Alert(text):
+                self.console.print(f"warning: {text}", markup=False)
+            case Note(text):
+                self.console.print(text, markup=False)
+            case StepDone(epoch, step, total):
+                self._advance(epoch, step, total)
+            case EpochDone(epoch, step, total, metrics):
+                left = self._advance(epoch, step, total)
+                self.console.print(epoch_line(epoch, self.epochs, metrics, left))
 
-        Args:
-            event: ``warning``, a text; or ``note``, likewise; or ``epoch`` (0-based), ``step`` and ``total_steps``, with
-                ``metrics`` at the end of an epoch. Others are not shown.
-        """
-        if "warning" in event:
-            self.console.print(f"warning: {event['warning']}", markup=False)
-            return
-        if "note" in event:
-            self.console.print(event["note"], markup=False)
-            return
-        if "step" not in event:
-            return
-        step, total = event["step"], event["total_steps"]
+    def _advance(self, epoch: int, step: int, total: int) -> float:
+        """Move the bar; returns the seconds left."""
         now = time.monotonic()
         if self.first is None or step < self.first[1]:
             self.first = (now, step - 1)
-        self.bar.update(
-            self.task, description=f"{self.name}: epoch {event['epoch'] + 1}/{self.epochs}", total=total, completed=step
-        )
-        if "metrics" in event:
-            began, before = self.first
-            left = (now - began) / max(1, step - before) * (total - step)
-            self.console.print(epoch_line(event["epoch"] + 1, self.epochs, event["metrics"], left))
+        description = f"{self.name}: epoch {epoch}/{self.epochs}"
+        self.bar.update(self.task, description=description, total=total, completed=step)
+        began, before = self.first
+        return (now - began) / max(1, step - before) * (total - step)

@@ -19,6 +19,7 @@ from rotssl.config import Config
 from rotssl.config.fields import ConfigError
 from rotssl.data import datasets
 from rotssl.data.images import DataError
+from rotssl.engine.events import Alert, Event, Note
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
 from rotssl.runtimes.ray_cluster import Workers, import_ray
@@ -74,7 +75,7 @@ class RayRuntime:
     def prune(self) -> None:
         """Ray Train does: it deletes what it was told of."""
 
-    def progress(self, event: dict[str, Any]) -> None:
+    def progress(self, event: Event) -> None:
         """Send an event to the driver, without waiting."""
         if self.rank == 0 and self.queue is not None:
             self.queue.actor.put_nowait.remote(event)
@@ -88,7 +89,7 @@ class _Forward(logging.Handler):
         self.runtime = runtime
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.runtime.progress({"warning": record.getMessage()})
+        self.runtime.progress(Alert(record.getMessage()))
 
 
 def _work(task: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _map_images(config: Config, runtime: RayRuntime) -> datasets.Splits:
 
     splits, reason = None, ""
     try:
-        splits = datasets.load(config.data, config.evaluation.holdout, lambda line: runtime.progress({"note": line}))
+        splits = datasets.load(config.data, config.evaluation.holdout, lambda line: runtime.progress(Note(line)))
     except (ConfigError, DataError) as error:
         reason = str(error)
     # Nodes that must decode take their time: others would give up on a collective of torch's, not on this one.
@@ -145,7 +146,7 @@ def _map_images(config: Config, runtime: RayRuntime) -> datasets.Splits:
 def fit(
     config: Config,
     workers: Workers,
-    show: Callable[[dict[str, Any]], None],
+    show: Callable[[Event], None],
     data: Any = None,
 ) -> str | None:
     """Run the engine on Ray Train workers; returns None, or the reason why the run failed.
@@ -213,7 +214,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _rendering(queue: Any, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+def _rendering(queue: Any, show: Callable[[Event], None]) -> Iterator[None]:
     """fit() blocks the driver's main thread: draw the workers' events in another one."""
     from queue import Empty
 

@@ -15,6 +15,7 @@ from rotssl.config.identity import run_name
 from rotssl.config.sweep import Sweep, expand
 from rotssl.data import datasets
 from rotssl.data.images import DataError
+from rotssl.engine.events import EpochDone, Event
 from rotssl.runs import journal
 from rotssl.runs.state import Busy, RunState, run_folder
 from rotssl.runtimes.ray_cluster import Workers
@@ -144,9 +145,9 @@ def _go_on(
     """Run the trial from where it is; returns its status and what there is to say about it."""
     from rotssl.runtimes import ray_cluster
 
-    def show(event: dict[str, Any]) -> None:
-        if "metrics" in event:
-            tell(event["epoch"] + 1, event["metrics"])
+    def show(event: Event) -> None:
+        if isinstance(event, EpochDone):
+            tell(event.epoch, event.metrics)
 
     record = RunState.of(config)
     done = record.is_done or (spec["prunes"] and record.status == "pruned")

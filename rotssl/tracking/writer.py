@@ -8,13 +8,14 @@ imports MLflow, and a start that has a store sends everything.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rotssl.config.fields import ConfigError
+from rotssl.engine.events import EpochDone, Event, Facts
 from rotssl.runs import journal
 from rotssl.runs.journal import Points
 from rotssl.tracking.store import PARENT, client_of, short
@@ -232,11 +233,11 @@ class Follower:
         if kind is None and self._look is not None:
             self._look.result()  # a journal that could not be read
 
-    def handle(self, event: Mapping[str, Any]) -> None:
+    def handle(self, event: Event) -> None:
         """Take an event of the engine: its facts become tags; at the end of an epoch there is something to send."""
-        if "facts" in event:
-            self._pool.submit(self.tracker.tag, event["facts"])
-        if "metrics" in event and (self._look is None or self._look.done()):
+        if isinstance(event, Facts):
+            self._pool.submit(self.tracker.tag, dict(event.tags))
+        if isinstance(event, EpochDone) and (self._look is None or self._look.done()):
             self._look = self._pool.submit(lambda: self.tracker.sync(journal.read(self.folder)))
 
 

@@ -160,7 +160,7 @@ FAULTS = """
 import resource, sys, torch
 from rotssl.base import memory
 if sys.argv[1] == "keep":
-    memory.keep_freed()
+    memory.tune_malloc()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):

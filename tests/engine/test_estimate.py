@@ -122,7 +122,7 @@ def test_exchanges_are_those_that_a_step_makes(monkeypatch, norm, method):
 
 
 def test_the_report_shows_the_workers_that_were_asked_for(monkeypatch):
-    monkeypatch.setattr(estimate, "measure", lambda config, workers: dataclasses.replace(SPEED, gradient=0.0))
+    monkeypatch.setattr(estimate, "time_steps", lambda config, workers: dataclasses.replace(SPEED, gradient=0.0))
     config = resolved(**{"train.batch_size": 12, "train.epochs": 100, "scaling.num_workers": 3})
     lines = estimate.report(config, 120, True).splitlines()
     assert all(text.startswith("# ") and len(text) <= 130 for text in lines)
@@ -173,7 +173,7 @@ def test_runs_of_one_kind_cost_in_proportion_to_their_length(monkeypatch):
     asked, paper = [], {"rotation.mode": "extra"}
     speeds = {0.0: SPEED, 1.0: dataclasses.replace(SPEED, each=0.02)}
     monkeypatch.setattr(
-        estimate, "measure", lambda config, workers: asked.append(config) or speeds[config.rotation.weight]
+        estimate, "time_steps", lambda config, workers: asked.append(config) or speeds[config.rotation.weight]
     )
     configs = [
         resolved(**{"train.epochs": epochs, "train.seed": seed, "optim.lr": lr, "rotation.weight": weight, **paper})
@@ -189,7 +189,7 @@ def test_runs_of_one_kind_cost_in_proportion_to_their_length(monkeypatch):
 
 
 def test_worker_counts_that_cannot_share_the_batch_are_left_out(monkeypatch):
-    monkeypatch.setattr(estimate, "measure", lambda config, workers: SPEED)
+    monkeypatch.setattr(estimate, "time_steps", lambda config, workers: SPEED)
     text = estimate.report(resolved(**{"train.batch_size": 36}), 520, True)
     assert re.findall(r"^# +(\d+) +\S+ s ", text, re.MULTILINE) == ["1", "2", "4"]
 

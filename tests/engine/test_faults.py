@@ -14,6 +14,7 @@ from rotssl.base import distributed
 from rotssl.commands import pretrain
 from rotssl.config.methods import METHODS
 from rotssl.engine import evaluator
+from rotssl.engine.events import EpochDone
 from rotssl.engine.runtime import LocalRuntime, RunFailed
 from rotssl.runs import checkpoint, journal
 from rotssl.runs.state import RunState
@@ -144,8 +145,8 @@ def test_an_epoch_whose_evaluation_kills_the_process_is_kept_and_measured_by_the
         for key in ("knn/top1", "feature/effective_rank", "loss/total"):
             assert after[number][key] == point[key], (number, key)
     assert after[3]["linear/top1"] == expected[3]["linear/top1"]
-    (late, *_) = [event for event in told if "metrics" in event]
-    assert late["epoch"] == epoch - 1 and late["metrics"] == after[epoch]
+    (late, *_) = [event for event in told if isinstance(event, EpochDone)]
+    assert late.epoch == epoch and late.metrics == after[epoch]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
 

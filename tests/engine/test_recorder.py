@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from rotssl.engine.events import EpochDone, Facts, Note, StepDone
 from rotssl.engine.recorder import Cost, EpochRecorder
 from rotssl.engine.runtime import LocalRuntime
 from rotssl.runs import checkpoint, journal
@@ -65,12 +66,12 @@ def noted(recorder, folder):
 def finish(recorder, epoch, weights):
     state = {"model": {"w": weights}, "optimizer": {"state": [weights]}, "epoch": epoch + 1}
     recorder.keep(epoch, {"loss/total": 1.0}, state)
-    recorder.finish(epoch, {"loss/total": 1.0}, {"step": epoch + 1}, {})
+    recorder.finish(epoch, {"loss/total": 1.0}, StepDone(epoch + 1, epoch + 1, 9), {})
 
 
 def close(recorder, epoch, metrics, found=None):
     recorder.keep(epoch, metrics, {})
-    recorder.finish(epoch, metrics, {}, found or {})
+    recorder.finish(epoch, metrics, StepDone(epoch + 1, epoch + 1, 9), found or {})
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(recorder, disk, told, tmp_path):
@@ -83,7 +84,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(r
         assert told == [] and checkpoint.found(tmp_path) == [] and set(journal.read(tmp_path)) == {1}
         disk.free.set()
         recorder.announce(wait=True)
-        assert told == [{"epoch": 0, "step": 1, "metrics": {"loss/total": 1.0}}]
+        assert told == [EpochDone(1, 1, 9, {"loss/total": 1.0})]
     (state,) = checkpoint.latest(tmp_path)
     assert torch.equal(state["model"]["w"], torch.zeros(3)) and torch.equal(
         state["optimizer"]["state"][0], torch.zeros(3)
@@ -111,7 +112,7 @@ def test_storage_that_hangs_holds_up_no_step(recorder, told, tmp_path, monkeypat
         assert told == [] and checkpoint.found(tmp_path) == []
         free.set()
         recorder.announce(wait=True)
-        assert [event["epoch"] for event in told] == [0] and set(journal.read(tmp_path)) == {1}
+        assert [event.epoch for event in told] == [1] and set(journal.read(tmp_path)) == {1}
         assert noted(recorder, tmp_path) == 10.5
 
 
@@ -130,7 +131,7 @@ def test_leaving_waits_for_the_last_checkpoint_and_two_are_kept(recorder, disk, 
     with recorder:
         for epoch in range(4):
             finish(recorder, epoch, torch.ones(1))
-    assert [event["epoch"] for event in told] == [0, 1, 2, 3]
+    assert [event.epoch for event in told] == [1, 2, 3, 4]
     assert sorted(path.name for path in tmp_path.glob("epoch_*")) == ["epoch_00003", "epoch_00004"]
     assert [state["epoch"] for state in checkpoint.latest(tmp_path)] == [4, 3]
 
@@ -146,7 +147,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(recorder, disk, told, 
         if not last:
             finish(recorder, 2, torch.ones(1))
             raise AssertionError("an epoch was finished after one that could not be saved")
-    assert [event["epoch"] for event in told] == [0]
+    assert [event.epoch for event in told] == [1]
     assert set(journal.read(tmp_path)) == {1, 2}  # the epoch will be repeated, and find its point
     assert [state["epoch"] for state in checkpoint.latest(tmp_path)] == [1]
 
@@ -243,7 +244,7 @@ def test_a_full_disk_is_an_error_of_the_system_and_is_told_where_something_else_
         finish(other, 0, torch.ones(1_000_000))
         raise KeyboardInterrupt
     why = f"[Errno 27] File too large: '{tmp_path / 'epoch_00001.part'}'"
-    assert [event.get("note") for event in told] == [f"the last checkpoint could not be written: {why}"]
+    assert told == [Note(f"the last checkpoint could not be written: {why}")]
 
 
 class Store:
@@ -265,17 +266,17 @@ class Store:
 def test_a_store_that_hangs_holds_up_nothing_and_gets_the_rest_later(tmp_path):
     book, store = journal.Journal(tmp_path), Store()
     with Follower(store, tmp_path) as follower:
-        follower.handle({"facts": {"device": "cpu"}})
+        follower.handle(Facts({"device": "cpu"}))
         for epoch in (1, 2, 3):
             book.append(epoch, {"loss/total": 1.0})
-            follower.handle({"epoch": epoch - 1, "metrics": {}})
+            follower.handle(EpochDone(epoch, 1, 1, {}))
             assert store.asked.wait(timeout=20)
         assert store.seen == []
         store.answers.set()
     assert store.seen == [[1]] and store.tags == {"device": "cpu"}  # what came meanwhile waits for the next epoch
     with Follower(store, tmp_path) as follower:
-        follower.handle({"epoch": 2, "metrics": {}})
-        follower.handle({"note": "going on"})
+        follower.handle(EpochDone(3, 1, 1, {}))
+        follower.handle(Note("going on"))
     assert store.seen == [[1], [1, 2, 3]]
 
 

@@ -167,7 +167,7 @@ def test_bf16_on_a_processor_without_it_is_told_of(tmp_path, monkeypatch, found,
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     run = trainer(make_config(tmp_path, "simclr", **{"data.limit": 64, "train.precision": precision}))
     notes = []
-    run.runtime.progress = lambda event: notes.append(event.get("note", ""))
+    run.runtime.progress = lambda event: notes.append(getattr(event, "text", ""))
     run.run()
     assert told == any(note.startswith("train.precision bf16: this processor") for note in notes)
 

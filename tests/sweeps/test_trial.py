@@ -16,9 +16,9 @@ from rotssl.config.sweep import parse
 from rotssl.data import datasets
 from rotssl.runs import journal
 from rotssl.runs.state import RunState
-from rotssl.runtimes import preflight, ray_train, ray_tune
+from rotssl.runtimes import preflight, ray_cluster, ray_train, ray_tune
 from rotssl.runtimes.ray_cluster import Workers
-from rotssl.sweeps import run as run_
+from rotssl.sweeps import run as sweep_run
 from rotssl.sweeps import trial as trials
 from rotssl.tracking import store, writer
 from tests.programs import SMALL, mlflow_client, with_store
@@ -46,7 +46,7 @@ def sweep(tmp_path, monkeypatch):
         assert images is not None
         return images
 
-    monkeypatch.setattr(ray_tune, "fetch", fetch)  # gets the images themselves
+    monkeypatch.setattr(ray_cluster, "fetch", fetch)  # gets the images themselves
     return command.sweep, whole, parent, found
 
 
@@ -56,7 +56,7 @@ def run(sweep, index, prunes=False, stop_at=None, on_disk=False):
     config = found[index].config
     spec = {
         "config": cfg.to_dict(config),
-        "tags": run_.tags_of(sweep[0], parent, found)[index],
+        "tags": sweep_run.tags_of(sweep[0], parent, found)[index],
         "uri": parent.uri,
         "data": "images",
         "prunes": prunes,
@@ -98,7 +98,7 @@ def test_what_a_scheduler_stopped_goes_on_for_a_sweep_without_one(sweep):
     with pytest.raises(SystemExit):
         run(sweep, 0, prunes=True, stop_at=1)
     assert trial.record().status == "running" and sorted(journal.read(trial.config.run_dir)) == [1]
-    run_.close_trial(trial, "pruned", "stopped by asha after epoch 1", locked=False)
+    sweep_run.close_trial(trial, "pruned", "stopped by asha after epoch 1", locked=False)
     assert trial.is_done(prunes=True) and not trial.is_done(prunes=False)
     (logged,) = runs(sweep).values()
     assert logged.info.status == "KILLED" and logged.data.tags["status_reason"] == "stopped by asha after epoch 1"
@@ -113,12 +113,12 @@ def test_a_trial_that_another_process_runs_is_left_alone(sweep, monkeypatch):
     trial.record().write("running")
     before = (trial.config.run_dir / "run.json").read_bytes()
     monkeypatch.setattr(trials, "PATIENCE_S", 0)
-    monkeypatch.setattr(ablate, "CLOSING_S", 0)
+    monkeypatch.setattr(sweep_run, "CLOSING_S", 0)
     with (trial.config.run_dir / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         epochs, outcome = run(sweep, 0)
         assert epochs == [] and outcome["outcome"] == "busy" and "another process" in outcome["reason"]
-        assert "another process" in run_.close_trial(trial, "failed", "it died", locked=True)
+        assert "another process" in sweep_run.close_trial(trial, "failed", "it died", locked=True)
     assert (trial.config.run_dir / "run.json").read_bytes() == before
 
 
@@ -210,8 +210,8 @@ def without_a_cluster(tune, trials=1):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_tune, "run", tune)
         patch.setattr(ray_train, "load", lambda config: None)
-        patch.setattr(ray_train, "connected", lambda config: contextlib.nullcontext(Workers(0, False, 1)))
-        patch.setattr(ray_tune, "nodes", lambda: [{"Resources": {"CPU": 2.0}}])
+        patch.setattr(ray_cluster, "connected", lambda config: contextlib.nullcontext(Workers(0, False, 1)))
+        patch.setattr(ray_cluster, "nodes", lambda: [{"Resources": {"CPU": 2.0}}])
         for name in ("start_estimate", "check_nodes"):
             patch.setattr(preflight, name, lambda *_: None)
         patch.setattr(preflight, "estimated", lambda reference: [1.0] * trials)
@@ -219,7 +219,7 @@ def without_a_cluster(tune, trials=1):
 
 
 def test_a_part_of_a_sweep_has_the_colours_of_the_whole(sweep):
-    plain, rotated = (tags["mlflow.runColor"] for tags in run_.tags_of(sweep[0], sweep[2], sweep[3]))
+    plain, rotated = (tags["mlflow.runColor"] for tags in sweep_run.tags_of(sweep[0], sweep[2], sweep[3]))
     assert plain != rotated
     seen = {}
     with without_a_cluster(lambda body, specs, *_: seen.update(specs[0]["tags"])):

@@ -1,0 +1,54 @@
+"""What a run tells whoever watches it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that a user should know."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A warning that a worker logged."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the configuration left open, for the tags of the run."""
+
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Names of the accuracies that could not be measured at the end of the run."""
+
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A step of an epoch (1-based) is done; ``step`` counts those of the whole run."""
+
+    epoch: int
+    step: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch (1-based) is in the journal and in a checkpoint."""
+
+    epoch: int
+    step: int
+    total_steps: int
+    metrics: Mapping[str, float]
+
+
+Event = Note | Alert | Facts | Missing | StepDone | EpochDone
