@@ -3,7 +3,8 @@
 import functools
 import logging
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from rotssl.data.images import DataError
 from rotssl.engine.events import Event, Missing, Note
 from rotssl.evaluation.protocol import KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.runs import checkpoint, journal
-from rotssl.runs.state import RunState
+from rotssl.runs.curve import save_convergence
+from rotssl.runs.journal import Points
+from rotssl.runs.state import RunState, run_folder
+from rotssl.runtimes.ray_cluster import Workers
 from rotssl.tracking import store, untracked, writer
 
 log = logging.getLogger(__name__)
@@ -82,57 +86,6 @@ def _objection(encoder: EncoderConfig, image_size: int, side: int) -> str:
     return ""
 
 
-def execute(config: Config, record: RunState, workers: Any, show: Callable[[Event], None], splits: Any = None) -> str:
-    """Train from where the run is, and close it; returns the record's new status.
-
-    Args:
-        config: resolved.
-        record: of the run, with its place in MLflow (``open_tracking``).
-        workers: of ``ray_runtime.connected``, or None to train in this process.
-        show: takes the progress events.
-        splits: the images, if the caller has them: in memory for this process, in Ray's object store for workers. None also
-            where they are on disk, from where whoever trains maps them.
-    """
-    folder = config.run_dir
-    record.write("running")
-    (folder / "config.yaml").write_text(dump(config))
-    try:
-        with writer.Follower(untracked.tracker_of(record.uri, record.run_id, folder), folder) as follower:
-
-            def handle(event: Event) -> None:
-                if isinstance(event, Missing):
-                    record.missing = event.names
-                follower.handle(event)
-                show(event)
-
-            if workers is None:
-                failed = _run_here(config, handle, splits)
-            else:
-                from rotssl.runtimes import ray_train
-
-                failed = ray_train.fit(config, workers, handle, splits)
-    except KeyboardInterrupt:
-        return close(config, record, "interrupted", "interrupted")
-    except OSError as error:
-        failed = f"{type(error).__name__}: {error}"
-    except Exception as error:  # not foreseen: recorded, and raised with its traceback
-        close(config, record, "failed", f"{type(error).__name__}: {error}"[:500])
-        raise
-    done = max(journal.read(folder), default=0)
-    if failed is None and done == 0:
-        failed = f"{folder / journal.Journal.NAME} is gone"
-    if failed is not None:
-        return close(config, record, "failed", failed)
-    if done < config.train.epochs:
-        return close(config, record, "stopped", "stop_after")
-    from rotssl.runs.journal import collapsed
-
-    reason = collapsed(journal.read(folder)) or "completed"
-    if record.missing:
-        reason += f", but {' and '.join(record.missing)} could not be measured; the same command tries again"
-    return close(config, record, "finished", reason)
-
-
 MLFLOW_STATUS = {
     "finished": "FINISHED",
     "failed": "FAILED",
@@ -142,22 +95,145 @@ MLFLOW_STATUS = {
 }
 
 
-def close(config: Config, record: RunState, status: str, reason: str) -> str:
-    """Draw the curve, bring MLflow up to the journal, and record how this start ended; what can't be written is said."""
-    folder = config.run_dir
-    points = journal.read(folder)
-    try:
-        if points:
-            _plot(config)
-        tracker = untracked.tracker_of(record.uri, record.run_id, folder)
-        done = tracker.sync(points)
-        record.synced = tracker.finish(MLFLOW_STATUS[status], reason, [folder / name for name in ARTIFACTS]) and done
-        record.write(status, reason)
-        checkpoint.prune(folder, keep=2)
-    except OSError as error:
-        record.status, record.reason = status, reason
-        log.warning("%s could not be brought up to date: %s", folder, error)
-    return status
+class Run:
+    """A run of a resolved configuration: its folder, how far it is, and its place in MLflow.
+
+    Args:
+        config: resolved.
+
+    Raises:
+        ConfigError: the folder holds a run of another configuration, or can't be read.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.folder, self.name = config, config.run_dir, str(config.tracking.run_name)
+        self.state = RunState.of(config)
+
+    @classmethod
+    @contextmanager
+    def held(cls, config: Config, patience: float = 0) -> Iterator["Run"]:
+        """The run, for this process alone; ``patience`` and errors are those of ``run_folder``."""
+        with run_folder(config.run_dir, patience):
+            yield cls(config)
+
+    @property
+    def points(self) -> Points:
+        """Epoch -> metrics, as the journal has them now."""
+        return journal.read(self.folder)
+
+    @property
+    def tracker(self) -> writer.Tracker:
+        """What brings MLflow up to the journal."""
+        return untracked.tracker_of(self.state.uri, self.state.run_id, self.folder)
+
+    def track(self, workers: Workers | None, more: Mapping[str, str] | None = None) -> None:
+        """Make the run in MLflow, or take it up again, and note its place; where that is off, keep the tags.
+
+        Args:
+            workers: who train, or None for this process.
+            more: further tags.
+
+        Raises:
+            ConfigError: the store can't be used, or not from the cluster's nodes.
+        """
+        config, state = self.config, self.state
+        uri = store.store_of(config)
+        store.check_store(uri, workers.nodes if workers is not None else 1)
+        tags = {
+            "method": config.method.name,
+            "data": config.data.name,
+            "data.store": config.data.store,
+            "rotation": "on" if config.rotation.weight > 0 else "off",
+            "jigsaw": "on" if config.jigsaw.weight > 0 else "off",
+            "git_commit": git_commit(),
+            "config_hash": cfg.fingerprint(config),
+            "world_size": str(workers.count if workers else 1),
+            "status_reason": "running",
+            "run_dir": str(self.folder),
+            "knn_protocol": KNN_PROTOCOL,
+            "linear_protocol": LINEAR_PROTOCOL,
+            **({"changed": "; ".join(state.changes)} if state.changes else {}),
+            **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
+            **(more or {}),
+        }
+        if uri == OFF:
+            untracked.Untracked(self.folder).tag(tags)
+            state.uri = uri  # the run's id stays: a start that has its store goes on with it
+        else:
+            open_in_mlflow(state, uri, config.tracking.experiment, self.folder, cfg.described(config), tags)
+
+    def train(self, workers: Workers | None, show: Callable[[Event], None], splits: Any = None) -> str:
+        """Train from where the run is, and close it; returns its new status.
+
+        Args:
+            workers: on which to train, or None for this process.
+            show: takes the events.
+            splits: the images, if the caller has them: in memory for this process, in Ray's object store for workers. None also
+                where they are on disk, from where whoever trains maps them.
+        """
+        state = self.state
+        state.write("running")
+        (self.folder / "config.yaml").write_text(dump(self.config))
+        try:
+            with writer.Follower(self.tracker, self.folder) as follower:
+
+                def handle(event: Event) -> None:
+                    if isinstance(event, Missing):
+                        state.missing = event.names
+                    follower.handle(event)
+                    show(event)
+
+                failed = _train(self.config, workers, handle, splits)
+        except KeyboardInterrupt:
+            return self.close("interrupted", "interrupted")
+        except OSError as error:
+            failed = f"{type(error).__name__}: {error}"
+        except Exception as error:  # not foreseen: recorded, and raised with its traceback
+            self.close("failed", f"{type(error).__name__}: {error}"[:500])
+            raise
+        points = self.points
+        done = max(points, default=0)
+        if failed is None and done == 0:
+            failed = f"{self.folder / journal.Journal.NAME} is gone"
+        if failed is not None:
+            return self.close("failed", failed)
+        if done < self.config.train.epochs:
+            return self.close("stopped", "stop_after")
+        reason = journal.collapsed(points) or "completed"
+        if state.missing:
+            reason += f", but {' and '.join(state.missing)} could not be measured; the same command tries again"
+        return self.close("finished", reason)
+
+    def close(self, status: str, reason: str) -> str:
+        """Plot the curve, bring MLflow up to the journal, and save how this start ended; what can't be written is logged.
+
+        Returns:
+            The status.
+        """
+        points, state, tracker = self.points, self.state, self.tracker
+        try:
+            if points:
+                # Without validation there is one accuracy, in the end.
+                metric = "knn/top1" if any("knn/top1" in point for point in points.values()) else "loss/total"
+                save_convergence({self.name: points}, self.folder / "convergence.png", metric)
+            sent = tracker.sync(points)
+            files = [self.folder / name for name in ARTIFACTS]
+            state.synced = tracker.finish(MLFLOW_STATUS[status], reason, files) and sent
+            state.write(status, reason)
+            checkpoint.prune(self.folder)
+        except OSError as error:
+            state.status, state.reason = status, reason
+            log.warning("%s could not be brought up to date: %s", self.folder, error)
+        return status
+
+
+def _train(config: Config, workers: Workers | None, show: Callable[[Event], None], splits: Any) -> str | None:
+    """Run the engine; returns why that failed for a reason that trying again would not change, or None."""
+    if workers is not None:
+        from rotssl.runtimes import ray_train
+
+        return ray_train.fit(config, workers, show, splits)
+    return _run_here(config, show, splits)
 
 
 def interrupt(*_: object) -> None:
@@ -165,54 +241,15 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def open_tracking(config: Config, record: RunState, workers: Any, more: Mapping[str, str] | None = None) -> None:
-    """Make the run in MLflow, or take it up again, and note its place in the record; where that is off, keep the tags.
-
-    Args:
-        config: resolved.
-        record: of the run.
-        workers: of ``ray_runtime.connected``, or None.
-        more: further tags.
-
-    Raises:
-        ConfigError: the store can't be used, or not from the cluster's nodes.
-    """
-    uri = store.store_of(config)
-    store.check_store(uri, workers.nodes if workers is not None else 1)
-    tags = {
-        "method": config.method.name,
-        "data": config.data.name,
-        "data.store": config.data.store,
-        "rotation": "on" if config.rotation.weight > 0 else "off",
-        "jigsaw": "on" if config.jigsaw.weight > 0 else "off",
-        "git_commit": git_commit(),
-        "config_hash": cfg.fingerprint(config),
-        "world_size": str(workers.count if workers else 1),
-        "status_reason": "running",
-        "run_dir": str(config.run_dir),
-        "knn_protocol": KNN_PROTOCOL,
-        "linear_protocol": LINEAR_PROTOCOL,
-        **({"changed": "; ".join(record.changes)} if record.changes else {}),
-        **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
-        **(more or {}),
-    }
-    if uri == OFF:
-        untracked.Untracked(config.run_dir).tag(tags)
-        record.uri = uri  # the run's id stays: a start that has its store goes on with it
-    else:
-        open_in_mlflow(config, record, uri, cfg.described(config), tags)
-
-
 def open_in_mlflow(
-    config: Config, record: RunState, uri: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    state: RunState, uri: str, experiment: str, folder: Path, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> None:
-    """Make the record's run with these parameters and tags, or take it up again, and note its place."""
+    """Make the run of a folder with these parameters and tags, or take it up again, and note its place in its state."""
     # Of a run that went on without MLflow the id is that of the store before; another store knows no such run.
-    known = record.run_id if record.uri in (uri, OFF) else None
-    artifacts = Path(str(config.storage.path)) / "mlartifacts" / config.tracking.experiment
-    name = str(config.tracking.run_name)
-    record.run_id = writer.open_run(uri, config.tracking.experiment, name, known, dict(params), dict(tags), artifacts)
-    record.uri = uri
+    known = state.run_id if state.uri in (uri, OFF) else None
+    artifacts = folder.parent.parent / "mlartifacts" / experiment
+    state.run_id = writer.open_run(uri, experiment, folder.name, known, dict(params), dict(tags), artifacts)
+    state.uri = uri
 
 
 def git_commit() -> str:
@@ -238,13 +275,3 @@ def _run_here(config: Config, show: Callable[[Event], None], splits: datasets.Sp
     except (RunFailed, DataError) as error:
         return str(error)
     return None
-
-
-def _plot(config: Config) -> None:
-    from rotssl.runs.curve import save_convergence
-
-    folder = config.run_dir
-    points = journal.read(folder)
-    # Without validation there is one accuracy, in the end.
-    metric = "knn/top1" if any("knn/top1" in point for point in points.values()) else "loss/total"
-    save_convergence({str(config.tracking.run_name): points}, folder / "convergence.png", metric)

@@ -14,11 +14,11 @@ from rotssl.config.fields import ConfigError
 from rotssl.config.recipes import dump
 from rotssl.config.sections import OFF
 from rotssl.data import datasets
-from rotssl.lifecycle import close, execute, interrupt, open_tracking, prepare
+from rotssl.lifecycle import Run, interrupt, prepare
 from rotssl.reports import terminal
 from rotssl.reports.progress import ProgressView
 from rotssl.runs import checkpoint, journal
-from rotssl.runs.state import RunState, check_writable, run_folder
+from rotssl.runs.state import RunState, check_writable
 from rotssl.tracking import store, untracked
 
 
@@ -51,15 +51,13 @@ def pretrain(config: Config) -> int:
         ConfigError: what the machine, the cluster, the store or an earlier start forbid.
     """
     with ExitStack() as stack:
-        stack.enter_context(run_folder(config))
-        record = RunState.of(config)
-        for line in record.changes:
-            end = ", which has no effect: the run is finished" if record.is_done else ", from here on"
-            print(f"{line}{end}", file=sys.stderr)
-        if record.is_done:
-            _catch_up(config, record)
-            print(f"run {config.tracking.run_name} is finished already:")
-            report(config, record)
+        run = stack.enter_context(Run.held(config))
+        for line in run.state.changes:
+            say(f"{line}{', which has no effect: the run is finished' if run.state.is_done else ', from here on'}")
+        if run.state.is_done:
+            _catch_up(run)
+            print(f"run {run.name} is finished already:")
+            report(run)
             return EXIT_OK
         workers = None
         if config.scaling.num_workers == 0:
@@ -68,40 +66,45 @@ def pretrain(config: Config) -> int:
             from rotssl.runtimes import ray_cluster
 
             workers = stack.enter_context(ray_cluster.connected(config))
-            print(f"training on {workers.count} {'GPU' if workers.use_gpu else 'CPU'} workers", file=sys.stderr)
+            say(f"training on {workers.count} {'GPU' if workers.use_gpu else 'CPU'} workers")
             if workers.why:
-                print(f"not on more: {workers.why}", file=sys.stderr)
+                say(f"not on more: {workers.why}")
         if threading.current_thread() is threading.main_thread():
             stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             signal.signal(signal.SIGTERM, interrupt)  # what `ray job stop` sends
-        open_tracking(config, record, workers)
-        with ProgressView(config.train.epochs, str(config.tracking.run_name)) as view:
-            status = execute(config, record, workers, view.handle)
-        if status == "interrupted":
-            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-            return EXIT_INTERRUPTED
-        if status == "failed":
-            print(f"error: the run failed: {record.reason}", file=sys.stderr)
-            return EXIT_FAILED
-        if status == "stopped":
-            done = max(journal.read(config.run_dir))
-            print(f"stopped after epoch {done} of {config.train.epochs}, as asked; without stop_after it goes on")
-        report(config, record)
-        return EXIT_OK
+        run.track(workers)
+        with ProgressView(config.train.epochs, run.name) as view:
+            status = run.train(workers, view.handle)
+    return _conclude(run, status)
 
 
-def _catch_up(config: Config, record: RunState) -> None:
+def _conclude(run: Run, status: str) -> int:
+    """Say how a start ended; returns the exit code."""
+    if status == "interrupted":
+        say("interrupted; the same command goes on from the last checkpoint")
+        return EXIT_INTERRUPTED
+    if status == "failed":
+        say(f"error: the run failed: {run.state.reason}")
+        return EXIT_FAILED
+    if status == "stopped":
+        epochs = run.config.train.epochs
+        print(f"stopped after epoch {max(run.points)} of {epochs}, as asked; without stop_after it goes on")
+    report(run)
+    return EXIT_OK
+
+
+def _catch_up(run: Run) -> None:
     """Send a finished run to its store, if MLflow was away when it ended, or off."""
-    if store.store_of(config) == OFF:
+    if store.store_of(run.config) == OFF:
         return
-    if record.uri == OFF:
+    state = run.state
+    if state.uri == OFF:
         # The tags are those of the run; its folder may have moved.
-        tags = untracked.kept_tags(config.run_dir) | {"run_dir": str(config.run_dir)}
-        open_tracking(config, record, None, tags)
-        record.synced = False
-        record.write(record.status, record.reason)
-    if not record.synced:
-        close(config, record, record.status, record.reason)
+        run.track(None, untracked.kept_tags(run.folder) | {"run_dir": str(run.folder)})
+        state.synced = False
+        state.write(state.status, state.reason)
+    if not state.synced:
+        run.close(state.status, state.reason)
 
 
 def _check_local_gpu(config: Config) -> None:
@@ -111,21 +114,20 @@ def _check_local_gpu(config: Config) -> None:
         raise ConfigError("scaling.use_gpu: got true, but this machine has no GPU that torch can use")
 
 
-def report(config: Config, record: RunState) -> None:
+def report(run: Run) -> None:
     """Print the table of a run and where everything is, to stdout."""
-    folder = config.run_dir
-    points = journal.read(folder)
+    points, folder = run.points, run.folder
     if points:
-        terminal.show(terminal.result(str(config.tracking.run_name), points))
+        terminal.show(terminal.result(run.name, points))
     checkpoints = checkpoint.found(folder)
     print(f"checkpoint   {checkpoints[0] if checkpoints else 'none'}")
     for label, file in (("encoder", "encoder.safetensors"), ("views", "views.png"), ("plot", "convergence.png")):
         if (folder / file).exists():
             print(f"{label:<12} {folder / file}")
-    if record.uri == OFF:
+    if run.state.uri == OFF:
         print(f"metrics      {folder / journal.Journal.NAME}")
     else:
-        show_mlflow(record.uri)
+        show_mlflow(run.state.uri)
 
 
 def show_mlflow(uri: str) -> None:

@@ -53,7 +53,6 @@ class LocalRuntime:
         run_dir: where checkpoints go.
         device: where to train; without an index, the current one of its kind.
         show: takes the progress events.
-        keep: number of checkpoints kept.
     """
 
     rank, world_size = 0, 1
@@ -63,9 +62,8 @@ class LocalRuntime:
         run_dir: Path,
         device: torch.device,
         show: Callable[[Event], None] = lambda event: None,
-        keep: int = 2,
     ) -> None:
-        self.run_dir, self.device, self.progress, self.keep = run_dir, indexed(device), show, keep
+        self.run_dir, self.device, self.progress = run_dir, indexed(device), show
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model itself."""
@@ -76,4 +74,4 @@ class LocalRuntime:
 
     def prune(self) -> None:
         """Keep the newest."""
-        checkpoint.prune(self.run_dir, self.keep)
+        checkpoint.prune(self.run_dir)

@@ -11,6 +11,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 FILE = "checkpoint.pt"
+KEEP = 2  # the newest, and one to go back to if that is damaged
 _NAME = re.compile(r"epoch_(\d{5})")
 
 
@@ -86,7 +87,7 @@ def latest(run_dir: Path) -> Iterator[dict[str, Any]]:
         yield state
 
 
-def prune(run_dir: Path, keep: int) -> None:
+def prune(run_dir: Path) -> None:
     """Delete all but the newest checkpoints of a run."""
-    for folder in found(run_dir)[keep:]:
+    for folder in found(run_dir)[KEEP:]:
         shutil.rmtree(folder)

@@ -101,18 +101,18 @@ class RunState:
 
 
 @contextmanager
-def run_folder(config: Config, patience: float = 0) -> Iterator[Path]:
-    """The run's folder, made and held for this process alone.
+def run_folder(folder: Path, patience: float = 0) -> Iterator[Path]:
+    """The folder of a run, which has its name, made and held for this process alone.
 
     Args:
-        config: resolved.
+        folder: ``Config.run_dir``, or that of a sweep.
         patience: seconds to wait for another process that has it: one that lost its driver needs some to notice.
 
     Raises:
         ConfigError: it can't be written.
         Busy: another process runs this very run.
     """
-    folder, deadline = config.run_dir, time.monotonic() + patience
+    deadline = time.monotonic() + patience
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a")
@@ -126,7 +126,7 @@ def run_folder(config: Config, patience: float = 0) -> Iterator[Path]:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise Busy(
-                        f"tracking.run_name: {config.tracking.run_name!r} is being run by another process right now"
+                        f"tracking.run_name: {folder.name!r} is being run by another process right now"
                     ) from error
                 time.sleep(0.5)
         yield folder

@@ -181,7 +181,7 @@ def fit(
             name=config.run_dir.name,
             storage_path=str(config.run_dir.parent),
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=checkpoint.KEEP),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rotssl.config import Config
 from rotssl.config.fields import ConfigError
@@ -175,76 +175,66 @@ def scheduler(settings: SweepConfig, configs: Sequence[Config], done: Collection
     return FIFOScheduler() if settings.scheduler == "none" else WithinBudget()
 
 
-def run(
-    body: Body,
-    specs: Sequence[Any],
-    configs: Sequence[Config],
-    done: Collection[int],
-    slots: Slots,
-    settings: SweepConfig,
-    shared: Any,
-    scratch: Path,
-    on_epoch: Callable[[int, dict[str, Any]], None],
-    on_retry: Callable[[int], None],
-    on_end: Callable[[int, str | None], None],
-) -> None:
-    """Run the trials, in their order, as many at a time as there are slots.
+class Watcher(Protocol):
+    """Who is told how trials go, each by its index."""
 
-    Args:
+    def on_epoch(self, index: int, metrics: dict[str, Any]) -> None:
+        """A trial reported: ``epoch`` and its metrics."""
+
+    def on_retry(self, index: int) -> None:
+        """A trial's actor died, and it is started again."""
+
+    def on_end(self, index: int, error: str | None) -> None:
+        """A trial has ended, each once; ``error`` says why its actor died for good."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What Tune is to run.
+
+    Attributes:
         body: called in a Tune actor with a trial's spec, ``shared`` and a function that reports an epoch; a module's function.
         specs: one for each trial.
         configs: of the trials, for the scheduler.
         done: indices of trials that only tell it what they were.
-        slots: from ``plan``.
-        settings: of the sweep.
         shared: handed to every trial; may hold references to Ray's object store.
+    """
+
+    body: Body
+    specs: Sequence[Any]
+    configs: Sequence[Config]
+    done: Collection[int]
+    shared: Any
+
+
+def run(work: Work, slots: Slots, settings: SweepConfig, scratch: Path, watcher: Watcher) -> None:
+    """Run the trials, in their order, as many at a time as there are slots.
+
+    Args:
+        work: the trials.
+        slots: from ``plan_slots``.
+        settings: of the sweep.
         scratch: folder for Tune's own files, removed afterwards.
-        on_epoch: takes a trial's index and an epoch's metrics.
-        on_retry: takes the index of a trial whose actor died and is started again.
-        on_end: takes a trial's index, and why its actor died for good, or None. Called once for each, as they end.
+        watcher: told how they go.
     """
     tune = _import_tune()
-    from ray.tune.progress_reporter import TrialProgressCallback
-
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that dies is told below, in one line
-
-    class Tell(TrialProgressCallback):  # type: ignore[misc]
-        """In place of Tune's own, which would print."""
-
-        def __reduce__(self) -> tuple[Any, ...]:
-            return TrialProgressCallback, ()  # for Tune's own record of the experiment, which nobody reads
-
-        def on_trial_result(
-            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
-        ) -> None:
-            on_epoch(trial.config["trial"], result)
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            on_end(trial.config["trial"], None)
-
-        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            on_retry(trial.config["trial"])
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
-            on_end(trial.config["trial"], (lines or ["its worker died"])[-1][:300])
-
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that dies is told in one line
     shutil.rmtree(scratch, ignore_errors=True)
-    trainable = tune.with_parameters(_trial, body=body, specs=list(specs), shared=shared)
+    trainable = tune.with_parameters(_trial, body=work.body, specs=list(work.specs), shared=work.shared)
     tuner = tune.Tuner(
         tune.with_resources(trainable, slots.resources),
-        param_space={"trial": tune.grid_search(list(range(len(specs))))},
+        param_space={"trial": tune.grid_search(list(range(len(work.specs))))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=slots.count,
-            scheduler=scheduler(settings, configs, done),
+            scheduler=scheduler(settings, work.configs, work.done),
             # cuBLAS is made deterministic before its first use in a process, or not at all.
-            reuse_actors=slots.workers == 1 and not any(config.train.deterministic for config in configs),
+            reuse_actors=slots.workers == 1 and not any(config.train.deterministic for config in work.configs),
         ),
         run_config=tune.RunConfig(
             name=scratch.name,
             storage_path=str(scratch.parent),
             verbose=0,
-            callbacks=[Tell()],
+            callbacks=[_callback(watcher)],
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
@@ -252,3 +242,29 @@ def run(
         tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _callback(watcher: Watcher) -> Any:
+    """What hands Tune's events to a watcher, in place of Tune's own, which would print."""
+    from ray.tune.progress_reporter import TrialProgressCallback
+
+    class Tell(TrialProgressCallback):  # type: ignore[misc]
+        def __reduce__(self) -> tuple[Any, ...]:
+            return TrialProgressCallback, ()  # for Tune's own record of the experiment, which nobody reads
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+        ) -> None:
+            watcher.on_epoch(trial.config["trial"], result)
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            watcher.on_end(trial.config["trial"], None)
+
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            watcher.on_retry(trial.config["trial"])
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+            watcher.on_end(trial.config["trial"], (lines or ["its worker died"])[-1][:300])
+
+    return Tell()

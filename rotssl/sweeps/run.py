@@ -1,7 +1,11 @@
-"""The trials of a sweep handed to Ray Tune, and how they go."""
+"""A sweep on disk and in MLflow, and its trials on Ray Tune."""
 
 import contextlib
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -9,126 +13,258 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rotssl import config as cfg
 from rotssl import lifecycle
-from rotssl.config import Config
 from rotssl.config.fields import ConfigError
+from rotssl.config.sections import OFF
 from rotssl.config.sweep import Sweep
 from rotssl.runs import journal
 from rotssl.runs.state import RunState, run_folder
 from rotssl.sweeps.trial import Trial, run_trial
-from rotssl.tracking import store
+from rotssl.tracking import reader, store, writer
 
 CLOSING_S = 5  # what an actor that has just died may still need
-
 # Of the runs in MLflow's charts, one for each thing that is compared, whatever its budget and seed.
 COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 
 
-def run_trials(
-    sweep: Sweep, whole: Config, parent: RunState, chosen: list[Trial], tags: list[dict[str, str]], slots: Any
-) -> None:
-    """Hand the trials to Tune and show how they go."""
-    from rotssl.runtimes import ray_train, ray_tune
+class SweepRun:
+    """A sweep that is run: its trials, and its own folder and run in MLflow.
 
-    prunes = sweep.settings.scheduler != "none"
-    data: dict[str, Any] = {}
-    specs = []
-    for trial, own in zip(chosen, tags, strict=True):
-        key = repr((trial.config.data, trial.config.evaluation.holdout))
-        if key not in data and not trial.is_done(prunes):
-            data[key] = ray_train.load(trial.config)
-        spec = {"tags": own, "uri": parent.uri, "data": key, "prunes": prunes}
-        specs.append({"config": cfg.to_dict(trial.config), **spec})
-    done = [max(journal.read(trial.config.run_dir), default=0) for trial in chosen]
-    silent = {index for index, trial in enumerate(chosen) if trial.is_done(prunes)}  # they only tell the scheduler
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    ended = 0
-    outcomes: dict[int, tuple[str, str]] = {}
+    Args:
+        sweep: as read.
+        trials: all of them.
 
-    def on_epoch(index: int, metrics: dict[str, Any]) -> None:
-        if "outcome" in metrics:
-            outcomes[index] = metrics["outcome"], metrics["reason"]
-        epoch = int(metrics["epoch"])
-        if epoch > done[index]:
-            bar.advance(task, epoch - done[index])
-            done[index] = epoch
+    Raises:
+        ConfigError: its state can't be read.
+    """
 
-    def on_retry(index: int) -> None:
-        console.print(f"{chosen[index].title}: its worker died; going on after epoch {done[index]}", markup=False)
+    def __init__(self, sweep: Sweep, trials: Sequence[Trial]) -> None:
+        config = trials[0].config
+        self.sweep, self.trials = sweep, trials
+        self.experiment = config.tracking.experiment
+        self.folder = Path(str(config.storage.path)) / self.experiment / sweep.name
+        self.uri = store.store_of(config)
+        self.prunes = sweep.settings.scheduler != "none"
+        self.state = RunState.read(self.folder / "run.json", {})
 
-    def on_end(index: int, error: str | None) -> None:
-        nonlocal ended
-        if index in silent:
-            return
-        ended += 1
-        trial = chosen[index]
-        # While a scheduler judges an epoch the trial may finish the next one, which is in its journal.
-        last = max([done[index], *journal.read(trial.config.run_dir)])
-        status, reason = outcomes.get(index, ("pruned", f"stopped by {sweep.settings.scheduler} after epoch {last}"))
-        if error is not None or (index not in outcomes and not prunes):
-            status, reason = "failed", error or "it ended without a word"
-        if status in ("pruned", "failed") and trial.record().status != status:
-            # Of a trial that a scheduler stopped, the actor still waits with the lock; of one that is lost, nobody may have it.
-            reason = close_trial(trial, status, reason, locked=status == "failed")
-        line = _line(trial) if status == "finished" else f"{trial.title}: {status}: {reason}"
-        console.print(f"[{ended}/{len(chosen) - len(silent)}] {line}", markup=False)
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the body, the sweep is this process's alone."""
+        with run_folder(self.folder):
+            self.state = RunState.read(self.folder / "run.json", {})
+            yield
 
-    with bar:
-        task = bar.add_task(sweep.name, total=sum(t.config.train.epochs for t in chosen), completed=sum(done))
-        ray_tune.run(
-            run_trial,
-            specs,
-            [trial.config for trial in chosen],
-            silent,
-            slots,
-            sweep.settings,
-            data,
-            whole.run_dir / "tune",
-            on_epoch,
-            on_retry,
-            on_end,
-        )
+    @property
+    def todo(self) -> list[Trial]:
+        """Trials that are not done."""
+        return [trial for trial in self.trials if not trial.is_done(self.prunes)]
 
+    def open(self) -> None:
+        """The sweep's own run in MLflow, made or taken up again.
 
-def tags_of(sweep: Sweep, parent: RunState, trials: Sequence[Trial]) -> list[dict[str, str]]:
-    """What MLflow's pages can sort and colour the trials by."""
-    arms = list(dict.fromkeys(_arm(trial) for trial in trials))
-    return [
-        {
-            store.PARENT: str(parent.run_id),
-            "kind": "trial",
+        Raises:
+            ConfigError: the store can't be used.
+        """
+        sweep = self.sweep
+        axes = {**sweep.grid, **{key: {kind: values} for key, (kind, values) in sweep.distributions.items()}}
+        lines = [f"- `{key}`: {values}" for key, values in axes.items()]
+        tags = {
+            "kind": "sweep",
             "sweep": sweep.name,
-            "cell": trial.label,
-            "seed": str(trial.config.train.seed),
-            "budget": str(trial.config.train.epochs),
-            "mlflow.runColor": COLORS[arms.index(_arm(trial)) % len(COLORS)],
+            "git_commit": lifecycle.git_commit(),
+            "status_reason": "running",
+            "run_dir": str(self.folder),
+            "mlflow.note.content": "\n".join(
+                [f"Sweep of `{sweep.file.name}`, {sweep.settings.seeds} seed(s):", "", *lines]
+            ),
+            **{f"sweep.{key}": str(value) for key, value in vars(sweep.settings).items()},
         }
-        for trial in trials
-    ]
+        lifecycle.open_in_mlflow(self.state, self.uri, self.experiment, self.folder, {}, tags)
+        self.state.write("running")
+
+    def tags(self) -> dict[str, dict[str, str]]:
+        """Of each trial, by name: what MLflow's pages can sort and colour it by."""
+        arms = list(dict.fromkeys(_arm(trial) for trial in self.trials))
+        return {
+            trial.name: {
+                store.PARENT: str(self.state.run_id),
+                "kind": "trial",
+                "sweep": self.sweep.name,
+                "cell": trial.label,
+                "seed": str(trial.config.train.seed),
+                "budget": str(trial.config.train.epochs),
+                "mlflow.runColor": COLORS[arms.index(_arm(trial)) % len(COLORS)],
+            }
+            for trial in self.trials
+        }
+
+    def run(self, chosen: Sequence[Trial], slots: Any) -> None:
+        """Hand trials to Tune and show how they go.
+
+        Args:
+            chosen: in the order in which they start; those that are done only tell the scheduler what they were.
+            slots: of ``ray_tune.plan_slots``.
+        """
+        from rotssl.runtimes import ray_train, ray_tune
+
+        data: dict[str, Any] = {}
+        specs, tags = [], self.tags()
+        for trial in chosen:
+            key = repr((trial.config.data, trial.config.evaluation.holdout))
+            if key not in data and not trial.is_done(self.prunes):
+                data[key] = ray_train.load(trial.config)
+            spec = {"tags": tags[trial.name], "uri": self.state.uri, "data": key, "prunes": self.prunes}
+            specs.append({"config": cfg.to_dict(trial.config), **spec})
+        with SweepProgress(self.sweep, chosen, self.prunes) as progress:
+            work = ray_tune.Work(run_trial, specs, [trial.config for trial in chosen], progress.silent, data)
+            ray_tune.run(work, slots, self.sweep.settings, self.folder / "tune", progress)
+
+    def close_interrupted(self) -> None:
+        """Close the trials that were under way when ``run`` was interrupted; only once their actors are gone."""
+        for trial in self.trials:
+            if trial.state().status == "running":
+                close_trial(trial, "interrupted", "interrupted", locked=True)
+
+    def publish(self) -> bool:
+        """Bring MLflow up to the folders, where it was away or was lost; returns whether it has all of them.
+
+        Raises:
+            ConfigError: the store can't be used.
+        """
+        known = reader.run_ids(self.uri, self.experiment) if not store.reachable(self.uri) else None
+        if known is None:
+            return False
+        if self.state.run_id not in known:
+            self.open()
+        complete, tags = True, self.tags()
+        for trial in self.trials:
+            run = lifecycle.Run(trial.config)
+            state = run.state
+            lost = state.run_id not in known or not state.synced or state.uri == OFF  # jobs/pretrain.py went on with it
+            if state.status in ("finished", "pruned", "failed") and lost and run.points:
+                run.track(trial.workers, tags[trial.name])
+                run.close(state.status, state.reason)
+                complete = complete and state.synced
+        return complete
+
+    def close(self, status: str, reason: str, ids: Sequence[str]) -> None:
+        """Close the sweep's own run.
+
+        Args:
+            status: of a run.
+            reason: what there is to say about it.
+            ids: of its trials in MLflow, which knows one parent only of trials that sweeps share.
+        """
+        listed = self.folder / "trials.json"
+        listed.write_text(json.dumps(ids) + "\n")
+        tracker = writer.Tracker(self.state.uri, str(self.state.run_id))
+        self.state.synced = tracker.finish(lifecycle.MLFLOW_STATUS[status], reason, [self.sweep.file, listed])
+        self.state.write(status, reason)
+
+
+def counts(states: Sequence[RunState]) -> str:
+    """How many trials have which status."""
+    words = {"running": "cut short", "pruned": "stopped early"}
+    found = Counter(state.status for state in states)
+    return ", ".join(f"{count} {words.get(status, status)}" for status, count in sorted(found.items()))
 
 
 def _arm(trial: Trial) -> str:
     return " ".join(part for part in trial.label.split(" ") if not part.startswith("train.epochs="))
 
 
+class SweepProgress:
+    """Shows how trials go and closes those that could not do so themselves; a context manager, called by Tune's driver.
+
+    Args:
+        sweep: as read.
+        trials: by the index that Tune has for them.
+        prunes: whether a scheduler may stop trials.
+
+    Attributes:
+        silent: indices of trials that are done and only tell the scheduler what they were.
+    """
+
+    def __init__(self, sweep: Sweep, trials: Sequence[Trial], prunes: bool) -> None:
+        self.sweep, self.trials, self.prunes = sweep, trials, prunes
+        self.done = [max(journal.read(trial.folder), default=0) for trial in trials]
+        self.silent = {index for index, trial in enumerate(trials) if trial.is_done(prunes)}
+        self.ended = 0
+        self.outcomes: dict[int, tuple[str, str]] = {}
+        self.console = console = Console(stderr=True, highlight=False, soft_wrap=True)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
+        hidden = not console.is_terminal
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+        epochs = sum(trial.config.train.epochs for trial in trials)
+        self.task = self.bar.add_task(sweep.name, total=epochs, completed=sum(self.done))
+
+    def __enter__(self) -> "SweepProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def on_epoch(self, index: int, metrics: dict[str, Any]) -> None:
+        """An epoch of a trial is done, or the trial tells how it ended."""
+        if "outcome" in metrics:
+            self.outcomes[index] = metrics["outcome"], metrics["reason"]
+        epoch = int(metrics["epoch"])
+        if epoch > self.done[index]:
+            self.bar.advance(self.task, epoch - self.done[index])
+            self.done[index] = epoch
+
+    def on_retry(self, index: int) -> None:
+        """A trial's actor died, and it is started again."""
+        self._print(f"{self.trials[index].title}: its worker died; going on after epoch {self.done[index]}")
+
+    def on_end(self, index: int, error: str | None) -> None:
+        """A trial has ended; ``error`` says why its actor died for good."""
+        if index in self.silent:
+            return
+        self.ended += 1
+        trial = self.trials[index]
+        # While a scheduler judges an epoch the trial may finish the next one, which is in its journal.
+        last = max([self.done[index], *journal.read(trial.folder)])
+        stopped = "pruned", f"stopped by {self.sweep.settings.scheduler} after epoch {last}"
+        status, reason = self.outcomes.get(index, stopped)
+        if error is not None or (index not in self.outcomes and not self.prunes):
+            status, reason = "failed", error or "the trial ended without reporting an outcome"
+        if status in ("pruned", "failed") and trial.state().status != status:
+            # Of a trial that a scheduler stopped, the actor still waits with the lock; of one that is lost, nobody may have it.
+            reason = close_trial(trial, status, reason, locked=status == "failed")
+        line = _line(trial) if status == "finished" else f"{trial.title}: {status}: {reason}"
+        self._print(f"[{self.ended}/{len(self.trials) - len(self.silent)}] {line}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False)
+
+
 def close_trial(trial: Trial, status: str, reason: str, locked: bool) -> str:
-    """Record how a trial ended that could not do so itself; returns the reason, or why that was not possible."""
+    """Save how a trial ended that could not do so itself; returns the reason, or why that was not possible.
+
+    Args:
+        trial: whose actor is gone, or waits.
+        status: to be saved.
+        reason: what there is to say about it.
+        locked: whether to take the trial's folder for that.
+    """
     try:
-        with run_folder(trial.config, CLOSING_S) if locked else contextlib.nullcontext():
-            record = trial.record()
-            if record.run_id is not None:
-                lifecycle.close(trial.config, record, status, reason)
+        with run_folder(trial.folder, CLOSING_S) if locked else contextlib.nullcontext():
+            run = lifecycle.Run(trial.config)
+            if run.state.run_id is not None:
+                run.close(status, reason)
             else:  # it never came to be a run
-                record.write(status, reason)
+                run.state.write(status, reason)
     except (ConfigError, OSError) as error:
         return f"{reason} ({error})"
     return reason
 
 
 def _line(trial: Trial) -> str:
-    points, record = journal.read(trial.config.run_dir), trial.record()
-    last = points[max(points)]
+    run = lifecycle.Run(trial.config)
+    last = run.points[max(run.points)]
     knn = f"kNN {last['knn/top1']:.1%}, " if "knn/top1" in last else ""
-    also = "" if record.reason == "completed" else f"; {record.reason}"
+    also = "" if run.state.reason == "completed" else f"; {run.state.reason}"
     return f"{trial.title}: {knn}{last['cost/train_seconds']:.1f} s{also}"

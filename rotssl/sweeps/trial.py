@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
@@ -16,8 +17,7 @@ from rotssl.config.sweep import Sweep, expand
 from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.engine.events import EpochDone, Event
-from rotssl.runs import journal
-from rotssl.runs.state import Busy, RunState, run_folder
+from rotssl.runs.state import Busy, RunState
 from rotssl.runtimes.ray_cluster import Workers
 
 log = logging.getLogger(__name__)
@@ -49,14 +49,19 @@ class Trial:
         count = self.config.scaling.num_workers
         return Workers(int(count), self.config.scaling.use_gpu is True, 1) if count else None
 
-    def record(self) -> RunState:
-        """How far it is."""
+    @property
+    def folder(self) -> Path:
+        """Of its run."""
+        return self.config.run_dir
+
+    def state(self) -> RunState:
+        """How far it is, read anew."""
         return RunState.of(self.config)
 
     def is_done(self, prunes: bool) -> bool:
         """Whether nothing is left to run; what a scheduler stopped is done for a sweep that has one."""
-        record = self.record()
-        return record.is_done or (prunes and record.status == "pruned")
+        state = self.state()
+        return state.is_done or (prunes and state.status == "pruned")
 
 
 def trials_of(
@@ -130,8 +135,8 @@ def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> 
             report(epoch, metrics)
 
     try:
-        with run_folder(config, PATIENCE_S):
-            outcome = _go_on(config, spec, data, tell)
+        with lifecycle.Run.held(config, PATIENCE_S) as run:
+            outcome = _go_on(run, spec, data, tell)
     except Busy as error:
         outcome = "busy", str(error)
     except Exception as error:  # whatever it was, the others go on; the sweep's driver records it
@@ -140,7 +145,10 @@ def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> 
 
 
 def _go_on(
-    config: Config, spec: Mapping[str, Any], data: Mapping[str, Any], tell: Callable[[int, Mapping[str, float]], None]
+    run: lifecycle.Run,
+    spec: Mapping[str, Any],
+    data: Mapping[str, Any],
+    tell: Callable[[int, Mapping[str, float]], None],
 ) -> tuple[str, str]:
     """Run the trial from where it is; returns its status and what there is to say about it."""
     from rotssl.runtimes import ray_cluster
@@ -149,26 +157,26 @@ def _go_on(
         if isinstance(event, EpochDone):
             tell(event.epoch, event.metrics)
 
-    record = RunState.of(config)
-    done = record.is_done or (spec["prunes"] and record.status == "pruned")
+    state = run.state
+    done = state.is_done or (spec["prunes"] and state.status == "pruned")
     if not done:
-        record.write("running")
-    for epoch, metrics in sorted(journal.read(config.run_dir).items()):
+        state.write("running")
+    for epoch, metrics in sorted(run.points.items()):
         tell(epoch, metrics)
     if done:
-        return record.status, record.reason
+        return state.status, state.reason
     with contextlib.ExitStack() as stack:
-        nested = config.scaling.num_workers != 0
-        workers = stack.enter_context(ray_cluster.connected(config)) if nested else None
+        nested = run.config.scaling.num_workers != 0
+        workers = stack.enter_context(ray_cluster.connected(run.config)) if nested else None
         try:
-            lifecycle.open_tracking(config, record, workers, spec["tags"])
+            run.track(workers, spec["tags"])
         except ConfigError as error:
             # A store that is away for a moment: the journal has it all, and the driver sends it in the end.
-            log.warning("%s: %s", config.tracking.run_name, error)
-            record.uri = record.uri or spec["uri"]
+            log.warning("%s: %s", run.name, error)
+            state.uri = state.uri or spec["uri"]
         try:
             images = data[spec["data"]]  # None: on disk
             images = images if nested or images is None else ray_cluster.fetch(images)
         except DataError as error:
-            return lifecycle.close(config, record, "failed", str(error)), str(error)
-        return lifecycle.execute(config, record, workers, show, images), record.reason
+            return run.close("failed", str(error)), str(error)
+        return run.train(workers, show, images), state.reason

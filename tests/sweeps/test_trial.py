@@ -15,11 +15,11 @@ from rotssl.config.fields import ConfigError
 from rotssl.config.sweep import parse
 from rotssl.data import datasets
 from rotssl.runs import journal
-from rotssl.runs.state import RunState
 from rotssl.runtimes import preflight, ray_cluster, ray_train, ray_tune
 from rotssl.runtimes.ray_cluster import Workers
 from rotssl.sweeps import run as sweep_run
 from rotssl.sweeps import trial as trials
+from rotssl.sweeps.run import SweepRun
 from rotssl.tracking import store, writer
 from tests.programs import SMALL, mlflow_client, with_store
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.contract
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """A sweep of two trials, its trials, and its own run."""
+    """A sweep of two trials, with its own run in MLflow."""
     sections = {}
     for key, value in {**SMALL, "storage.path": str(with_store(tmp_path / "results"))}.items():
         section, leaf = key.split(".")
@@ -36,28 +36,26 @@ def sweep(tmp_path, monkeypatch):
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump({"grid": {"rotation.weight": [0, 1.0]}, **sections}))
     command = parse(["--config", str(file)], "ablate.py", "")
-    found = trials.trials_of(command.sweep)
-    whole = cfg.replace(found[0].config, {"tracking.run_name": "study"})
-    whole.run_dir.mkdir(parents=True)
-    parent = RunState.read(whole.run_dir / "run.json", {})
-    ablate._open(command.sweep, whole, parent, store.default_uri(str(tmp_path / "results")))
+    made = SweepRun(command.sweep, trials.trials_of(command.sweep))
+    assert made.uri == store.default_uri(str(tmp_path / "results"))
+    made.folder.mkdir(parents=True)
+    made.open()
 
     def fetch(images):
         assert images is not None
         return images
 
     monkeypatch.setattr(ray_cluster, "fetch", fetch)  # gets the images themselves
-    return command.sweep, whole, parent, found
+    return made
 
 
 def run(sweep, index, prunes=False, stop_at=None, on_disk=False):
     """What a trial tells: its epochs, and its outcome. On disk, it finds the images itself."""
-    _, _, parent, found = sweep
-    config = found[index].config
+    config = sweep.trials[index].config
     spec = {
         "config": cfg.to_dict(config),
-        "tags": sweep_run.tags_of(sweep[0], parent, found)[index],
-        "uri": parent.uri,
+        "tags": sweep.tags()[sweep.trials[index].name],
+        "uri": sweep.state.uri,
         "data": "images",
         "prunes": prunes,
     }
@@ -76,7 +74,7 @@ def run(sweep, index, prunes=False, stop_at=None, on_disk=False):
 
 
 def runs(sweep):
-    client = mlflow_client(sweep[2].uri)
+    client = mlflow_client(sweep.state.uri)
     return {
         run.info.run_name: run
         for run in client.search_runs([client.get_experiment_by_name("study").experiment_id])
@@ -86,18 +84,18 @@ def runs(sweep):
 
 def test_a_trial_tells_its_epochs_and_its_end_and_tells_them_again(sweep):
     assert run(sweep, 1) == ([1, 2], {"outcome": "finished", "reason": "completed"})
-    lines = (sweep[3][1].config.run_dir / "metrics.jsonl").read_text()
+    lines = (sweep.trials[1].config.run_dir / "metrics.jsonl").read_text()
     assert run(sweep, 1) == ([1, 2], {"outcome": "finished", "reason": "completed"})
-    assert (sweep[3][1].config.run_dir / "metrics.jsonl").read_text() == lines
+    assert (sweep.trials[1].config.run_dir / "metrics.jsonl").read_text() == lines
     (logged,) = runs(sweep).values()
-    assert logged.data.tags["mlflow.parentRunId"] == sweep[2].run_id and logged.info.status == "FINISHED"
+    assert logged.data.tags["mlflow.parentRunId"] == sweep.state.run_id and logged.info.status == "FINISHED"
 
 
 def test_what_a_scheduler_stopped_goes_on_for_a_sweep_without_one(sweep):
-    trial = sweep[3][0]
+    trial = sweep.trials[0]
     with pytest.raises(SystemExit):
         run(sweep, 0, prunes=True, stop_at=1)
-    assert trial.record().status == "running" and sorted(journal.read(trial.config.run_dir)) == [1]
+    assert trial.state().status == "running" and sorted(journal.read(trial.config.run_dir)) == [1]
     sweep_run.close_trial(trial, "pruned", "stopped by asha after epoch 1", locked=False)
     assert trial.is_done(prunes=True) and not trial.is_done(prunes=False)
     (logged,) = runs(sweep).values()
@@ -108,9 +106,9 @@ def test_what_a_scheduler_stopped_goes_on_for_a_sweep_without_one(sweep):
 
 
 def test_a_trial_that_another_process_runs_is_left_alone(sweep, monkeypatch):
-    trial = sweep[3][0]
+    trial = sweep.trials[0]
     trial.config.run_dir.mkdir(parents=True)
-    trial.record().write("running")
+    trial.state().write("running")
     before = (trial.config.run_dir / "run.json").read_bytes()
     monkeypatch.setattr(trials, "PATIENCE_S", 0)
     monkeypatch.setattr(sweep_run, "CLOSING_S", 0)
@@ -128,7 +126,7 @@ def test_what_goes_wrong_is_told_and_not_raised(sweep, monkeypatch):
 
     monkeypatch.setattr(lifecycle, "_run_here", broken)
     assert run(sweep, 0) == ([], {"outcome": "failed", "reason": "RuntimeError: no room"})
-    assert sweep[3][0].record().status == "failed"
+    assert sweep.trials[0].state().status == "failed"
     assert [run.info.status for run in runs(sweep).values()] == ["FAILED"]
 
 
@@ -139,20 +137,20 @@ def test_a_store_that_is_away_when_a_trial_starts_costs_nothing(sweep, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(writer, "open_run", away)
         assert run(sweep, 0) == ([1, 2], {"outcome": "finished", "reason": "completed"})
-    assert runs(sweep) == {} and not sweep[3][0].record().synced
-    assert ablate._publish(*sweep)
+    assert runs(sweep) == {} and not sweep.trials[0].state().synced
+    assert sweep.publish()
     ((name, logged),) = runs(sweep).items()
-    assert name == sweep[3][0].name and logged.info.status == "FINISHED" and logged.data.metrics["cost/epochs"] == 2
-    assert logged.data.tags["mlflow.parentRunId"] == sweep[2].run_id
+    assert name == sweep.trials[0].name and logged.info.status == "FINISHED" and logged.data.metrics["cost/epochs"] == 2
+    assert logged.data.tags["mlflow.parentRunId"] == sweep.state.run_id
 
 
 def test_a_trial_that_went_on_without_mlflow_is_sent_to_its_run(sweep):
-    trial = sweep[3][0]
+    trial = sweep.trials[0]
     with pytest.raises(SystemExit):
         run(sweep, 0, stop_at=1)
     (before,) = runs(sweep).values()
     assert pretrain.pretrain(cfg.replace(trial.config, {"tracking.uri": "off"})) == 0
-    assert trial.record().uri == "off" and ablate._publish(*sweep)
+    assert trial.state().uri == "off" and sweep.publish()
     (after,) = runs(sweep).values()
     assert after.info.run_id == before.info.run_id and after.info.status == "FINISHED"
     assert (before.data.metrics["cost/epochs"], after.data.metrics["cost/epochs"]) == (1, 2)
@@ -161,30 +159,28 @@ def test_a_trial_that_went_on_without_mlflow_is_sent_to_its_run(sweep):
 def test_runs_that_mlflow_lost_are_sent_again(sweep, capsys):
     for index in range(2):
         assert run(sweep, index, on_disk=index == 1)[0] == [1, 2]
-    assert ablate._conclude(*sweep) == 0
+    assert ablate._conclude(sweep) == 0
     points = {name: run.data.metrics for name, run in runs(sweep).items()}
-    listed = json.loads((sweep[1].run_dir / "trials.json").read_text())
+    listed = json.loads((sweep.folder / "trials.json").read_text())
     assert sorted(listed) == sorted(run.info.run_id for run in runs(sweep).values())
-    client = mlflow_client(sweep[2].uri)
+    client = mlflow_client(sweep.state.uri)
     for run_id in listed:
         client.delete_run(run_id)
-    client.delete_run(sweep[2].run_id)
-    assert ablate._conclude(*sweep) == 0
+    client.delete_run(sweep.state.run_id)
+    assert ablate._conclude(sweep) == 0
     assert {name: run.data.metrics for name, run in runs(sweep).items()} == points and len(points) == 2
     assert not set(listed) & {run.info.run_id for run in runs(sweep).values()}
     assert "no report" not in capsys.readouterr().err
 
 
 def test_a_second_sweep_of_the_same_trials_has_its_own_report(sweep):
-    first, whole, parent, found = sweep
     for index in range(2):
         run(sweep, index)
-    assert ablate._conclude(*sweep) == 0
-    other = cfg.replace(whole, {"tracking.run_name": "other"})
-    other.run_dir.mkdir()
-    second = RunState.read(other.run_dir / "run.json", {})
-    assert ablate._conclude(dataclasses.replace(first, name="other"), other, second, found) == 0
-    client = mlflow_client(parent.uri)
+    assert ablate._conclude(sweep) == 0
+    other = SweepRun(dataclasses.replace(sweep.sweep, name="other"), sweep.trials)
+    other.folder.mkdir()
+    assert ablate._conclude(other) == 0
+    client, parent, second = mlflow_client(sweep.state.uri), sweep.state, other.state
     assert second.run_id not in (None, parent.run_id) and client.get_run(second.run_id).info.status == "FINISHED"
     assert {item.path for item in client.list_artifacts(second.run_id)} >= {"report", "trials.json"}
     assert {run.data.tags["mlflow.parentRunId"] for run in runs(sweep).values()} == {parent.run_id}
@@ -219,32 +215,32 @@ def without_a_cluster(tune, trials=1):
 
 
 def test_a_part_of_a_sweep_has_the_colours_of_the_whole(sweep):
-    plain, rotated = (tags["mlflow.runColor"] for tags in sweep_run.tags_of(sweep[0], sweep[2], sweep[3]))
+    plain, rotated = (tags["mlflow.runColor"] for tags in sweep.tags().values())
     assert plain != rotated
     seen = {}
-    with without_a_cluster(lambda body, specs, *_: seen.update(specs[0]["tags"])):
-        ablate._start(*sweep[:3], sweep[3], sweep[3][1:], False)
+    with without_a_cluster(lambda work, *_: seen.update(work.specs[0]["tags"])):
+        ablate._start(sweep, sweep.trials[1:], False)
     assert seen["mlflow.runColor"] == rotated
 
 
 def test_a_trial_that_trained_on_while_it_was_judged_says_how_far_it_came(sweep):
-    asha = dataclasses.replace(sweep[0], settings=dataclasses.replace(sweep[0].settings, scheduler="asha"))
-    trials = {trial.name: trial for trial in sweep[3]}
+    settings = dataclasses.replace(sweep.sweep.settings, scheduler="asha")
+    asha = SweepRun(dataclasses.replace(sweep.sweep, settings=settings), sweep.trials)
+    trials = {trial.name: trial for trial in sweep.trials}
     first = []
 
-    def tune(body, specs, *more):
-        on_epoch, _, on_end = more[-3:]
-        trial = trials[specs[0]["config"]["tracking"]["run_name"]]
+    def tune(work, slots, settings, scratch, watcher):
+        trial = trials[work.specs[0]["config"]["tracking"]["run_name"]]
         first.append(trial)
         trial.config.run_dir.mkdir(parents=True)
-        trial.record().write("running")
+        trial.state().write("running")
         book = journal.Journal(trial.config.run_dir)
         for epoch in (1, 2):
             book.append(epoch, {"cost/epochs": float(epoch)})
-        on_epoch(0, {"epoch": 1})
-        on_end(0, None)
+        watcher.on_epoch(0, {"epoch": 1})
+        watcher.on_end(0, None)
 
     with without_a_cluster(tune, 2):
-        ablate._start(asha, *sweep[1:3], sweep[3], sweep[3], False)
-    record = first[0].record()
+        ablate._start(asha, sweep.trials, False)
+    record = first[0].state()
     assert (record.status, record.reason) == ("pruned", "stopped by asha after epoch 2")
