@@ -1,4 +1,4 @@
-"""Every recipe builds and takes two steps, on synthetic images of its own size, by its ``--smoke`` switch."""
+"""Every recipe builds and takes two ``--smoke`` steps on synthetic images of its own size; one that cannot be read is refused."""
 
 import re
 from pathlib import Path
@@ -13,6 +13,7 @@ from rotssl.engine.runtime import LocalRuntime
 from rotssl.engine.trainer import Trainer
 from rotssl.lifecycle import prepare
 from rotssl.runs import journal
+from tests.config.command_lines import recipe, refused
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))
@@ -83,3 +84,28 @@ def test_recipe_takes_two_steps(tmp_path, path):
     (point,) = journal.read(config.run_dir).values()
     assert point["cost/samples"] == 2 * config.train.batch_size and point["loss/rotation"] > 0
     assert (config.run_dir / "views.png").exists()
+
+
+BAD_RECIPES = r"""
+train: {epochs: 3 | line 1 | not valid YAML
+train: {epochs: 2020-99-99} | not valid YAML
+train: {epochs: !!int abc} | not valid YAML
+train: {epochs: !!python/name:os.system ''} | not valid YAML
+- train | holds list | sections
+trian: {epochs: 3} | trian.epochs: no such field | did you mean 'train.epochs'?
+method: {name: [byol]} | method.name: got ['byol'] | simclr, mocov2, byol
+train: {epochs: 2.5} | train.epochs: got 2.5, expected an integer
+"""
+
+
+@pytest.mark.parametrize("line", BAD_RECIPES.strip().splitlines())
+def test_a_bad_recipe_is_refused(tmp_path, line):
+    content, *words = line.split(" | ")
+    refused(["--config", recipe(tmp_path, content)], *words)
+
+
+def test_a_recipe_that_is_no_yaml_file_is_refused(tmp_path):
+    for content, word in ((b"\xff\xfe", "text file"), (b"a: \x00", "valid YAML"), (b"[" * 20000, "deeply")):
+        refused(["--config", recipe(tmp_path, content)], word)
+    for path, word in ((tmp_path / "none.yaml", "No such file"), (tmp_path, "directory")):
+        refused(["--config", str(path)], str(path), word)

@@ -1,0 +1,128 @@
+"""What a run has on record, who holds its folder, and what may change when it goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rotssl import config as cfg
+from rotssl import lifecycle
+from rotssl.config.fields import ConfigError
+from rotssl.runs.state import RunState, check_writable, run_folder
+from tests.runs import make_config
+
+
+@pytest.fixture
+def config(tmp_path):
+    asked = cfg.build({"data.name": "synthetic", "storage.path": str(tmp_path), "tracking.run_name": "run"})
+    return cfg.resolve(asked, 32, 1024)
+
+
+def test_a_record_is_what_was_written_or_new(config):
+    with run_folder(config) as folder:
+        record = RunState.of(config)
+        assert (record.status, record.run_id) == ("new", None)
+        record.run_id = "abc"
+        record.write("pruned", "why")
+        again = RunState.of(config)
+        assert (again.status, again.reason, again.run_id) == ("pruned", "why", "abc")
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
+    with pytest.raises(ConfigError, match=r"optim.lr: got 0.5, but run 'run' was started with 0.24"):
+        RunState.of(cfg.replace(config, {"optim.lr": 0.5}))
+    assert RunState.of(cfg.replace(config, {"scaling.num_workers": 3})).status == "pruned"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"config": 3}', '{"config": {}, "colour": 1}', "\x00"])
+def test_a_record_that_cannot_be_read_is_said(config, content):
+    with run_folder(config) as folder:
+        (folder / "run.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"^storage.path: .*run.json cannot be read") as caught:
+            RunState.of(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_is_held_by_one_process_and_waited_for(config):
+    import threading
+    import time
+
+    holder = run_folder(config)
+    holder.__enter__()
+    with pytest.raises(ConfigError, match="another process"), run_folder(config):
+        pass
+    timer = threading.Timer(0.3, lambda: holder.__exit__(None, None, None))
+    timer.start()
+    started = time.monotonic()
+    with run_folder(config, patience=30) as folder:
+        assert 0.2 < time.monotonic() - started < 20 and folder == config.run_dir
+    timer.join()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_none_is_made(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "a"):
+        with pytest.raises(ConfigError, match=r"^storage.path: cannot write to"):
+            check_writable(folder)
+
+
+def test_a_record_is_written_whole(config, monkeypatch):
+    with run_folder(config):
+        record = RunState.of(config)
+        record.write("running")
+        monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            record.write("finished")
+        assert json.loads((config.run_dir / "run.json").read_text())["status"] == "running"
+
+
+NOT_COMPUTED = {
+    "evaluation.knn_every": 0,
+    "evaluation.knn_bf16": True,
+    "evaluation.linear": False,
+    "train.compile": True,
+    "train.accumulate": 2,
+    "tasks.log_gradients_every": 5,
+    "data.root": "/elsewhere",
+}
+
+
+@pytest.mark.contract
+def test_what_is_not_computed_may_change_when_a_run_goes_on_and_is_said(tmp_path):
+    assert set(NOT_COMPUTED) == set(cfg.MAY_CHANGE)
+    config = make_config(tmp_path, "byol")
+    config.run_dir.mkdir(parents=True)
+    RunState.of(config).write("running")
+    for key, value in NOT_COMPUTED.items():
+        other = cfg.replace(config, {key: value})
+        assert RunState.of(other).changes == [f"{key}: {value} in place of {cfg.flat(config)[key]}"]
+        assert (cfg.fingerprint(other) == cfg.fingerprint(config)) == (key != "data.root"), key
+    changed = RunState.of(cfg.replace(config, NOT_COMPUTED))
+    assert len(changed.changes) == len(NOT_COMPUTED)
+    changed.write("running")
+    assert RunState.of(cfg.replace(config, NOT_COMPUTED)).changes == []  # said once
+    with pytest.raises(ConfigError, match=r"^evaluation\.holdout: got 0\.2, but run 'run' was started with 0\.1"):
+        RunState.of(cfg.replace(config, {"evaluation.holdout": 0.2}))
+
+
+@pytest.mark.contract
+def test_a_run_may_go_on_in_more_passes(tmp_path):
+    found = []
+    for passes in (1, 4):
+        fields = {"data.name": "synthetic", "train.accumulate": passes, "storage.path": str(tmp_path)}
+        found.append(lifecycle.prepare(cfg.build(fields))[0])
+    assert found[0].run_dir == found[1].run_dir
+    found[0].run_dir.mkdir(parents=True)
+    RunState.of(found[0]).write("running")
+    assert RunState.of(found[1]).changes == ["train.accumulate: 4 in place of 1"]
+
+
+@pytest.mark.contract
+def test_fields_that_came_later_leave_earlier_runs_alone(tmp_path):
+    config = make_config(tmp_path, "byol")
+    config.run_dir.mkdir(parents=True)
+    RunState.of(config).write("running")
+    assert "rotation.head_on" not in cfg.identity_of(config)
+    assert RunState.of(cfg.replace(config, {"rotation.head_on": "encoder"})).changes == []
+    with pytest.raises(ConfigError, match=r"^rotation\.head_on: got projector, but run 'run' was started with encoder"):
+        RunState.of(cfg.replace(config, {"rotation.head_on": "projector"}))
