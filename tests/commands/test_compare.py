@@ -14,7 +14,7 @@ from rotssl.config.fields import ConfigError
 from rotssl.tracking import reader, writer
 from rotssl.tracking import store as store_
 from tests.programs import ROOT, command, with_store
-from tests.reports.test_comparison import rotated, run, seeds
+from tests.reports.made_up import rotated, run, seeds
 
 pytestmark = pytest.mark.contract
 METRICS = ("knn/top1", "feature/std", "cost/epochs", "cost/flops", "cost/device_seconds")

@@ -1,3 +1,5 @@
+"""Where curves cross a level, and numbers over paired seeds with their intervals."""
+
 import itertools
 import math
 
@@ -6,7 +8,6 @@ import pytest
 from scipy import stats
 
 from rotssl.reports.curves import Estimate, cost_to_reach, crossing, paired_difference, paired_ratio
-from rotssl.runs.journal import collapsed
 
 
 def curve(*values, **more):
@@ -72,18 +73,6 @@ def test_a_higher_target_never_costs_less_and_epochs_stay_in_the_run(seed):
         reached = [cost for cost in costs if cost is not None]
         assert costs[: len(reached)] == reached == sorted(reached)
         assert all(1 <= cost <= len(points) for cost in reached)
-
-
-def test_a_run_is_collapsed_by_its_last_epoch():
-    points = curve(0.1, 0.2)
-    assert collapsed(points) is None and collapsed({}) is None  # no word of it
-    points[1]["feature/std"] = 0.0
-    points[2]["feature/std"] = 0.1
-    assert collapsed(points) is None
-    points[2]["feature/std"] = 0.0999
-    assert "0.0999 at epoch 2" in collapsed(points)
-    points[2]["feature/std"] = math.nan
-    assert collapsed(points) is not None
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
