@@ -1,3 +1,5 @@
+"""Views of images: each operation is torchvision's, and a sample's draws are its own."""
+
 from dataclasses import replace
 
 import numpy as np

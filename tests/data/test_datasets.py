@@ -1,3 +1,5 @@
+"""Data sets: the sample, torchvision's, a part of one, and what is held out."""
+
 import hashlib
 import importlib.util
 import json
@@ -9,47 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from rotssl import config as cfg
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import DataConfig
-from rotssl.data import datasets, decoding, folders, images
+from rotssl.data import datasets, images
+from tests.data.pictures import config, folder, rows
 
 REAL = Path(os.environ.get("ROTSSL_DATA", "")) / "FashionMNIST" / "raw"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="ROTSSL_DATA names no folder with FashionMNIST/raw")
-
-
-def draw(path, size=(16, 16), colour=None, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    colour = colour or tuple(hashlib.sha256("/".join(path.parts[-3:]).encode()).digest()[:3])
-    Image.new("RGB" if isinstance(colour, tuple) else "L", size, colour).save(path, **options)
-    return path
-
-
-def folder(root, *splits, classes=("ant", "bee"), each=5):
-    for split in splits or ("",):
-        for name in classes:
-            for i in range(each):
-                draw(root / split / name / f"{i}.png")
-    return root
-
-
-def config(root, name="imagefolder", **options):
-    return DataConfig(name=name, root=str(root), image_size=16, **options)
-
-
-def rows(pictures):
-    return {picture.tobytes() for picture in pictures}
-
-
-def check_refused(root, *words, name="imagefolder"):
-    with pytest.raises(ConfigError) as caught:
-        datasets.inspect(config(root, name), 0.2)
-    assert str(caught.value).startswith("data.root: ")
-    assert all(str(word) in str(caught.value) for word in words)
-    assert "\n" not in str(caught.value)
 
 
 def test_the_sample_is_balanced_whole_and_free_of_pickles():
@@ -78,19 +49,6 @@ def test_a_damaged_sample_is_noticed(monkeypatch, tmp_path):
         datasets.load(DataConfig(), 0.1)
 
 
-def test_choose_is_balanced_sorted_and_the_same_each_time():
-    labels = np.repeat([0, 1, 2, 3], [50, 50, 50, 3])
-    index = images.choose(labels, 153, 43)
-    assert index.tolist() == sorted(set(index.tolist()))
-    # The class of three gives all it has; what it lacks goes to the others.
-    assert sorted(np.bincount(labels[index]).tolist()) == [3, 13, 13, 14]
-    assert np.array_equal(index, images.choose(labels, 153, 43))
-    assert index.tolist() != list(range(43))
-    assert len(images.choose(None, 100, 7)) == 7
-    assert images.choose(labels, 153, 500).tolist() == list(range(153))
-    assert set(images.choose(labels, 153, 20)) < set(index)
-
-
 @pytest.mark.parametrize("limit", [10, 1000])
 def test_limit_is_a_balanced_part_of_train_and_leaves_validation_alone(limit):
     whole, part = datasets.load(DataConfig(), 0.1), datasets.load(DataConfig(limit=limit), 0.1)
@@ -106,28 +64,6 @@ def test_synthetic_images_repeat_exactly():
     info = datasets.inspect(DataConfig(name="synthetic"), 0.1)
     assert a.images.shape == (info.train_size, 3, info.image_size, info.image_size)
     assert np.bincount(a.labels).tolist() == [256] * 4
-
-
-@pytest.mark.parametrize("splits", [(), ("train",), ("train", "test"), ("train", "val"), ("train", "val", "test")])
-def test_every_layout_of_classes(tmp_path, splits):
-    train, validation = (20, 20) if "val" in splits else (16, 4)
-    folder(tmp_path, *splits, each=10)
-    got, info = datasets.load(config(tmp_path), 0.2), datasets.inspect(config(tmp_path), 0.2)
-    assert np.bincount(got.train.labels).tolist() == [train // 2] * 2
-    assert np.bincount(got.validation.labels).tolist() == [validation // 2] * 2
-    assert info == datasets.DataInfo(train, 16, True, (train + validation, 3, 16, 16))
-    # Disjoint, test is not read, and each label is its image's.
-    assert not rows(got.train.images) & rows(got.validation.images)
-    home = splits[0] if splits else ""
-    for where, part in ((home, got.train), ("val" if "val" in splits else home, got.validation)):
-        for label, known in enumerate(got.classes):
-            files = (tmp_path / where / known).iterdir()
-            allowed = {np.asarray(Image.open(file)).transpose(2, 0, 1).tobytes() for file in files}
-            assert rows(part.images[part.labels == label]) <= allowed
-    # A limit comes after the holdout.
-    less = datasets.load(config(tmp_path, limit=6), 0.2)
-    assert np.bincount(less.train.labels).tolist() == [3, 3]
-    assert np.array_equal(less.validation.images, got.validation.images)
 
 
 def test_without_a_holdout_all_images_train_and_test_is_read_where_there_is_no_validation(tmp_path):
@@ -174,175 +110,6 @@ def test_torchvision_sets_need_their_test_files_without_a_holdout(tmp_path):
     assert datasets.inspect(DataConfig(name="cifar100", root=str(tmp_path)), 0.1).train_size == 45000
     with pytest.raises(ConfigError, match=r"^data\.root: no test in .*cifar-100-python"):
         datasets.inspect(DataConfig(name="cifar100", root=str(tmp_path)), 0)
-
-
-def test_a_folder_without_classes_is_unlabelled(tmp_path):
-    for i in range(7):
-        draw(tmp_path / f"{i}.png")
-    got = datasets.load(config(tmp_path), 0.2)
-    assert (got.train.images.shape, got.train.labels, got.validation) == ((7, 3, 16, 16), None, None)
-    assert datasets.inspect(config(tmp_path), 0.2) == datasets.DataInfo(7, 16, False, (7, 3, 16, 16))
-
-
-@pytest.mark.parametrize("sizes", [[(16, 16), (20, 30)], [(120, 120)], [(100, 90)]])
-def test_large_and_unequal_pictures_become_squares_with_a_margin(tmp_path, sizes):
-    for i, size in enumerate(sizes * 3):
-        draw(tmp_path / "ant" / f"{i}.png", size)
-    assert datasets.load(config(tmp_path), 0.2).train.images.shape[1:] == (3, 19, 19)  # 1.15 x 16
-    info = datasets.inspect(config(tmp_path), 0.2)
-    assert info.image_size == 224 and info.shape[1:] == (3, 19, 19)
-    assert info.bytes == 3 * 19 * 19 * len(sizes * 3)
-
-
-def test_a_square_is_the_centre_of_the_picture_with_its_short_side_whole(tmp_path):
-    pixels = np.zeros((40, 80, 3), np.uint8)
-    pixels[:, 20:60] = 200  # the central square
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    draw(tmp_path / "other.png")
-    squares = datasets.load(config(tmp_path), 0.2).train.images[1:]
-    assert squares.shape == (1, 3, 19, 19)
-    assert (squares[:, :, :, 1:-1] == 200).all()
-    assert (squares[:, :, :, [0, -1]] >= 100).all()
-
-
-@pytest.mark.parametrize("held_out", [False, True])
-def test_one_late_picture_of_another_size_makes_all_squares(tmp_path, held_out):
-    folder(tmp_path, classes=("ant",), each=200)
-    files, labels = folders.scan(str(tmp_path))[0]["train"].files, np.zeros(200, np.int64)
-    probed, held = (set(images.choose(labels, 200, count).tolist()) for count in (decoding.PROBED, 80))
-    late = sorted((held if held_out else set(range(200)) - held) - probed)[0]
-    draw(Path(files[late]), (20, 24))
-    assert datasets.inspect(config(tmp_path), 0.4).image_size == 16
-    got = datasets.load(config(tmp_path), 0.4)
-    assert got.train.images.shape == (120, 3, 19, 19)
-    assert got.validation.images.shape == (80, 3, 19, 19)
-
-
-def test_gray_and_turned_pictures_are_taken_as_they_are_stored(tmp_path):
-    turned = Image.fromarray(np.arange(768, dtype=np.uint32).astype(np.uint8).reshape(16, 16, 3))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "turn by 90 degrees to show": torchvision's readers do not, and neither do we
-    turned.save(tmp_path / "b.png", exif=exif)
-    draw(tmp_path / "a.png", colour=77)
-    gray, coloured = datasets.load(config(tmp_path), 0.1).train.images
-    assert (gray == 77).all()
-    assert np.array_equal(coloured, np.asarray(turned).transpose(2, 0, 1))
-
-
-def test_gray_pictures_of_16_bits_keep_their_shades(tmp_path):
-    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257).save(tmp_path / "a.png")
-    (image,) = datasets.load(config(tmp_path), 0.1).train.images
-    assert np.array_equal(image[0], np.arange(256).reshape(16, 16))
-
-
-def test_missing_and_empty_folders_are_refused_by_path(tmp_path):
-    check_refused(tmp_path / "none", tmp_path / "none", "No such file")
-    check_refused(draw(tmp_path / "file.png"), tmp_path / "file.png", "Not a directory")
-    (tmp_path / "empty").mkdir()
-    check_refused(tmp_path / "empty", tmp_path / "empty", "no images")
-    folder(tmp_path / "some")
-    (tmp_path / "some" / "cow").mkdir()
-    check_refused(tmp_path / "some", tmp_path / "some" / "cow", "no images")
-    folder(tmp_path / "split", "train", "val")
-    (tmp_path / "split" / "val" / "bee").rename(tmp_path / "split" / "val" / "ant" / "bee")
-    check_refused(tmp_path / "split", tmp_path / "split" / "val", "differ", "bee")
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut short"])
-def test_a_corrupt_file_is_named_before_the_start_or_where_it_is_met(tmp_path, content):
-    folder(tmp_path, classes=("ant",), each=70)
-    files = folders.scan(str(tmp_path))[0]["train"].files
-    probed = images.choose(np.zeros(70, np.int64), 70, decoding.PROBED).tolist()
-    late = sorted(set(range(70)) - set(probed))[0]
-    whole = Path(files[late]).read_bytes()
-    bad = whole[: len(whole) // 2] if content is None else content
-    Path(files[late]).write_bytes(bad)
-    assert datasets.inspect(config(tmp_path), 0.1).train_size == 63
-    with pytest.raises(images.DataError, match=f"^{files[late]} "):
-        datasets.load(config(tmp_path), 0.1)
-    Path(files[probed[0]]).write_bytes(bad)
-    check_refused(tmp_path, files[probed[0]], "cannot be decoded")
-
-
-WNIDS = ("n02", "n01", "n03")
-
-
-def tiny_imagenet(root, each=10, boxes="\t0\t32\t44\t62\n"):
-    """The published zip's layout: order of wnids.txt is not sorted, the last of the classes' val pictures come first."""
-    lines = []
-    for wnid in WNIDS:
-        for i in range(each):
-            draw(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", (64, 64))
-        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("n02_0.JPEG\t0\t32\t44\t62\n")
-    for i in range(6):
-        colour = (80 * (2 - i % 3), 0, 0)  # tells the class
-        draw(root / "val" / "images" / f"val_{i}.JPEG", (64, 64), colour, quality=100)
-        lines.append(f"val_{i}.JPEG\t{sorted(WNIDS)[2 - i % 3]}{boxes}")
-    draw(root / "test" / "images" / "test_0.JPEG", (99, 99))  # another size: would be noticed
-    (root / "val" / "val_annotations.txt").write_text("".join(lines))
-    (root / "wnids.txt").write_text("\n".join(WNIDS) + "\n")
-    return root
-
-
-@pytest.mark.parametrize("boxes", ["\t0\t32\t44\t62\n", "\n"], ids=["boxes", "no boxes"])
-@pytest.mark.parametrize("inside", ["", "tiny-imagenet-200"])
-def test_tiny_imagenet_is_read_as_its_zip_unpacks(tmp_path, inside, boxes):
-    tiny_imagenet(tmp_path / inside, boxes=boxes)
-    data = config(tmp_path, "tiny-imagenet", limit=9)
-    assert datasets.inspect(data, 0.1) == datasets.DataInfo(9, 64, True, (15, 3, 64, 64))
-    got = datasets.load(data, 0.1)
-    assert got.classes == ("n01", "n02", "n03")
-    assert got.train.images.shape == (9, 3, 64, 64)
-    assert np.bincount(got.train.labels).tolist() == [3, 3, 3]
-    assert got.validation.labels.tolist() == [2, 1, 0] * 2
-    assert np.abs(got.validation.images.mean((2, 3))[:, 0] - 80 * got.validation.labels).max() < 2
-    for label, wnid in enumerate(got.classes):
-        files = (tmp_path / inside / "train" / wnid / "images").iterdir()
-        allowed = {np.asarray(Image.open(file)).transpose(2, 0, 1).tobytes() for file in files}
-        assert rows(got.train.images[got.train.labels == label]) <= allowed
-    assert len(datasets.load(config(tmp_path, "tiny-imagenet"), 0.1).train) == 30
-
-
-@pytest.mark.parametrize("part", ["", "wnids.txt", "train", "val", "val/val_annotations.txt"])
-def test_a_tiny_imagenet_that_lacks_a_part_is_refused_by_what_is_expected(tmp_path, part):
-    path = tiny_imagenet(tmp_path / "data") / part
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    missing = path / {"": "wnids.txt", "val": "val_annotations.txt"}.get(part, "")
-    check_refused(tmp_path / "data", missing, "No such file", "tiny-imagenet-200/", name="tiny-imagenet")
-
-
-CONTRADICTIONS = r"""
-val/val_annotations.txt | val_9.JPEG\tn01\t0 | line 7 | no file 'val_9.JPEG'
-val/val_annotations.txt | val_0.JPEG\tn09\t0 | line 7 | no class 'n09' | wnids.txt
-val/val_annotations.txt | val_0.JPEG | line 7 | no class ''
-wnids.txt | n04 | differ in their classes (n04)
-"""
-
-
-@pytest.mark.parametrize("line", CONTRADICTIONS.strip().splitlines())
-def test_a_tiny_imagenet_that_contradicts_itself_is_refused(tmp_path, line):
-    file, added, *words = line.split(" | ")
-    with (tiny_imagenet(tmp_path) / file).open("a") as opened:
-        opened.write(added.replace("\\t", "\t") + "\n")
-    check_refused(tmp_path, tmp_path / file, *words, name="tiny-imagenet")
-
-
-def test_a_tiny_imagenet_with_pictures_missing_unnamed_or_damaged_is_refused(tmp_path):
-    extra = draw(tiny_imagenet(tmp_path) / "val" / "images" / "val_6.JPEG", (64, 64))
-    check_refused(tmp_path, "val_annotations.txt", "6 of the 7 images", name="tiny-imagenet")
-    extra.unlink()
-    hurt = tmp_path / "val" / "images" / "val_3.JPEG"
-    hurt.write_bytes(b"no image")
-    check_refused(tmp_path, hurt, "cannot be decoded", name="tiny-imagenet")
-    hurt.unlink()
-    check_refused(tmp_path, "line 4", "val_3.JPEG", name="tiny-imagenet")
-    shutil.rmtree(tmp_path / "train" / "n03" / "images")
-    shutil.rmtree(tmp_path / "val" / "images")
-    (tmp_path / "val" / "val_annotations.txt").write_text("")
-    check_refused(tmp_path, "0 of the 0 images", name="tiny-imagenet")
-    tiny_imagenet(tmp_path / "other")
-    shutil.rmtree(tmp_path / "other" / "train" / "n03" / "images")
-    check_refused(tmp_path / "other", Path("train", "n03"), "no images", name="tiny-imagenet")
 
 
 @pytest.fixture

@@ -1,0 +1,77 @@
+"""Files into squares of pixels: sizes, shades, and what cannot be decoded."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rotssl.data import datasets, decoding, folders, images
+from tests.data.pictures import check_refused, config, draw, folder
+
+
+@pytest.mark.parametrize("sizes", [[(16, 16), (20, 30)], [(120, 120)], [(100, 90)]])
+def test_large_and_unequal_pictures_become_squares_with_a_margin(tmp_path, sizes):
+    for i, size in enumerate(sizes * 3):
+        draw(tmp_path / "ant" / f"{i}.png", size)
+    assert datasets.load(config(tmp_path), 0.2).train.images.shape[1:] == (3, 19, 19)  # 1.15 x 16
+    info = datasets.inspect(config(tmp_path), 0.2)
+    assert info.image_size == 224 and info.shape[1:] == (3, 19, 19)
+    assert info.bytes == 3 * 19 * 19 * len(sizes * 3)
+
+
+def test_a_square_is_the_centre_of_the_picture_with_its_short_side_whole(tmp_path):
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 20:60] = 200  # the central square
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    draw(tmp_path / "other.png")
+    squares = datasets.load(config(tmp_path), 0.2).train.images[1:]
+    assert squares.shape == (1, 3, 19, 19)
+    assert (squares[:, :, :, 1:-1] == 200).all()
+    assert (squares[:, :, :, [0, -1]] >= 100).all()
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_one_late_picture_of_another_size_makes_all_squares(tmp_path, held_out):
+    folder(tmp_path, classes=("ant",), each=200)
+    files, labels = folders.scan(str(tmp_path))[0]["train"].files, np.zeros(200, np.int64)
+    probed, held = (set(images.choose(labels, 200, count).tolist()) for count in (decoding.PROBED, 80))
+    late = sorted((held if held_out else set(range(200)) - held) - probed)[0]
+    draw(Path(files[late]), (20, 24))
+    assert datasets.inspect(config(tmp_path), 0.4).image_size == 16
+    got = datasets.load(config(tmp_path), 0.4)
+    assert got.train.images.shape == (120, 3, 19, 19)
+    assert got.validation.images.shape == (80, 3, 19, 19)
+
+
+def test_gray_and_turned_pictures_are_taken_as_they_are_stored(tmp_path):
+    turned = Image.fromarray(np.arange(768, dtype=np.uint32).astype(np.uint8).reshape(16, 16, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees to show": torchvision's readers do not, and neither do we
+    turned.save(tmp_path / "b.png", exif=exif)
+    draw(tmp_path / "a.png", colour=77)
+    gray, coloured = datasets.load(config(tmp_path), 0.1).train.images
+    assert (gray == 77).all()
+    assert np.array_equal(coloured, np.asarray(turned).transpose(2, 0, 1))
+
+
+def test_gray_pictures_of_16_bits_keep_their_shades(tmp_path):
+    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257).save(tmp_path / "a.png")
+    (image,) = datasets.load(config(tmp_path), 0.1).train.images
+    assert np.array_equal(image[0], np.arange(256).reshape(16, 16))
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut short"])
+def test_a_corrupt_file_is_named_before_the_start_or_where_it_is_met(tmp_path, content):
+    folder(tmp_path, classes=("ant",), each=70)
+    files = folders.scan(str(tmp_path))[0]["train"].files
+    probed = images.choose(np.zeros(70, np.int64), 70, decoding.PROBED).tolist()
+    late = sorted(set(range(70)) - set(probed))[0]
+    whole = Path(files[late]).read_bytes()
+    bad = whole[: len(whole) // 2] if content is None else content
+    Path(files[late]).write_bytes(bad)
+    assert datasets.inspect(config(tmp_path), 0.1).train_size == 63
+    with pytest.raises(images.DataError, match=f"^{files[late]} "):
+        datasets.load(config(tmp_path), 0.1)
+    Path(files[probed[0]]).write_bytes(bad)
+    check_refused(tmp_path, files[probed[0]], "cannot be decoded")

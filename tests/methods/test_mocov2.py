@@ -1,0 +1,46 @@
+"""MoCo's two views and its queue."""
+
+from collections import deque
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rotssl.engine.pretrainer import build_pretrainer
+from rotssl.methods.losses import info_nce
+from tests.methods.small import context, make, random_views
+from tests.runs import CPU, batch, make_config
+
+
+def test_moco_s_query_is_the_first_view_and_its_key_the_second(tmp_path):
+    config = make_config(tmp_path, "mocov2", **{"rotation.weight": 0})
+    model = build_pretrainer(config, CPU)
+    views, ctx = batch(config, model)
+    seen = {"query": [], "key": []}
+    for who, encoder in (("query", model.encoder), ("key", model.teacher[0])):
+        encoder.register_forward_pre_hook(lambda _, args, who=who: seen[who].append(args[0]))
+    model(views, ctx)
+    assert [len(passes) for passes in seen.values()] == [1, 1]
+    assert torch.equal(seen["query"][0], views.full[0])
+    assert torch.equal(seen["key"][0], views.full[1])
+
+
+@pytest.mark.parametrize("size", [4, 8, 10])
+def test_moco_s_queue_is_first_in_first_out(size):
+    method, line = make("mocov2", queue_size=size), deque(maxlen=size)
+    line.extend(method.queue.clone())
+    for step in range(7):
+        query, key = random_views(2, seed=step)
+        before, ctx = method.queue.clone(), context(step)
+        loss = method.loss([query], [7 * key], ctx).loss
+        unit = F.normalize(key, dim=1)
+        torch.testing.assert_close(loss, info_nce(F.normalize(query, dim=1), unit, before, 0.2))
+        assert torch.equal(method.queue, before)
+        method.after_step(ctx)
+        places = [(4 * step + i) % size for i in range(4)]
+        torch.testing.assert_close(method.queue[places], unit)
+        line.extend(unit)
+        torch.testing.assert_close(
+            torch.stack(sorted(method.queue, key=lambda row: row[0])), torch.stack(sorted(line, key=lambda row: row[0]))
+        )
+    torch.testing.assert_close(method.queue.norm(dim=1), torch.ones(size))
