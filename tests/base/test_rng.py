@@ -1,3 +1,5 @@
+"""Random draws as a function of their keys and positions."""
+
 import numpy as np
 import pytest
 import torch

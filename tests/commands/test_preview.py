@@ -1,3 +1,5 @@
+"""The picture of a recipe's views."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Optimizers, the groups of parameters, and the courses of rates and weights."""
+
 import math
 
 import numpy as np

@@ -2,23 +2,16 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from rotssl.base import distributed
-from rotssl.base.step import StepContext
 from rotssl.engine.pretrainer import build_pretrainer, compare_gradients, encoder_gradients
 from rotssl.models import norm as norms
-from rotssl.tasks.rotation import rotate
 from tests.runs import CPU, PAPER, arithmetic, batch, make_config, trainer
 
 JOINT = {**PAPER, "rotation.joint": True}
-
-
-def context(size, progress=0.0):
-    return StepContext(0, 0, 0, progress, np.arange(size), 0, size)
 
 
 def test_ratio_and_cosine_are_those_of_the_written_out_gradients():
@@ -180,28 +173,6 @@ def test_views_in_one_pass_come_out_as_in_a_pass_each(tmp_path, monkeypatch, nor
     assert count_apart > 10 and count < 0.6 * count_apart if norm == "sync" else count == 0
 
 
-def test_extra_views_are_the_method_s_at_a_lower_resolution(tmp_path):
-    model = build_pretrainer(make_config(tmp_path, "byol", **PAPER, **{"rotation.resolution": 0.5}), CPU)
-    ramp = torch.arange(16.0).expand(16, 3, 16, 16)  # brighter to the right
-    (small, _), targets = model.tasks["rotation"].transform([ramp, ramp], context(16))
-    assert small.shape == (16, 3, 8, 8)
-    upright = small[targets.labels[0] == 0]
-    torch.testing.assert_close(upright[0, 0, 3, 1:-1], torch.arange(2.5, 14, 2))
-    turned = small[targets.labels[0] == 2]
-    torch.testing.assert_close(turned[0].flip(1, 2), upright[0])
-
-
-def test_the_share_of_rotated_images_changes_over_the_run(tmp_path):
-    fields = {"rotation.fraction": 1.0, "rotation.fraction_end": 0.25}
-    task = build_pretrainer(make_config(tmp_path, "byol", **fields), CPU).tasks["rotation"]
-    views = [torch.randn(16, 3, 16, 16)] * 2
-    counts = [task.transform(views, context(16, progress))[1].count for progress in (0.0, 0.5, 1.0)]
-    assert counts == [16, 10, 4]  # 0.625 of 16 in the middle
-    made, targets = task.transform(views, context(16, 1.0))
-    same = [i for i in range(16) if torch.equal(made[0][i], views[0][i])]
-    assert set(range(16)) - set(targets.rows.tolist()) <= set(same)
-
-
 @pytest.mark.parametrize(
     "workers", [pytest.param(1, marks=pytest.mark.exhaustive), pytest.param(2, marks=pytest.mark.contract)]
 )
@@ -248,46 +219,6 @@ def test_code_that_torch_compile_generates_computes_the_same(tmp_path):
         points.append(run.journal.point(1))
     for key in ("loss/ssl", "loss/rotation"):
         assert points[1][key] == pytest.approx(points[0][key], rel=1e-3)
-
-
-def statistics(overrides):
-    """Running statistics of this worker before and after they follow the first one's."""
-    run = trainer(make_config(**overrides))
-    for images, ctx in run.batches(0):
-        run.step(images, ctx)
-    mean = run.model.encoder.stem[1].running_mean
-    before = mean.tolist()
-    distributed.broadcast_running_stats(run.model)
-    return before, mean.tolist()
-
-
-def test_running_statistics_of_each_worker_follow_the_first_one_s(tmp_path, pool):
-    given = {"folder": tmp_path, "method": "byol", "model.norm": "batch", "data.limit": 64}
-    (first, first_after), (second, second_after) = pool.run(statistics, given)
-    assert first != second
-    assert first == first_after == second_after
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_each_image_turns_by_its_own_angle(layout):
-    images, turns = torch.randn(8, 3, 5, 5).contiguous(memory_format=layout), torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
-    expected = torch.stack([torch.rot90(image, k, (1, 2)) for image, k in zip(images, turns.tolist(), strict=True)])
-    assert torch.equal(rotate(images, turns), expected)
-
-
-@pytest.mark.contract
-def test_the_flops_of_a_run_follow_the_share_of_rotated_images(tmp_path):
-    def flops(**fields):
-        given = {"data.limit": 32, "train.epochs": 2, "evaluation.knn_every": 0, **PAPER, **fields}
-        run = trainer(make_config(tmp_path / str(len(list(tmp_path.iterdir()))), "byol", **given))
-        run.run()
-        return [run.journal.point(epoch)["cost/flops"] for epoch in (1, 2)]
-
-    whole, quarter = flops(), flops(**{"rotation.fraction": 0.25})
-    falling = flops(**{"rotation.fraction_end": 0.25})
-    assert whole[0] > falling[0] > falling[1] - falling[0] > quarter[0]
-    # Along a cosine the mean over a run is that of its ends.
-    assert falling[1] == pytest.approx((whole[1] + quarter[1]) / 2)
 
 
 FORMS = {"in place": {}, "extra": PAPER, "joint": JOINT, "four way": {"rotation.mode": "four_way"}}

@@ -13,6 +13,7 @@ from rotssl.base import distributed
 from rotssl.engine.runtime import RunFailed
 from rotssl.engine.trainer import weight_layout
 from rotssl.runs import checkpoint, journal
+from tests.devices import SmallMemory
 from tests.runs import CPU, make_config, run_to, trainer
 
 pytestmark = pytest.mark.contract
@@ -181,3 +182,47 @@ def test_device_seconds_add_up_over_numbers_of_workers(tmp_path, pool):
     assert two["cost/device_seconds"] == pytest.approx(2 * two["cost/train_seconds"])
     alone = whole["cost/train_seconds"] - two["cost/train_seconds"]
     assert whole["cost/device_seconds"] == pytest.approx(two["cost/device_seconds"] + alone)
+
+
+SHORT = {"data.limit": 64, "train.epochs": 3}
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_one_line(tmp_path):
+    run = trainer(make_config(tmp_path, "simclr", **SHORT))
+    with SmallMemory(1e6), pytest.raises(RunFailed) as caught:
+        run.run()
+    text = str(caught.value)
+    assert text.startswith("train.batch_size: got 16, for which there is not enough memory") and "\n" not in text
+
+
+def test_a_run_goes_on_without_the_evaluation_that_it_could_not_have(tmp_path):
+    config = make_config(tmp_path, "simclr", **SHORT)
+    trainer(cfg.replace(config, {"train.stop_after": 1})).run()
+    off = {"evaluation.linear": False, "evaluation.knn_every": 0}
+    trainer(cfg.replace(config, {**off, "train.stop_after": 2})).run()
+    trainer(cfg.replace(config, {"evaluation.linear": False})).run()
+    points = journal.read(config.run_dir)
+    # The second was not measured as it ended, but by the start after, which was asked to.
+    assert ["knn/top1" in point for point in points.values()] == [True, True, True] and "linear/top1" not in points[3]
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    config = make_config(tmp_path, "simclr", **SHORT)
+    run = trainer(cfg.replace(config, {"train.stop_after": 1}))
+    run.run()
+    state = next(checkpoint.latest(config.run_dir))
+    known = state["images"]
+    assert known["count"] == 64 and len(known["means"]) == 64
+    near, far = [mean + 1 for mean in known["means"]], [known["means"][0] + 3, *known["means"][1:]]
+    for change, words in (
+        ({"count": 65}, "64 of them, not 65"),
+        ({"classes": 1}, "their classes have other names"),
+        ({"labels": 1}, "they have other labels, or another order"),
+        ({"means": far}, "the pictures are others"),
+    ):
+        with pytest.raises(
+            RunFailed, match=f"^data.root: these are not the images that this run was started with: {words}"
+        ):
+            run.restore(state | {"images": known | change})
+    for same in (known, known | {"means": near}, None):  # moved, decoded by another library, of version 0.1
+        assert run.restore(state | {"images": same}) == 1

@@ -1,3 +1,5 @@
+"""The jigsaw task: its permutations, its tiles and its loss."""
+
 import hashlib
 import itertools
 import math

@@ -1,0 +1,140 @@
+"""An evaluation that fails, or ends the process, and what that may cost."""
+
+import threading
+
+import pytest
+import torch
+
+from rotssl.base import distributed
+from rotssl.commands import pretrain
+from rotssl.engine import evaluator
+from rotssl.runs import checkpoint, journal
+from rotssl.runs.state import RunState
+from tests.runs import make_config, trainer
+
+pytestmark = pytest.mark.contract
+SHORT = {"data.limit": 64, "train.epochs": 3}
+
+
+class Killed(BaseException):
+    """What no handler of errors gets to see, as with SIGKILL."""
+
+
+PLACES = {
+    "encoding": "rotssl.engine.evaluator.encode_share",
+    "room": "rotssl.base.distributed.room_for_all",
+    "knn": "rotssl.evaluation.measure.knn_top1",
+    "probe": "rotssl.evaluation.measure.linear_top1",
+}
+
+
+def out_of_memory(*args):
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_an_evaluation_that_fails_costs_a_warning(tmp_path, monkeypatch, caplog, where):
+    monkeypatch.setattr(PLACES[where], out_of_memory)
+    run = trainer(make_config(tmp_path, "simclr", **SHORT))
+    run.run()
+    points = journal.read(run.config.run_dir)
+    assert list(points) == [1, 2, 3] and all(point["cost/epochs"] == epoch for epoch, point in points.items())
+    whole = {"knn/top1", "linear/top1", "feature/effective_rank"}
+    missing = {"encoding": whole, "room": whole, "knn": {"knn/top1"}}
+    for name in ("knn/top1", "linear/top1", "feature/effective_rank"):
+        assert (name not in points[3]) == (name in missing.get(where, {"linear/top1"})), name
+    assert len(caplog.records) == {"encoding": 3, "room": 3, "knn": 3, "probe": 1}[where]
+    assert all("OutOfMemoryError: CUDA out of memory." in record.message for record in caplog.records)
+    assert next(checkpoint.latest(run.config.run_dir))["epoch"] == 3 and (tmp_path / "rotssl/run/encoder.json").exists()
+
+
+def test_what_could_not_be_measured_at_the_end_is_said_and_made_up_for(tmp_path, monkeypatch, capsys):
+    config = make_config(tmp_path, "simclr", **SHORT, **{"scaling.num_workers": 0, "tracking.uri": "off"})
+    with monkeypatch.context() as patch:
+        patch.setattr(PLACES["probe"], out_of_memory)
+        assert pretrain.pretrain(config) == 0
+    record = RunState.of(config)
+    assert (record.status, record.missing, record.is_done) == ("finished", ["linear/top1"], False)
+    assert record.reason == "completed, but linear/top1 could not be measured; the same command tries again"
+    assert pretrain.pretrain(config) == 0 and "is finished already" not in capsys.readouterr().out
+    record, points = RunState.of(config), journal.read(config.run_dir)
+    assert (record.is_done, record.reason, list(points)) == (True, "completed", [1, 2, 3])
+    assert 0 <= points[3]["linear/top1"] <= 1
+    assert pretrain.pretrain(config) == 0 and "is finished already" in capsys.readouterr().out
+
+
+def test_where_one_worker_cannot_encode_its_share_all_leave_it(tmp_path, pool):
+    for points in pool.run(run_with_one_that_fails, {"folder": tmp_path, "method": "simclr", **SHORT}):
+        assert list(points) == [1, 2, 3] and not any("knn/top1" in point for point in points.values())
+
+
+def run_with_one_that_fails(overrides):
+    def fails(*args):
+        if distributed.rank() == 1:
+            raise MemoryError("none left")
+        return real(*args)
+
+    real, evaluator.encode_share = evaluator.encode_share, fails
+    try:
+        run = trainer(make_config(**overrides))
+        run.run()
+    finally:
+        evaluator.encode_share = real
+    return journal.read(run.config.run_dir)
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_an_epoch_whose_evaluation_kills_the_process_is_kept_and_measured_by_the_next_start(
+    tmp_path, monkeypatch, epoch
+):
+    whole = trainer(make_config(tmp_path / "whole", "byol", **SHORT))
+    whole.run()
+    config, calls = make_config(tmp_path / "killed", "byol", **SHORT), []
+
+    def kills(*args):
+        calls.append(args)
+        if len(calls) == epoch:
+            raise Killed
+
+    real = evaluator.Evaluator.evaluate
+    monkeypatch.setattr(evaluator.Evaluator, "evaluate", lambda *args: kills(*args) or real(*args))
+    with pytest.raises(Killed):
+        trainer(config).run()
+    before = journal.read(config.run_dir)
+    assert list(before)[-1] == epoch and "knn/top1" not in before[epoch]
+    assert next(checkpoint.latest(config.run_dir))["epoch"] == epoch  # not one short, again and again
+    told = []
+    again = trainer(config)
+    again.runtime.progress = told.append
+    again.run()
+    after, expected = journal.read(config.run_dir), journal.read(whole.config.run_dir)
+    assert list(after) == [1, 2, 3] and after[3]["cost/lost_seconds"] == 0
+    for number, point in expected.items():
+        assert before.get(number, {}).items() <= after[number].items()
+        for key in ("knn/top1", "feature/effective_rank", "loss/total"):
+            assert after[number][key] == point[key], (number, key)
+    assert after[3]["linear/top1"] == expected[3]["linear/top1"]
+    (late, *_) = [event for event in told if "metrics" in event]
+    assert late["epoch"] == epoch - 1 and late["metrics"] == after[epoch]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_a_start_that_fails_in_the_first_evaluation_finds_its_checkpoint(tmp_path, monkeypatch):
+    # However slow the disk is: what dies for want of memory does so in the first evaluation of each start.
+    saved, at, run = [], {}, trainer(make_config(tmp_path, "simclr", **SHORT))
+    save, evaluated = checkpoint.save, run.evaluator.evaluate
+
+    def slow(*args):
+        threading.Event().wait(0.3)  # an evaluation that did not wait would have begun by then
+        save(*args)
+        saved.append(args)
+
+    def evaluate(encoder, epoch):
+        at[epoch] = len(saved)
+        return evaluated(encoder, epoch)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    run.evaluator.evaluate = evaluate
+    run.run()
+    assert at[0] == 1 and at[2] == 3

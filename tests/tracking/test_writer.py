@@ -1,0 +1,58 @@
+"""What goes to MLflow beside a run: a store that hangs holds up nothing, and nothing is written twice."""
+
+import threading
+
+import pytest
+
+from rotssl.runs import journal
+from rotssl.tracking import store as store_
+from rotssl.tracking import writer
+from rotssl.tracking.writer import Follower
+
+
+class Store:
+    """A Tracker whose store answers when it is told to."""
+
+    def __init__(self):
+        self.answers, self.asked, self.seen, self.tags = threading.Event(), threading.Event(), [], {}
+
+    def sync(self, points):
+        self.asked.set()
+        assert self.answers.wait(timeout=20)
+        self.seen.append(sorted(points))
+        return True
+
+    def tag(self, tags):
+        self.tags |= tags
+
+
+def test_a_store_that_hangs_holds_up_nothing_and_gets_the_rest_later(tmp_path):
+    book, store = journal.Journal(tmp_path), Store()
+    with Follower(store, tmp_path) as follower:
+        follower.handle({"facts": {"device": "cpu"}})
+        for epoch in (1, 2, 3):
+            book.append(epoch, {"loss/total": 1.0})
+            follower.handle({"epoch": epoch - 1, "metrics": {}})
+            assert store.asked.wait(timeout=20)
+        assert store.seen == []
+        store.answers.set()
+    assert store.seen == [[1]] and store.tags == {"device": "cpu"}  # what came meanwhile waits for the next epoch
+    with Follower(store, tmp_path) as follower:
+        follower.handle({"epoch": 2, "metrics": {}})
+        follower.handle({"note": "going on"})
+    assert store.seen == [[1], [1, 2, 3]]
+
+
+@pytest.mark.contract
+def test_what_is_measured_later_reaches_mlflow_and_nothing_twice(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    run_id = writer.open_run(uri, "experiment", "run", None, {}, {}, tmp_path / "artifacts")
+    trained = {"cost/epochs": 1.0, "loss/total": 2.0}
+    assert writer.Tracker(uri, run_id).sync({1: trained})
+    points = {1: trained | {"knn/top1": 0.5}, 2: {"cost/epochs": 2.0, "loss/total": 1.0, "knn/top1": 0.6}}
+    later = writer.Tracker(uri, run_id)  # of the next start
+    assert later.sync({1: points[1]}) and later.sync(points) and writer.Tracker(uri, run_id).sync(points)
+    client = store_.client_of(uri)
+    for key in points[2]:
+        history = [(point.step, point.value) for point in client.get_metric_history(run_id, key)]
+        assert sorted(history) == [(1, points[1][key]), (2, points[2][key])], key
