@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from rotssl.config.methods import METHODS
-from tests.runs import PAPER, arithmetic, make_config, trainer
+from tests.small_runs import PAPER, arithmetic, make_config, trainer
 
 FILE = Path(__file__).with_suffix(".json")
 STEPS = 20

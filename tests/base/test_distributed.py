@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rotssl.base import distributed
-from tests.runs import make_config, trainer
+from tests.small_runs import make_config, trainer
 
 
 @pytest.mark.contract

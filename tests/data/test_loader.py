@@ -15,7 +15,7 @@ import torch
 from rotssl.base import memory
 from rotssl.data.loader import AHEAD, Loader, prefetch
 from rotssl.runs import journal
-from tests.runs import make_config, trainer
+from tests.small_runs import make_config, trainer
 
 
 def threads():

@@ -14,7 +14,7 @@ from rotssl.base import distributed
 from rotssl.config.methods import METHODS
 from rotssl.engine.pretrainer import build_pretrainer
 from rotssl.runs import journal
-from tests.runs import CPU, PAPER, arithmetic, batch, make_config, run_to, trainer
+from tests.small_runs import CPU, PAPER, arithmetic, batch, make_config, run_to, trainer
 
 pytestmark = pytest.mark.contract
 JIGSAW = {"jigsaw.weight": 1.0, "jigsaw.grid": 2, "jigsaw.permutations": 10}

@@ -8,9 +8,10 @@ import torch
 from rotssl.base import distributed
 from rotssl.commands import pretrain
 from rotssl.engine import evaluator
+from rotssl.engine.events import EpochDone
 from rotssl.runs import checkpoint, journal
 from rotssl.runs.state import RunState
-from tests.runs import make_config, trainer
+from tests.small_runs import make_config, trainer
 
 pytestmark = pytest.mark.contract
 SHORT = {"data.limit": 64, "train.epochs": 3}
@@ -114,8 +115,8 @@ def test_an_epoch_whose_evaluation_kills_the_process_is_kept_and_measured_by_the
         for key in ("knn/top1", "feature/effective_rank", "loss/total"):
             assert after[number][key] == point[key], (number, key)
     assert after[3]["linear/top1"] == expected[3]["linear/top1"]
-    (late, *_) = [event for event in told if "metrics" in event]
-    assert late["epoch"] == epoch - 1 and late["metrics"] == after[epoch]
+    (late, *_) = [event for event in told if isinstance(event, EpochDone)]
+    assert late.epoch == epoch and late.metrics == after[epoch]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.runs import PAPER, make_config, trainer
+from tests.small_runs import PAPER, make_config, trainer
 
 
 @pytest.mark.contract

@@ -21,7 +21,7 @@ from rotssl.engine.runtime import LocalRuntime, RunFailed
 from rotssl.engine.trainer import Trainer
 from rotssl.models import norm
 from rotssl.runs import checkpoint, journal
-from tests.runs import PAPER, make_config
+from tests.small_runs import PAPER, make_config
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from tests.runs import make_config, trainer
+from tests.small_runs import make_config, trainer
 
 
 @pytest.mark.contract

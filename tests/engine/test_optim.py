@@ -10,7 +10,7 @@ from torch import nn
 from rotssl.base.schedules import cosine, learning_rate, task_weight
 from rotssl.config.sections import OptimConfig
 from rotssl.engine.optim import LARS, build_optimizer
-from tests.runs import make_config, trainer
+from tests.small_runs import make_config, trainer
 
 
 def parameters(seed=0):

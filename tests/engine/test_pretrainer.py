@@ -9,7 +9,7 @@ from torch import nn
 from rotssl.base import distributed
 from rotssl.engine.pretrainer import build_pretrainer, compare_gradients, encoder_gradients
 from rotssl.models import norm as norms
-from tests.runs import CPU, PAPER, arithmetic, batch, make_config, trainer
+from tests.small_runs import CPU, PAPER, arithmetic, batch, make_config, trainer
 
 JOINT = {**PAPER, "rotation.joint": True}
 

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from rotssl.engine.events import EpochDone, Facts, Note, StepDone
+from rotssl.engine.events import EpochDone, Note, StepDone
 from rotssl.engine.recorder import Cost, EpochRecorder
 from rotssl.engine.runtime import LocalRuntime
 from rotssl.runs import checkpoint, journal
-from tests.runs import full_disk
+from tests.small_runs import full_disk
 
 
 class Disk:

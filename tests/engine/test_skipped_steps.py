@@ -9,7 +9,7 @@ from rotssl.config.methods import METHODS
 from rotssl.engine.runtime import RunFailed
 from rotssl.runs import checkpoint, journal
 from tests.devices import Waits
-from tests.runs import make_config, trainer
+from tests.small_runs import make_config, trainer
 
 pytestmark = pytest.mark.contract
 SHORT = {"data.limit": 64, "train.epochs": 3}

@@ -14,7 +14,7 @@ from rotssl.engine.runtime import RunFailed
 from rotssl.engine.trainer import weight_layout
 from rotssl.runs import checkpoint, journal
 from tests.devices import SmallMemory
-from tests.runs import CPU, make_config, run_to, trainer
+from tests.small_runs import CPU, make_config, run_to, trainer
 
 pytestmark = pytest.mark.contract
 

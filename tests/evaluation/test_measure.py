@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.runs import make_config, trainer
+from tests.small_runs import make_config, trainer
 
 
 def test_the_bf16_option_reaches_knn(tmp_path, monkeypatch):

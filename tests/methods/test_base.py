@@ -11,7 +11,7 @@ from rotssl.config.methods import METHODS
 from rotssl.methods.base import Pending, other_views
 from rotssl.methods.losses import byol_regression, dino_cross_entropy, negative_cosine, nt_xent
 from tests.methods.small import context, make, random_views, steps
-from tests.runs import make_config, trainer
+from tests.small_runs import make_config, trainer
 
 
 def test_other_views_are_all_pairs_with_a_target_but_itself():

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.methods.small import DIM, context, make, random_views, steps
-from tests.runs import make_config, trainer
+from tests.small_runs import make_config, trainer
 
 
 def dino_target(method, teacher, epoch=0):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from rotssl.engine.pretrainer import build_pretrainer
 from rotssl.methods.losses import info_nce
 from tests.methods.small import context, make, random_views
-from tests.runs import CPU, batch, make_config
+from tests.small_runs import CPU, batch, make_config
 
 
 def test_moco_s_query_is_the_first_view_and_its_key_the_second(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.methods.small import context, make, random_views
-from tests.runs import make_config, trainer
+from tests.small_runs import make_config, trainer
 
 
 def test_simsiam_s_targets_get_no_gradient():

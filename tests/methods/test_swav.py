@@ -12,7 +12,7 @@ from rotssl.config.methods import METHODS
 from rotssl.engine.trainer import emulates_bf16
 from rotssl.runs import journal
 from tests.methods.small import context, make, random_views, steps
-from tests.runs import make_config, trainer
+from tests.small_runs import make_config, trainer
 
 
 def test_swav_s_prototypes_are_frozen_at_first_and_always_of_length_one(tmp_path):

@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from rotssl.config.fields import ConfigError
 from rotssl.models.encoders import build_encoder, load_encoder, save_encoder
 from rotssl.models.norm import convert_norm
-from tests.runs import full_disk
+from tests.small_runs import full_disk
 
 CPU = torch.device("cpu")
 VIT = "timm/vit_tiny_patch16_224"

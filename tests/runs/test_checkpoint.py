@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rotssl.runs import checkpoint
-from tests.runs import full_disk
+from tests.small_runs import full_disk
 
 
 def save(run_dir, *epochs):

@@ -9,7 +9,7 @@ from rotssl import config as cfg
 from rotssl import lifecycle
 from rotssl.config.fields import ConfigError
 from rotssl.runs.state import RunState, check_writable, run_folder
-from tests.runs import make_config
+from tests.small_runs import make_config
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def config(tmp_path):
 
 
 def test_a_record_is_what_was_written_or_new(config):
-    with run_folder(config) as folder:
+    with run_folder(config.run_dir) as folder:
         record = RunState.of(config)
         assert (record.status, record.run_id) == ("new", None)
         record.run_id = "abc"
@@ -34,7 +34,7 @@ def test_a_record_is_what_was_written_or_new(config):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"config": 3}', '{"config": {}, "colour": 1}', "\x00"])
 def test_a_record_that_cannot_be_read_is_said(config, content):
-    with run_folder(config) as folder:
+    with run_folder(config.run_dir) as folder:
         (folder / "run.json").write_text(content)
         with pytest.raises(ConfigError, match=r"^storage.path: .*run.json cannot be read") as caught:
             RunState.of(config)
@@ -45,14 +45,14 @@ def test_a_run_is_held_by_one_process_and_waited_for(config):
     import threading
     import time
 
-    holder = run_folder(config)
+    holder = run_folder(config.run_dir)
     holder.__enter__()
-    with pytest.raises(ConfigError, match="another process"), run_folder(config):
+    with pytest.raises(ConfigError, match="another process"), run_folder(config.run_dir):
         pass
     timer = threading.Timer(0.3, lambda: holder.__exit__(None, None, None))
     timer.start()
     started = time.monotonic()
-    with run_folder(config, patience=30) as folder:
+    with run_folder(config.run_dir, patience=30) as folder:
         assert 0.2 < time.monotonic() - started < 20 and folder == config.run_dir
     timer.join()
 
@@ -67,7 +67,7 @@ def test_a_folder_that_cannot_be_written_is_refused_and_none_is_made(tmp_path):
 
 
 def test_a_record_is_written_whole(config, monkeypatch):
-    with run_folder(config):
+    with run_folder(config.run_dir):
         record = RunState.of(config)
         record.write("running")
         monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))

@@ -16,7 +16,7 @@ from rotssl import config as cfg
 from rotssl.config import recipes
 from rotssl.runs import checkpoint, journal
 from tests.programs import ROOT, SMALL, command, flags, job, mlflow_client, started, wait_for
-from tests.runs import trainer
+from tests.small_runs import trainer
 
 pytestmark = pytest.mark.system
 METRICS = {

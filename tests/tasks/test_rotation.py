@@ -7,7 +7,7 @@ import torch
 from rotssl.base.step import StepContext
 from rotssl.engine.pretrainer import build_pretrainer
 from rotssl.tasks.rotation import rotate
-from tests.runs import CPU, PAPER, make_config
+from tests.small_runs import CPU, PAPER, make_config
 
 
 def context(size, progress=0.0):

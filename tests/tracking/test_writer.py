@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from rotssl.engine.events import EpochDone, Facts, Note
 from rotssl.runs import journal
 from rotssl.tracking import store as store_
 from rotssl.tracking import writer
@@ -29,17 +30,17 @@ class Store:
 def test_a_store_that_hangs_holds_up_nothing_and_gets_the_rest_later(tmp_path):
     book, store = journal.Journal(tmp_path), Store()
     with Follower(store, tmp_path) as follower:
-        follower.handle({"facts": {"device": "cpu"}})
+        follower.handle(Facts({"device": "cpu"}))
         for epoch in (1, 2, 3):
             book.append(epoch, {"loss/total": 1.0})
-            follower.handle({"epoch": epoch - 1, "metrics": {}})
+            follower.handle(EpochDone(epoch, 1, 1, {}))
             assert store.asked.wait(timeout=20)
         assert store.seen == []
         store.answers.set()
     assert store.seen == [[1]] and store.tags == {"device": "cpu"}  # what came meanwhile waits for the next epoch
     with Follower(store, tmp_path) as follower:
-        follower.handle({"epoch": 2, "metrics": {}})
-        follower.handle({"note": "going on"})
+        follower.handle(EpochDone(3, 1, 1, {}))
+        follower.handle(Note("going on"))
     assert store.seen == [[1], [1, 2, 3]]
 
 
