@@ -244,7 +244,7 @@ def test_a_full_disk_is_an_error_of_the_system_and_is_told_where_something_else_
     assert told == [Note(f"the last checkpoint could not be written: {why}")]
 
 
-def test_an_evaluation_is_not_written_without_its_training(ledger, disk, tmp_path, monkeypatch):
+def test_an_evaluation_is_not_written_without_its_training(recorder, disk, tmp_path, monkeypatch):
     disk.free.set()
     append = recorder.journal.append
 

@@ -34,11 +34,11 @@ def test_checkpoints_are_found_newest_first_and_pruned(tmp_path):
     (tmp_path / "epoch_00011").write_text("a file")
     (tmp_path / "rotssl-scratch").mkdir()
     assert [path.name for path in checkpoint.found(tmp_path)] == ["epoch_00010", "epoch_00009", "epoch_00002"]
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path)
     assert [state["epoch"] for state in checkpoint.latest(tmp_path)] == [10, 9]
     assert (tmp_path / "rotssl-scratch").is_dir()
-    checkpoint.prune(tmp_path, 5)
-    assert len(checkpoint.found(tmp_path)) == 2
+    checkpoint.prune(tmp_path)
+    assert len(checkpoint.found(tmp_path)) == checkpoint.KEEP == 2
     assert list(checkpoint.latest(tmp_path / "none")) == []
 
 

@@ -37,5 +37,5 @@ def test_a_stopped_trial_is_done_for_a_sweep_that_stops(sweep):
         ("running", False, False),
         ("stopped", False, False),
     ):
-        trial.record().write(status)
+        trial.state().write(status)
         assert (trial.is_done(False), trial.is_done(True)) == (ends, prunes)
