@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
-from rotssl.config import Config
+from rotssl.config import Config, ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.recipes import dump
 from rotssl.config.sections import OFF, EncoderConfig
@@ -30,7 +30,7 @@ ARTIFACTS = ("config.yaml", "convergence.png", "views.png", "encoder.safetensors
 
 def prepare(
     config: Config, info: datasets.DataInfo | None = None, say: Callable[[str], None] = log.warning
-) -> tuple[Config, datasets.DataInfo]:
+) -> tuple[ResolvedConfig, datasets.DataInfo]:
     """Check the data and resolve what was left open, saying what had to be cut; also returns what is known of the data.
 
     Args:
@@ -42,19 +42,19 @@ def prepare(
         ConfigError: as the parts do.
     """
     info = info or datasets.inspect(config.data, config.evaluation.holdout)
-    asked, config = config, cfg.resolve(config, info.image_size, info.train_size)
+    resolved = cfg.resolve(config, info.image_size, info.train_size)
     # One answer for all workers, whatever their machines have.
-    config = cfg.replace(config, {"data.store": datasets.where(config.data, info.bytes)})
-    for line in cfg.cut_down(asked, config):
+    resolved = cfg.replace(resolved, {"data.store": datasets.where(config.data, info.bytes)})
+    for line in cfg.cut_down(config, resolved):
         say(line)
     if config.encoder.name.startswith("timm/"):  # only timm knows what it has, and what that takes
-        _check_encoder(config)
-    if config.tracking.uri is not None:
-        store.check_uri(config.tracking.uri)
-    return config, info
+        _check_encoder(resolved)
+    if resolved.tracking.uri is not None:
+        store.check_uri(resolved.tracking.uri)
+    return resolved, info
 
 
-def _check_encoder(config: Config) -> None:
+def _check_encoder(config: ResolvedConfig) -> None:
     from rotssl.tasks.jigsaw import tile_side
 
     sides = {"data.image_size": config.data.image_size}
@@ -62,11 +62,11 @@ def _check_encoder(config: Config) -> None:
     if config.rotation.weight > 0 and config.rotation.mode == "four_way":
         sides["rotation.crop_size"] = config.rotation.crop_size
     if config.rotation.weight > 0 and config.rotation.mode == "extra":
-        sides["rotation.resolution"] = config.rotation.extra_side(int(config.data.image_size))
+        sides["rotation.resolution"] = config.rotation.extra_side(config.data.image_size)
     if config.jigsaw.weight > 0:
-        sides["jigsaw.grid"] = tile_side(int(config.data.image_size), config.jigsaw.grid)
+        sides["jigsaw.grid"] = tile_side(config.data.image_size, config.jigsaw.grid)
     for key, side in sides.items():
-        if reason := _objection(config.encoder, int(config.data.image_size), int(side)):
+        if reason := _objection(config.encoder, config.data.image_size, side):
             raise ConfigError(f"{key}: {config.encoder.name} does not take images of {side} pixels ({reason})")
 
 
@@ -105,13 +105,13 @@ class Run:
         ConfigError: the folder holds a run of another configuration, or can't be read.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.folder, self.name = config, config.run_dir, str(config.tracking.run_name)
+    def __init__(self, config: ResolvedConfig) -> None:
+        self.config, self.folder, self.name = config, config.run_dir, config.tracking.run_name
         self.state = RunState.of(config)
 
     @classmethod
     @contextmanager
-    def held(cls, config: Config, patience: float = 0) -> Iterator["Run"]:
+    def held(cls, config: ResolvedConfig, patience: float = 0) -> Iterator["Run"]:
         """The run, for this process alone; ``patience`` and errors are those of ``run_folder``."""
         with run_folder(config.run_dir, patience):
             yield cls(config)
@@ -227,7 +227,7 @@ class Run:
         return status
 
 
-def _train(config: Config, workers: Workers | None, show: Callable[[Event], None], splits: Any) -> str | None:
+def _train(config: ResolvedConfig, workers: Workers | None, show: Callable[[Event], None], splits: Any) -> str | None:
     """Run the engine; returns why that failed for a reason that trying again would not change, or None."""
     if workers is not None:
         from rotssl.runtimes import ray_train
@@ -261,7 +261,7 @@ def git_commit() -> str:
         return "unknown"  # an uploaded or installed copy
 
 
-def _run_here(config: Config, show: Callable[[Event], None], splits: datasets.Splits | None) -> str | None:
+def _run_here(config: ResolvedConfig, show: Callable[[Event], None], splits: datasets.Splits | None) -> str | None:
     import torch
 
     from rotssl.engine.runtime import LocalRuntime, RunFailed

@@ -45,7 +45,7 @@ def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], u
         raise ConfigError(f"--checkpoint: {place} holds no finished run ({record.status})")
     if not off and (reason := store.reachable(record.uri)):
         raise ConfigError(reason)
-    config = cfg.build(recipes.load_recipe(place / "config.yaml"))
+    config = cfg.from_dict(recipes.read_yaml(place / "config.yaml"))
     logged = {} if off else reader.evaluations_of(record.uri, str(record.run_id), "test")
     kept = _kept(place / KEPT)
     known = {key: value for entry in kept for key, value in entry["metrics"].items()} | logged
@@ -91,7 +91,7 @@ def _kept(file: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"--checkpoint: {file} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _measure(config: cfg.Config, folder: Path, protocols: Sequence[str]) -> dict[str, float]:
+def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str]) -> dict[str, float]:
     import torch
 
     from rotssl.data.augment import Augment
@@ -101,7 +101,7 @@ def _measure(config: cfg.Config, folder: Path, protocols: Sequence[str]) -> dict
 
     test = datasets.load_test(config.data)
     train = datasets.load(config.data, config.evaluation.holdout).train
-    assert config.data.image_size != "auto" and train.labels is not None and test.labels is not None
+    assert train.labels is not None and test.labels is not None
     device = indexed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     encoder = load_encoder(folder)[0].to(device, memory_format=layout)  # type: ignore[call-overload]

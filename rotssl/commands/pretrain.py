@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, say
-from rotssl.config import Config
+from rotssl.config import ResolvedConfig
 from rotssl.config.cli import Command
 from rotssl.config.fields import ConfigError
 from rotssl.config.recipes import dump
@@ -44,7 +44,7 @@ def run(command: Command) -> int:
     return pretrain(config)
 
 
-def pretrain(config: Config) -> int:
+def pretrain(config: ResolvedConfig) -> int:
     """Run a resolved configuration to its end, or go on with it; returns the exit code.
 
     Raises:
@@ -107,7 +107,7 @@ def _catch_up(run: Run) -> None:
         run.close(state.status, state.reason)
 
 
-def _check_local_gpu(config: Config) -> None:
+def _check_local_gpu(config: ResolvedConfig) -> None:
     import torch
 
     if config.scaling.use_gpu is True and not torch.cuda.is_available():

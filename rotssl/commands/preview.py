@@ -46,7 +46,7 @@ def preview(argv: Sequence[str]) -> int:
 
     model = build_pretrainer(config, torch.device("meta"))  # transforms need no weights
     mean, std = datasets.normalization(config.data.name)
-    augment = Augment(config.views, int(config.data.image_size), mean, std, config.train.seed, model.own_crops())
+    augment = Augment(config.views, config.data.image_size, mean, std, config.train.seed, model.own_crops())
     images = datasets.load(config.data, config.evaluation.holdout).train.images
     order = rng.permutation(rng.key(config.train.seed, 0, "order"), len(images))[:batch]
     positions = np.arange(batch)

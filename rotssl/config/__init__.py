@@ -13,7 +13,8 @@ from rotssl.config.identity import (
     replace,
     to_dict,
 )
-from rotssl.config.resolution import build, cut_down, default_storage, resolve
+from rotssl.config.resolution import build, cut_down, default_storage, from_dict, resolve
+from rotssl.config.resolved import ResolvedConfig
 from rotssl.config.rules import check_workers, unshared
 from rotssl.config.sections import Config, fields_of, schema
 
@@ -22,6 +23,7 @@ __all__ = [
     "NOT_IDENTITY",
     "Config",
     "ConfigError",
+    "ResolvedConfig",
     "build",
     "check_workers",
     "cut_down",
@@ -31,6 +33,7 @@ __all__ = [
     "fingerprint",
     "flat",
     "flat_dict",
+    "from_dict",
     "identity_of",
     "later_defaults",
     "replace",

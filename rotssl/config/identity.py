@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from rotssl.config import sections
 from rotssl.config.sections import Config, schema
@@ -18,8 +18,10 @@ MAY_CHANGE = (
     *("train.compile", "train.accumulate", "data.root"),
 )
 
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
-def replace(config: Config, values: Mapping[str, Any]) -> Config:
+
+def replace(config: AnyConfig, values: Mapping[str, Any]) -> AnyConfig:
     """The config with some dotted fields set to values of the right type."""
     for key, value in values.items():
         section, leaf = key.split(".")
@@ -79,7 +81,7 @@ def is_baseline(config: Config) -> bool:
     return config.rotation.weight == 0 and config.jigsaw.weight == 0
 
 
-def canonical(config: Config) -> Config:
+def canonical(config: AnyConfig) -> AnyConfig:
     """The same run with the fields of switched-off tasks at their defaults: runs that don't differ have one identity."""
     off: dict[str, Any] = {}
     for section, cls in (("rotation", sections.RotationConfig), ("jigsaw", sections.JigsawConfig)):

@@ -11,8 +11,9 @@ from typing import Any, get_type_hints
 
 from rotssl.config import sections
 from rotssl.config.fields import ConfigError, convert, nearest
-from rotssl.config.identity import fingerprint, flat, replace
+from rotssl.config.identity import fingerprint, flat, flat_dict, replace
 from rotssl.config.methods import METHODS
+from rotssl.config.resolved import ResolvedConfig, narrowed
 from rotssl.config.rules import check, check_workers, require
 from rotssl.config.sections import Config, schema
 
@@ -53,7 +54,7 @@ def default_storage() -> str:
     return "~/rotssl-results" if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else "results"
 
 
-def resolve(config: Config, image_size: int, train_size: int) -> Config:
+def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     """Turn what was left open into values: image size, stem, optimizer, learning rate, paths, run name.
 
     What depends on the device (precision, layout, number of workers) stays ``auto`` here and is recorded as a tag of the run.
@@ -106,7 +107,12 @@ def resolve(config: Config, image_size: int, train_size: int) -> Config:
         uri = f"sqlite:///{os.path.abspath(uri.removeprefix('sqlite:///'))}"
     path = os.path.abspath(os.path.expanduser(config.storage.path or default_storage()))
     run_name = config.tracking.run_name or f"{config.method.name}-{config.data.name}-{fingerprint(config)}"
-    return replace(config, {"storage.path": path, "tracking.run_name": run_name, "tracking.uri": uri})
+    return narrowed(replace(config, {"storage.path": path, "tracking.run_name": run_name, "tracking.uri": uri}))
+
+
+def from_dict(content: Mapping[str, Mapping[str, Any]]) -> ResolvedConfig:
+    """A resolved configuration that ``to_dict`` turned into plain values."""
+    return narrowed(build(flat_dict(content)))
 
 
 def _fraction_end(config: Config) -> float | None:

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_type_hints
 
@@ -287,12 +286,6 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
-
-    @property
-    def run_dir(self) -> Path:
-        """Folder of this run: its identity on disk. Only after ``resolve``."""
-        assert self.storage.path is not None and self.tracking.run_name is not None
-        return Path(self.storage.path) / self.tracking.experiment / self.tracking.run_name
 
 
 def fields_of(section: str, cls: type) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from rotssl.base import rng
 from rotssl.base.rng import Floats, Positions
-from rotssl.config.sections import ViewsConfig
+from rotssl.config.resolved import ResolvedViews
 from rotssl.data.pixels import BLUR, GRAYSCALE, NOTHING, SOLARIZE, Steps, apply_steps, sort_steps
 
 Mask = npt.NDArray[np.bool_]
@@ -159,7 +159,7 @@ class Augment:
 
     def __init__(
         self,
-        views: ViewsConfig,
+        views: ResolvedViews,
         size: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -174,7 +174,6 @@ class Augment:
         ]
         self.local: list[Crop] = []
         if views.local_count:
-            assert views.local_size != "auto"
             self.local = [Crop(views.local_size, views.local_scale, views.local_blur)] * views.local_count
         self.own = dict(own or {})
 

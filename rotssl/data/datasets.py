@@ -19,6 +19,7 @@ import numpy as np
 
 from rotssl.base import rng
 from rotssl.config.fields import ConfigError
+from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import DataConfig
 from rotssl.data import decoding, disk_cache, folders
 from rotssl.data.folders import Folder
@@ -183,7 +184,7 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
     return DataInfo(size, side, labelled, (size + validation, *stored))
 
 
-def describe_storage(config: DataConfig, holdout: float, info: DataInfo, here: bool) -> str:
+def describe_storage(config: ResolvedData, holdout: float, info: DataInfo, here: bool) -> str:
     """Where the decoded images of a run will be, and how many bytes they are, in a line to print.
 
     Args:
@@ -203,7 +204,7 @@ def describe_storage(config: DataConfig, holdout: float, info: DataInfo, here: b
     line += f", on disk in {cache} of each node"
     parts, native, classes = _files(config, holdout)
     files = [parts, [_test_files(config)]] if _reads_test(parts, classes, holdout) else [parts]
-    names = [disk_cache.checksum(file, native, int(config.image_size)) for file in files]
+    names = [disk_cache.checksum(file, native, config.image_size) for file in files]
     if all(disk_cache.find(cache, name) is not None for name in names):
         return f"{line}; here they are already"
     reason = disk_cache.missing(cache, names[0], info.bytes)
@@ -212,7 +213,7 @@ def describe_storage(config: DataConfig, holdout: float, info: DataInfo, here: b
     return f"{line}; here they are not yet" + (f" ({reason})" if reason else "")
 
 
-def load(config: DataConfig, holdout: float, say: Callable[[str], None] = lambda line: None) -> Splits:
+def load(config: ResolvedData, holdout: float, say: Callable[[str], None] = lambda line: None) -> Splits:
     """Read a data set into memory, or map it from disk.
 
     Args:
@@ -243,7 +244,7 @@ def where(config: DataConfig, size: int) -> str:
     return disk_cache.kind(config.store, size) if config.name in FOLDERS else "memory"
 
 
-def _files(config: DataConfig, holdout: float) -> tuple[list[Folder], Native, tuple[str, ...]]:
+def _files(config: ResolvedData, holdout: float) -> tuple[list[Folder], Native, tuple[str, ...]]:
     """Of a set that is files in folders: train and perhaps validation, the common size of the pictures, the classes."""
     found, classes = FOLDERS[config.name](os.path.expanduser(str(config.root)))
     train, validation = _divide(found["train"], found.get("validation"), config.limit, holdout)
@@ -251,16 +252,15 @@ def _files(config: DataConfig, holdout: float) -> tuple[list[Folder], Native, tu
 
 
 def _read(
-    config: DataConfig, parts: Sequence[Folder], native: Native, say: Callable[[str], None] = lambda line: None
+    config: ResolvedData, parts: Sequence[Folder], native: Native, say: Callable[[str], None] = lambda line: None
 ) -> list[ImageSet]:
-    assert config.image_size != "auto"
     size = math.prod(decoding.stored_shape(sum(map(len, parts)), native, config.image_size))
     if where(config, size) == "memory":
         return decoding.load(parts, native, config.image_size)
     return disk_cache.load(parts, native, config.image_size, disk_cache.folder(config.cache), say)
 
 
-def load_test(config: DataConfig) -> ImageSet:
+def load_test(config: ResolvedData) -> ImageSet:
     """Read the labelled test split, which no run does, as ``load`` reads the others.
 
     Args:

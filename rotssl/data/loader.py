@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rotssl.base import rng
 from rotssl.base.step import StepContext
-from rotssl.config import Config
+from rotssl.config import ResolvedConfig
 from rotssl.data.images import Pixels
 
 AHEAD = 2  # batches that the thread may be ahead
@@ -65,7 +65,7 @@ class Loader:
     """
 
     def __init__(
-        self, config: Config, images: Pixels, device: torch.device, rank: int = 0, world_size: int = 1
+        self, config: ResolvedConfig, images: Pixels, device: torch.device, rank: int = 0, world_size: int = 1
     ) -> None:
         self.config, self.images = config, images
         self.device, self.rank, self.world_size = device, rank, world_size

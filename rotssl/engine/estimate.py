@@ -18,7 +18,7 @@ from torch import nn
 
 from rotssl import config as cfg
 from rotssl.base import memory
-from rotssl.config import Config
+from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import NATIVE_SIDE
 from rotssl.data.datasets import Splits
@@ -118,7 +118,7 @@ def _seconds(call: Callable[[], object], device: torch.device, count: int) -> li
 
 
 @contextlib.contextmanager
-def _threads(config: Config) -> Iterator[int]:
+def _threads(config: ResolvedConfig) -> Iterator[int]:
     """As many as a worker of the run has; without Ray, all that torch takes."""
     before = torch.get_num_threads()
     torch.set_num_threads(config.scaling.cpus_per_worker if config.scaling.num_workers != 0 else before)
@@ -128,7 +128,7 @@ def _threads(config: Config) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def time_steps(config: Config, workers: int = 1) -> Speed:
+def time_steps(config: ResolvedConfig, workers: int = 1) -> Speed:
     """Time steps of growing batches, up to a worker's share of the run's, until one takes a second or does not fit into memory.
 
     The images are made up, of the run's size.
@@ -178,17 +178,16 @@ def time_steps(config: Config, workers: int = 1) -> Speed:
     return dataclasses.replace(found, fixed=fixed, each=each, matmul=rate, flops=flops)
 
 
-def _sizes(config: Config, workers: int) -> list[int]:
+def _sizes(config: ResolvedConfig, workers: int) -> list[int]:
     """Numbers of images of the steps to be timed, up to what a worker has in one of the run's."""
     passes, rotation = config.train.accumulate, config.rotation
     parts = max(2, config.train.batch_size // (passes * max(1, workers)))
-    assert rotation.fraction_end != "auto"
     share = min(rotation.fraction, rotation.fraction_end or 1.0) if rotation.weight > 0 else 1.0
     least = min(parts, math.ceil(2 / share))  # two rotated images a pass, as the task's head normalises over them
     return sorted({max(least, parts >> k) * passes for k in range(max(1, parts.bit_length() - 2))})
 
 
-def _time(config: Config, size: int, folder: str, device: torch.device, threads: int) -> tuple[float, Speed]:
+def _time(config: ResolvedConfig, size: int, folder: str, device: torch.device, threads: int) -> tuple[float, Speed]:
     """Seconds of a step of so many images, and what else is to be seen of the engine that took it; no rates yet."""
     trainer = _trainer(config, size, folder, device)
     images, ctx = next(trainer.batches(1))  # the run's first step writes a picture, and compares gradients
@@ -236,20 +235,20 @@ def fit_line(times: dict[int, float]) -> tuple[float, float]:
     return times[sizes[-1]] - each * sizes[-1], each
 
 
-def _trainer(config: Config, size: int, folder: str, device: torch.device) -> Trainer:
+def _trainer(config: ResolvedConfig, size: int, folder: str, device: torch.device) -> Trainer:
     """An engine whose steps have so many images, made up but of the run's size: nothing is read, nor compiled."""
     small = {"train.batch_size": size, "storage.path": folder, "scaling.num_workers": 0, "train.compile": False}
     small |= {"method.queue_size": size} if getattr(config.method, "queue_size", 0) else {}
     probe = cfg.replace(config, small)
     name = config.data.name
-    side = NATIVE_SIDE.get(name, round(1.15 * int(config.data.image_size)))  # as pictures of all sizes are stored
+    side = NATIVE_SIDE.get(name, round(1.15 * config.data.image_size))  # as pictures of all sizes are stored
     shape = size, 1 if name.startswith("fashion-mnist") else 3, side, side
     images = ImageSet(np.random.default_rng(0).integers(0, 256, shape, np.uint8), None)
     return Trainer(probe, Splits(images, None, ()), LocalRuntime(probe.run_dir, device), journal.Journal(probe.run_dir))
 
 
 def epoch_seconds(
-    config: Config, speed: Speed, train_size: int, workers: int, labelled: bool = True
+    config: ResolvedConfig, speed: Speed, train_size: int, workers: int, labelled: bool = True
 ) -> tuple[float, float]:
     """Seconds of training and of evaluation in an epoch.
 
@@ -272,7 +271,7 @@ def epoch_seconds(
     return training, encoded * speed.encode / workers / max(1, every)
 
 
-def report(config: Config, train_size: int, labelled: bool) -> str:
+def report(config: ResolvedConfig, train_size: int, labelled: bool) -> str:
     """What a run would cost on 1, 2, 4 and 8 workers and on those that were asked for, in lines to print.
 
     Args:
@@ -311,7 +310,9 @@ def report(config: Config, train_size: int, labelled: bool) -> str:
     return "\n".join(lines)
 
 
-def estimate_runs(configs: Sequence[Config], train_sizes: Sequence[int], workers: int, use_gpu: bool) -> list[float]:
+def estimate_runs(
+    configs: Sequence[ResolvedConfig], train_sizes: Sequence[int], workers: int, use_gpu: bool
+) -> list[float]:
     """Seconds that each run would take on its own.
 
     The cheapest and the dearest kind of step (by FLOPs) are timed, the others lie on the line between the two.
@@ -349,7 +350,7 @@ def estimate_runs(configs: Sequence[Config], train_sizes: Sequence[int], workers
     return result
 
 
-def _kind(config: Config) -> str:
+def _kind(config: ResolvedConfig) -> str:
     """What decides the time of a step: everything but seed, length, rates, and the size of a weight."""
     same = {key: value for key, value in cfg.identity_of(config).items() if not key.startswith("optim.")}
     same |= {key: value > 0 for key, value in same.items() if key in ("rotation.weight", "jigsaw.weight")}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rotssl.base import distributed
-from rotssl.config import Config
+from rotssl.config import ResolvedConfig
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits
 from rotssl.data.images import ImageSet
@@ -28,7 +28,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: Config, splits: Splits, augment: Augment, layout: torch.memory_format, runtime: Runtime
+        self, config: ResolvedConfig, splits: Splits, augment: Augment, layout: torch.memory_format, runtime: Runtime
     ) -> None:
         self.config, self.splits, self.augment, self.layout, self.runtime = config, splits, augment, layout, runtime
         self.prefix = "" if splits.test is None else "test/"

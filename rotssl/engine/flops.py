@@ -10,15 +10,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from rotssl import config as cfg
 from rotssl.base import distributed
 from rotssl.base.step import StepContext
-from rotssl.config import Config
-from rotssl.config.sections import DataConfig, TrainConfig
+from rotssl.config import ResolvedConfig
+from rotssl.config.resolved import ResolvedData, ResolvedOptim, ResolvedStorage, ResolvedTracking
+from rotssl.config.sections import TrainConfig
 from rotssl.data.augment import Augment, Crop, Views
 from rotssl.engine.pretrainer import build_pretrainer
 
 COUNTED = ("views", "encoder", "model", "method", "rotation", "jigsaw")  # the sections that decide about FLOPs
+_NOT_COUNTED: dict[str, Any] = {
+    "optim": ResolvedOptim(name="sgd", lr=1.0),
+    "tracking": ResolvedTracking(run_name=""),
+    "storage": ResolvedStorage(path=""),
+}
 
 
-def count_step(config: Config, progress: float = 0.0) -> float:
+def count_step(config: ResolvedConfig, progress: float = 0.0) -> float:
     """FLOPs of one step of the whole group of workers: student, teacher and tasks, forward and backward.
 
     Two a multiply-add, as torch counts them: convolutions and matrix products; augmentation, norms and optimizer are not
@@ -29,13 +35,12 @@ def count_step(config: Config, progress: float = 0.0) -> float:
         progress: of the run, from 0 to 1.
     """
     counted: dict[str, Any] = {name: getattr(config, name) for name in COUNTED}
-    data, train = DataConfig(image_size=config.data.image_size), TrainConfig(batch_size=config.train.batch_size)
-    return _count(Config(**counted, data=data, train=train), progress)
+    data, train = ResolvedData(image_size=config.data.image_size), TrainConfig(batch_size=config.train.batch_size)
+    return _count(ResolvedConfig(**counted, data=data, train=train, **_NOT_COUNTED), progress)
 
 
 @functools.lru_cache(maxsize=64)  # trials of a sweep and starts of a run ask for the same step again
-def _count(config: Config, progress: float) -> float:
-    assert config.data.image_size != "auto"
+def _count(config: ResolvedConfig, progress: float) -> float:
     batch, side = config.train.batch_size, config.data.image_size
     meta = torch.device("meta")
     with distributed.alone(), meta:
@@ -57,14 +62,14 @@ def _count(config: Config, progress: float) -> float:
     return float(counter.get_total_flops())
 
 
-def count_ends(config: Config) -> tuple[float, float]:
+def count_ends(config: ResolvedConfig) -> tuple[float, float]:
     """FLOPs of the first step and of the last; in between they follow the share of rotated images, along a cosine."""
     first = count_step(config)
     falls = config.rotation.weight > 0 and config.rotation.fraction_end is not None
     return first, count_step(config, 1.0) if falls else first
 
 
-def estimate(config: Config, train_size: int) -> str:
+def estimate(config: ResolvedConfig, train_size: int) -> str:
     """What a run would cost, in lines to print.
 
     Args:

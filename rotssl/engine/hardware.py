@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from rotssl.base import distributed
-from rotssl.config import Config
+from rotssl.config import ResolvedConfig
 from rotssl.engine.runtime import RunFailed
 
 
-def precision(config: Config, device: torch.device) -> str:
+def precision(config: ResolvedConfig, device: torch.device) -> str:
     """``fp32``, ``bf16`` or ``fp16``: as configured, or bf16 on GPUs that have it."""
     if config.train.precision != "auto":
         return config.train.precision

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rotssl.config.sections import OptimConfig
+from rotssl.config.resolved import ResolvedOptim
 
 
 class LARS(torch.optim.Optimizer):
@@ -66,7 +66,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimConfig, constant: Iterable[nn.Parameter] = ()
+    model: nn.Module, config: ResolvedOptim, constant: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """The optimizer of a model's trainable parameters; biases and norm layers are left out of decay and adaptation.
 
@@ -75,7 +75,6 @@ def build_optimizer(
         config: the section, resolved; rates and decay are set anew at every step by the engine.
         constant: parameters whose learning rate doesn't decay; their groups say so by ``constant_lr``.
     """
-    assert config.lr != "auto"
     kept = {id(p) for p in constant}
     groups: list[dict[str, Any]] = []
     for fixed in (False, True):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from rotssl.base import distributed, rng
 from rotssl.base.step import StepContext
-from rotssl.config import Config
+from rotssl.config import ResolvedConfig
 from rotssl.config.methods import METHODS
 from rotssl.data.augment import Crop, Views
 from rotssl.evaluation.collapse import feature_std
@@ -236,11 +236,10 @@ def compare_gradients(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return logs if all(bool(torch.isfinite(value)) for value in logs.values()) else {}
 
 
-def build_pretrainer(config: Config, device: torch.device) -> Pretrainer:
+def build_pretrainer(config: ResolvedConfig, device: torch.device) -> Pretrainer:
     """The Pretrainer of a configuration, on a device, with weights that depend on (seed, module path) alone."""
     seed = config.train.seed
     with rng.seeded(seed, "encoder"):
-        assert config.data.image_size != "auto"
         encoder, dim = build_encoder(image_size=config.data.image_size, **vars(config.encoder))
     with rng.seeded(seed, "method"):
         method = METHODS[config.method.name].load()(config.method, dim)

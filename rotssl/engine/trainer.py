@@ -16,7 +16,7 @@ from rotssl import config as cfg
 from rotssl.base import distributed, memory, rng
 from rotssl.base.schedules import cosine, learning_rate
 from rotssl.base.step import StepContext
-from rotssl.config import Config
+from rotssl.config import ResolvedConfig
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits, normalization
 from rotssl.data.images import other_images, sketch
@@ -57,7 +57,7 @@ class Trainer:
         RunFailed: ``train.compile`` without a compiler.
     """
 
-    def __init__(self, config: Config, splits: Splits, runtime: Runtime, journal: Journal) -> None:
+    def __init__(self, config: ResolvedConfig, splits: Splits, runtime: Runtime, journal: Journal) -> None:
         self.config, self.splits, self.runtime, self.journal = config, splits, runtime, journal
         train, device = config.train, runtime.device
         be_deterministic(train.deterministic)
@@ -81,7 +81,6 @@ class Trainer:
         # Whether a step may be left out, as its gradient is not finite: decided on the device, which the host doesn't wait for.
         self.guarded = train.on_nan == "skip" or self.scaler.is_enabled()
         self.parallel = runtime.wrap(self.model)
-        assert config.data.image_size != "auto" and config.optim.lr != "auto"
         statistics = normalization(config.data.name)
         self.augment = Augment(config.views, config.data.image_size, *statistics, train.seed, self.model.own_crops())
         self.peak_lr = config.optim.lr

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
-from rotssl.config import Config
+from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.runs import checkpoint
 
@@ -45,7 +45,7 @@ class RunState:
         return self.status == "finished" and not self.missing
 
     @classmethod
-    def of(cls, config: Config) -> "RunState":
+    def of(cls, config: ResolvedConfig) -> "RunState":
         """The record of a run, read from its folder if it was started before.
 
         Raises:

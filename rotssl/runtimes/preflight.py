@@ -10,7 +10,7 @@ from typing import Any
 
 import rotssl
 from rotssl import config as cfg
-from rotssl.config import Config
+from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.runtimes.ray_cluster import fetch, import_ray, nodes
 from rotssl.runtimes.ray_train import COLLECTIVE_TIMEOUT_S
@@ -80,7 +80,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def check_collective(config: Config, slots: Slots, folder: Path) -> float:
+def check_collective(config: ResolvedConfig, slots: Slots, folder: Path) -> float:
     """Add up a number over two Ray Train workers; returns the seconds that this took, start included.
 
     Args:
@@ -138,7 +138,7 @@ def _add_up() -> float:
     return float(value)
 
 
-def start_estimate(configs: Sequence[Config], train_sizes: Sequence[int], slots: Slots) -> Any:
+def start_estimate(configs: Sequence[ResolvedConfig], train_sizes: Sequence[int], slots: Slots) -> Any:
     """A reference to the seconds of each trial on its own, from a few steps that are timed on a worker meanwhile."""
     ray = import_ray()
     share = {"num_gpus": slots.resources.get("GPU", 1.0)} if slots.use_gpu else {}
@@ -176,5 +176,5 @@ def _last_line(error: Exception) -> str:
 def _estimate(configs: Sequence[dict[str, Any]], train_sizes: Sequence[int], slots: Slots) -> list[float]:
     from rotssl.engine import estimate
 
-    built = [cfg.build(cfg.flat_dict(config)) for config in configs]
+    built = [cfg.from_dict(config) for config in configs]
     return estimate.estimate_runs(built, train_sizes, slots.workers, slots.use_gpu)

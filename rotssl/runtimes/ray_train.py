@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
-from rotssl.config import Config
+from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.data import datasets
 from rotssl.data.images import DataError
@@ -100,7 +100,7 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
     from rotssl.engine.runtime import RunFailed
     from rotssl.engine.trainer import Trainer
 
-    config = cfg.build(cfg.flat_dict(task["config"]))
+    config = cfg.from_dict(task["config"])
     logging.disable(logging.INFO)  # Ray Train would print every report
     warnings.filterwarnings(
         "ignore", message="The given NumPy array is not writable"
@@ -120,7 +120,7 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _map_images(config: Config, runtime: RayRuntime) -> datasets.Splits:
+def _map_images(config: ResolvedConfig, runtime: RayRuntime) -> datasets.Splits:
     """The images on this node's disk, decoded if they are not there yet.
 
     Raises:
@@ -144,7 +144,7 @@ def _map_images(config: Config, runtime: RayRuntime) -> datasets.Splits:
 
 
 def fit(
-    config: Config,
+    config: ResolvedConfig,
     workers: Workers,
     show: Callable[[Event], None],
     data: Any = None,
@@ -197,14 +197,14 @@ def fit(
     return outcome.get("failed")
 
 
-def load(config: Config) -> Any:
+def load(config: ResolvedConfig) -> Any:
     """A reference to the images of a run, to be loaded by some node of the cluster; None where each node has them on disk."""
     if config.data.store == "disk":
         return None
     return import_ray().remote(num_cpus=0)(datasets.load).remote(config.data, config.evaluation.holdout)
 
 
-def _resources(config: Config, workers: Workers) -> dict[str, float]:
+def _resources(config: ResolvedConfig, workers: Workers) -> dict[str, float]:
     return {"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rotssl.config import Config
+from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.identity import is_baseline
 from rotssl.config.sweep import SweepConfig
@@ -52,7 +52,7 @@ class Slots:
     resources: dict[str, float]
 
 
-def plan_slots(config: Config, settings: SweepConfig, nodes: Sequence[Mapping[str, Any]]) -> Slots:
+def plan_slots(config: ResolvedConfig, settings: SweepConfig, nodes: Sequence[Mapping[str, Any]]) -> Slots:
     """Slots for trials on the nodes of a cluster.
 
     Args:
@@ -114,7 +114,7 @@ def _trial(config: dict[str, Any], body: Body, specs: Sequence[Any], shared: Any
     body(specs[config["trial"]], shared, report)
 
 
-def comparable(config: Config) -> Hashable:
+def comparable(config: ResolvedConfig) -> Hashable:
     """Trials whose accuracies at the same epoch may be compared: one method, one data set, one budget, one way to measure.
 
     How often is part of that: rungs that fall between two measurements take the next one.
@@ -122,7 +122,7 @@ def comparable(config: Config) -> Hashable:
     return config.method.name, config.data, config.evaluation, config.train.epochs
 
 
-def scheduler(settings: SweepConfig, configs: Sequence[Config], done: Collection[int] = ()) -> Any:
+def scheduler(settings: SweepConfig, configs: Sequence[ResolvedConfig], done: Collection[int] = ()) -> Any:
     """Tune's scheduler for the trials of these configurations, which are named by their index.
 
     Trials are compared within one method, data set and budget only, by epochs of ours. A baseline tells what it reached, and goes
@@ -202,7 +202,7 @@ class Work:
 
     body: Body
     specs: Sequence[Any]
-    configs: Sequence[Config]
+    configs: Sequence[ResolvedConfig]
     done: Collection[int]
     shared: Any
 

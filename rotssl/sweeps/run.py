@@ -41,7 +41,7 @@ class SweepRun:
         config = trials[0].config
         self.sweep, self.trials = sweep, trials
         self.experiment = config.tracking.experiment
-        self.folder = Path(str(config.storage.path)) / self.experiment / sweep.name
+        self.folder = Path(config.storage.path) / self.experiment / sweep.name
         self.uri = store.store_of(config)
         self.prunes = sweep.settings.scheduler != "none"
         self.state = RunState.read(self.folder / "run.json", {})

@@ -10,7 +10,7 @@ from typing import Any
 
 from rotssl import config as cfg
 from rotssl import lifecycle
-from rotssl.config import Config
+from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.identity import run_name
 from rotssl.config.sweep import Sweep, expand
@@ -29,14 +29,14 @@ PATIENCE_S = 90
 class Trial:
     """A run of the sweep: its resolved configuration, what is varied in it, and the number of training images."""
 
-    config: Config
+    config: ResolvedConfig
     label: str
     train_size: int
 
     @property
     def name(self) -> str:
         """The run's name, which its configuration decides."""
-        return str(self.config.tracking.run_name)
+        return self.config.tracking.run_name
 
     @property
     def title(self) -> str:
@@ -104,7 +104,7 @@ def trials_of(
                 f"evaluation.holdout: got 0, expected more: {sweep.settings.scheduler} compares kNN on validation"
             )
         config = cfg.replace(config, {"tracking.run_name": run_name(config)})
-        trials.setdefault(str(config.tracking.run_name), Trial(config, cell.label, info.train_size))
+        trials.setdefault(config.tracking.run_name, Trial(config, cell.label, info.train_size))
     for line in dict.fromkeys(cut):
         warn(line)
     for line in places:
@@ -125,7 +125,7 @@ def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> 
     """
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-    config = cfg.build(cfg.flat_dict(spec["config"]))
+    config = cfg.from_dict(spec["config"])
     told = 0
 
     def tell(epoch: int, metrics: Mapping[str, float]) -> None:

@@ -13,7 +13,7 @@ from rotssl.base.precision import full_precision
 from rotssl.base.rng import Positions
 from rotssl.base.schedules import cosine, task_weight
 from rotssl.base.step import StepContext, StepOutput
-from rotssl.config.sections import RotationConfig
+from rotssl.config.resolved import ResolvedRotation
 from rotssl.data.augment import Crop
 from rotssl.models.heads import mlp
 from rotssl.tasks.base import Targets, Task, send
@@ -58,12 +58,11 @@ class Rotation(Task):
     rotated views; the official code sums its two, so its weight of 0.1 is 0.2 here.
     """
 
-    def __init__(self, config: RotationConfig, dim: int) -> None:
+    def __init__(self, config: ResolvedRotation, dim: int) -> None:
         super().__init__(config, dim)
         self.config = config
         self.head = mlp([dim, config.hidden_dim, 4])
         if config.mode == "four_way":
-            assert config.crop_size != "auto"
             self.crop = Crop(config.crop_size, config.crop_scale)
         self.in_place = config.mode == "in_place"
         self.teacher_too = self.in_place and config.angles == "shared"
@@ -76,7 +75,6 @@ class Rotation(Task):
     def fraction(self, progress: float) -> float:
         """Share of the images that are rotated at a progress of the run from 0 to 1."""
         start, end = self.config.fraction, self.config.fraction_end
-        assert end != "auto"  # as resolved
         return start if end is None else cosine(start, end, progress)
 
     def turns(self, view: int, ctx: StepContext) -> Positions:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rotssl.config import Config, default_storage
+from rotssl.config import ResolvedConfig, default_storage
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 
@@ -56,9 +56,9 @@ def check_uri(uri: str) -> None:
         raise ConfigError(f"tracking.uri: {file} is not a file that can be written")
 
 
-def store_of(config: Config) -> str:
+def store_of(config: ResolvedConfig) -> str:
     """The tracking store of a resolved configuration, or OFF."""
-    return config.tracking.uri or default_uri(str(config.storage.path))
+    return config.tracking.uri or default_uri(config.storage.path)
 
 
 def check_store(uri: str, nodes: int) -> None:

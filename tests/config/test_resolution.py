@@ -113,3 +113,17 @@ def test_resolved_paths_are_absolute_and_a_ray_job_writes_to_the_home(monkeypatc
     assert config.run_dir == tmp_path / "results" / "rotssl" / name
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert cfg.resolve(cfg.build({}), 28, 5000).storage.path == "/home/someone/rotssl-results"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.image_size", "auto"), ("optim.lr", "auto"), ("rotation.fraction_end", "auto"), ("tracking.run_name", None)],
+)
+def test_what_is_open_is_not_taken_for_resolved(key, value):
+    config = cfg.resolve(cfg.build({}), 28, 5000)
+    assert cfg.from_dict(cfg.to_dict(config)) == config and config.rotation.fraction_end is not None
+    assert (
+        cfg.from_dict(cfg.to_dict(cfg.replace(config, {"rotation.fraction_end": None}))).rotation.fraction_end is None
+    )
+    with pytest.raises(ConfigError, match=rf"^{key}: got {value}, expected what a resolved"):
+        cfg.from_dict(cfg.to_dict(cfg.replace(config, {key: value})))
