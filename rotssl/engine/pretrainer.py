@@ -2,10 +2,10 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from rotssl.models import norm
 from rotssl.models.encoders import build_encoder
 from rotssl.tasks import TASKS, Task
 from rotssl.tasks.base import Targets
+
+METHOD = "ssl"  # whose loss is that of instance similarity
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,23 @@ def encode(encoder: nn.Module, views: list[Tensor], joint: bool) -> list[Tensor]
         with norm.per_view_statistics(len(alike)) if apart else nullcontext():
             features += encoder(torch.cat(alike)).split([len(view) for view in alike])
     return features
+
+
+def encode_segments(
+    encoder: nn.Module, segments: Sequence[tuple[str, list[Tensor]]], joint: bool
+) -> dict[str, list[Tensor]]:
+    """Features of the views of several owners, encoded side by side; those of an owner's segments follow each other.
+
+    Args:
+        encoder: any network.
+        segments: owner and views, in the order in which they are encoded.
+        joint: as for ``encode``.
+    """
+    features = iter(encode(encoder, [view for _, views in segments for view in views], joint))
+    found: dict[str, list[Tensor]] = {}
+    for owner, views in segments:
+        found.setdefault(owner, []).extend(islice(features, len(views)))
+    return found
 
 
 def _spread(z: list[Tensor]) -> Tensor:
@@ -114,50 +133,43 @@ class Pretrainer(nn.Module):
             views: of the batch.
             ctx: where in the run this is.
         """
-        student = teacher = views.full
+        made: dict[str, list[Tensor]] = {}
         targets: dict[str, Targets] = {}
-        new_views: dict[str, list[Tensor]] = {}
+        student = teacher = views.full
         for name, task in self.named_tasks():
+            made[name], targets[name] = task.transform(views.own.get(name, views.full), ctx)
             if task.in_place:
-                student, targets[name] = task.transform(views.full, ctx)
+                student = made[name]
                 teacher = student if task.teacher_too else views.full
-                new_views[name] = student
         if self.method.asymmetric:
             student, teacher = student[:1], teacher[1:2]
-        shared: dict[str, list[Tensor]] = {}  # what tasks add to the method's pass
-        for name, task in self.named_tasks():
-            if task.joint:
-                shared[name], targets[name] = task.transform(views.own.get(name, views.full), ctx)
-        added = [view for made in shared.values() for view in made]
-        every = encode(self.encoder, [*student, *added, *views.local], self.joint_views or bool(shared))
-        ends = len(student), len(student) + len(added)
-        features, rest = [*every[: ends[0]], *every[ends[1] :]], iter(every[ends[0] : ends[1]])
-        z = encode(self.method.projector, features, self.joint_views)
+        joint = [name for name, task in self.named_tasks() if task.joint]  # their views share the method's pass
+        segments = [(METHOD, student), *((name, made[name]) for name in joint), (METHOD, views.local)]
+        features = encode_segments(self.encoder, segments, self.joint_views or bool(joint))
+        z = encode(self.method.projector, features[METHOD], self.joint_views)
         out = self.method.loss(z, self._teach(teacher), ctx)
-        parts = {"ssl": out.loss}
+        parts = {METHOD: out.loss}
         logs = {"loss/ssl": out.loss.detach(), "feature/std": _spread(z)}
         logs.update(out.logs)
         for name, task in self.named_tasks():
-            judged = (z if task.on_projector else features)[: len(student)]
-            if name in shared:
-                judged = [next(rest) for _ in shared[name]]
-                new_views |= {name: shared[name]} if targets[name].rows is None else {}
-                if task.on_projector:
-                    judged = encode(self.method.projector, judged, joint=False)
-            elif not task.in_place:
-                made, targets[name] = task.transform(views.own.get(name, views.full), ctx)
-                new_views |= {name: made} if targets[name].rows is None else {}
-                with nullcontext() if task.update_bn else frozen_bn_statistics(self):
-                    judged = encode(self.encoder, made, joint=False)
-                    if task.on_projector:
-                        judged = encode(self.method.projector, judged, joint=False)
+            if task.in_place:
+                judged = (z if task.on_projector else features[METHOD])[: len(student)]
+            else:
+                judged = self._judged(task, made[name], features.get(name))
             part = task.loss(judged, targets[name])
             parts[name] = task.weight(ctx.progress) * part.loss
             logs[f"loss/{name}"] = part.loss.detach()
             logs.update({f"{name}/{key}": value for key, value in part.logs.items()})
         loss = torch.stack(list(parts.values())).sum()
         logs["loss/total"] = loss.detach()
-        return Output(loss, parts, logs, new_views)
+        whole = {name: made[name] for name, task in self.named_tasks() if task.in_place or targets[name].rows is None}
+        return Output(loss, parts, logs, whole)
+
+    def _judged(self, task: Task, made: list[Tensor], features: list[Tensor] | None) -> list[Tensor]:
+        """What the head of a task sees of the views that it made for itself; ``features``: if they shared the method's pass."""
+        with nullcontext() if task.update_bn else frozen_bn_statistics(self):
+            seen = encode(self.encoder, made, joint=False) if features is None else features
+            return encode(self.method.projector, seen, joint=False) if task.on_projector else seen
 
     def compile_networks(self) -> None:
         """Have torch.compile compile the networks that views go through, student's and teacher's; keys of the state stay."""
