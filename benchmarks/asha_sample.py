@@ -25,7 +25,7 @@ from common import RESULTS, command, commit, machine, spread
 
 from rotssl import config as cfg
 from rotssl.config.sweep import SweepConfig
-from rotssl.reports.curves import paired_difference
+from rotssl.reports.statistics import paired_difference
 from rotssl.runs import journal
 from rotssl.runtimes import ray_tune
 

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from common import RESULTS, command, commit, machine, spread, train, trainer
 
-from rotssl.reports.curves import cost_to_reach, paired_difference
+from rotssl.reports.curves import cost_to_reach
+from rotssl.reports.statistics import paired_difference
 from rotssl.runs.curve import save_convergence
 from rotssl.runs.journal import Points
 

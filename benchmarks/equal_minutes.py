@@ -152,7 +152,7 @@ def main() -> None:
 
     from rotssl.config.sections import DataConfig
     from rotssl.data import datasets
-    from rotssl.engine.estimate import matmul_rate
+    from rotssl.engine.timing import matmul_rate
 
     python = peers(args.peers, contenders.PEERS_OWN[:1])
     names = args.contenders or contenders.suited(CONTENDERS, args.device)

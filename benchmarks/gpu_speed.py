@@ -209,7 +209,7 @@ def rows_of(found: dict[str, list[float]], rate: Rate) -> list[dict[str, Any]]:
 
 def ceilings(cell: Cell) -> dict[str, float]:
     """The device's rate in matrix products and in copies."""
-    from rotssl.engine.estimate import matmul_rate
+    from rotssl.engine.timing import matmul_rate
 
     rate = matmul_rate(cell.device, torch.bfloat16 if cell.cuda else torch.float32)
     source = torch.randn((1 << 28) if cell.cuda else (1 << 22), device=cell.device)

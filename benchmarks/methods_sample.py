@@ -26,7 +26,7 @@ from pathlib import Path
 from common import RESULTS, command, commit, machine, spread, train
 
 from rotssl.config.methods import METHODS
-from rotssl.reports.curves import paired_difference
+from rotssl.reports.statistics import paired_difference
 from rotssl.runs.journal import Points
 
 RATES = {

@@ -50,7 +50,7 @@ from rotation_study import (
     Study,
 )
 
-from rotssl.reports.curves import paired_difference
+from rotssl.reports.statistics import paired_difference
 
 SEEDS = [0, 1, 2]
 

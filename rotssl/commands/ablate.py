@@ -19,7 +19,6 @@ from rotssl import lifecycle
 from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, pretrain, say
 from rotssl.config.fields import ConfigError
 from rotssl.config.sweep import SweepCommand
-from rotssl.runs import journal
 from rotssl.runs.state import check_writable
 from rotssl.sweeps.run import SweepRun, counts
 from rotssl.sweeps.trial import Trial, trials_of
@@ -128,7 +127,7 @@ def _duration(seconds: float) -> str:
 
 
 def _share_left(trial: Trial) -> float:
-    return 1 - max(journal.read(trial.folder), default=0) / trial.config.train.epochs
+    return 1 - trial.epochs_done / trial.config.train.epochs
 
 
 def _megabytes(folder: Path) -> str:

@@ -15,7 +15,7 @@ from rotssl.tracking import reader, writer
 from rotssl.tracking.reader import TrackedRun
 
 if TYPE_CHECKING:  # with them come numpy, scipy and matplotlib, which a wrong flag need not wait for
-    from rotssl.reports.comparison import Comparison
+    from rotssl.reports.comparison import Comparison, Recommendation
     from rotssl.reports.groups import LeftOut, Variant
     from rotssl.reports.html import Picture
     from rotssl.reports.tables import Table
@@ -88,36 +88,21 @@ def compare(
     if sweep is not None:
         parent = _find_sweep(records, sweep)
         only = {record.run_id for record in records if record.parent == parent} | reader.trial_ids(uri, parent)
-    from rotssl.reports import findings, tables
-    from rotssl.reports import groups as sorting
+    from rotssl.reports import findings, groups, tables
     from rotssl.reports.comparison import compare_cells
 
     chosen = [record for record in records if only is None or record.run_id in only]
-    runs, left_out = sorting.sift(chosen, metric)
-    cells = sorting.cells_of(runs)
+    runs, left_out = groups.sift(chosen, metric)
+    cells = groups.cells_of(runs)
     _check(cells, left_out, experiment, metric)
-    found = compare_cells(cells, left_out, sorting.conditions(baseline, cells), metric, target)
+    found = compare_cells(cells, left_out, groups.conditions(baseline, cells), metric, target)
     facts, warnings = findings.facts(cells, metric, left_out)
     choices = [(choice, *findings.headline(found, choice)) for choice in found.recommendations]
     content = _content(found) | {
         "experiment": experiment,
         "facts": dict(facts),
         "warnings": warnings,
-        "recommendations": [
-            {
-                "family": choice.family,
-                "budget": choice.best.budget,
-                "best": choice.best.variant,
-                "second": choice.second and choice.second.variant,
-                "lead": choice.lead and asdict(choice.lead),
-                "separated": choice.separated,
-                "cheaper": choice.cheaper,
-                "ranking": asdict(choice.ranking),
-                "text": lines,
-                "text_seconds": timed,
-            }
-            for choice, lines, timed in choices
-        ],
+        "recommendations": [_recommendation(choice, lines, timed) for choice, lines, timed in choices],
     }
     told = [[*lines, *timed] for _, lines, timed in choices]
     report = Report(found, told, warnings, tables.tables_of(found), content, (), None)
@@ -183,6 +168,21 @@ def _content(found: "Comparison") -> dict[str, Any]:
         "left_out": [
             {"name": entry.run.name, "run_id": entry.run.run_id, "reason": entry.reason} for entry in found.left_out
         ],
+    }
+
+
+def _recommendation(choice: "Recommendation", lines: Sequence[str], timed: Sequence[str]) -> dict[str, Any]:
+    return {
+        "family": choice.family,
+        "budget": choice.best.budget,
+        "best": choice.best.variant,
+        "second": choice.second and choice.second.variant,
+        "lead": choice.lead and asdict(choice.lead),
+        "separated": choice.separated,
+        "cheaper": choice.cheaper,
+        "ranking": asdict(choice.ranking),
+        "text": lines,
+        "text_seconds": timed,
     }
 
 

@@ -121,7 +121,7 @@ def check_workers(c: Config, num_workers: int) -> None:
     workers, batch, parts = max(1, num_workers), c.train.batch_size, c.train.accumulate
     passes = f"the {workers} workers" + (f" x {parts} passes" if parts > 1 else "")
     require(batch % (workers * parts) == 0, "train.batch_size", batch, f"a multiple of {passes}")
-    each = batch // (workers * parts)
+    each = c.train.share(workers) // parts
     require(each >= 2, "train.batch_size", batch, f"at least 2 images for each of {passes}")
     expected = f"at least {2 / each:g}: two rotated images a worker and step"
     for key, stays in (("fraction", ""), ("fraction_end", ", or none: the share stays")):

@@ -5,6 +5,7 @@ Imports no torch, ray or mlflow. The section ``method`` belongs to the method: r
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -217,6 +218,10 @@ class TrainConfig:
     on_nan: Literal["fail", "skip"] = opt(
         "fail", "A gradient that is not finite: end the run as failed, or skip such steps, which then change nothing."
     )
+
+    def share(self, workers: int) -> int:
+        """Images of a batch that each of so many workers has; 0 stands for one."""
+        return math.ceil(self.batch_size / max(1, workers))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ class Loader:
         started = time.perf_counter()
         size, steps = self.config.train.batch_size, self.steps_per_epoch
         order = rng.permutation(rng.key(self.config.train.seed, epoch, "order"), len(self.images))
-        each = size // self.world_size
+        each = self.config.train.share(self.world_size)
 
         def make(i: int) -> tuple[Tensor, torch.cuda.Event | None, StepContext]:
             first = i * size + self.rank * each

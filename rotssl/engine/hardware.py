@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from rotssl.base import distributed
+from rotssl.base import distributed, memory
 from rotssl.config import ResolvedConfig
 from rotssl.engine.runtime import RunFailed
 
@@ -81,3 +81,12 @@ def be_deterministic(asked: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False  # which would choose other kernels from run to run
     torch.use_deterministic_algorithms(asked)
+
+
+def memory_held(device: torch.device) -> dict[str, float]:
+    """What this process holds of its node's memory and, since the last call, held at most of its GPU's, in bytes; for the log."""
+    found = {"memory/host_bytes": float(memory.host_bytes())}
+    if device.type == "cuda":
+        found["memory/device_peak_bytes"] = float(torch.cuda.max_memory_allocated(device))
+        torch.cuda.reset_peak_memory_stats(device)
+    return found

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rotssl.base.schedules import cosine, learning_rate
+from rotssl.base.step import StepContext
 from rotssl.config.resolved import ResolvedOptim
 
 
@@ -96,3 +98,23 @@ def build_optimizer(
         # goes on with whatever is in them when the scaler of fp16 skips that step (torch 2.15).
         sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for group in groups for p in group["params"]})
     return sgd
+
+
+def schedule_rates(
+    optimizer: torch.optim.Optimizer, config: ResolvedOptim, ctx: StepContext, total_steps: int, warmup: int
+) -> None:
+    """Set the learning rate and the weight decay of a step.
+
+    Args:
+        optimizer: of ``build_optimizer``.
+        config: the section.
+        ctx: of the step.
+        total_steps: of the run.
+        warmup: steps of it.
+    """
+    for group in optimizer.param_groups:
+        shape = "constant" if group["constant_lr"] else config.schedule
+        ends = config.warmup_lr, config.final_lr
+        group["lr"] = learning_rate(config.lr, ctx.step, total_steps, warmup, shape, *ends)
+        if group["decays"] and config.weight_decay_end is not None:
+            group["weight_decay"] = cosine(config.weight_decay, config.weight_decay_end, ctx.progress)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from rotssl import config as cfg
 from rotssl.base import distributed, memory, rng
-from rotssl.base.schedules import cosine, learning_rate
+from rotssl.base.schedules import cosine
 from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
 from rotssl.data.augment import Augment
@@ -29,12 +29,13 @@ from rotssl.engine.flops import count_ends
 from rotssl.engine.hardware import (
     be_deterministic,
     emulates_bf16,
+    memory_held,
     precision,
     refuse_one_pixel,
     require_compiler,
     weight_layout,
 )
-from rotssl.engine.optim import build_optimizer
+from rotssl.engine.optim import build_optimizer, schedule_rates
 from rotssl.engine.pretrainer import Output, Pretrainer, build_pretrainer, compare_gradients, encoder_gradients
 from rotssl.engine.recorder import Cost, EpochRecorder
 from rotssl.engine.runtime import RunFailed, Runtime
@@ -83,7 +84,6 @@ class Trainer:
         self.parallel = runtime.wrap(self.model)
         statistics = normalization(config.data.name)
         self.augment = Augment(config.views, config.data.image_size, *statistics, train.seed, self.model.own_crops())
-        self.peak_lr = config.optim.lr
         self.loader = Loader(config, splits.train.images, device, runtime.rank, runtime.world_size)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
         self.recorder = EpochRecorder(journal, runtime)
@@ -190,7 +190,7 @@ class Trainer:
         distributed.broadcast_running_stats(self.model)
         seconds = time.perf_counter() - started
         metrics["throughput/input_wait"] /= seconds
-        metrics.update(self._memory())
+        metrics.update(memory_held(self.runtime.device))
         self._check_finite(metrics, epoch)
         samples = self.steps_per_epoch * train.batch_size
         flops_per_step = cosine(*flops, (epoch + 0.5) / train.epochs)
@@ -246,20 +246,14 @@ class Trainer:
         """This worker's uint8 images of each step, and the step's context."""
         return self.loader.batches(epoch)
 
-    def _schedule(self, ctx: StepContext) -> None:
-        """Set the rate and the decay of this step."""
-        optim = self.config.optim
-        warmup = round(optim.warmup_epochs * self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            shape = "constant" if group["constant_lr"] else optim.schedule
-            ends = optim.warmup_lr, optim.final_lr
-            group["lr"] = learning_rate(self.peak_lr, ctx.step, self.total_steps, warmup, shape, *ends)
-            if group["decays"] and optim.weight_decay_end is not None:
-                group["weight_decay"] = cosine(optim.weight_decay, optim.weight_decay_end, ctx.progress)
+    def set_rates(self, ctx: StepContext) -> None:
+        """Set the learning rate and the weight decay of a step."""
+        warmup = round(self.config.optim.warmup_epochs * self.steps_per_epoch)
+        schedule_rates(self.optimizer, self.config.optim, ctx, self.total_steps, warmup)
 
     def step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
         """One step of the optimizer; returns what there is to log, on the device."""
-        self._schedule(ctx)
+        self.set_rates(ctx)
         clip = self.config.optim.clip_norm
         held = [*self.model.buffers(), *self.model.method.parameters()] if self.guarded else []
         before = [value.detach().clone() for value in held]
@@ -322,25 +316,17 @@ class Trainer:
         self.scaler.scale(out.loss / ctx.passes).backward()
         return out.logs
 
-    def _memory(self) -> dict[str, float]:
-        """What this worker holds of its node's memory and, since the last call, held at most of its GPU's, in bytes."""
-        found, device = {"memory/host_bytes": float(memory.host_bytes())}, self.runtime.device
-        if device.type == "cuda":
-            found["memory/device_peak_bytes"] = float(torch.cuda.max_memory_allocated(device))
-            torch.cuda.reset_peak_memory_stats(device)
-        return found
-
     def _check_finite(self, metrics: dict[str, float], epoch: int) -> None:
         bad = [key for key, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise RunFailed(
-                f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {self.peak_lr:g})"
+                f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {self.config.optim.lr:g})"
                 + ("; the last checkpoint is kept" if epoch else "")
             )
         backing_off = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if "loss/total" not in metrics or (metrics.get("optim/skipped_steps") == 1.0 and not backing_off):
             raise RunFailed(
-                f"every step of epoch {epoch + 1} had a non-finite gradient and was skipped (optim.lr {self.peak_lr:g})"
+                f"every step of epoch {epoch + 1} had a non-finite gradient and was skipped (optim.lr {self.config.optim.lr:g})"
             )
 
     # --- the end of it -----------------------------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rotssl.reports.curves import Crossing, Estimate, crossing, measured, paired_difference, paired_ratio
+from rotssl.reports.curves import measured
 from rotssl.reports.groups import Conditions, LeftOut, Variant, baseline_of
 from rotssl.reports.ranking import Ranking, rank
+from rotssl.reports.reach import COSTS, Reach, has_cost, last_point, mean_of, reaches
+from rotssl.reports.statistics import Estimate, paired_difference
 from rotssl.tracking.reader import TrackedRun
 
-COSTS = ("epochs", "flops", "device_seconds")
 SLACK = 0.01  # a run may cost so much more than what it is given, as a share
 
 Match = Callable[[Variant], tuple[Variant | None, str]]
@@ -28,34 +29,6 @@ class Final:
     low: float
     high: float
     seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What it costs to come to the target, over the paired seeds.
-
-    Attributes:
-        ours: mean cost, or None where a seed never comes there.
-        theirs: the baseline's.
-        reached: number of seeds in which the variant comes there.
-        baseline_reached: in which the baseline does.
-        speed_up: baseline's cost over ours, where both come there in every seed, unless the bounds leave none.
-        budgets: of the runs that the variant's costs are from, one a seed.
-        bound: what the speed-up is of the true one, ``at least`` or ``at most``, where one side is there by its first measured
-            epoch in any seed; ``none`` where both are, so that there is no ratio.
-        at_most: whether our cost is an upper bound.
-        baseline_at_most: whether the baseline's is.
-    """
-
-    ours: float | None
-    theirs: float | None
-    reached: int
-    baseline_reached: int
-    speed_up: Estimate | None
-    budgets: tuple[int, ...]
-    bound: str | None = None
-    at_most: bool = False
-    baseline_at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,7 +156,7 @@ def compare_cells(
         return baseline_of(cell, cells, wanted)
 
     rows = [_row(cell, budget, match, metric, target) for cell in cells for budget in cell.runs]
-    costs = [cost for cost in COSTS[1:] if all(_has(run, cost) for run in _runs(cells))]
+    costs = [cost for cost in COSTS[1:] if all(has_cost(run, cost) for run in _runs(cells))]
     return Comparison(
         metric=metric,
         target=target,
@@ -201,27 +174,16 @@ def _runs(cells: Iterable[Variant]) -> Iterable[TrackedRun]:
     return (run for cell in cells for by_seed in cell.runs.values() for run in by_seed.values())
 
 
-def _last(run: TrackedRun) -> Mapping[str, float]:
-    return run.points[max(run.points)]
-
-
-def _has(run: TrackedRun, cost: str) -> bool:
-    return _last(run).get(f"cost/{cost}", 0) > 0
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return math.fsum(values) / len(values)
-
-
 def _final(runs: Mapping[int, TrackedRun], metric: str) -> Final:
-    values = [_last(run)[metric] for run in runs.values()]
-    return Final(_mean(values), min(values), max(values), tuple(sorted(runs)))
+    values = [last_point(run)[metric] for run in runs.values()]
+    return Final(mean_of(values), min(values), max(values), tuple(sorted(runs)))
 
 
 def gain(ours: Mapping[int, TrackedRun], theirs: Mapping[int, TrackedRun], metric: str) -> Estimate | None:
     """Difference of the final metric over the seeds that both have; None where there are none."""
-    pairs = sorted((_last(ours[seed])[metric], _last(theirs[seed])[metric]) for seed in ours.keys() & theirs.keys())
+    pairs = sorted(
+        (last_point(ours[seed])[metric], last_point(theirs[seed])[metric]) for seed in ours.keys() & theirs.keys()
+    )
     if len(pairs) < 2:
         return Estimate(pairs[0][0] - pairs[0][1]) if pairs else None
     return Estimate(*paired_difference([a for a, _ in pairs], [b for _, b in pairs]))
@@ -229,7 +191,9 @@ def gain(ours: Mapping[int, TrackedRun], theirs: Mapping[int, TrackedRun], metri
 
 def _row(cell: Variant, budget: int, match: Match, metric: str, target: float | None) -> Row:
     ours = cell.runs[budget]
-    cost = {key: _mean(_last(run)[f"cost/{key}"] for run in ours.values()) for key in COSTS if _all_have(ours, key)}
+    cost = {
+        key: mean_of(last_point(run)[f"cost/{key}"] for run in ours.values()) for key in COSTS if _all_have(ours, key)
+    }
     row = Row(cell.family, cell.variant, budget, _final(ours, metric), cost)
     base, why = match(cell)
     if base is None:
@@ -240,7 +204,7 @@ def _row(cell: Variant, budget: int, match: Match, metric: str, target: float | 
     if not paired:
         remark = f"{base.variant} has no complete run of {budget} epochs" + (" with these seeds" if theirs else "")
         return replace(row, baseline=name, remark=remark, missing=missing)
-    levels = [_last(theirs[seed])[metric] if target is None else target for seed in paired]
+    levels = [last_point(theirs[seed])[metric] if target is None else target for seed in paired]
     pairs = [({budget: ours[seed]}, {budget: theirs[seed]}) for seed in paired]
     # A run that was measured at its end only does not show when it came to a level.
     seen = all(measured(run.points, metric) for pair in pairs for ways in pair for run in ways.values())
@@ -250,50 +214,12 @@ def _row(cell: Variant, budget: int, match: Match, metric: str, target: float | 
         paired=tuple(paired),
         missing=missing,
         gain=gain(ours, theirs, metric),
-        reach=_reaches(pairs, levels, metric) if seen else None,
+        reach=reaches(pairs, levels, metric) if seen else None,
     )
 
 
 def _all_have(runs: Mapping[int, TrackedRun], cost: str) -> bool:
-    return all(_has(run, cost) for run in runs.values())
-
-
-Ways = Mapping[int, TrackedRun]  # budget -> run, of one seed
-
-
-def _reaches(pairs: Sequence[tuple[Ways, Ways]], levels: Sequence[float], metric: str) -> dict[str, Reach]:
-    everything = [run for pair in pairs for ways in pair for run in ways.values()]
-    return {cost: _reach(pairs, levels, cost, metric) for cost in COSTS if all(_has(run, cost) for run in everything)}
-
-
-def _reach(pairs: Sequence[tuple[Ways, Ways]], levels: Sequence[float], cost: str, metric: str) -> Reach:
-    """The cheapest of each seed's runs, ours and the baseline's, to the level of that seed."""
-
-    def cheapest(ways: Ways, level: float) -> tuple[Crossing, int] | None:
-        found = {budget: crossing(run.points, level, f"cost/{cost}", metric) for budget, run in ways.items()}
-        there = [(at.cost, budget) for budget, at in found.items() if at is not None]
-        if not there:
-            return None
-        # If any way may have been there earlier, it may have been the cheapest.
-        return Crossing(min(there)[0], any(at is not None and at.at_most for at in found.values())), min(there)[1]
-
-    ours = [cheapest(mine, level) for (mine, _), level in zip(pairs, levels, strict=True)]
-    theirs = [cheapest(base, level) for (_, base), level in zip(pairs, levels, strict=True)]
-    we, they = ([value[0].cost for value in side if value is not None] for side in (ours, theirs))
-    everywhere = len(we) == len(they) == len(pairs)
-    ends = [any(value is not None and value[0].at_most for value in side) for side in (ours, theirs)]
-    bound = {(True, True): "none", (True, False): "at least", (False, True): "at most"}.get((ends[0], ends[1]))
-    return Reach(
-        ours=_mean(we) if len(we) == len(pairs) else None,
-        theirs=_mean(they) if len(they) == len(pairs) else None,
-        reached=len(we),
-        baseline_reached=len(they),
-        speed_up=paired_ratio(they, we) if everywhere and bound != "none" else None,
-        budgets=tuple(value[1] for value in ours if value is not None),
-        bound=bound if everywhere else None,
-        at_most=ends[0],
-        baseline_at_most=ends[1],
-    )
+    return all(has_cost(run, cost) for run in runs.values())
 
 
 def _cheapest(cell: Variant, match: Match, metric: str, target: float | None) -> Row:
@@ -307,14 +233,14 @@ def _cheapest(cell: Variant, match: Match, metric: str, target: float | None) ->
     paired = sorted(ours & theirs)
     if not paired:
         return replace(row, remark="no seed has every budget of both")
-    levels = [_last(base.runs[longest][seed])[metric] if target is None else target for seed in paired]
+    levels = [last_point(base.runs[longest][seed])[metric] if target is None else target for seed in paired]
     pairs = [
         ({b: runs[seed] for b, runs in cell.runs.items()}, {b: runs[seed] for b, runs in base.runs.items()})
         for seed in paired
     ]
     seeds = {seed for side in (cell, base) for runs in side.runs.values() for seed in runs}
     missing = tuple(sorted(seeds - set(paired)))
-    return replace(row, paired=tuple(paired), missing=missing, reach=_reaches(pairs, levels, metric))
+    return replace(row, paired=tuple(paired), missing=missing, reach=reaches(pairs, levels, metric))
 
 
 def _fits(cell: Variant, match: Match, metric: str, cost: str) -> list[Fit]:
@@ -323,7 +249,7 @@ def _fits(cell: Variant, match: Match, metric: str, cost: str) -> list[Fit]:
         return []
 
     def total(runs: Mapping[int, TrackedRun]) -> float:
-        return _mean(_last(run)[f"cost/{cost}"] for run in runs.values())
+        return mean_of(last_point(run)[f"cost/{cost}"] for run in runs.values())
 
     fits = []
     for budget, theirs in base.runs.items():
@@ -340,7 +266,7 @@ def _fits(cell: Variant, match: Match, metric: str, cost: str) -> list[Fit]:
                 final=_final(ours, metric),
                 gain=gain(ours, theirs, metric),
                 paired=paired,
-                mean=_mean(_last(ours[seed])[metric] for seed in paired) if paired else None,
+                mean=mean_of(last_point(ours[seed])[metric] for seed in paired) if paired else None,
             )
         fits.append(fit)
     return fits
@@ -355,7 +281,9 @@ def _recommend(cells: Sequence[Variant], rows: Sequence[Row], metric: str) -> li
         there = {row.variant: row for row in rows if row.family == family and row.budget == budget}
         # Variants stand plain first, weights ascending: of equal means the smaller weight is taken.
         runs = {variant: cell.runs.get(budget, {}) for variant, cell in members.items()}
-        finals = {variant: {seed: _last(run)[metric] for seed, run in own.items()} for variant, own in runs.items()}
+        finals = {
+            variant: {seed: last_point(run)[metric] for seed, run in own.items()} for variant, own in runs.items()
+        }
         ranking = rank(finals, [variant for variant, row in there.items() if row.is_baseline])
         best = there[ranking.order[0]]
         if len(ranking.order) == 1:

@@ -4,8 +4,9 @@ import datetime
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from rotssl.reports.comparison import Comparison, Fit, Reach, Recommendation, Row
+from rotssl.reports.comparison import Comparison, Fit, Recommendation, Row
 from rotssl.reports.groups import LeftOut, Variant, seed_of
+from rotssl.reports.reach import Reach
 from rotssl.reports.tables import COST_NAMES, amount, name_of, percent, points, target_of, times
 from rotssl.tracking.reader import TrackedRun
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rotssl.reports.comparison import COSTS
 from rotssl.reports.groups import Variant
+from rotssl.reports.reach import COSTS
 from rotssl.reports.tables import name_of, scale
 from rotssl.tracking.reader import TrackedRun
 
@@ -56,8 +56,42 @@ def save_curves(cells: Sequence[Variant], baselines: Iterable[str], metric: str,
         path: of the PNG.
     """
     plt = _pyplot()
-    budgets = sorted({budget for cell in cells for budget in cell.runs})
     styles = _styles([cell.variant for cell in cells], set(baselines))
+    curves = _curves(cells, metric)
+    present = {cost for lines in curves.values() for (_, cost), line in lines.items() if line}
+    costs = [cost for cost in COSTS if cost in present]
+    height = 2.9 * len(curves) + 0.3 + 0.22 * math.ceil(len(cells) / 3)
+    shape = {"figsize": (10, height), "sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, panels = plt.subplots(len(curves), len(costs), **shape)
+    shade = 0.13 if len(cells) <= 6 else 0.07
+    largest = {
+        cost: max(line[-1][0] for lines in curves.values() for (_, c), line in lines.items() if c == cost and line)
+        for cost in costs
+    }
+    for row, (budget, lines) in zip(panels, curves.items(), strict=True):
+        for panel, cost in zip(row, costs, strict=True):
+            size, unit = scale(largest[cost], cost)  # the same in all rows
+            of_cost = {variant: line for (variant, other), line in lines.items() if other == cost and line}
+            _draw_panel(panel, of_cost, size, styles, shade)
+            if cost == "epochs":
+                panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.set_xlabel(_AXES[cost] + ("" if cost == "epochs" else f", {unit}"))
+        row[0].set_ylabel(f"{name_of(metric)}, %")
+        if budget:
+            row[0].set_title(f"runs of {budget} epochs", loc="left", fontweight="bold")
+    handles = {label: line for row in panels for line, label in zip(*row[0].get_legend_handles_labels(), strict=True)}
+    shown = [cell.variant for cell in cells]
+    labels = [label for label in shown if label in handles]
+    columns = 3 if max(map(len, shown)) < 45 else 2
+    place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+    figure.legend([handles[label] for label in labels], labels, **place)
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)
+
+
+def _curves(cells: Sequence[Variant], metric: str) -> dict[int, dict[tuple[str, str], Curve]]:
+    """Budget -> (variant, cost) -> curve; one budget 0 for all where each curve is a single point."""
+    budgets = sorted({budget for cell in cells for budget in cell.runs})
     curves: dict[int, dict[tuple[str, str], Curve]] = {
         budget: {
             (cell.variant, cost): curve(cell.runs[budget], cost, metric)
@@ -67,55 +101,22 @@ def save_curves(cells: Sequence[Variant], baselines: Iterable[str], metric: str,
         }
         for budget in budgets
     }
-    if all(len(line) <= 1 for lines in curves.values() for line in lines.values()):
-        keys = dict.fromkeys(key for budget in budgets for key in curves[budget])
-        joined = {key: [point for budget in budgets for point in curves[budget].get(key, [])] for key in keys}
-        budgets, curves = [0], {0: joined}
-    present = {cost for lines in curves.values() for (_, cost), line in lines.items() if line}
-    costs = [cost for cost in COSTS if cost in present]
-    height = 2.9 * len(budgets) + 0.3 + 0.22 * math.ceil(len(cells) / 3)
-    figure, panels = plt.subplots(
-        len(budgets),
-        len(costs),
-        figsize=(10, height),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    shade = 0.13 if len(cells) <= 6 else 0.07
-    largest = {
-        cost: max(line[-1][0] for lines in curves.values() for (_, c), line in lines.items() if c == cost and line)
-        for cost in costs
-    }
-    for row, budget in zip(panels, budgets, strict=True):
-        for panel, cost in zip(row, costs, strict=True):
-            size, unit = scale(largest[cost], cost)  # the same in all rows
-            for (variant, other), line in curves[budget].items():
-                if other == cost and line:
-                    at, mean, low, high = zip(*line, strict=True)
-                    x = [value / size for value in at]
-                    few = 3 if len(line) <= 25 else 0
-                    panel.plot(x, mean, label=variant, marker="o", markersize=few, linewidth=1.6, **styles[variant])
-                    panel.fill_between(x, low, high, color=styles[variant]["color"], alpha=shade, linewidth=0)
-            if cost == "epochs":
-                panel.xaxis.get_major_locator().set_params(integer=True)
-            panel.grid(alpha=0.25)
-            panel.set_xlabel(_AXES[cost] + ("" if cost == "epochs" else f", {unit}"))
-        row[0].set_ylabel(f"{name_of(metric)}, %")
-        if budget:
-            row[0].set_title(f"runs of {budget} epochs", loc="left", fontweight="bold")
-    handles = {label: line for row in panels for line, label in zip(*row[0].get_legend_handles_labels(), strict=True)}
-    shown = [cell.variant for cell in cells]
-    columns = 3 if max(map(len, shown)) < 45 else 2
-    figure.legend(
-        [handles[label] for label in shown if label in handles],
-        [label for label in shown if label in handles],
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-    )
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    if any(len(line) > 1 for lines in curves.values() for line in lines.values()):
+        return curves
+    keys = dict.fromkeys(key for budget in budgets for key in curves[budget])
+    return {0: {key: [point for budget in budgets for point in curves[budget].get(key, [])] for key in keys}}
+
+
+def _draw_panel(
+    panel: Any, lines: Mapping[str, Curve], size: float, styles: Mapping[str, dict[str, Any]], shade: float
+) -> None:
+    for variant, line in lines.items():
+        at, mean, low, high = zip(*line, strict=True)
+        x = [value / size for value in at]
+        few = 3 if len(line) <= 25 else 0
+        panel.plot(x, mean, label=variant, marker="o", markersize=few, linewidth=1.6, **styles[variant])
+        panel.fill_between(x, low, high, color=styles[variant]["color"], alpha=shade, linewidth=0)
+    panel.grid(alpha=0.25)
 
 
 def _styles(variants: Sequence[str], baselines: set[str]) -> dict[str, dict[str, Any]]:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rotssl.reports.comparison import COSTS, Comparison, Final, Fit, Reach, Row
-from rotssl.reports.curves import Estimate
+from rotssl.reports.comparison import Comparison, Final, Fit, Row
 from rotssl.reports.groups import LeftOut, budget_of, seed_of
+from rotssl.reports.reach import COSTS, Reach
+from rotssl.reports.statistics import Estimate
 
 COST_NAMES = {"epochs": "epochs", "flops": "FLOPs", "device_seconds": "device time"}
 METRIC_NAMES = {

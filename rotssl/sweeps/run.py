@@ -16,7 +16,6 @@ from rotssl import lifecycle
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 from rotssl.config.sweep import Sweep
-from rotssl.runs import journal
 from rotssl.runs.state import RunState, run_folder
 from rotssl.sweeps.trial import Trial, run_trial
 from rotssl.tracking import reader, store, writer
@@ -186,7 +185,7 @@ class SweepProgress:
 
     def __init__(self, sweep: Sweep, trials: Sequence[Trial], prunes: bool) -> None:
         self.sweep, self.trials, self.prunes = sweep, trials, prunes
-        self.done = [max(journal.read(trial.folder), default=0) for trial in trials]
+        self.done = [trial.epochs_done for trial in trials]
         self.silent = {index for index, trial in enumerate(trials) if trial.is_done(prunes)}
         self.ended = 0
         self.outcomes: dict[int, tuple[str, str]] = {}
@@ -226,7 +225,7 @@ class SweepProgress:
         self.ended += 1
         trial = self.trials[index]
         # While a scheduler judges an epoch the trial may finish the next one, which is in its journal.
-        last = max([self.done[index], *journal.read(trial.folder)])
+        last = max(self.done[index], trial.epochs_done)
         stopped = "pruned", f"stopped by {self.sweep.settings.scheduler} after epoch {last}"
         status, reason = self.outcomes.get(index, stopped)
         if error is not None or (index not in self.outcomes and not self.prunes):

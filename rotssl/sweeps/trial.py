@@ -17,6 +17,7 @@ from rotssl.config.sweep import Sweep, expand
 from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.engine.events import EpochDone, Event
+from rotssl.runs import journal
 from rotssl.runs.state import Busy, RunState
 from rotssl.runtimes.ray_cluster import Workers
 
@@ -53,6 +54,11 @@ class Trial:
     def folder(self) -> Path:
         """Of its run."""
         return self.config.run_dir
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that its journal has now."""
+        return max(journal.read(self.folder), default=0)
 
     def state(self) -> RunState:
         """How far it is, read anew."""

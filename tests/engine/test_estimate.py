@@ -12,10 +12,11 @@ from rotssl import config as cfg
 from rotssl.base import distributed
 from rotssl.config.fields import ConfigError
 from rotssl.config.sweep import expand, parse
-from rotssl.engine import estimate, flops
+from rotssl.engine import estimate, flops, timing
 from rotssl.engine import trainer as engine
-from rotssl.engine.estimate import Speed, duration, epoch_seconds, fit_line
+from rotssl.engine.estimate import duration, epoch_seconds
 from rotssl.engine.pretrainer import build_pretrainer
+from rotssl.engine.timing import Speed, fit_line
 from tests.devices import SmallMemory
 from tests.programs import SMALL
 
@@ -71,33 +72,33 @@ def test_what_is_measured_is_what_steps_take_and_nothing_is_left_on_disk(tmp_pat
         now[0] += 0.002 * len(part)
 
     sizes, now, paper = [], [0.0], {"rotation.mode": "extra"}
-    monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(estimate, "extract", encode)
-    monkeypatch.setattr(estimate.Trainer, "step", slow)
-    monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing, "extract", encode)
+    monkeypatch.setattr(timing.Trainer, "step", slow)
+    monkeypatch.setattr(timing, "matmul_rate", lambda device, kind: 1e9)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     threads = torch.get_num_threads()
-    speed = estimate.time_steps(resolved(**{**paper, "train.batch_size": 64, "scaling.num_workers": 2}))
+    speed = timing.time_steps(resolved(**{**paper, "train.batch_size": 64, "scaling.num_workers": 2}))
     assert (speed.fixed, speed.each, speed.encode) == pytest.approx((0.01, 0.001, 0.002))
     assert sorted(set(sizes)) == [4, 8, 16, 32, 64] and (speed.threads, torch.get_num_threads()) == (1, threads)
     sizes.clear()
-    monkeypatch.setattr(estimate, "ENOUGH_S", 0.015)
-    estimate.time_steps(resolved(**{**paper, "train.batch_size": 64}))
+    monkeypatch.setattr(timing, "ENOUGH_S", 0.015)
+    timing.time_steps(resolved(**{**paper, "train.batch_size": 64}))
     assert sorted(set(sizes)) == [4, 8]  # larger ones would take too long
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("method", ["mocov2", "swav", "dino"])
 def test_methods_with_a_memory_and_accumulation_are_measured_too(method, monkeypatch):
-    monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
-    monkeypatch.setattr(estimate, "TIMED", 1)
-    sizes, step = [], estimate.Trainer.step
+    monkeypatch.setattr(timing, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(timing, "TIMED", 1)
+    sizes, step = [], timing.Trainer.step
     monkeypatch.setattr(
-        estimate.Trainer, "step", lambda run, images, ctx: sizes.append(len(images)) or step(run, images, ctx)
+        timing.Trainer, "step", lambda run, images, ctx: sizes.append(len(images)) or step(run, images, ctx)
     )
     passes = 2 if method == "dino" else 1
     config = resolved(**{"method.name": method, "train.accumulate": passes})
-    speed = estimate.time_steps(config)
+    speed = timing.time_steps(config)
     model = build_pretrainer(config, torch.device("cpu"))
     assert speed.gradient == 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert speed.flops == flops.count_step(config, 0.5) / 32
@@ -111,14 +112,14 @@ def test_methods_with_a_memory_and_accumulation_are_measured_too(method, monkeyp
 def test_exchanges_are_those_that_a_step_makes(monkeypatch, norm, method):
     seen = []
     monkeypatch.setattr(distributed, "all_reduce", lambda sums: seen.append(len(sums)) or sums)
-    monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
-    monkeypatch.setattr(estimate, "TIMED", 1)
-    monkeypatch.setattr(estimate, "ENOUGH_S", 0)
-    speed = estimate.time_steps(resolved(**{"model.norm": norm, "method.name": method}))  # two steps of the least size
+    monkeypatch.setattr(timing, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(timing, "TIMED", 1)
+    monkeypatch.setattr(timing, "ENOUGH_S", 0)
+    speed = timing.time_steps(resolved(**{"model.norm": norm, "method.name": method}))  # two steps of the least size
     assert 2 * speed.exchanges == len(seen) and (speed.exchanges > 10) == (norm == "sync")
     with_wait = dataclasses.replace(SPEED, exchanges=10)
     assert with_wait.communication(1) == SPEED.communication(1) == 0
-    assert with_wait.communication(2) - SPEED.communication(2) == pytest.approx(10 * estimate.WAIT["cpu"])
+    assert with_wait.communication(2) - SPEED.communication(2) == pytest.approx(10 * timing.WAIT["cpu"])
 
 
 def test_the_report_shows_the_workers_that_were_asked_for(monkeypatch):
@@ -144,27 +145,27 @@ def test_durations_are_short():
 
 
 def test_the_rate_of_matrix_products_is_counted_in_flops(monkeypatch):
-    monkeypatch.setattr(estimate, "_seconds", lambda call, device, count: [9.0, 9.0, 0.5, 0.25, 1.0, 0.5, 0.5])
-    assert estimate.matmul_rate(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 0.5)
+    monkeypatch.setattr(timing, "_seconds", lambda call, device, count: [9.0, 9.0, 0.5, 0.25, 1.0, 0.5, 0.5])
+    assert timing.matmul_rate(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 0.5)
 
 
 def test_no_timed_step_writes_a_picture_or_compares_gradients(monkeypatch):
     written = []
     monkeypatch.setattr(engine, "save_views", lambda *args: written.append("views.png"))
     monkeypatch.setattr(engine, "encoder_gradients", lambda *args: written.append("gradients") or {})
-    monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
-    monkeypatch.setattr(estimate, "TIMED", 1)
-    estimate.time_steps(resolved(**{"tasks.log_gradients_every": 50}))
+    monkeypatch.setattr(timing, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(timing, "TIMED", 1)
+    timing.time_steps(resolved(**{"tasks.log_gradients_every": 50}))
     assert written == []
 
 
 @pytest.mark.parametrize("fields", [{"rotation.fraction": 0.25}, {"rotation.fraction_end": 0.1}])
 def test_each_timed_step_has_two_rotated_images_or_more(fields, monkeypatch):
-    monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
-    monkeypatch.setattr(estimate, "TIMED", 1)
+    monkeypatch.setattr(timing, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(timing, "TIMED", 1)
     sizes = []
-    monkeypatch.setattr(estimate.Trainer, "step", lambda run, images, ctx: sizes.append(len(images)))
-    estimate.time_steps(resolved(**{"train.batch_size": 64, "model.norm": "batch", **fields}))
+    monkeypatch.setattr(timing.Trainer, "step", lambda run, images, ctx: sizes.append(len(images)))
+    timing.time_steps(resolved(**{"train.batch_size": 64, "model.norm": "batch", **fields}))
     share = min(fields.values())
     assert share * (min(sizes) - 1) < 2 <= share * min(sizes) and max(sizes) == 64
 
@@ -195,29 +196,29 @@ def test_worker_counts_that_cannot_share_the_batch_are_left_out(monkeypatch):
 
 
 def roomy(monkeypatch):
-    monkeypatch.setattr(estimate, "matmul_rate", lambda device, kind: 1e9)
-    monkeypatch.setattr(estimate, "TIMED", 1)
-    monkeypatch.setattr(estimate, "ENOUGH_S", 1e9)  # memory alone ends it
+    monkeypatch.setattr(timing, "matmul_rate", lambda device, kind: 1e9)
+    monkeypatch.setattr(timing, "TIMED", 1)
+    monkeypatch.setattr(timing, "ENOUGH_S", 1e9)  # memory alone ends it
 
 
 def test_only_a_workers_share_of_the_batch_is_timed(monkeypatch):
     sizes = []
-    monkeypatch.setattr(estimate.Trainer, "step", lambda trainer, images, ctx: sizes.append(len(images)))
+    monkeypatch.setattr(timing.Trainer, "step", lambda trainer, images, ctx: sizes.append(len(images)))
     roomy(monkeypatch)
     for workers, fields, most in ((1, {}, 64), (4, {}, 16), (4, {"train.accumulate": 2}, 16)):
         sizes.clear()
-        estimate.time_steps(resolved(**{"train.batch_size": 64, "method.name": "dino", **fields}), workers)
+        timing.time_steps(resolved(**{"train.batch_size": 64, "method.name": "dino", **fields}), workers)
         assert max(sizes) == most
 
 
 def test_steps_that_do_not_fit_into_memory_end_the_measurement_and_are_told(monkeypatch):
     roomy(monkeypatch)
-    monkeypatch.setattr(estimate, "_sizes", lambda config, workers: [16, 32, 64][: 3 - (workers > 1)])
+    monkeypatch.setattr(timing, "_sizes", lambda config, workers: [16, 32, 64][: 3 - (workers > 1)])
     config = resolved(**{"train.batch_size": 64, "model.norm": "batch"})
     with SmallMemory(1e12) as whole:
-        assert estimate.time_steps(config).too_many is None
+        assert timing.time_steps(config).too_many is None
     with SmallMemory(whole.peak * 0.6):
-        speed = estimate.time_steps(config)
+        speed = timing.time_steps(config)
         text = estimate.report(config, 512, True)
     assert speed.too_many == 64 and speed.each > 0 and speed.step(64) > speed.step(32)
     rows = re.findall(r"^# +(\d+) +(.*)$", text, re.MULTILINE)
@@ -250,7 +251,7 @@ def test_a_device_with_little_room_multiplies_smaller_matrices(monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return [1.0] * count
 
-    monkeypatch.setattr(estimate, "_seconds", product)
+    monkeypatch.setattr(timing, "_seconds", product)
     monkeypatch.setattr(torch, "randn", lambda *shape, device: torch.empty(*shape, device="meta"))
-    assert estimate.matmul_rate(torch.device("cuda", 0), torch.bfloat16) == 2 * 2048**3
+    assert timing.matmul_rate(torch.device("cuda", 0), torch.bfloat16) == 2 * 2048**3
     assert sides == [8192, 4096, 2048] and torch.get_float32_matmul_precision() == "highest"

@@ -16,7 +16,7 @@ from rotssl.base import distributed
 from rotssl.config.fields import ConfigError
 from rotssl.config.methods import METHODS
 from rotssl.data import datasets
-from rotssl.engine import estimate
+from rotssl.engine import estimate, timing
 from rotssl.engine.runtime import LocalRuntime, RunFailed
 from rotssl.engine.trainer import Trainer
 from rotssl.models import norm
@@ -219,7 +219,7 @@ def little_memory():
 def test_what_does_not_fit_is_told_in_a_line(tmp_path, little_memory):
     large = {"encoder.name": "resnet50", "encoder.stem": "cifar", "data.image_size": 64, "train.batch_size": 512}
     config = make_config(tmp_path, "simclr", **large)
-    speed = estimate.time_steps(config)
+    speed = timing.time_steps(config)
     assert speed.too_many is not None and speed.each > 0
     with pytest.raises(ConfigError, match=r"^train\.batch_size: got 512, but a step of \d+ images does not fit"):
         estimate.estimate_runs([config], [512], 1, True)

@@ -220,14 +220,14 @@ def test_weight_decay_follows_its_cosine_where_there_is_decay(tmp_path):
     run = trainer(make_config(tmp_path, "dino", **fields))
     for epoch in range(4):
         for _, ctx in run.batches(epoch):
-            run._schedule(ctx)
+            run.set_rates(ctx)
             # DINO's utils.cosine_scheduler.
             expected = 0.4 + 0.5 * (0.04 - 0.4) * (1 + math.cos(math.pi * ctx.step / 16))
             for group in run.optimizer.param_groups:
                 assert group["weight_decay"] == (pytest.approx(expected) if group["decays"] else 0.0)
     assert {group["decays"] for group in run.optimizer.param_groups} == {True, False}
     fixed = trainer(make_config(tmp_path, "dino", **{**fields, "optim.weight_decay_end": None}))
-    fixed._schedule(ctx)
+    fixed.set_rates(ctx)
     assert {group["weight_decay"] for group in fixed.optimizer.param_groups} == {0.04, 0.0}
 
 

@@ -27,7 +27,7 @@ def test_simsiam_s_predictor_keeps_its_rate_while_the_others_decay(tmp_path, kin
     rates = {True: [], False: []}
     for epoch in range(4):
         for _, ctx in run.batches(epoch):
-            run._schedule(ctx)
+            run.set_rates(ctx)
             for whose in rates:
                 found = {
                     group["lr"]

@@ -1,5 +1,6 @@
 """The project's own files: dependencies stated once, recipes that build, jobs that stay thin."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -27,9 +28,14 @@ def test_jobs_are_thin(path):
     assert len(path.read_text().splitlines()) <= 60
 
 
-def test_files_are_short():
-    for path in (ROOT / "rotssl").rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 380, path
+def test_files_and_functions_are_short():
+    long = []
+    for path in (*(ROOT / "rotssl").rglob("*.py"), *(ROOT / "tests").rglob("*.py")):
+        text = path.read_text()
+        long += [str(path)] * (len(text.splitlines()) > 350)
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        long += [f"{path}: {f.name}" for f in functions if f.end_lineno - f.lineno + 1 > 60]
+    assert long == []
 
 
 @pytest.mark.contract

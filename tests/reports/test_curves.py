@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rotssl.reports.curves import Estimate, cost_to_reach, crossing, paired_difference, paired_ratio
+from rotssl.reports.curves import cost_to_reach, crossing
+from rotssl.reports.statistics import Estimate, paired_difference, paired_ratio
 
 
 def curve(*values, **more):

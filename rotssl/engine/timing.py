@@ -1,0 +1,250 @@
+"""How long steps take on this machine, timed."""
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from rotssl import config as cfg
+from rotssl.base import memory
+from rotssl.config import ResolvedConfig
+from rotssl.config.fields import ConfigError
+from rotssl.config.sections import NATIVE_SIDE
+from rotssl.data.datasets import Splits
+from rotssl.data.images import ImageSet
+from rotssl.engine.flops import count_step
+from rotssl.engine.runtime import LocalRuntime, RunFailed, indexed
+from rotssl.engine.trainer import Trainer
+from rotssl.evaluation.measure import extract
+from rotssl.runs import journal
+
+MIDDLE = 0.5  # of the run, where a share of rotated images that changes along a cosine has its mean
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of a precision; of fp32 none
+
+TIMED = 3  # steps of each size, after one that warms up
+
+ENOUGH_S = 1.0  # no larger batches are timed once a step takes so long
+
+# Assumed, in bytes a second: gloo between processes of one machine (0.7 to 0.9 were measured), NCCL between GPUs on PCIe.
+BANDWIDTH = {"cpu": 0.8e9, "cuda": 10e9}
+
+# Assumed, in seconds: what an exchange of a layer's statistics keeps workers waiting; on CPUs as benchmarks/workers.py found.
+WAIT = {"cpu": 2e-3, "cuda": 5e-5}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one worker does, on this machine.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        threads: of a CPU worker.
+        precision: of its steps.
+        fixed: seconds of a step whatever its size.
+        each: further seconds for each image.
+        encode: seconds for each image that is encoded for evaluation.
+        matmul: FLOPs a second in the product of two large matrices, at that precision.
+        flops: of a training step, for each image.
+        gradient: bytes that the workers add up in a step.
+        exchanges: of BatchNorm's statistics in a step.
+        too_many: the fewest images a step that did not fit into its memory; None: all that were tried did.
+    """
+
+    device: str
+    threads: int
+    precision: str
+    fixed: float
+    each: float
+    encode: float
+    matmul: float
+    flops: float
+    gradient: float
+    exchanges: int
+    too_many: int | None = None
+
+    def step(self, images: int) -> float:
+        """Seconds of a step on so many images, without communication."""
+        return self.fixed + self.each * images
+
+    def communication(self, workers: int) -> float:
+        """Seconds in which so many workers add up a step's gradients, in a ring after the backward pass, and its statistics."""
+        gradients = 2 * (workers - 1) / workers * self.gradient / BANDWIDTH[self.device]
+        return gradients + (self.exchanges * WAIT[self.device] if workers > 1 else 0.0)
+
+    def utilization(self, images: int) -> float:
+        """Share of the matrix-multiply rate that a step on so many images reaches, in counted FLOPs."""
+        return self.flops * images / self.step(images) / self.matmul
+
+
+def matmul_rate(device: torch.device, kind: torch.dtype) -> float:
+    """FLOPs a second in a product of two square matrices, the median of some; of fp32 on GPUs in TF32, as convolutions are.
+
+    Raises:
+        ConfigError: there is no memory for the matrices.
+    """
+    before = torch.get_float32_matmul_precision()
+    for side in (8192, 4096, 2048) if device.type == "cuda" else (1024,):
+        try:
+            a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+            if device.type == "cuda":
+                torch.set_float32_matmul_precision("high")
+            taken = statistics.median(_seconds(functools.partial(torch.matmul, a, b), device, 7)[2:])
+            return 2 * side**3 / taken
+        except RuntimeError as error:
+            if not memory.is_exhausted(error):
+                raise
+        finally:
+            torch.set_float32_matmul_precision(before)
+    raise ConfigError(f"scaling.use_gpu: this {device.type} has no memory left for a product of two matrices")
+
+
+def _seconds(call: Callable[[], object], device: torch.device, count: int) -> list[float]:
+    taken = []
+    for _ in range(count):
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+@contextlib.contextmanager
+def _threads(config: ResolvedConfig) -> Iterator[int]:
+    """As many as a worker of the run has; without Ray, all that torch takes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.scaling.cpus_per_worker if config.scaling.num_workers != 0 else before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def time_steps(config: ResolvedConfig, workers: int = 1) -> Speed:
+    """Time steps of growing batches, up to a worker's share of the run's, until one takes a second or does not fit into memory.
+
+    The images are made up, of the run's size.
+
+    Args:
+        config: resolved.
+        workers: among which its batch is divided.
+
+    Raises:
+        ConfigError: the engine refuses the step, or not even the smallest fits.
+    """
+    gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
+    device = indexed(torch.device("cuda" if gpu else "cpu"))
+    sizes = _sizes(config, workers)
+    times: dict[int, float] = {}
+    found: Speed | None = None
+    with tempfile.TemporaryDirectory(prefix="rotssl-prediction-") as folder, _threads(config) as threads:
+        for size in sizes:
+            gc.collect()  # an engine refers to itself; the one before must not count
+            try:
+                times[size], found = _time(config, size, folder, device, threads)
+            except RunFailed as error:
+                raise ConfigError(str(error)) from error
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_exhausted(error):
+                    raise
+                reason = str(error).splitlines()[0][:160]
+            else:
+                if times[size] > ENOUGH_S:
+                    break
+                continue
+            # Out of the handler, whose traceback held on to what did fit.
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            if found is None:
+                raise ConfigError(
+                    f"train.batch_size: got {config.train.batch_size}, but a step of {size} images does not fit into the "
+                    f"memory here ({reason})"
+                )
+            found = dataclasses.replace(found, too_many=size)
+            break
+        assert found is not None
+        fixed, each = fit_line(times)
+        rate = matmul_rate(device, DTYPES.get(found.precision, torch.float32))
+    flops = count_step(config, MIDDLE) / config.train.batch_size
+    return dataclasses.replace(found, fixed=fixed, each=each, matmul=rate, flops=flops)
+
+
+def _sizes(config: ResolvedConfig, workers: int) -> list[int]:
+    """Numbers of images of the steps to be timed, up to what a worker has in one of the run's."""
+    passes, rotation = config.train.accumulate, config.rotation
+    parts = max(2, config.train.share(workers) // passes)
+    share = min(rotation.fraction, rotation.fraction_end or 1.0) if rotation.weight > 0 else 1.0
+    least = min(parts, math.ceil(2 / share))  # two rotated images a pass, as the task's head normalises over them
+    return sorted({max(least, parts >> k) * passes for k in range(max(1, parts.bit_length() - 2))})
+
+
+def _time(config: ResolvedConfig, size: int, folder: str, device: torch.device, threads: int) -> tuple[float, Speed]:
+    """Seconds of a step of so many images, and what else is to be seen of the engine that took it; no rates yet."""
+    trainer = _trainer(config, size, folder, device)
+    images, ctx = next(trainer.batches(1))  # the run's first step writes a picture, and compares gradients
+    ctx = dataclasses.replace(ctx, progress=MIDDLE)
+    with _exchanges(trainer, config.model.norm) as exchanges:
+        taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1)  # warms up
+    taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1 if taken[0] > 1 else TIMED)
+    part, encoder = trainer.splits.train, trainer.model.encoder
+    encoding = functools.partial(extract, encoder, part, trainer.augment, device, trainer.layout)
+    seen = Speed(
+        device.type,
+        threads,
+        trainer.precision,
+        fixed=0.0,
+        each=0.0,
+        encode=statistics.median(_seconds(encoding, device, 3)[1:]) / len(part),
+        matmul=math.nan,
+        flops=math.nan,
+        gradient=sum(4.0 * p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        exchanges=sum(exchanges),
+    )
+    return statistics.median(taken), seen
+
+
+@contextlib.contextmanager
+def _exchanges(trainer: Trainer, norm: str) -> Iterator[list[int]]:
+    """What several workers would exchange within the body: one forward, and one backward where there are gradients."""
+    found: list[int] = []
+    layers = [m for m in trainer.model.modules() if norm == "sync" and isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    hooks = [m.register_forward_hook(lambda _, args, out: found.append(1 + out.requires_grad)) for m in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def fit_line(times: dict[int, float]) -> tuple[float, float]:
+    """Seconds of a step whatever its size, and for each image, by its two largest sizes; of one alone, nothing is fixed."""
+    sizes = sorted(times)[-2:]
+    each = times[sizes[-1]] / sizes[-1]
+    if len(sizes) == 2:
+        slope = (times[sizes[1]] - times[sizes[0]]) / (sizes[1] - sizes[0])
+        each = min(each, max(slope, 0.0)) or each
+    return times[sizes[-1]] - each * sizes[-1], each
+
+
+def _trainer(config: ResolvedConfig, size: int, folder: str, device: torch.device) -> Trainer:
+    """An engine whose steps have so many images, made up but of the run's size: nothing is read, nor compiled."""
+    small = {"train.batch_size": size, "storage.path": folder, "scaling.num_workers": 0, "train.compile": False}
+    small |= {"method.queue_size": size} if getattr(config.method, "queue_size", 0) else {}
+    probe = cfg.replace(config, small)
+    name = config.data.name
+    side = NATIVE_SIDE.get(name, round(1.15 * config.data.image_size))  # as pictures of all sizes are stored
+    shape = size, 1 if name.startswith("fashion-mnist") else 3, side, side
+    images = ImageSet(np.random.default_rng(0).integers(0, 256, shape, np.uint8), None)
+    return Trainer(probe, Splits(images, None, ()), LocalRuntime(probe.run_dir, device), journal.Journal(probe.run_dir))
