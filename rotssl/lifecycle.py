@@ -13,6 +13,7 @@ from rotssl.config import Config, ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.recipes import dump
 from rotssl.config.sections import OFF, EncoderConfig
+from rotssl.config.tasks import TASKS
 from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.engine.events import Event, Missing, Note
@@ -55,16 +56,10 @@ def prepare(
 
 
 def _check_encoder(config: ResolvedConfig) -> None:
-    from rotssl.tasks.jigsaw import tile_side
-
     sides = {"data.image_size": config.data.image_size}
     sides |= {"views.local_size": config.views.local_size} if config.views.local_count else {}
-    if config.rotation.weight > 0 and config.rotation.mode == "four_way":
-        sides["rotation.crop_size"] = config.rotation.crop_size
-    if config.rotation.weight > 0 and config.rotation.mode == "extra":
-        sides["rotation.resolution"] = config.rotation.extra_side(config.data.image_size)
-    if config.jigsaw.weight > 0:
-        sides["jigsaw.grid"] = tile_side(config.data.image_size, config.jigsaw.grid)
+    for name, task in config.active().items():
+        sides |= {f"{name}.{leaf}": side for leaf, side in task.sides(config.data.image_size).items()}
     for key, side in sides.items():
         if reason := _objection(config.encoder, config.data.image_size, side):
             raise ConfigError(f"{key}: {config.encoder.name} does not take images of {side} pixels ({reason})")
@@ -143,8 +138,7 @@ class Run:
             "method": config.method.name,
             "data": config.data.name,
             "data.store": config.data.store,
-            "rotation": "on" if config.rotation.weight > 0 else "off",
-            "jigsaw": "on" if config.jigsaw.weight > 0 else "off",
+            **{name: "on" if name in config.active() else "off" for name in TASKS},
             "git_commit": git_commit(),
             "config_hash": cfg.fingerprint(config),
             "world_size": str(workers.count if workers else 1),

@@ -12,9 +12,11 @@ from typing import Any, NoReturn
 
 from rotssl import config as cfg
 from rotssl.config import sections
+from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError, describe, nearest
 from rotssl.config.methods import METHODS
 from rotssl.config.recipes import load_recipe
+from rotssl.config.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ def parse(argv: Sequence[str], program: str = "pretrain.py", description: str = 
 def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides that shrink a recipe to two steps on a few synthetic images of its own size, in this process."""
     side = overrides.get("data.image_size", "auto")
-    native = sections.NATIVE_SIDE.get(str(overrides.get("data.name", sections.DataConfig.name)), 224)
-    fraction = min(_number(overrides.get(f"rotation.{key}"), 1) for key in ("fraction", "fraction_end"))
+    native = _native_side(str(overrides.get("data.name", sections.DataConfig.name)))
+    shares = [f"{task}.{leaf}" for task in TASKS for leaf in ("fraction", "fraction_end")]
+    fraction = min(_number(overrides.get(key), 1) for key in shares)
     passes = math.ceil(_number(overrides.get("train.accumulate"), 1))
     batch = max(2, math.ceil(2 / fraction)) * passes  # two rotated images a pass
     return {
@@ -150,6 +153,11 @@ def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
         "storage.path": os.path.join(tempfile.gettempdir(), f"rotssl-smoke-{uuid.uuid4().hex[:8]}"),
         **({"method.queue_size": batch} if _number(overrides.get("method.queue_size"), 0) else {}),
     }
+
+
+def _native_side(name: str) -> int:
+    known = DATASETS[name].side if name in DATASETS else None
+    return known or 224
 
 
 def _number(value: object, default: float) -> float:

@@ -5,15 +5,34 @@ what is valid.
 """
 
 import difflib
+import importlib
 import math
 import types
 from collections.abc import Iterable
 from dataclasses import field
 from typing import Any, Literal, Union, get_args, get_origin
 
+Auto = Literal["auto"]
+
 
 class ConfigError(Exception):
     """Something the user asked for cannot be done; the text is the one line to print. Exit code 2."""
+
+
+def require(condition: bool, key: str, given: object, expected: str) -> None:
+    """Refuse what does not hold, in the words of all such errors.
+
+    Raises:
+        ConfigError: the condition is false.
+    """
+    if not condition:
+        raise ConfigError(f"{key}: got {given}, expected {expected}")
+
+
+def load_class(target: str) -> Any:
+    """Import what a registry names as ``module:name``."""
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def opt(default: Any, text: str, *, later: bool = False, **bounds: float) -> Any:

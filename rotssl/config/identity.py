@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from rotssl.config import sections
 from rotssl.config.sections import Config, schema
+from rotssl.config.tasks import TASKS
 
 # Not part of what a run computes: they may change between a start and the next.
 NOT_IDENTITY = ("tracking.", "storage.", "scaling.", "train.stop_after", "data.download", "data.store", "data.cache")
@@ -78,15 +79,15 @@ def fingerprint(config: Config) -> str:
 
 def is_baseline(config: Config) -> bool:
     """Whether a configuration has no auxiliary task."""
-    return config.rotation.weight == 0 and config.jigsaw.weight == 0
+    return not config.active()
 
 
 def canonical(config: AnyConfig) -> AnyConfig:
     """The same run with the fields of switched-off tasks at their defaults: runs that don't differ have one identity."""
     off: dict[str, Any] = {}
-    for section, cls in (("rotation", sections.RotationConfig), ("jigsaw", sections.JigsawConfig)):
-        if getattr(config, section).weight == 0:
-            off |= {f"{section}.{leaf}": value for leaf, value in vars(cls(weight=0.0)).items()}
+    for name, spec in TASKS.items():
+        if getattr(config, name).weight == 0:
+            off |= {f"{name}.{leaf}": value for leaf, value in vars(spec.config(weight=0.0)).items()}
     if is_baseline(config):
         off |= {f"tasks.{leaf}": value for leaf, value in vars(sections.TasksConfig()).items()}
     return replace(config, off)
@@ -95,9 +96,9 @@ def canonical(config: AnyConfig) -> AnyConfig:
 def run_name(config: Config) -> str:
     """Name of a trial: what matters most for the eye, and the hash of its resolved configuration."""
     tasks = "".join(
-        f"-{name}{weight:g}"
-        for name, weight in (("rotation", config.rotation.weight), ("jigsaw", config.jigsaw.weight))
-        if weight > 0 or name == "rotation"
+        f"-{name}{getattr(config, name).weight:g}"
+        for name in TASKS
+        if name in config.active() or name == next(iter(TASKS))  # so that a baseline's name says what it is one for
     )
     train = config.train
     return f"{config.method.name}{tasks}-{train.epochs}ep-seed{train.seed}-{fingerprint(config)}"

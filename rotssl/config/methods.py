@@ -4,11 +4,10 @@ This file imports no torch, so that a configuration can be checked in millisecon
 subclass beside this one, its config and its entry here, and a recipe. Defaults suit the embedded sample, recipes the papers.
 """
 
-import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from rotssl.config.fields import opt
+from rotssl.config.fields import load_class, opt
 
 if TYPE_CHECKING:
     from rotssl.methods.base import Method
@@ -141,8 +140,7 @@ class MethodSpec:
 
     def load(self) -> "type[Method]":
         """Import the method's class (and with it torch)."""
-        module, name = self.target.split(":")
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+        return load_class(self.target)  # type: ignore[no-any-return]
 
 
 METHODS: dict[str, MethodSpec] = {

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from rotssl.config import sections
-from rotssl.config.fields import ConfigError, convert, nearest
+from rotssl.config.fields import ConfigError, convert, nearest, require
 from rotssl.config.identity import fingerprint, flat, flat_dict, replace
 from rotssl.config.methods import METHODS
 from rotssl.config.resolved import ResolvedConfig, narrowed
-from rotssl.config.rules import check, check_workers, require
+from rotssl.config.rules import check, check_workers
 from rotssl.config.sections import Config, schema
+from rotssl.config.tasks import TASKS, part_of
 
 
 def build(overrides: Mapping[str, Any]) -> Config:
@@ -81,7 +82,6 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
         lr = spec.lr * scale["linear"]
     else:
         lr = optim.lr * factor
-    crop = max(4, side // 2) if side <= 64 else _part(side)
     config = replace(
         config,
         {
@@ -94,9 +94,12 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
             "optim.warmup_lr": optim.warmup_lr * factor,
             "optim.final_lr": optim.final_lr * factor,
             "optim.lr_scale": "none",
-            "views.local_size": _part(side) if config.views.local_size == "auto" else config.views.local_size,
-            "rotation.crop_size": crop if config.rotation.crop_size == "auto" else config.rotation.crop_size,
-            "rotation.fraction_end": _fraction_end(config),
+            "views.local_size": part_of(side) if config.views.local_size == "auto" else config.views.local_size,
+            **{
+                f"{task}.{leaf}": value
+                for task in TASKS
+                for leaf, value in getattr(config, task).resolve(side, batch).items()
+            },
             **_fit_to_data(config, train_size),
         },
     )
@@ -113,20 +116,6 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
 def from_dict(content: Mapping[str, Mapping[str, Any]]) -> ResolvedConfig:
     """A resolved configuration that ``to_dict`` turned into plain values."""
     return narrowed(build(flat_dict(content)))
-
-
-def _fraction_end(config: Config) -> float | None:
-    """Of ``auto``: what benchmarks/rotation_variants.py found best, and no less than leaves 16 rotated images in a step."""
-    rotation, images = config.rotation, config.train.batch_size
-    if rotation.fraction_end != "auto":
-        return rotation.fraction_end
-    falls = rotation.mode == "in_place" and rotation.angles == "shared" and rotation.fraction == 1
-    return max(0.125, 16 / images) if falls and images > 16 else None
-
-
-def _part(side: int) -> int:
-    """The 96 pixels that go with 224."""
-    return max(4, round(side * 3 / 7))
 
 
 def _fit_to_data(config: Config, train_size: int) -> dict[str, int]:

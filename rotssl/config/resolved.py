@@ -11,11 +11,11 @@ from rotssl.config.sections import (
     DataConfig,
     EncoderConfig,
     OptimConfig,
-    RotationConfig,
     StorageConfig,
     TrackingConfig,
     ViewsConfig,
 )
+from rotssl.config.tasks import RotationConfig
 
 
 @dataclass(frozen=True, kw_only=True)

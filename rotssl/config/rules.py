@@ -1,21 +1,11 @@
 """The rules between the fields of a configuration."""
 
-import math
-
 from rotssl.config import sections
-from rotssl.config.fields import ConfigError, nearest
+from rotssl.config.datasets import DATASETS
+from rotssl.config.fields import ConfigError, nearest, require
 from rotssl.config.methods import METHODS
 from rotssl.config.sections import Config
-
-
-def require(condition: bool, key: str, given: object, expected: str) -> None:
-    """Refuse what does not hold, in the words of all such errors.
-
-    Raises:
-        ConfigError: the condition is false.
-    """
-    if not condition:
-        raise ConfigError(f"{key}: got {given}, expected {expected}")
+from rotssl.config.tasks import TASKS
 
 
 def check(c: Config) -> None:
@@ -23,7 +13,8 @@ def check(c: Config) -> None:
     _check_data(c.data)
     _check_views(c)
     _check_encoder(c.encoder)
-    _check_tasks(c)
+    for name in TASKS:
+        getattr(c, name).check()
     _check_training(c)
     _check_results(c)
     if c.scaling.num_workers != "auto":
@@ -33,11 +24,12 @@ def check(c: Config) -> None:
 def _check_data(data: sections.DataConfig) -> None:
     name = data.name
     expected = "a folder of images" if name == "imagefolder" else f"the folder that holds {name}"
-    require(name in sections.WITHOUT_ROOT or data.root is not None, "data.root", None, expected)
-    downloaded = name in sections.DOWNLOADED
+    kind = DATASETS[name].kind
+    require(kind == "package" or data.root is not None, "data.root", None, expected)
+    downloaded = kind == "torchvision"
     require(downloaded or not data.download, "data.download", "true", f"false: {name} is not downloaded")
-    whole = downloaded or name in sections.WITHOUT_ROOT
-    require(not whole or data.store != "disk", "data.store", "disk", f"auto or memory: {name} is read as a whole")
+    in_memory = kind == "folders" or data.store != "disk"
+    require(in_memory, "data.store", "disk", f"auto or memory: {name} is read as a whole")
 
 
 def _check_views(c: Config) -> None:
@@ -45,7 +37,6 @@ def _check_views(c: Config) -> None:
     scales = {
         "views.global_scale": views.global_scale,
         "views.local_scale": views.local_scale,
-        "rotation.crop_scale": c.rotation.crop_scale,
     }
     for key, (low, high) in scales.items():
         require(low <= high, key, f"({low}, {high})", "the smaller share first")
@@ -71,22 +62,6 @@ def _check_encoder(encoder: sections.EncoderConfig) -> None:
     if timm:
         require(encoder.stem != "cifar", "encoder.stem", "cifar", "imagenet or auto: timm's encoders keep their stem")
         require(not encoder.zero_init, "encoder.zero_init", "true", "false: timm's encoders start as timm has them")
-
-
-def _check_tasks(c: Config) -> None:
-    rotation, jigsaw = c.rotation, c.jigsaw
-    modes = {"views": ("extra",), "resolution": ("extra",), "joint": ("extra",), "update_bn": ("extra", "four_way")}
-    modes["angles"] = ("in_place",)
-    for key, takes in modes.items():
-        given, value = getattr(rotation, key), getattr(sections.RotationConfig, key)
-        fits = rotation.mode in takes or given == value or rotation.weight == 0
-        expected = f"{value} in mode {rotation.mode}; it is for rotation.mode {' and '.join(takes)}"
-        require(fits, f"rotation.{key}", given, expected)
-    fits = rotation.update_bn or not rotation.joint or rotation.weight == 0
-    require(fits, "rotation.update_bn", "false", "true: with rotation.joint there is one pass for all views")
-    orders = math.factorial(jigsaw.grid**2)
-    most = f"at most {orders}, the orders of {jigsaw.grid**2} tiles"
-    require(jigsaw.permutations <= orders, "jigsaw.permutations", jigsaw.permutations, most)
 
 
 def _check_training(c: Config) -> None:
@@ -123,12 +98,8 @@ def check_workers(c: Config, num_workers: int) -> None:
     require(batch % (workers * parts) == 0, "train.batch_size", batch, f"a multiple of {passes}")
     each = c.train.share(workers) // parts
     require(each >= 2, "train.batch_size", batch, f"at least 2 images for each of {passes}")
-    expected = f"at least {2 / each:g}: two rotated images a worker and step"
-    for key, stays in (("fraction", ""), ("fraction_end", ", or none: the share stays")):
-        share = getattr(c.rotation, key)
-        open_ = c.rotation.weight == 0 or share in (None, "auto")
-        enough = open_ or int(each * share) >= 2  # the head normalises over them
-        require(enough, f"rotation.{key}", share, expected + stays)
+    for section in c.active().values():
+        section.check_share(each)
 
 
 def unshared(c: Config, num_workers: int) -> str:

@@ -11,22 +11,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_type_hints
 
-from rotssl.config.fields import opt
+from rotssl.config.datasets import DatasetName
+from rotssl.config.fields import Auto, opt
 from rotssl.config.methods import METHODS, MethodConfig
+from rotssl.config.tasks import TaskSections
 
-Auto = Literal["auto"]
 OFF = "off"  # tracking.uri of a run without MLflow; none is the default, as for all fields
-WITHOUT_ROOT = ("fashion-mnist-sample", "synthetic")  # data sets that come with the package
-DOWNLOADED = ("fashion-mnist", "cifar10", "cifar100")  # by torchvision, where that is asked for
-# Side of the pictures in pixels, of the sets where it is known beforehand.
-NATIVE_SIDE = {
-    "fashion-mnist-sample": 28,
-    "fashion-mnist": 28,
-    "cifar10": 32,
-    "cifar100": 32,
-    "tiny-imagenet": 64,
-    "synthetic": 32,
-}
 RESNETS = (
     "resnet18",
     "resnet34",
@@ -43,9 +33,7 @@ RESNETS = (
 class DataConfig:
     """Which images."""
 
-    name: Literal[
-        "fashion-mnist-sample", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "imagefolder", "synthetic"
-    ] = opt("fashion-mnist-sample", "Data set.")
+    name: DatasetName = opt("fashion-mnist-sample", "Data set.")
     root: str | None = opt(None, "Folder of the data set; the sample and synthetic need none.")
     limit: int | None = opt(None, "Train on a class-balanced subset of this many images.", ge=1)
     image_size: int | Auto = opt("auto", "Side of the global views, in pixels; auto: native up to 96, else 224.", ge=8)
@@ -109,61 +97,6 @@ class ModelConfig:
         "auto",
         "Whether views of one size share a pass, and so BatchNorm's statistics; it is faster. auto: as the method's authors do.",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RotationConfig:
-    """The auxiliary task of predicting a rotation by 0, 90, 180 or 270 degrees (arXiv 2210.09866)."""
-
-    weight: float = opt(1.0, "Weight of the mean cross-entropy over the rotated views; 0 is off.", ge=0)
-    mode: Literal["extra", "in_place", "four_way"] = opt(
-        "in_place",
-        "in_place: the method's views turn, no extra forward; extra: rotated views get a forward of their own (the paper's "
-        "recipe); four_way: a small crop of its own, in all four angles (E-SSL, arXiv 2111.00899).",
-    )
-    angles: Literal["shared", "independent"] = opt(
-        "shared",
-        "In place: one angle for all views of an image, or one for each student view (teacher's stay upright).",
-    )
-    views: int = opt(2, "Number of rotated views of an image in extra mode.", ge=1, le=2)
-    resolution: float = opt(1.0, "Side of the extra views, as a share of the method's.", gt=0, le=1)
-    joint: bool = opt(False, "Whether the extra views share a pass, and so BatchNorm's statistics, with the method's.")
-    fraction: float = opt(1.0, "Share of the images that are rotated and enter the loss.", gt=0, le=1)
-    fraction_end: float | Auto | None = opt(
-        "auto",
-        "That share at the end of the run, reached along a cosine; none: it stays; auto: 1/8 (or 16 images a step, if these "
-        "are more) in place with shared angles where fraction is 1, else it stays.",
-        gt=0,
-        le=1,
-    )
-    schedule: Literal["constant", "linear", "cosine"] = opt("constant", "Course of the weight over the run, down to 0.")
-    update_bn: bool = opt(True, "Whether the extra forward also updates BatchNorm's running statistics.")
-    hidden_dim: int = opt(128, "Width of the head's hidden layer.", ge=1)
-    head_on: Literal["encoder", "projector"] = opt(
-        "encoder",
-        "What the head sees: the encoder's features (the official code), or the projector's output (the paper, eq. 1).",
-        later=True,
-    )
-    crop_size: int | Auto = opt(
-        "auto", "Side of four_way's crop; auto: half of the global views' up to 64 pixels, else 3/7.", ge=4
-    )
-    crop_scale: tuple[float, float] = opt((0.2, 1.0), "Share of the area of four_way's crop.", gt=0, le=1)
-
-    def extra_side(self, side: int) -> int:
-        """Side of the extra views in pixels, for the method's."""
-        return max(1, round(side * self.resolution))
-
-
-@dataclass(frozen=True, kw_only=True)
-class JigsawConfig:
-    """The auxiliary task of putting shuffled tiles back in order, Noroozi and Favaro 2016 (arXiv 1603.09246)."""
-
-    weight: float = opt(0.0, "Weight of the cross-entropy over the orders; 0 is off.", ge=0)
-    schedule: Literal["constant", "linear", "cosine"] = opt("constant", "Course of the weight over the run, down to 0.")
-    grid: int = opt(3, "The image is cut into grid x grid cells.", ge=2, le=3)
-    permutations: int = opt(100, "Number of orders to tell apart; grid 2 has 24.", ge=2, le=1000)
-    update_bn: bool = opt(True, "Whether its forward also updates BatchNorm's running statistics.")
-    hidden_dim: int = opt(128, "Width of the head's hidden layer.", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,16 +207,20 @@ class StorageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """One run."""
+class _First:
+    """The sections that come before the tasks."""
 
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=METHODS["byol"].config)
-    rotation: RotationConfig = field(default_factory=RotationConfig)
-    jigsaw: JigsawConfig = field(default_factory=JigsawConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TaskSections, _First):
+    """One run: its sections, in the order of the field's base classes, the last one first."""
+
     tasks: TasksConfig = field(default_factory=TasksConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -18,14 +18,14 @@ from typing import Any, Literal
 
 from rotssl import config as cfg
 from rotssl.config import MAY_CHANGE, NOT_IDENTITY, Config, cli
-from rotssl.config.fields import ConfigError, convert, nearest, opt
+from rotssl.config.fields import Auto, ConfigError, convert, nearest, opt
 from rotssl.config.identity import canonical, is_baseline
 from rotssl.config.methods import METHODS
 from rotssl.config.recipes import flatten, load_recipe, read_yaml
-from rotssl.config.sections import OFF, Auto
+from rotssl.config.sections import OFF
+from rotssl.config.tasks import TASKS, WEIGHTS
 
 MOST = 10_000  # configurations; more are a slip
-WEIGHTS = ("rotation.weight", "jigsaw.weight")
 SHARED = ("scaling.", "storage.", "tracking.uri", "tracking.experiment")  # the same for all trials of a sweep
 
 
@@ -255,9 +255,9 @@ def expand(sweep: Sweep) -> Iterator[Point]:
         built = cfg.build({**recipes[recipe], **sweep.common, **axes})
         if built.tracking.uri == OFF:
             raise ConfigError("tracking.uri: got off, expected a store: a sweep's report is read from it")
-        values = {"rotation.weight": built.rotation.weight, "jigsaw.weight": built.jigsaw.weight}
+        on = [f"{name}.weight" for name in built.active()]
         # A label tells a baseline from what it was made of, and a recipe from another.
-        shown = [*axes, *(key for key in WEIGHTS if settings.baseline and values[key] > 0)]
+        shown = [*axes, *(on if settings.baseline else ())]
         more = {"recipe": Path(str(recipe)).stem} if "recipe" in sweep.grid else {}
         for offset in range(settings.seeds):
             config = cfg.replace(built, {"train.seed": built.train.seed + offset})
@@ -293,7 +293,7 @@ def _recipes(sweep: Sweep) -> dict[str | None, dict[str, Any]]:
 def _label(config: Config, axes: Sequence[str], more: dict[str, str]) -> str:
     """What is varied, with the values of this configuration; fields of tasks that are off are left out."""
     values = cfg.flat(config) | more
-    off = [name for name in ("rotation", "jigsaw") if values[f"{name}.weight"] == 0]
+    off = [name for name in TASKS if name not in config.active()]
     shown = [
         f"{key}={values[key]:.12g}" if isinstance(values[key], float) else f"{key}={values[key]}"
         for key in dict.fromkeys([*more, *axes])

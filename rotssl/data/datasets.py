@@ -4,35 +4,22 @@ Nothing here imports torch (torchvision's readers are imported where they are ca
 it takes any cluster resource.
 """
 
-import hashlib
-import io
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from rotssl.base import rng
+from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError
 from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import DataConfig
 from rotssl.data import decoding, disk_cache, folders
 from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, choose
-
-# Channel means and standard deviations in [0, 1]; ImageNet's where a set is not named.
-NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "fashion-mnist-sample": ((0.286,), (0.353,)),
-    "fashion-mnist": ((0.286,), (0.353,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-}
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -65,74 +52,30 @@ class DataInfo:
 
 def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Channel means and standard deviations of a data set's images in [0, 1]."""
-    return NORMALIZATION.get(name, IMAGENET)
+    spec = DATASETS[name]
+    return spec.mean, spec.std
 
 
 Part = TypeVar("Part", Folder, ImageSet)
 Native = tuple[int, int] | None  # height and width of the pictures, where they have one size
-FOLDERS: dict[str, Callable[[str], tuple[dict[str, Folder], tuple[str, ...]]]] = {
-    "imagefolder": folders.scan,
-    "tiny-imagenet": folders.scan_tiny_imagenet,
-}
 
 
-def _sample() -> tuple[dict[str, ImageSet], tuple[str, ...]]:
-    folder = resources.files("rotssl.data.sample")
-    content = (folder / "images.npz").read_bytes()
-    if hashlib.sha256(content).hexdigest() != json.loads((folder / "source.json").read_text())["sha256"]:
-        raise DataError("rotssl/data/sample/images.npz does not have the checksum in source.json: the file is damaged")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        splits = {
-            split: ImageSet(arrays[f"{split}_images"][:, None], arrays[f"{split}_labels"].astype(np.int64))
-            for split in ("train", "validation", "test")
-        }
-    return splits, FASHION_CLASSES
-
-
-FASHION_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+def _scan(config: DataConfig) -> tuple[dict[str, Folder], tuple[str, ...]]:
+    """Of a set that is files in folders: the files by split, and the classes."""
+    scan: Callable[[str], tuple[dict[str, Folder], tuple[str, ...]]] = DATASETS[config.name].load()
+    return scan(os.path.expanduser(str(config.root)))
 
 
 def _torchvision(config: DataConfig, split: str = "train") -> tuple[dict[str, ImageSet], tuple[str, ...]]:
-    from torchvision import datasets as tv
-
-    cls = {"fashion-mnist": tv.FashionMNIST, "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[config.name]
     try:
-        source = cls(os.path.expanduser(str(config.root)), train=split == "train", download=config.download)
+        source = DATASETS[config.name].load()(
+            os.path.expanduser(str(config.root)), train=split == "train", download=config.download
+        )
     except (RuntimeError, OSError, ValueError) as error:
         raise DataError(f"{config.name} in {config.root} cannot be read: {str(error).splitlines()[0]}") from error
     data, labels = np.asarray(source.data), np.asarray(source.targets, np.int64)
     images = np.ascontiguousarray(data.transpose(0, 3, 1, 2)) if data.ndim == 4 else data[:, None]
     return {split: ImageSet(images, labels)}, tuple(source.classes)
-
-
-def _synthetic(count: int = 1024, side: int = 32, classes: int = 4) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
-    """Upright wedges of one colour a class on noise: quick to make, and with an orientation to predict."""
-    splits = {}
-    y, x = np.mgrid[0:side, 0:side] / (side - 1)
-    for split, size in (("train", count), ("validation", count // 4), ("test", count // 4)):
-        gen = np.random.default_rng(rng.key("synthetic", split))
-        labels = np.arange(size) % classes
-        width = 0.15 + 0.1 * labels[:, None, None] + gen.uniform(0, 0.05, (size, 1, 1))
-        wedge = np.abs(x - gen.uniform(0.35, 0.65, (size, 1, 1))) < width * y
-        colour = np.array([[220, 60, 60], [60, 200, 80], [70, 90, 230], [210, 200, 60]])[labels % 4]
-        images = np.where(wedge[:, None], colour[:, :, None, None], 90) + gen.normal(0, 20, (size, 3, side, side))
-        splits[split] = ImageSet(images.clip(0, 255).astype(np.uint8), labels.astype(np.int64))
-    return splits, tuple(f"wedge {i}" for i in range(classes))
-
-
-# Folder, files of train and of test, number of training images, side.
-_TORCHVISION_FILES = {
-    "fashion-mnist": (
-        "FashionMNIST/raw",
-        [f"train-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")],
-        [f"t10k-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")],
-        60000,
-        28,
-    ),
-    "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], 50000, 32),
-    "cifar100": ("cifar-100-python", ["train"], ["test"], 50000, 32),
-}
-TORCHVISION_TEST = 10_000  # images, in each of them
 
 
 def inspect(config: DataConfig, holdout: float) -> DataInfo:
@@ -146,42 +89,54 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
         ConfigError: missing or empty folders, one of the 64 probed files can't be decoded, neither validation nor test with a
             holdout of 0.
     """
-    if config.name in FOLDERS:
-        splits, classes = FOLDERS[config.name](os.path.expanduser(str(config.root)))
-        native = decoding.probe(splits)
-        size, held = len(splits["train"].files), 0
-        if "validation" not in splits and classes and holdout == 0:
-            held = len(_test_files(config, "evaluation.holdout: got 0, expected more, as"))
-        elif "validation" not in splits and classes:
-            held = round(size * holdout)
-            if held < 1:
-                raise ConfigError(f"evaluation.holdout: got {holdout}, which is no image of {size}")
-            size -= held
-        side = min(native) if native else 224
-        labelled = bool(classes)
-        validation = len(splits.get("validation", ())) or held
-        views = side if config.image_size == "auto" else config.image_size
-        stored = decoding.stored_shape(0, native, views)[1:]
-    elif config.name in _TORCHVISION_FILES:
-        folder, needed, tested, total, side = _TORCHVISION_FILES[config.name]
-        needed = needed if holdout > 0 else [*needed, *tested]
-        path = Path(os.path.expanduser(config.root or "")) / folder
-        missing = [name for name in needed if not (path / name).is_file()]
-        if missing and not config.download:
-            raise ConfigError(
-                f"data.root: no {missing[0]} in {path}; point it to {config.name}, or let --data.download true fetch it"
-            )
-        validation, labelled = round(total * holdout), True
-        size, stored = total - validation, (1 if side == 28 else 3, side, side)
-        validation = validation or TORCHVISION_TEST
-    else:
-        sample, labelled = config.name == "fashion-mnist-sample", True
-        size, validation, side = (5000, 1000, 28) if sample else (1024, 256, 32)
-        stored = (1 if sample else 3, side, side)
+    spec = DATASETS[config.name]
+    if spec.kind == "folders":
+        return _inspect_folders(config, holdout)
+    assert spec.side is not None
+    needed = [*spec.files, *(spec.test_files if holdout == 0 else ())]
+    path = Path(os.path.expanduser(config.root or "")) / spec.folder
+    missing = [name for name in needed if not (path / name).is_file()]
+    if missing and not config.download:
+        raise ConfigError(
+            f"data.root: no {missing[0]} in {path}; point it to {config.name}, or let --data.download true fetch it"
+        )
+    size, validation, test = spec.sizes
+    if not validation:
+        validation = round(size * holdout)
+        size -= validation
+    return _info(config, holdout, size, validation or test, (spec.channels, spec.side, spec.side), labelled=True)
+
+
+def _inspect_folders(config: DataConfig, holdout: float) -> DataInfo:
+    splits, classes = _scan(config)
+    native = decoding.probe(splits)
+    size, held = len(splits["train"].files), len(splits.get("validation", ()))
+    if "validation" not in splits and classes and holdout == 0:
+        held = len(_test_files(config, "evaluation.holdout: got 0, expected more, as"))
+    elif "validation" not in splits and classes:
+        held = round(size * holdout)
+        if held < 1:
+            raise ConfigError(f"evaluation.holdout: got {holdout}, which is no image of {size}")
+        size -= held
+    side = min(native) if native else 224
+    views = side if config.image_size == "auto" else config.image_size
+    stored = decoding.stored_shape(0, native, views)[1:]
+    return _info(config, holdout, size, held, stored, bool(classes), side)
+
+
+def _info(
+    config: DataConfig,
+    holdout: float,
+    size: int,
+    others: int,
+    stored: Sequence[int],
+    labelled: bool,
+    side: int | None = None,
+) -> DataInfo:
     if size < 1:
         raise ConfigError(f"evaluation.holdout: got {holdout}, which leaves no image to train on")
     size = min(size, config.limit or size)
-    return DataInfo(size, side, labelled, (size + validation, *stored))
+    return DataInfo(size, side or stored[-1], labelled, (size + others, *stored))
 
 
 def describe_storage(config: ResolvedData, holdout: float, info: DataInfo, here: bool) -> str:
@@ -225,28 +180,29 @@ def load(config: ResolvedData, holdout: float, say: Callable[[str], None] = lamb
     Raises:
         DataError: a file that can't be decoded, by name; a disk without room for the images.
     """
-    if config.name in FOLDERS:
+    spec = DATASETS[config.name]
+    if spec.kind == "folders":
         parts, native, classes = _files(config, holdout)
         sets = _read(config, parts, native, say)
         test = _read(config, [_test_files(config)], native, say)[0] if _reads_test(parts, classes, holdout) else None
         return Splits(sets[0], sets[1] if len(sets) > 1 else None, classes, test)
-    if config.name in _TORCHVISION_FILES:
+    if spec.kind == "torchvision":
         splits, classes = _torchvision(config)
         splits |= _torchvision(config, "test")[0] if holdout == 0 else {}
     else:
-        splits, classes = _sample() if config.name == "fashion-mnist-sample" else _synthetic()
+        splits, classes = spec.load()()
     train, validation = _divide(splits["train"], splits.get("validation"), config.limit, holdout)
     return Splits(train, validation, classes, splits["test"] if validation is None else None)
 
 
 def where(config: DataConfig, size: int) -> str:
     """``memory`` or ``disk``: where images of so many bytes are kept. Only files in folders are decoded to disk."""
-    return disk_cache.kind(config.store, size) if config.name in FOLDERS else "memory"
+    return disk_cache.kind(config.store, size) if DATASETS[config.name].kind == "folders" else "memory"
 
 
 def _files(config: ResolvedData, holdout: float) -> tuple[list[Folder], Native, tuple[str, ...]]:
     """Of a set that is files in folders: train and perhaps validation, the common size of the pictures, the classes."""
-    found, classes = FOLDERS[config.name](os.path.expanduser(str(config.root)))
+    found, classes = _scan(config)
     train, validation = _divide(found["train"], found.get("validation"), config.limit, holdout)
     return [part for part in (train, validation) if part is not None], decoding.probe(found), classes
 
@@ -270,12 +226,11 @@ def load_test(config: ResolvedData) -> ImageSet:
         ConfigError: there is none.
         DataError: a file that can't be read, by name.
     """
-    if config.name in FOLDERS:
-        folder = _test_files(config)
-        return _read(config, [folder], decoding.probe(FOLDERS[config.name](os.path.expanduser(str(config.root)))[0]))[0]
-    if config.name in _TORCHVISION_FILES:
-        return _torchvision(config, "test")[0]["test"]
-    return (_sample() if config.name == "fashion-mnist-sample" else _synthetic())[0]["test"]
+    spec = DATASETS[config.name]
+    if spec.kind == "folders":
+        return _read(config, [_test_files(config)], decoding.probe(_scan(config)[0]))[0]
+    test: ImageSet = (_torchvision(config, "test") if spec.kind == "torchvision" else spec.load()())[0]["test"]
+    return test
 
 
 def _test_files(config: DataConfig, why: str = "data.name:") -> Folder:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rotssl import config as cfg
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
+from rotssl.config.tasks import WEIGHTS
 from rotssl.engine.flops import count_step
 from rotssl.engine.timing import BANDWIDTH, MIDDLE, WAIT, Speed, time_steps
 
@@ -119,7 +120,7 @@ def estimate_runs(
 def _kind(config: ResolvedConfig) -> str:
     """What decides the time of a step: everything but seed, length, rates, and the size of a weight."""
     same = {key: value for key, value in cfg.identity_of(config).items() if not key.startswith("optim.")}
-    same |= {key: value > 0 for key, value in same.items() if key in ("rotation.weight", "jigsaw.weight")}
+    same |= {key: value > 0 for key, value in same.items() if key in WEIGHTS}
     return repr(sorted((k, v) for k, v in same.items() if k not in ("train.seed", "train.epochs")))
 
 

@@ -13,10 +13,11 @@ from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
 from rotssl.config.resolved import ResolvedData, ResolvedOptim, ResolvedStorage, ResolvedTracking
 from rotssl.config.sections import TrainConfig
+from rotssl.config.tasks import TASKS
 from rotssl.data.augment import Augment, Crop, Views
 from rotssl.engine.pretrainer import build_pretrainer
 
-COUNTED = ("views", "encoder", "model", "method", "rotation", "jigsaw")  # the sections that decide about FLOPs
+COUNTED = ("views", "encoder", "model", "method", *TASKS)  # the sections that decide about FLOPs
 _NOT_COUNTED: dict[str, Any] = {
     "optim": ResolvedOptim(name="sgd", lr=1.0),
     "tracking": ResolvedTracking(run_name=""),
@@ -63,9 +64,9 @@ def _count(config: ResolvedConfig, progress: float) -> float:
 
 
 def count_ends(config: ResolvedConfig) -> tuple[float, float]:
-    """FLOPs of the first step and of the last; in between they follow the share of rotated images, along a cosine."""
+    """FLOPs of the first step and of the last; in between they follow what changes in a task, along a cosine."""
     first = count_step(config)
-    falls = config.rotation.weight > 0 and config.rotation.fraction_end is not None
+    falls = any(task.changes for task in config.active().values())
     return first, count_step(config, 1.0) if falls else first
 
 

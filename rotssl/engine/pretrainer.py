@@ -15,13 +15,13 @@ from rotssl.base import distributed, rng
 from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
 from rotssl.config.methods import METHODS
+from rotssl.config.tasks import TASKS
 from rotssl.data.augment import Crop, Views
 from rotssl.evaluation.collapse import feature_std
 from rotssl.methods.base import Method
 from rotssl.models import norm
 from rotssl.models.encoders import build_encoder
-from rotssl.tasks import TASKS, Task
-from rotssl.tasks.base import Targets
+from rotssl.tasks.base import Targets, Task
 
 METHOD = "ssl"  # whose loss is that of instance similarity
 
@@ -256,11 +256,10 @@ def build_pretrainer(config: ResolvedConfig, device: torch.device) -> Pretrainer
     with rng.seeded(seed, "method"):
         method = METHODS[config.method.name].load()(config.method, dim)
     tasks = {}
-    for name, cls in TASKS.items():
-        section = getattr(config, name)
-        if section.weight > 0:
-            with rng.seeded(seed, "tasks", name):
-                tasks[name] = cls(section, config.method.out_dim if cls.sees_projector(section) else dim)
+    for name, section in config.active().items():
+        task = TASKS[name].load()
+        with rng.seeded(seed, "tasks", name):
+            tasks[name] = task(section, config.method.out_dim if task.sees_projector(section) else dim)
     for module in (encoder, method, *tasks.values()):  # before the teacher is copied, which is frozen
         norm.convert_norm(module, config.model.norm, device)
     joint = None if config.model.joint_views == "auto" else config.model.joint_views

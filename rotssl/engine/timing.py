@@ -18,9 +18,10 @@ from torch import nn
 from rotssl import config as cfg
 from rotssl.base import memory
 from rotssl.config import ResolvedConfig
+from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError
-from rotssl.config.sections import NATIVE_SIDE
 from rotssl.data.datasets import Splits
+from rotssl.data.decoding import MARGIN
 from rotssl.data.images import ImageSet
 from rotssl.engine.flops import count_step
 from rotssl.engine.runtime import LocalRuntime, RunFailed, indexed
@@ -183,10 +184,10 @@ def time_steps(config: ResolvedConfig, workers: int = 1) -> Speed:
 
 def _sizes(config: ResolvedConfig, workers: int) -> list[int]:
     """Numbers of images of the steps to be timed, up to what a worker has in one of the run's."""
-    passes, rotation = config.train.accumulate, config.rotation
+    passes = config.train.accumulate
     parts = max(2, config.train.share(workers) // passes)
-    share = min(rotation.fraction, rotation.fraction_end or 1.0) if rotation.weight > 0 else 1.0
-    least = min(parts, math.ceil(2 / share))  # two rotated images a pass, as the task's head normalises over them
+    share = min([task.least_share for task in config.active().values()], default=1.0)
+    least = min(parts, math.ceil(2 / share))  # two images a pass, as a task's head normalises over them
     return sorted({max(least, parts >> k) * passes for k in range(max(1, parts.bit_length() - 2))})
 
 
@@ -243,8 +244,8 @@ def _trainer(config: ResolvedConfig, size: int, folder: str, device: torch.devic
     small = {"train.batch_size": size, "storage.path": folder, "scaling.num_workers": 0, "train.compile": False}
     small |= {"method.queue_size": size} if getattr(config.method, "queue_size", 0) else {}
     probe = cfg.replace(config, small)
-    name = config.data.name
-    side = NATIVE_SIDE.get(name, round(1.15 * config.data.image_size))  # as pictures of all sizes are stored
-    shape = size, 1 if name.startswith("fashion-mnist") else 3, side, side
+    spec = DATASETS[config.data.name]
+    side = spec.side or round(MARGIN * config.data.image_size)  # as pictures of all sizes are stored
+    shape = size, spec.channels, side, side
     images = ImageSet(np.random.default_rng(0).integers(0, 256, shape, np.uint8), None)
     return Trainer(probe, Splits(images, None, ()), LocalRuntime(probe.run_dir, device), journal.Journal(probe.run_dir))

@@ -8,20 +8,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rotssl.config import NOT_IDENTITY, schema
+from rotssl.config import NOT_IDENTITY
 from rotssl.config.fields import ConfigError, nearest
+from rotssl.config.tasks import TASKS as REGISTRY
 from rotssl.runs.journal import collapsed
 from rotssl.tracking.reader import TrackedRun
 
-TASKS = tuple(sorted(key.removesuffix(".weight") for key in schema() if key.endswith(".weight")))  # auxiliary ones
+TASKS = tuple(sorted(REGISTRY))
 # What is measured, not what is trained.
 _NOT_COMPARED = (*NOT_IDENTITY, "train.seed", "train.epochs", "evaluation.knn_every", "evaluation.linear")
 # What other fields often follow from: those that do are no axes of their own.
 _ANCHORS = ("method.name", "data.name", "encoder.name")
 _FOLLOWS_BUDGET = ("method.", "optim.")  # such as a warm-up that is a share of the run
 # What ``auto`` makes of others.
-_OF_ROTATION = ("rotation.mode", "rotation.angles", "rotation.fraction", "train.batch_size", "train.accumulate")
-_FOLLOWS_TASK = {"rotation.fraction_end": _OF_ROTATION}
+_FOLLOWS_TASK = {f"{task}.{leaf}": of for task in TASKS for leaf, of in REGISTRY[task].config.FOLLOWS.items()}
 
 Params = dict[str, str | None]
 

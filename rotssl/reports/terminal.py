@@ -8,6 +8,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from rotssl.config.tasks import TASKS
 from rotssl.runs.journal import Points
 
 if TYPE_CHECKING:  # with it come numpy and scipy
@@ -19,14 +20,16 @@ _ROWS = (
     ("kNN top-1 on test", "test/knn/top1", "{:.1%}"),
     ("linear probe top-1 on test", "test/linear/top1", "{:.1%}"),
     ("loss, method", "loss/ssl", "{:.4f}"),
-    ("loss, rotation", "loss/rotation", "{:.4f}"),
-    ("rotation accuracy (training views)", "rotation/accuracy", "{:.1%}"),
-    ("rotation's gradient over the method's, norms", "rotation/grad_ratio", "{:.3g}"),
-    ("cosine between the two", "rotation/grad_cosine", "{:.3f}"),
-    ("loss, jigsaw", "loss/jigsaw", "{:.4f}"),
-    ("jigsaw accuracy (training views)", "jigsaw/accuracy", "{:.1%}"),
-    ("jigsaw's gradient over the method's, norms", "jigsaw/grad_ratio", "{:.3g}"),
-    ("cosine between the two", "jigsaw/grad_cosine", "{:.3f}"),
+    *(
+        (label.format(task), key.format(task), form)
+        for task in TASKS
+        for label, key, form in (
+            ("loss, {}", "loss/{}", "{:.4f}"),
+            ("{} accuracy (training views)", "{}/accuracy", "{:.1%}"),
+            ("{}'s gradient over the method's, norms", "{}/grad_ratio", "{:.3g}"),
+            ("cosine between the two", "{}/grad_cosine", "{:.3f}"),
+        )
+    ),
     ("feature spread (1 = even, 0 = collapsed)", "feature/std", "{:.2f}"),
     ("effective rank of features", "feature/effective_rank", "{:.1f}"),
     ("training time", "cost/train_seconds", "{:.1f} s"),

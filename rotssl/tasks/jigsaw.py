@@ -10,21 +10,14 @@ from rotssl.base.precision import full_precision
 from rotssl.base.rng import Positions
 from rotssl.base.schedules import task_weight
 from rotssl.base.step import StepContext, StepOutput
-from rotssl.config.sections import JigsawConfig
+from rotssl.config.tasks import JigsawConfig
 from rotssl.models.heads import mlp
 from rotssl.tasks.base import Targets, Task, send
 from rotssl.tasks.permutations import permutation_set
 
-# Tiles of 64 pixels in cells of 75, as in section 4.2 of the paper: the gap keeps edges from giving the order away.
-TILE_SHARE = 0.85
 # Pixels have a spread of about 1 over a data set. Below this, less than a gray level in 256, a tile is flat: what is left is the
 # rounding of the augmentation, which a division by its spread would turn into a picture.
 FLAT = 0.01
-
-
-def tile_side(side: int, grid: int) -> int:
-    """Side of a tile, in pixels, of an image of the given side."""
-    return max(1, round(TILE_SHARE * (side // grid)))
 
 
 def cut(images: Tensor, tops: Tensor, lefts: Tensor, side: int) -> Tensor:
@@ -87,7 +80,7 @@ class Jigsaw(Task):
             The index of the order, (B,); the first row and column of the tile at each place, (B, P, 2); the side of the tiles.
         """
         grid = self.config.grid
-        cell, tile = side // grid, tile_side(side, grid)
+        cell, tile = side // grid, self.config.tile_side(side)
         draws = [
             rng.uniform(rng.key(ctx.seed, ctx.epoch, "jigsaw", purpose), ctx.positions, count)
             for purpose, count in (("order", 1), ("offset", 2 * self.places))

@@ -16,7 +16,7 @@ from torchvision.datasets import CIFAR100
 from rotssl import config as cfg
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import DataConfig
-from rotssl.data import datasets, images
+from rotssl.data import datasets, images, packaged
 from tests.data.pictures import config, folder, rows
 
 REAL = Path(os.environ.get("ROTSSL_DATA", "")) / "FashionMNIST" / "raw"
@@ -44,7 +44,7 @@ def test_a_damaged_sample_is_noticed(monkeypatch, tmp_path):
     content = bytearray((tmp_path / "sample" / "images.npz").read_bytes())
     content[1000] ^= 1
     (tmp_path / "sample" / "images.npz").write_bytes(content)
-    monkeypatch.setattr(datasets.resources, "files", lambda package: tmp_path / "sample")
+    monkeypatch.setattr(packaged.resources, "files", lambda package: tmp_path / "sample")
     with pytest.raises(images.DataError, match=r"images\.npz"):
         datasets.load(DataConfig(), 0.1)
 
@@ -140,7 +140,10 @@ def test_cifar100_has_fine_labels_and_its_pixels_in_place(cifar100):
         for image, label in zip(part.images, part.labels, strict=True):
             (row,) = np.flatnonzero((pixels == image.ravel()).all(1))
             assert (image.shape, row % 4) == ((3, 32, 32), label)
-    assert datasets.normalization("cifar100") not in (datasets.IMAGENET, datasets.normalization("cifar10"))
+    assert datasets.normalization("cifar100") not in (
+        datasets.normalization("imagefolder"),
+        datasets.normalization("cifar10"),
+    )
 
 
 def test_a_damaged_cifar100_is_noticed(cifar100):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rotssl.config.methods import METHODS
-from rotssl.tasks import TASKS
+from rotssl.config.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "rotssl").rglob("*.py"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rotssl.base.step import StepContext
-from rotssl.config.sections import JigsawConfig
+from rotssl.config.tasks import JigsawConfig
 from rotssl.tasks import permutations
 from rotssl.tasks.base import Targets
 from rotssl.tasks.jigsaw import FLAT, Jigsaw, cut, normalize

@@ -1,0 +1,84 @@
+"""The registry of data sets: everything that is known of one before it is read. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rotssl.config.fields import load_class
+
+Channels = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A data set.
+
+    Attributes:
+        kind: ``package``: comes with it, or is made up; ``torchvision``: its reader; ``folders``: files in folders.
+        target: module and name of what reads it: a function without arguments (package), torchvision's class, or a function of
+            the root that finds the files (folders).
+        side: of the pictures in pixels, where it is known beforehand.
+        channels: of the pictures.
+        mean: of each channel in [0, 1]; ImageNet's where nobody counted.
+        std: likewise.
+        sizes: numbers of images in train, validation (0: there is none) and test, where known beforehand.
+        folder: below ``data.root``, of ``files`` (train) and ``test_files``.
+    """
+
+    kind: Literal["package", "torchvision", "folders"]
+    target: str
+    side: int | None = None
+    channels: int = 3
+    mean: Channels = (0.485, 0.456, 0.406)
+    std: Channels = (0.229, 0.224, 0.225)
+    sizes: tuple[int, int, int] = (0, 0, 0)
+    folder: str = ""
+    files: tuple[str, ...] = ()
+    test_files: tuple[str, ...] = ()
+
+    def load(self) -> Any:
+        """Import what reads it."""
+        return load_class(self.target)
+
+
+_FASHION: dict[str, Any] = {"side": 28, "channels": 1, "mean": (0.286,), "std": (0.353,)}
+DATASETS = {
+    "fashion-mnist-sample": DatasetSpec("package", "rotssl.data.packaged:sample", sizes=(5000, 1000, 1000), **_FASHION),
+    "fashion-mnist": DatasetSpec(
+        "torchvision",
+        "torchvision.datasets:FashionMNIST",
+        sizes=(60_000, 0, 10_000),
+        folder="FashionMNIST/raw",
+        files=("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+        test_files=("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+        **_FASHION,
+    ),
+    "cifar10": DatasetSpec(
+        "torchvision",
+        "torchvision.datasets:CIFAR10",
+        side=32,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        sizes=(50_000, 0, 10_000),
+        folder="cifar-10-batches-py",
+        files=tuple(f"data_batch_{i}" for i in range(1, 6)),
+        test_files=("test_batch",),
+    ),
+    "cifar100": DatasetSpec(
+        "torchvision",
+        "torchvision.datasets:CIFAR100",
+        side=32,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        sizes=(50_000, 0, 10_000),
+        folder="cifar-100-python",
+        files=("train",),
+        test_files=("test",),
+    ),
+    "tiny-imagenet": DatasetSpec("folders", "rotssl.data.folders:scan_tiny_imagenet", side=64),
+    "imagefolder": DatasetSpec("folders", "rotssl.data.folders:scan"),
+    "synthetic": DatasetSpec("package", "rotssl.data.packaged:synthetic", side=32, sizes=(1024, 256, 256)),
+}
+if TYPE_CHECKING:
+    DatasetName = str
+else:
+    DatasetName = Literal[tuple(DATASETS)]
