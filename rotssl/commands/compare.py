@@ -93,7 +93,10 @@ def compare(
 
     chosen = [record for record in records if only is None or record.run_id in only]
     runs, left_out = groups.sift(chosen, metric)
-    cells = groups.cells_of(runs)
+    owners = {run.parent for run in runs}
+    if parent is None and len(owners) == 1:
+        parent = owners.pop()
+    cells = groups.cells_of(runs, _axes(records, parent))
     _check(cells, left_out, experiment, metric)
     found = compare_cells(cells, left_out, groups.conditions(baseline, cells), metric, target)
     facts, warnings = findings.facts(cells, metric, left_out)
@@ -107,9 +110,6 @@ def compare(
     told = [[*lines, *timed] for _, lines, timed in choices]
     report = Report(found, told, warnings, tables.tables_of(found), content, (), None)
     files = _write(report, experiment, output, facts)
-    owners = {run.parent for run in runs}
-    if parent is None and len(owners) == 1:
-        parent = owners.pop()
     logged = parent if parent is not None and writer.log_report(uri, parent, files) else None
     return Report(found, told, warnings, report.tables, content, files, logged)
 
@@ -123,6 +123,13 @@ def _find_sweep(records: Sequence[TrackedRun], name: str) -> str:
     if len(matching) > 1:
         raise ConfigError(f"--sweep: {len(matching)} sweeps are called {name!r}; give an id: {', '.join(matching)}")
     return matching[0]
+
+
+def _axes(records: Sequence[TrackedRun], sweep: str | None) -> list[str] | None:
+    """What a sweep varied; None where nobody knows, and where recipes differ, which may differ in anything."""
+    tags = next((record.tags for record in records if record.run_id == sweep), {})
+    axes = json.loads(tags["sweep.axes"]) if "sweep.axes" in tags else ["recipe"]
+    return None if "recipe" in axes else axes
 
 
 def _check(cells: "Sequence[Variant]", left_out: "Sequence[LeftOut]", experiment: str, metric: str) -> None:

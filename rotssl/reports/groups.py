@@ -5,7 +5,7 @@ A cell holds the runs that differ in seed and budget (``train.epochs``) only. Ea
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rotssl.config import NOT_IDENTITY
@@ -202,10 +202,24 @@ def axes_of(params: Sequence[tuple[Params, int]]) -> list[str]:
     ]
 
 
-def cells_of(runs: Sequence[TrackedRun]) -> list[Variant]:
-    """The cells of complete runs, in an order that depends on what they are: plain first, weights ascending."""
+def _given(asked: Collection[str], params: Sequence[tuple[Params, int]], seeds: Sequence[int]) -> list[str] | None:
+    """Of the fields that a sweep varied, those that differ; None where they do not tell all runs apart."""
+    axes = [key for key in sorted(asked) if len({fields.get(key) for fields, _ in params if _matters(key, fields)}) > 1]
+    told = {(seed, budget, *map(fields.get, axes)) for (fields, budget), seed in zip(params, seeds, strict=True)}
+    return axes if len(told) == len(params) else None
+
+
+def cells_of(runs: Sequence[TrackedRun], asked: Collection[str] | None = None) -> list[Variant]:
+    """The cells of complete runs, in an order that depends on what they are: plain first, weights ascending.
+
+    Args:
+        runs: of which no two have one configuration, budget and seed.
+        asked: the fields that their sweep varied. Without it, or where it does not tell all runs apart (those of a sweep
+            that was changed, say), the runs must show what separates them (``axes_of``).
+    """
     known = [(active(run.params), budget_of(run)) for run in runs]
-    axes = axes_of(known)
+    axes = _given(asked, known, [seed_of(run) for run in runs]) if asked is not None else None
+    axes = axes_of(known) if axes is None else axes
     grouped: dict[tuple[str | None, ...], list[tuple[TrackedRun, Params]]] = {}
     for run, (fields, _) in zip(runs, known, strict=True):
         grouped.setdefault(tuple(fields.get(axis) for axis in axes), []).append((run, fields))

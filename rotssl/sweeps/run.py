@@ -16,6 +16,7 @@ from rotssl import lifecycle
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 from rotssl.config.sweep import Sweep
+from rotssl.config.tasks import WEIGHTS
 from rotssl.runs.state import RunState, run_folder
 from rotssl.sweeps.trial import Trial, run_trial
 from rotssl.tracking import reader, store, writer
@@ -72,6 +73,7 @@ class SweepRun:
             "git_commit": lifecycle.git_commit(),
             "status_reason": "running",
             "run_dir": str(self.folder),
+            "sweep.axes": json.dumps(list(dict.fromkeys([*axes, *WEIGHTS]))),  # a baseline differs in the weights
             "mlflow.note.content": "\n".join(
                 [f"Sweep of `{sweep.file.name}`, {sweep.settings.seeds} seed(s):", "", *lines]
             ),

@@ -146,3 +146,22 @@ def test_a_baseline_can_have_values_with_commas_and_words():
         "views.global_scale": "[0.1, 1.0]",
         "data.limit": "None",
     }
+
+
+def test_what_a_sweep_varied_separates_and_what_follows_from_it_does_not():
+    sizes = [{"train__batch_size": 64, "optim__lr": 0.06}, {"train__batch_size": 128, "optim__lr": 0.12}]
+    records = [
+        run(rotation__weight=weight, **size, train__seed=seed) for size in sizes for weight in (0, 1) for seed in (0, 1)
+    ]
+    asked = ["train.batch_size", "rotation.weight", "jigsaw.weight"]
+    cells = cells_of(records, asked)
+    assert [cell.axes.keys() for cell in cells] == [{"train.batch_size", "rotation.weight"}] * 4
+    assert {cell.family for cell in cells} == {"byol, batch_size 64", "byol, batch_size 128"}
+    assert all(sorted(cell.runs[4]) == [0, 1] for cell in cells)
+    assert {cell.family for cell in cells_of(records)} == {
+        "byol, lr 0.06, batch_size 64",
+        "byol, lr 0.12, batch_size 128",
+    }
+    # Started again with another decay: what was varied tells these from the others no more.
+    other = run(**sizes[0], optim__weight_decay=0.5, rotation__weight=0, train__seed=0)
+    assert cells_of([*records, other], asked) == cells_of([*records, other])

@@ -40,6 +40,8 @@ def sweep(tmp_path, monkeypatch):
     assert made.uri == store.default_uri(str(tmp_path / "results"))
     made.folder.mkdir(parents=True)
     made.open()
+    tags = mlflow_client(made.uri).get_run(made.state.run_id).data.tags
+    assert json.loads(tags["sweep.axes"]) == ["rotation.weight", "jigsaw.weight"]
 
     def fetch(images):
         assert images is not None
