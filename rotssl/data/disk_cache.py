@@ -6,7 +6,6 @@ and NAME.json, which says what is in it; NAME is a checksum of the files that we
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from rotssl.base import memory
 from rotssl.data import decoding
@@ -133,31 +133,20 @@ def load(
 
 @contextmanager
 def _alone(part: Path, say: Callable[[str], None]) -> Iterator[BinaryIO]:
-    """The file to decode into, empty and locked; one that a killed process left is taken over. Removed if the body fails."""
+    """The file to decode into, empty, for this process alone; what a killed process left is overwritten. Removed at the end."""
     part.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with open(part, "r+b", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666)) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"waiting for another process that decodes into {part}")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is(part, file):
-                continue  # whoever had it was done, and has renamed or removed it
-            try:
-                yield file
-            finally:
-                if _is(part, file):
-                    part.unlink()
-            return
-
-
-def _is(path: Path, file: BinaryIO) -> bool:
-    """Whether the path still names the open file."""
+    lock = FileLock(part.with_suffix(".lock"), mode=0o666)  # users may share a cache
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        say(f"waiting for another process that decodes into {part}")
+        held = lock.acquire()
+    with held:
+        try:
+            with open(part, "w+b", opener=lambda path, flags: os.open(path, flags, 0o666)) as file:
+                yield file
+        finally:
+            part.unlink(missing_ok=True)  # there no more where it became a store
 
 
 def _make(parts: Sequence[Folder], native: tuple[int, int] | None, image_size: int, name: str, file: BinaryIO) -> None:

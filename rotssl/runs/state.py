@@ -1,14 +1,14 @@
 """A run's folder: its record, its lock, and whether it can be written."""
 
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from rotssl import config as cfg
 from rotssl.config import ResolvedConfig
@@ -112,23 +112,14 @@ def run_folder(folder: Path, patience: float = 0) -> Iterator[Path]:
         ConfigError: it can't be written.
         Busy: another process runs this very run.
     """
-    deadline = time.monotonic() + patience
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
+        lock = FileLock(folder / ".lock", timeout=patience).acquire()
+    except Timeout as error:
+        raise Busy(f"tracking.run_name: {folder.name!r} is being run by another process right now") from error
     except OSError as error:
         raise ConfigError(f"storage.path: cannot write to {error.filename or folder}: {error.strerror}") from error
     with lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise Busy(
-                        f"tracking.run_name: {folder.name!r} is being run by another process right now"
-                    ) from error
-                time.sleep(0.5)
         yield folder
 
 
