@@ -1,16 +1,11 @@
-"""A picture of what a recipe shows to the model: views, local crops, rotations, tiles; without training.
-
-    python -m rotssl.commands.preview --config jobs/recipes/NAME.yaml [--section.field VALUE ...] [--output FILE]
-
-Takes the flags of jobs/pretrain.py. Reads 64 images, class-balanced, of the data set, or with --smoke synthetic ones.
-"""
+"""A picture of what a recipe shows to the model; without training."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rotssl.commands import EXIT_OK, run_command, say
+from rotssl.commands import EXIT_OK, say
 from rotssl.config import replace
 from rotssl.config.cli import parse
 from rotssl.config.fields import ConfigError
@@ -19,8 +14,8 @@ from rotssl.lifecycle import prepare
 ROWS = 8
 
 
-def preview(argv: Sequence[str]) -> int:
-    """Write the picture and say where it is; returns the exit code."""
+def preview(argv: Sequence[str], description: str = "") -> int:
+    """What jobs/preview.py does: write the picture and say where it is; returns the exit code."""
     if list(argv[-1:]) == ["--output"]:
         raise ConfigError("--output: expected one argument, a file that ends in .png")
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -28,7 +23,7 @@ def preview(argv: Sequence[str]) -> int:
     given, rest = own.parse_known_args(argv)
     if given.output.suffix.lower() != ".png":
         raise ConfigError(f"--output: got '{given.output}', expected a file that ends in .png")
-    asked = parse(rest, "rotssl.commands.preview", __doc__).config
+    asked = parse(rest, "jobs/preview.py", description).config
     batch = max(ROWS, round(2 / asked.rotation.fraction))
     few = {"data.limit": max(64, batch), "data.store": "memory", "train.batch_size": batch, "train.accumulate": 1}
     few |= {"rotation.fraction_end": None, "scaling.num_workers": 0}  # what the first step shows
@@ -65,7 +60,3 @@ def preview(argv: Sequence[str]) -> int:
         raise ConfigError(f"--output: cannot write {given.output}: {error.strerror}") from error
     print(given.output.absolute())
     return EXIT_OK
-
-
-if __name__ == "__main__":
-    run_command(lambda: preview(sys.argv[1:]))

@@ -12,6 +12,7 @@ import torch
 
 from rotssl.base import distributed
 from rotssl.config.methods import METHODS
+from rotssl.config.tasks import TASKS as REGISTRY
 from rotssl.engine.pretrainer import build_pretrainer
 from rotssl.runs import journal
 from tests.small_runs import CPU, PAPER, arithmetic, batch, make_config, run_to, trainer
@@ -34,6 +35,10 @@ TASKS = {
     "shared, fewer": {"rotation.fraction": 0.5, "rotation.fraction_end": 0.25},
     "shared and jigsaw": JIGSAW,
 }
+# A task that has no form of its own above is tried as it comes.
+for name in REGISTRY:
+    if not any(f"{name}." in key for form in TASKS.values() for key in form):
+        TASKS[name] = {"rotation.weight": 0, f"{name}.weight": 1.0}
 ON = {name: task for name, task in TASKS.items() if name != "off"}
 EXTRA = {
     name: task
