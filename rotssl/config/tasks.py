@@ -29,11 +29,13 @@ class TaskConfig:
     Attributes:
         FOLLOWS: field -> the fields that ``auto`` makes it from: where it is as they have it, it tells no runs apart.
         weight: of its loss; 0 is off.
+        schedule: of the weight over the run.
     """
 
     FOLLOWS: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     weight: float
+    schedule: Literal["constant", "linear", "cosine"] = opt("constant", "Course of the weight over the run, down to 0.")
 
     def check(self) -> None:
         """The rules between its fields.
@@ -100,7 +102,6 @@ class RotationConfig(TaskConfig):
         gt=0,
         le=1,
     )
-    schedule: Literal["constant", "linear", "cosine"] = opt("constant", "Course of the weight over the run, down to 0.")
     update_bn: bool = opt(True, "Whether the extra forward also updates BatchNorm's running statistics.")
     hidden_dim: int = opt(128, "Width of the head's hidden layer.", ge=1)
     head_on: Literal["encoder", "projector"] = opt(
@@ -175,7 +176,6 @@ class JigsawConfig(TaskConfig):
     """The auxiliary task of putting shuffled tiles back in order, Noroozi and Favaro 2016 (arXiv 1603.09246)."""
 
     weight: float = opt(0.0, "Weight of the cross-entropy over the orders; 0 is off.", ge=0)
-    schedule: Literal["constant", "linear", "cosine"] = opt("constant", "Course of the weight over the run, down to 0.")
     grid: int = opt(3, "The image is cut into grid x grid cells.", ge=2, le=3)
     permutations: int = opt(100, "Number of orders to tell apart; grid 2 has 24.", ge=2, le=1000)
     update_bn: bool = opt(True, "Whether its forward also updates BatchNorm's running statistics.")

@@ -2,14 +2,15 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from rotssl.base.schedules import task_weight
 from rotssl.base.step import StepContext, StepOutput
+from rotssl.config.tasks import TaskConfig
 from rotssl.data.augment import Crop
 
 
@@ -61,12 +62,13 @@ class Task(nn.Module, ABC):
     crop: Crop | None = None
 
     @abstractmethod
-    def __init__(self, config: Any, dim: int) -> None:
+    def __init__(self, config: TaskConfig, dim: int) -> None:
         super().__init__()
+        self.config = config
         self.on_projector = self.sees_projector(config)
 
     @classmethod
-    def sees_projector(cls, config: Any) -> bool:
+    def sees_projector(cls, config: TaskConfig) -> bool:
         """Whether a configuration puts the head on the projector's output; tasks without the field ``head_on`` don't."""
         return getattr(config, "head_on", "encoder") == "projector"
 
@@ -87,6 +89,6 @@ class Task(nn.Module, ABC):
     def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
         """The unweighted loss from what the head sees, one (n, dim) a tensor; in place, of the student's global views."""
 
-    @abstractmethod
     def weight(self, progress: float) -> float:
-        """Weight of the loss at a progress of the run from 0 to 1."""
+        """Weight of the loss at a progress of the run from 0 to 1, along its schedule."""
+        return task_weight(self.config.weight, progress, self.config.schedule)

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from rotssl.base import distributed, rng
 from rotssl.base.precision import full_precision
 from rotssl.base.rng import Positions
-from rotssl.base.schedules import task_weight
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.tasks import JigsawConfig
 from rotssl.models.heads import mlp
@@ -57,17 +56,14 @@ class Jigsaw(Task):
     Linear(grid^2 D, hidden), BN, ReLU, Linear(hidden, permutations).
     """
 
+    config: JigsawConfig
+
     def __init__(self, config: JigsawConfig, dim: int) -> None:
         super().__init__(config, dim)
-        self.config = config
         self.places = config.grid**2
         self.orders = permutation_set(self.places, config.permutations)
         self.head = mlp([self.places * dim, config.hidden_dim, config.permutations])
         self.update_bn = config.update_bn
-
-    def weight(self, progress: float) -> float:
-        """The configured weight along its schedule."""
-        return task_weight(self.config.weight, progress, self.config.schedule)
 
     def layout(self, side: int, ctx: StepContext) -> tuple[Positions, Positions, int]:
         """Which order the tiles come in, and where they are cut: a function of (seed, epoch, position).

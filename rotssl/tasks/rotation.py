@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from rotssl.base import distributed, rng
 from rotssl.base.precision import full_precision
 from rotssl.base.rng import Positions
-from rotssl.base.schedules import cosine, task_weight
+from rotssl.base.schedules import cosine
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.resolved import ResolvedRotation
 from rotssl.data.augment import Crop
@@ -58,19 +58,16 @@ class Rotation(Task):
     rotated views; the official code sums its two, so its weight of 0.1 is 0.2 here.
     """
 
+    config: ResolvedRotation
+
     def __init__(self, config: ResolvedRotation, dim: int) -> None:
         super().__init__(config, dim)
-        self.config = config
         self.head = mlp([dim, config.hidden_dim, 4])
         if config.mode == "four_way":
             self.crop = Crop(config.crop_size, config.crop_scale)
         self.in_place = config.mode == "in_place"
         self.teacher_too = self.in_place and config.angles == "shared"
         self.update_bn, self.joint = config.update_bn, config.joint
-
-    def weight(self, progress: float) -> float:
-        """The configured weight along its schedule."""
-        return task_weight(self.config.weight, progress, self.config.schedule)
 
     def fraction(self, progress: float) -> float:
         """Share of the images that are rotated at a progress of the run from 0 to 1."""

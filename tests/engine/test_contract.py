@@ -71,7 +71,7 @@ def gradients(model):
 @covering(EXTRA)
 def test_extra_task_leaves_the_method_alone(tmp_path, method, task):
     off = make_config(tmp_path, method, **TASKS["off"])
-    falling = {f"{name}.schedule": "linear" for name in ("rotation", "jigsaw")}
+    falling = {f"{name}.schedule": "linear" for name in REGISTRY}
     on = make_config(tmp_path, method, **task, **falling)
     plain, joined = build_pretrainer(off, CPU), build_pretrainer(on, CPU)
     for name, value in plain.state_dict().items():
