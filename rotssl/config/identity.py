@@ -54,7 +54,9 @@ def described(config: Config) -> dict[str, Any]:
 
 def later_defaults(config: Config) -> dict[str, Any]:
     """Fields that came later than some runs, with their defaults, which those runs did."""
-    return {key: spec.default for key, (_, spec) in schema(config.method.name).items() if spec.metadata["later"]}
+    late = [name for name, task in TASKS.items() if task.later]
+    known = schema(config.method.name).items()
+    return {key: f.default for key, (_, f) in known if f.metadata["later"] or key.split(".")[0] in late}
 
 
 def identity_of(config: Config) -> dict[str, Any]:

@@ -196,8 +196,9 @@ class JigsawConfig(TaskConfig):
         return {"grid": self.tile_side(side)}
 
 
-def _task(config: type[TaskConfig], target: str) -> Any:
-    return field(default_factory=config, metadata={"target": target})
+def _task(config: type[TaskConfig], target: str, *, later: bool = False) -> Any:
+    """A task of ``TaskSections``; ``later``: it came after runs had been recorded without it, whose identity it must not change."""
+    return field(default_factory=config, metadata={"target": target, "later": later})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,10 +216,11 @@ class TaskSections:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What the registry holds of a task: its section, and module and class."""
+    """What the registry holds of a task: its section, module and class, and whether it came after recorded runs."""
 
     config: type[TaskConfig]
     target: str
+    later: bool
 
     def load(self) -> "type[Task]":
         """Import the task's class (and with it torch)."""
@@ -226,5 +228,5 @@ class TaskSpec:
 
 
 _HINTS = get_type_hints(TaskSections)
-TASKS = {f.name: TaskSpec(_HINTS[f.name], f.metadata["target"]) for f in dataclasses.fields(TaskSections)}
+TASKS = {f.name: TaskSpec(_HINTS[f.name], **f.metadata) for f in dataclasses.fields(TaskSections)}
 WEIGHTS = tuple(f"{name}.weight" for name in TASKS)
