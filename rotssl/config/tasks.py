@@ -197,7 +197,7 @@ class JigsawConfig(TaskConfig):
 
 
 def _task(config: type[TaskConfig], target: str, *, later: bool = False) -> Any:
-    """A task of ``TaskSections``; ``later``: it came after runs had been recorded without it, whose identity it must not change."""
+    """A task of ``TaskSections``; ``later``: it came after runs had been recorded, whose identity it must not change."""
     return field(default_factory=config, metadata={"target": target, "later": later})
 
 
