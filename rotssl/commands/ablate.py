@@ -13,19 +13,16 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rotssl import lifecycle
 from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, pretrain, say
 from rotssl.config.fields import ConfigError
 from rotssl.config.sweep import SweepCommand
 from rotssl.runs.state import check_writable
+from rotssl.runtimes.ray_tune import Slots
 from rotssl.sweeps.run import SweepRun, counts
 from rotssl.sweeps.trial import Trial, trials_of
 from rotssl.tracking import store
-
-if TYPE_CHECKING:
-    from rotssl.runtimes.ray_tune import Slots
 
 # At once, also into the log of a job.
 print = functools.partial(builtins.print, flush=True)
@@ -90,7 +87,7 @@ def _start(sweep: SweepRun, todo: list[Trial], dry_run: bool) -> int:
     return EXIT_INTERRUPTED
 
 
-def _check(sweep: SweepRun, todo: list[Trial], slots: "Slots", nodes: int) -> dict[str, float]:
+def _check(sweep: SweepRun, todo: list[Trial], slots: Slots, nodes: int) -> dict[str, float]:
     """Ask the nodes what they see, and say what the trials will take; returns the seconds that each has left, by name."""
     from rotssl.runtimes import preflight
 

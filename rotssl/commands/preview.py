@@ -1,6 +1,7 @@
 """A picture of what a recipe shows to the model; without training."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +25,12 @@ def preview(argv: Sequence[str], description: str = "") -> int:
     if given.output.suffix.lower() != ".png":
         raise ConfigError(f"--output: got '{given.output}', expected a file that ends in .png")
     asked = parse(rest, "jobs/preview.py", description).config
-    batch = max(ROWS, round(2 / asked.rotation.fraction))
+    batch = max(ROWS, *(math.ceil(2 / task.least_share) for task in asked.active().values()), 2)
     few = {"data.limit": max(64, batch), "data.store": "memory", "train.batch_size": batch, "train.accumulate": 1}
-    few |= {"rotation.fraction_end": None, "scaling.num_workers": 0}  # what the first step shows
+    few |= {
+        f"{name}.{leaf}": None for name, task in asked.active().items() for leaf in task.ENDS
+    }  # the first step is shown
+    few |= {"scaling.num_workers": 0}
     few |= {"method.queue_size": batch} if getattr(asked.method, "queue_size", 0) else {}
     config, _ = prepare(replace(asked, few), say=say)
     import numpy as np

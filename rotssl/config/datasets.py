@@ -22,6 +22,8 @@ class DatasetSpec:
         std: likewise.
         sizes: numbers of images in train, validation (0: there is none) and test, where known beforehand.
         folder: below ``data.root``, of ``files`` (train) and ``test_files``.
+        root: what ``data.root`` is, where that is not simply the folder that holds the set.
+        test_target: what finds the labelled test split of a set in folders, from the root and the classes; empty: it has none.
     """
 
     kind: Literal["package", "torchvision", "folders"]
@@ -34,6 +36,8 @@ class DatasetSpec:
     folder: str = ""
     files: tuple[str, ...] = ()
     test_files: tuple[str, ...] = ()
+    root: str = ""
+    test_target: str = ""
 
     def load(self) -> Any:
         """Import what reads it."""
@@ -75,7 +79,12 @@ DATASETS = {
         test_files=("test",),
     ),
     "tiny-imagenet": DatasetSpec("folders", "rotssl.data.folders:scan_tiny_imagenet", side=64),
-    "imagefolder": DatasetSpec("folders", "rotssl.data.folders:scan"),
+    "imagefolder": DatasetSpec(
+        "folders",
+        "rotssl.data.folders:scan",
+        root="a folder of images",
+        test_target="rotssl.data.folders:scan_test",
+    ),
     "synthetic": DatasetSpec("package", "rotssl.data.packaged:synthetic", side=32, sizes=(1024, 256, 256)),
 }
 if TYPE_CHECKING:

@@ -56,7 +56,8 @@ def later_defaults(config: Config) -> dict[str, Any]:
     """Fields that came later than some runs, with their defaults, which those runs did."""
     late = [name for name, task in TASKS.items() if task.later]
     known = schema(config.method.name).items()
-    return {key: f.default for key, (_, f) in known if f.metadata["later"] or key.split(".")[0] in late}
+    late_fields = {key: f.default for key, (_, f) in known if f.metadata["later"] or key.split(".")[0] in late}
+    return json.loads(json.dumps(late_fields))  # type: ignore[no-any-return]  # as values are recorded
 
 
 def identity_of(config: Config) -> dict[str, Any]:

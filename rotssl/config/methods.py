@@ -1,7 +1,7 @@
 """The registry of methods: their configuration, where their code lives, and the optimizer that suits them.
 
 This file imports no torch, so that a configuration can be checked in milliseconds. To add a method: a file with a ``Method``
-subclass beside this one, its config and its entry here, and a recipe. Defaults suit the embedded sample, recipes the papers.
+subclass in rotssl/methods/, its config and its entry here, and a recipe. Defaults suit the embedded sample, recipes the papers.
 """
 
 from dataclasses import dataclass

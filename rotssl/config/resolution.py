@@ -1,6 +1,6 @@
-"""The configuration of a run: the sections put together, the rules between their fields, and what is left open resolved.
+"""A configuration built from overrides, and what it leaves open resolved.
 
-Imports no torch, ray or mlflow: a bad configuration is refused in milliseconds. ``build`` makes a Config from dotted overrides
+``build`` makes a Config from dotted overrides
 (the one path for recipes, flags and sweeps), ``resolve`` turns every ``auto`` that the configuration alone decides into a value.
 """
 
@@ -41,11 +41,11 @@ def build(overrides: Mapping[str, Any]) -> Config:
         section, leaf = key.split(".")
         values[section][leaf] = convert(key, value, hint, spec.metadata["bounds"])
     hints = get_type_hints(Config)
-    sections: dict[str, Any] = {
+    made: dict[str, Any] = {
         section: (METHODS[name].config if section == "method" else hints[section])(**given)
         for section, given in values.items()
     }
-    config = Config(**sections)
+    config = Config(**made)
     check(config)
     return config
 

@@ -23,7 +23,7 @@ def check(c: Config) -> None:
 
 def _check_data(data: sections.DataConfig) -> None:
     name = data.name
-    expected = "a folder of images" if name == "imagefolder" else f"the folder that holds {name}"
+    expected = DATASETS[name].root or f"the folder that holds {name}"
     kind = DATASETS[name].kind
     require(kind == "package" or data.root is not None, "data.root", None, expected)
     downloaded = kind == "torchvision"

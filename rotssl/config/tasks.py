@@ -1,6 +1,7 @@
 """The registry of auxiliary tasks: their sections of the configuration, and where their code lives.
 
-A new task is a section here, a line in ``TaskSections``, and its module in rotssl/tasks/. Imports no torch.
+A new task is a section here, a line in ``TaskSections``, and its module in rotssl/tasks/. If its section has fields that may be
+``auto``, ``TaskConfig.resolve`` gives their values, and rotssl/config/resolved.py their types. Imports no torch.
 """
 
 import dataclasses
@@ -28,11 +29,13 @@ class TaskConfig:
 
     Attributes:
         FOLLOWS: field -> the fields that ``auto`` makes it from: where it is as they have it, it tells no runs apart.
+        ENDS: fields that say where something ends that changes over the run; None: it stays.
         weight: of its loss; 0 is off.
         schedule: of the weight over the run.
     """
 
     FOLLOWS: ClassVar[dict[str, tuple[str, ...]]] = {}
+    ENDS: ClassVar[tuple[str, ...]] = ()
 
     weight: float
     schedule: Literal["constant", "linear", "cosine"] = opt("constant", "Course of the weight over the run, down to 0.")
@@ -80,6 +83,7 @@ class RotationConfig(TaskConfig):
             *("train.batch_size", "train.accumulate"),
         )
     }
+    ENDS: ClassVar[tuple[str, ...]] = ("fraction_end",)
 
     weight: float = opt(1.0, "Weight of the mean cross-entropy over the rotated views; 0 is off.", ge=0)
     mode: Literal["extra", "in_place", "four_way"] = opt(

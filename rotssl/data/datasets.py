@@ -14,10 +14,10 @@ from typing import TypeVar
 import numpy as np
 
 from rotssl.config.datasets import DATASETS
-from rotssl.config.fields import ConfigError
+from rotssl.config.fields import ConfigError, load_class
 from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import DataConfig
-from rotssl.data import decoding, disk_cache, folders
+from rotssl.data import decoding, disk_cache
 from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, choose
 
@@ -239,8 +239,10 @@ def _test_files(config: DataConfig, why: str = "data.name:") -> Folder:
     Raises:
         ConfigError: there is none.
     """
-    root = os.path.expanduser(str(config.root))
-    found = folders.scan_test(root, folders.scan(root)[1]) if config.name == "imagefolder" else None
+    spec, found = DATASETS[config.name], None
+    if spec.test_target:
+        scan_test: Callable[[str, Sequence[str]], Folder | None] = load_class(spec.test_target)
+        found = scan_test(os.path.expanduser(str(config.root)), _scan(config)[1])
     if found is None:
         raise ConfigError(f"{why} {config.name} in {config.root} has no labelled test split")
     return found

@@ -102,7 +102,7 @@ def load(
 
     Args:
         parts: what to read.
-        native: height and width as ``folders.probe`` found them.
+        native: height and width as ``decoding.probe`` found them.
         image_size: side of the views in pixels.
         cache: folder of the stores.
         say: takes a line when there is something to wait for.

@@ -1,4 +1,4 @@
-"""Image folders: which files belong to a split, and their pictures decoded, into memory or whatever takes them.
+"""Image folders: which files belong to a split.
 
 Nothing here imports torch: the driver checks data before it takes any cluster resource.
 """

@@ -94,7 +94,9 @@ class EpochRecorder:
             self._noting.result()
         self._noting = self._lines.submit(self._write, self.spent + seconds)
 
-    def _write(self, spent: float) -> None:
+    def _write(self, spent: float, before: Future[None] | None = None) -> None:
+        if before is not None:
+            before.result()  # what could not be written then is not forgotten
         part = self._spent_file.with_suffix(".part")
         part.write_text(repr(spent))
         os.replace(part, self._spent_file)
@@ -140,8 +142,8 @@ class EpochRecorder:
         if self.runtime.rank == 0:
             self.announce(wait=True)
             # Before the line: seconds in a point that are missing in the file would hide as many lost ones.
-            self._noting = self._lines.submit(self._write, self.spent)
-            self._booked = booked = self._lines.submit(self.journal.append, epoch + 1, metrics)
+            self._noting = noting = self._lines.submit(self._write, self.spent, self._noting)
+            self._booked = booked = self._lines.submit(self._append, noting, epoch + 1, metrics)
             folder = self.journal.folder / checkpoint.name(epoch + 1)
             self._kept = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)
 
@@ -179,6 +181,10 @@ class EpochRecorder:
         if booked is not None:
             booked.result()  # without the line of its training, an epoch has no point
         self.journal.add(epoch, found)
+
+    def _append(self, noting: Future[None], epoch: int, metrics: dict[str, float]) -> None:
+        noting.result()
+        self.journal.append(epoch, metrics)
 
     def _save(self, booked: Future[None], state: dict[str, Any], folder: Path) -> Path:
         booked.result()

@@ -1,4 +1,4 @@
-"""What curves say: the cost of reaching a level, and differences and ratios between paired seeds."""
+"""What curves say: the cost of reaching a level."""
 
 import math
 from dataclasses import dataclass

@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rotssl.runs.journal import Points
-
-if TYPE_CHECKING:
-    pass
 
 
 def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "knn/top1", title: str = "") -> None:

@@ -85,7 +85,7 @@ def check_collective(config: ResolvedConfig, slots: Slots, folder: Path) -> floa
 
     Args:
         config: of any trial.
-        slots: from ``plan``.
+        slots: from ``plan_slots``.
         folder: an existing one that all nodes see.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
-from rotssl.config import ResolvedConfig
+from rotssl.config import Config
 from rotssl.config.fields import ConfigError
 from rotssl.data.images import DataError
 
@@ -45,7 +45,7 @@ def import_ray() -> Any:
 
 
 @contextlib.contextmanager
-def connected(config: ResolvedConfig) -> Iterator[Workers]:
+def connected(config: Config) -> Iterator[Workers]:
     """Within the body, a cluster: the one of RAY_ADDRESS or of ``ray start`` on this machine, else one of its own.
 
     Raises:
@@ -103,7 +103,7 @@ def _protect_token() -> None:
         token.chmod(0o600)  # Ray writes it readable for everyone
 
 
-def check_machine(config: ResolvedConfig) -> None:
+def check_machine(config: Config) -> None:
     """Refuse more workers than this machine has cores, before a cluster is started.
 
     Raises:
@@ -116,7 +116,7 @@ def check_machine(config: ResolvedConfig) -> None:
         )
 
 
-def plan_workers(config: ResolvedConfig, resources: dict[str, float], nodes: list[dict[str, Any]]) -> Workers:
+def plan_workers(config: Config, resources: dict[str, float], nodes: list[dict[str, Any]]) -> Workers:
     """The workers for a cluster: as configured, else one a GPU, else one a core up to two.
 
     Args:

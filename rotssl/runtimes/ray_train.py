@@ -1,4 +1,4 @@
-"""Ray Train: the only module, with rotssl.runtimes.ray_tune, that imports ray.
+"""Ray Train: runs the engine on the workers of a cluster.
 
 The driver connects to a cluster, checks that the workers fit, loads the data once into Ray's object store (one copy a node, read
 in place by all workers of it; images on disk the workers map themselves) and hands the engine's loop to a TorchTrainer. A worker

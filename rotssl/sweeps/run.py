@@ -18,6 +18,7 @@ from rotssl.config.sections import OFF
 from rotssl.config.sweep import Sweep
 from rotssl.config.tasks import WEIGHTS
 from rotssl.runs.state import RunState, run_folder
+from rotssl.runtimes.ray_tune import Slots
 from rotssl.sweeps.trial import Trial, run_trial
 from rotssl.tracking import reader, store, writer
 
@@ -98,7 +99,7 @@ class SweepRun:
             for trial in self.trials
         }
 
-    def run(self, chosen: Sequence[Trial], slots: Any) -> None:
+    def run(self, chosen: Sequence[Trial], slots: Slots) -> None:
         """Hand trials to Tune and show how they go.
 
         Args:

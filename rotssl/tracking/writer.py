@@ -1,4 +1,4 @@
-"""MLflow, written to; with rotssl.tracking.reader, which reads, the only module that imports it.
+"""MLflow, written to.
 
 The journal on disk holds the truth; a Tracker brings MLflow up to it. Metrics in MLflow are append-only, so what it already has
 is asked for before anything is sent: each epoch arrives once, however often a run is started again. A tracking server that is
@@ -239,9 +239,6 @@ class Follower:
             self._pool.submit(self.tracker.tag, dict(event.tags))
         if isinstance(event, EpochDone) and (self._look is None or self._look.done()):
             self._look = self._pool.submit(lambda: self.tracker.sync(journal.read(self.folder)))
-
-
-# --- reading -------------------------------------------------------------------------------------------------------------------
 
 
 def log_report(uri: str, run_id: str, files: Sequence[Path]) -> bool:

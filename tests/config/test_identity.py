@@ -1,10 +1,13 @@
 """What makes two runs the same one, and how runs are named."""
 
+import dataclasses
+
 import pytest
 import yaml
 
 from rotssl import config as cfg
 from rotssl.config.cli import parse
+from rotssl.config.tasks import TASKS
 from tests.config.command_lines import recipe
 from tests.config.sweeps import names_in, reader
 
@@ -67,3 +70,14 @@ def test_a_name_says_what_matters_most(names):
         "byol-rotation0-4ep-seed0",
         "byol-rotation0.3-jigsaw2-4ep-seed0",
     ]
+
+
+def test_a_task_that_came_later_leaves_the_identity_of_runs_without_it_alone(monkeypatch):
+    config = cfg.resolve(cfg.build({"rotation.weight": 1.0}), 28, 5000)
+    assert "rotation.crop_scale" in cfg.identity_of(config)
+    monkeypatch.setitem(TASKS, "rotation", dataclasses.replace(TASKS["rotation"], later=True))
+    kept = {key for key in cfg.identity_of(config) if key.startswith("rotation.")}
+    assert kept == {
+        "rotation.fraction_end",
+        "rotation.crop_size",
+    }  # the others have their defaults, pairs of numbers too

@@ -123,6 +123,23 @@ def test_a_note_that_cannot_be_written_ends_the_run_and_leaves_the_one_before(re
     assert (tmp_path / "trained_seconds").read_text() == "300.0"
 
 
+def test_a_note_that_could_not_be_written_is_raised_at_the_end_of_the_epoch(recorder, disk, tmp_path, monkeypatch):
+    disk.free.set()
+    replace, failed = os.replace, []
+
+    def fails_once(source, target):
+        if not failed:
+            failed.append(target)
+            raise OSError(errno.ENOSPC, "no space left")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_once)
+    with pytest.raises(OSError, match="no space"), recorder:
+        recorder.note(1.0)
+        close(recorder, 0, recorder.book(0, 64, 10.0, 0.0))
+    assert failed == [tmp_path / "trained_seconds"] and journal.read(tmp_path) == {}
+
+
 def test_leaving_waits_for_the_last_checkpoint_and_two_are_kept(recorder, disk, told, tmp_path):
     disk.free.set()
     with recorder:
