@@ -1,5 +1,6 @@
 """Tables for the terminal."""
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,7 @@ from rotssl.runs.journal import Points
 if TYPE_CHECKING:  # with it come numpy and scipy
     from rotssl.reports.tables import Table
 
+_WORDS = re.compile(r"[a-z]+ [a-z]+ [a-z]+")
 _ROWS = (
     ("kNN top-1 on {split}", "knn/top1", "{:.1%}"),
     ("linear probe top-1 on {split}", "linear/top1", "{:.1%}"),
@@ -78,8 +80,6 @@ def convergence(title: str, names: Sequence[str], curves: Sequence[Points], metr
 
 def rich_table(table: "Table") -> RichTable:
     """A table of a comparison; names from MLflow are shown as they are, brackets and all."""
-    from rotssl.reports.tables import is_remark
-
     made = RichTable(
         title=f"\n{table.title}\n[not bold]{escape(table.caption)}[/]",
         title_justify="left",
@@ -87,10 +87,12 @@ def rich_table(table: "Table") -> RichTable:
         show_lines=True,
     )
     for i, header in enumerate(table.headers):
-        # Where space is short, names and remarks are broken rather than numbers.
-        short = i >= table.names and not any(is_remark(row[i]) for row in table.rows)
-        justify: Literal["left", "right"] = "left" if i < table.names else "right"
-        made.add_column(escape(header), justify=justify, no_wrap=short, overflow="fold")
+        # Where space is short, words are broken into lines rather than numbers, and names stay legible.
+        name = i < table.names
+        keeps = not name and not any(_WORDS.search(row[i]) for row in table.rows)
+        width = min(12, max(len(row[i]) for row in table.rows)) if name else None
+        justify: Literal["left", "right"] = "left" if name else "right"
+        made.add_column(escape(header), justify=justify, no_wrap=keeps, overflow="fold", min_width=width)
     for row in table.rows:
         made.add_row(*map(escape, row))
     return made

@@ -14,6 +14,7 @@ from PIL import Image
 
 from rotssl import config as cfg
 from rotssl.config import recipes
+from rotssl.config.resolved import narrowed
 from rotssl.runs import checkpoint, journal
 from tests.programs import ROOT, SMALL, command, flags, job, mlflow_client, started, wait_for
 from tests.small_runs import trainer
@@ -120,7 +121,7 @@ def uninterrupted(folder, elsewhere):
         "storage.path": str(elsewhere),
         "data.store": "memory",
     }
-    run = trainer(cfg.build(fields))
+    run = trainer(narrowed(cfg.build(fields)))
     run.run()
     return run.model.state_dict()
 
