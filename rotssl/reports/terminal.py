@@ -90,7 +90,7 @@ def rich_table(table: "Table") -> RichTable:
         # Where space is short, words are broken into lines rather than numbers, and names stay legible.
         name = i < table.names
         keeps = not name and not any(_WORDS.search(row[i]) for row in table.rows)
-        width = min(12, max(len(row[i]) for row in table.rows)) if name else None
+        width = min(10, max(len(row[i]) for row in table.rows)) if name else None
         justify: Literal["left", "right"] = "left" if name else "right"
         made.add_column(escape(header), justify=justify, no_wrap=keeps, overflow="fold", min_width=width)
     for row in table.rows:
