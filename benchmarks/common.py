@@ -122,7 +122,7 @@ def machine(device: str = "cpu") -> str:
     """Processor with what its vectors can do, cores, GPU if it is used, torch."""
     import torch
 
-    from rotssl.engine.trainer import emulates_bf16
+    from rotssl.engine.hardware import emulates_bf16
 
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -46,7 +46,7 @@ DECAY, EMA = 5e-4, 0.004
 
 def fast(device: str) -> str:
     """bf16, unless this is about a processor that only emulates it."""
-    from rotssl.engine.trainer import emulates_bf16
+    from rotssl.engine.hardware import emulates_bf16
 
     return "fp32" if device == "cpu" and emulates_bf16() else "bf16"
 

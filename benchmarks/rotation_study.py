@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from common import train, trainer
 
-from rotssl.engine.trainer import emulates_bf16
+from rotssl.engine.hardware import emulates_bf16
 from rotssl.runs import journal
 from rotssl.runs.journal import Points
 
