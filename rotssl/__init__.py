@@ -1,3 +1,3 @@
 """Self-supervised pretraining with rotation prediction, on a Ray cluster."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
