@@ -1,6 +1,6 @@
-"""Run a sweep over auxiliary weights, epoch budgets, methods and seeds on a Ray cluster, and say what the auxiliary task saves.
+"""Run a sweep over auxiliary weights, epoch budgets, methods and seeds on a Ray cluster and report what the auxiliary task saves.
 
-Each budget is a run of its own with its own schedule. Started again, the same command runs only what is missing.
+Each budget is a separate run with its own schedule. When started again, the same command runs only what is missing.
 """
 
 import sys

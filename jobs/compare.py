@@ -1,7 +1,6 @@
-"""Compare the runs of an MLflow experiment: which auxiliary weight, how many epochs, and what that saves.
+"""Compare the runs of an MLflow experiment: which auxiliary weight to use, for how many epochs, and what it saves.
 
-Reads what jobs/pretrain.py and sweeps have logged; prints the answer and writes it as a page with its pictures
-and report.json.
+Reads the runs logged by jobs/pretrain.py and by sweeps, prints the answer and writes a report with pictures and report.json.
 """
 
 import math
@@ -17,18 +16,18 @@ from rotssl.tracking.store import asked_uri
 def parse() -> dict[str, object]:
     """The flags, as arguments of compare()."""
     parser = Parser(prog="jobs/compare.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--experiment", metavar="NAME", required=True, help="experiment in MLflow")
-    text = "fields that make a baseline: KEY=VALUE,KEY=VALUE; default: all auxiliary weights 0"
+    parser.add_argument("--experiment", metavar="NAME", required=True, help="MLflow experiment")
+    text = "fields that define the baseline: KEY=VALUE,KEY=VALUE; default: all auxiliary weights are 0"
     parser.add_argument("--baseline", metavar="KEY=VALUE", help=text)
-    text = "accuracy to reach, from 0 to 1; default: the baseline's final one of the same seed and length"
+    text = "accuracy to reach, from 0 to 1; default: the final accuracy of the baseline with the same seed and length"
     parser.add_argument("--target", metavar="X", help=text)
-    text = "default: report-NAME beside the sqlite file, or in the current folder with a server"
-    parser.add_argument("--output", metavar="DIR", help=f"folder of the report; {text}")
-    text = "default: MLFLOW_TRACKING_URI, else mlflow.db below ./results (inside a Ray job ~/rotssl-results)"
-    parser.add_argument("--uri", metavar="URI", help=f"of the tracking store; {text}")
-    text = "what is compared; linear/top1 is there for the last epoch only [default: knn/top1]"
+    text = "default: report-NAME next to the sqlite file, or in the current folder if a server holds the runs"
+    parser.add_argument("--output", metavar="DIR", help=f"folder for the report; {text}")
+    text = "default: MLFLOW_TRACKING_URI, else mlflow.db in ./results (~/rotssl-results in a Ray job)"
+    parser.add_argument("--uri", metavar="URI", help=f"URI of the tracking store; {text}")
+    text = "metric to compare; linear/top1 exists for the last epoch only [default: knn/top1]"
     parser.add_argument("--metric", choices=METRICS, default="knn/top1", help=text)
-    parser.add_argument("--sweep", metavar="NAME", help="only the trials of this sweep (name or run id)")
+    parser.add_argument("--sweep", metavar="NAME", help="compare only the trials of this sweep (name or run id)")
     given = vars(parser.parse_args())
     if given["target"] is not None:
         given["target"] = _fraction(given["target"])

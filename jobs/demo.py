@@ -1,6 +1,6 @@
-"""The demo: BYOL on the embedded sample with rotation prediction off and on, same seed, two curves.
+"""The demo: BYOL on the embedded sample with rotation prediction off and on, with the same seed.
 
-Takes the flags of jobs/pretrain.py for both runs.
+Accepts the flags of jobs/pretrain.py, for both runs.
 """
 
 import sys
@@ -27,7 +27,7 @@ def demo() -> int:
     asked = replace(asked, {"tracking.experiment": "demo", "tracking.run_name": None})
     weights = {"rotation off": 0.0, "rotation on": asked.rotation.weight}
     configs = {name: prepare(replace(asked, {"rotation.weight": weight}))[0] for name, weight in weights.items()}
-    for name, config in configs.items():  # names that tell the two apart in MLflow
+    for name, config in configs.items():  # names that distinguish the two in MLflow
         run_name = f"{name.replace(' ', '-')}-{config.tracking.run_name}"
         configs[name] = replace(config, {"tracking.run_name": run_name})
     with nullcontext() if asked.scaling.num_workers == 0 else connected(asked):  # one cluster for both

@@ -1,6 +1,6 @@
-"""Evaluate the encoder of a finished run on the test split, once: kNN and a linear probe trained on the training images.
+"""Evaluate the encoder of a finished run on the test split, once: by kNN and a linear probe trained on the training images.
 
-The numbers become a run below that run in MLflow.
+The numbers are logged to a child run in MLflow.
 """
 
 from rotssl.commands import run_command
@@ -14,11 +14,11 @@ def main() -> int:
     """Evaluate and print; returns the exit code."""
     parser = Parser(prog="jobs/evaluate.py", description=__doc__, allow_abbrev=False)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--run", metavar="ID", help="of the run in MLflow")
+    which.add_argument("--run", metavar="ID", help="run id in MLflow")
     which.add_argument("--checkpoint", metavar="DIR", help="folder of the run")
-    text = f"comma-separated, of {', '.join(PROTOCOLS)} [default: both]"
+    text = f"comma-separated list of {', '.join(PROTOCOLS)} [default: both]"
     parser.add_argument("--protocol", metavar="NAMES", default=",".join(PROTOCOLS), help=text)
-    text = "of the tracking store, for --run; default: MLFLOW_TRACKING_URI, else mlflow.db below ./results"
+    text = "URI of the tracking store, for --run; default: MLFLOW_TRACKING_URI, else mlflow.db in ./results"
     parser.add_argument("--uri", metavar="URI", help=text)
     given = parser.parse_args()
     names = tuple(dict.fromkeys(given.protocol.split(",")))

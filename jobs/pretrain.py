@@ -1,7 +1,7 @@
 """Pretrain an image encoder without labels, on a Ray cluster.
 
-With no arguments: BYOL with rotation prediction on the embedded sample, on the GPUs or the two CPU workers that the machine has.
-Started again, the same command goes on from the last checkpoint.
+Without arguments: BYOL with rotation prediction on the embedded sample, on all GPUs of the machine or on up to two CPU workers.
+When started again, the same command resumes from the last checkpoint.
 """
 
 import sys

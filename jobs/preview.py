@@ -1,8 +1,8 @@
-"""A picture of what a recipe shows to the model: views, local crops, rotations, tiles; without training.
+"""Draw what a recipe shows to the model (views, local crops, rotations, tiles), without training.
 
     python jobs/preview.py --config jobs/recipes/NAME.yaml [--section.field VALUE ...] [--output FILE]
 
-Takes the flags of jobs/pretrain.py. Reads 64 images, class-balanced, of the data set, or with --smoke synthetic ones.
+Accepts the flags of jobs/pretrain.py. Reads 64 class-balanced images of the data set; with --smoke, synthetic ones.
 """
 
 import sys

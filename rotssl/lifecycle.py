@@ -1,4 +1,4 @@
-"""A run from its configuration to its end: checks, tracking, training, closing. Prints nothing."""
+"""The life of a run, from its configuration to its end: checks, tracking, training, closing. Prints nothing."""
 
 import functools
 import logging
@@ -32,23 +32,26 @@ ARTIFACTS = ("config.yaml", "convergence.png", "views.png", "encoder.safetensors
 def prepare(
     config: Config, info: datasets.DataInfo | None = None, say: Callable[[str], None] = log.warning
 ) -> tuple[ResolvedConfig, datasets.DataInfo]:
-    """Check the data and resolve what was left open, saying what had to be cut; also returns what is known of the data.
+    """Check the data and resolve the configuration, reporting sizes that had to be reduced.
 
     Args:
-        config: as built.
-        info: of its data, if they were looked at already.
-        say: takes what had to be cut, in lines.
+        config: from ``build``.
+        info: facts about its data, if already inspected.
+        say: called with a line for each reduced size.
+
+    Returns:
+        The resolved configuration, and the facts about its data.
 
     Raises:
-        ConfigError: as the parts do.
+        ConfigError: the data, the configuration, the encoder or the tracking URI is unusable.
     """
     info = info or datasets.inspect(config.data, config.evaluation.holdout)
     resolved = cfg.resolve(config, info.image_size, info.train_size)
-    # One answer for all workers, whatever their machines have.
+    # One answer for all workers, regardless of their machines' memory.
     resolved = cfg.replace(resolved, {"data.store": datasets.where(config.data, info.bytes)})
     for line in cfg.cut_down(config, resolved):
         say(line)
-    if config.encoder.name.startswith("timm/"):  # only timm knows what it has, and what that takes
+    if config.encoder.name.startswith("timm/"):  # only timm knows its encoders and their input sizes
         _check_encoder(resolved)
     if resolved.tracking.uri is not None:
         store.check_uri(resolved.tracking.uri)
@@ -62,12 +65,14 @@ def _check_encoder(config: ResolvedConfig) -> None:
         sides |= {f"{name}.{leaf}": side for leaf, side in task.sides(config.data.image_size).items()}
     for key, side in sides.items():
         if reason := _objection(config.encoder, config.data.image_size, side):
-            raise ConfigError(f"{key}: {config.encoder.name} does not take images of {side} pixels ({reason})")
+            raise ConfigError(
+                f"{key}: got {side}, but {config.encoder.name} does not accept images of this size ({reason})"
+            )
 
 
 @functools.cache  # a sweep asks for every trial
 def _objection(encoder: EncoderConfig, image_size: int, side: int) -> str:
-    """Why an encoder built for one size of images does not take another; empty if it does."""
+    """Why an encoder built for one image size does not accept another; empty if it does."""
     import torch
 
     from rotssl.models.encoders import build_encoder
@@ -91,7 +96,7 @@ MLFLOW_STATUS = {
 
 
 class Run:
-    """A run of a resolved configuration: its folder, how far it is, and its place in MLflow.
+    """A run of a resolved configuration: its folder, its state and its run in MLflow.
 
     Args:
         config: resolved.
@@ -107,29 +112,29 @@ class Run:
     @classmethod
     @contextmanager
     def held(cls, config: ResolvedConfig, patience: float = 0) -> Iterator["Run"]:
-        """The run, for this process alone; ``patience`` and errors are those of ``run_folder``."""
+        """Lock the run for this process; ``patience`` and errors are those of ``run_folder``."""
         with run_folder(config.run_dir, patience):
             yield cls(config)
 
     @property
     def points(self) -> Points:
-        """Epoch -> metrics, as the journal has them now."""
+        """Epoch -> metrics, read from the journal now."""
         return journal.read(self.folder)
 
     @property
     def tracker(self) -> writer.Tracker:
-        """What brings MLflow up to the journal."""
+        """The tracker that syncs MLflow with the journal."""
         return untracked.tracker_of(self.state.uri, self.state.run_id, self.folder)
 
     def track(self, workers: Workers | None, more: Mapping[str, str] | None = None) -> None:
-        """Make the run in MLflow, or take it up again, and note its place; where that is off, keep the tags.
+        """Create or reopen the run in MLflow and save its id; if MLflow is off, save the tags in the run's folder.
 
         Args:
-            workers: who train, or None for this process.
-            more: further tags.
+            workers: Ray workers that train, or None for this process.
+            more: additional tags.
 
         Raises:
-            ConfigError: the store can't be used, or not from the cluster's nodes.
+            ConfigError: the store can't be used, or not from all nodes of the cluster.
         """
         config, state = self.config, self.state
         uri = store.store_of(config)
@@ -152,18 +157,21 @@ class Run:
         }
         if uri == OFF:
             untracked.Untracked(self.folder).tag(tags)
-            state.uri = uri  # the run's id stays: a start that has its store goes on with it
+            state.uri = uri  # the run's id is kept: a later start with its store continues that run
         else:
             open_in_mlflow(state, uri, config.tracking.experiment, self.folder, cfg.described(config), tags)
 
     def train(self, workers: Workers | None, show: Callable[[Event], None], splits: Any = None) -> str:
-        """Train from where the run is, and close it; returns its new status.
+        """Train from the current state of the run and close it.
 
         Args:
-            workers: on which to train, or None for this process.
-            show: takes the events.
+            workers: Ray workers to train on, or None for this process.
+            show: called with each event.
             splits: the images, if the caller has them: in memory for this process, in Ray's object store for workers. None also
-                where they are on disk, from where whoever trains maps them.
+                if they are on disk, where the training process maps them.
+
+        Returns:
+            The new status.
         """
         state = self.state
         state.write("running")
@@ -182,13 +190,13 @@ class Run:
             return self.close("interrupted", "interrupted")
         except OSError as error:
             failed = f"{type(error).__name__}: {error}"
-        except Exception as error:  # not foreseen: recorded, and raised with its traceback
+        except Exception as error:  # unexpected: record it and raise it with its traceback
             self.close("failed", f"{type(error).__name__}: {error}"[:500])
             raise
         points = self.points
         done = max(points, default=0)
         if failed is None and done == 0:
-            failed = f"{self.folder / journal.Journal.NAME} is gone"
+            failed = f"{self.folder / journal.Journal.NAME} is missing"
         if failed is not None:
             return self.close("failed", failed)
         if done < self.config.train.epochs:
@@ -199,7 +207,7 @@ class Run:
         return self.close("finished", reason)
 
     def close(self, status: str, reason: str) -> str:
-        """Plot the curve, bring MLflow up to the journal, and save how this start ended; what can't be written is logged.
+        """Finish a start: plot the curve, sync MLflow with the journal, save the status. Write errors are logged, not raised.
 
         Returns:
             The status.
@@ -207,7 +215,7 @@ class Run:
         points, state, tracker = self.points, self.state, self.tracker
         try:
             if points:
-                # Without validation there is one accuracy, in the end.
+                # Without validation there is only one accuracy, at the end.
                 metric = "knn/top1" if any("knn/top1" in point for point in points.values()) else "loss/total"
                 save_convergence({self.name: points}, self.folder / "convergence.png", metric)
             sent = tracker.sync(points)
@@ -217,12 +225,12 @@ class Run:
             checkpoint.prune(self.folder)
         except OSError as error:
             state.status, state.reason = status, reason
-            log.warning("%s could not be brought up to date: %s", self.folder, error)
+            log.warning("could not update %s: %s", self.folder, error)
         return status
 
 
 def _train(config: ResolvedConfig, workers: Workers | None, show: Callable[[Event], None], splits: Any) -> str | None:
-    """Run the engine; returns why that failed for a reason that trying again would not change, or None."""
+    """Run the engine; returns the reason for a failure that a retry would not change, or None."""
     if workers is not None:
         from rotssl.runtimes import ray_train
 
@@ -231,15 +239,15 @@ def _train(config: ResolvedConfig, workers: Workers | None, show: Callable[[Even
 
 
 def interrupt(*_: object) -> None:
-    """A signal handler that ends what runs as Ctrl-C does."""
+    """A signal handler that interrupts the program like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def open_in_mlflow(
     state: RunState, uri: str, experiment: str, folder: Path, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> None:
-    """Make the run of a folder with these parameters and tags, or take it up again, and note its place in its state."""
-    # Of a run that went on without MLflow the id is that of the store before; another store knows no such run.
+    """Create or reopen the MLflow run of a folder with these parameters and tags, and save its id in the state."""
+    # The id belongs to the store last used, even if the run continued without MLflow; another store does not know it.
     known = state.run_id if state.uri in (uri, OFF) else None
     artifacts = folder.parent.parent / "mlartifacts" / experiment
     state.run_id = writer.open_run(uri, experiment, folder.name, known, dict(params), dict(tags), artifacts)
@@ -247,7 +255,7 @@ def open_in_mlflow(
 
 
 def git_commit() -> str:
-    """The commit of this checkout."""
+    """The git commit of this checkout, or ``unknown``."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

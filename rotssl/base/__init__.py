@@ -1,1 +1,1 @@
-"""What everything else stands on: randomness, schedules, memory, collectives. Knows no configuration."""
+"""The foundation of all other packages: randomness, schedules, memory, collectives. Independent of the configuration."""

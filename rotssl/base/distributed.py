@@ -1,6 +1,6 @@
-"""The process group as seen by the rest of the library: no-ops in a single process, gradients right across several.
+"""Collectives for the rest of the library: no-ops in a single process, with correct gradients across several.
 
-Everything collective goes through this file, so that methods and tasks never ask how many workers there are.
+All collectives go through this file, so that methods and tasks do not depend on the number of workers.
 """
 
 import warnings
@@ -13,24 +13,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-# All gradients in one exchange: on CPUs the backward pass has all cores, so that an exchange beside it only takes them away.
+# All gradients in one exchange: on CPUs the backward pass uses all cores, so a concurrent exchange would only slow it down.
 CPU_BUCKET_MB = 10_000
 _alone = False
 
 
 def world_size() -> int:
-    """Number of workers, 1 without a process group."""
+    """Number of workers; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
-    """Index of this worker, 0 without a process group."""
+    """Index of this worker; 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within the body this process acts as a group of one (to count the FLOPs of a step on one rank, say)."""
+    """Within the body, this process acts as a group of one (for example to count the FLOPs of a step on one rank)."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -58,23 +58,23 @@ class _AllGather(torch.autograd.Function):
 def gather(x: Tensor) -> Tensor:
     """All workers' rows in the order of their ranks, (B, ...) -> (world x B, ...), with gradient.
 
-    The gradient that reaches the local rows is the sum over the ranks' losses; averaged over ranks by DDP it is the gradient
-    of the mean of those losses. Every rank must hold the same number of rows.
+    The gradient of the local rows is the sum over the losses of all ranks; once DDP has averaged it, it is the gradient
+    of the mean of these losses. Every rank must have the same number of rows.
     """
     return x if world_size() == 1 else _AllGather.apply(x)
 
 
 def room_for_all(x: Tensor) -> Tensor | None:
-    """Where ``gather_to_first`` puts all workers' rows, (world x B, ...): on rank 0 of several, elsewhere None."""
+    """The buffer of ``gather_to_first`` for all workers' rows, (world x B, ...), on rank 0 of several; elsewhere None."""
     return x.new_empty(world_size() * len(x), *x.shape[1:]) if world_size() > 1 and rank() == 0 else None
 
 
 def gather_to_first(x: Tensor, room: Tensor | None) -> Tensor:
-    """All workers' rows in the order of their ranks, on rank 0 and without gradient; the own ones elsewhere.
+    """All workers' rows in the order of their ranks, on rank 0 and without gradient; on other ranks only their own rows.
 
     Args:
-        x: (B, ...), of as many rows on each rank.
-        room: of ``room_for_all``; made before, as a rank that has no memory for it must not leave the others waiting here.
+        x: (B, ...), with the same number of rows on each rank.
+        room: from ``room_for_all``; allocated beforehand, so that a rank without memory for it does not block the others here.
     """
     if world_size() > 1:
         dist.gather(x.contiguous(), None if room is None else list(room.split(len(x))), dst=0)
@@ -82,7 +82,7 @@ def gather_to_first(x: Tensor, room: Tensor | None) -> Tensor:
 
 
 def first_nonempty(text: str, device: torch.device) -> str:
-    """The first text, by rank, that is not empty, cut to 1000 bytes; the same on all workers, empty if all are."""
+    """The first non-empty text by rank, cut to 1000 bytes; the same on all workers, empty if all texts are empty."""
     own = torch.tensor(list(text.encode()[:1000].ljust(1000)), dtype=torch.uint8, device=device)
     texts = [bytes(row).decode(errors="ignore").rstrip() for row in gather(own[None]).cpu().numpy()]
     return next(filter(None, texts), "")
@@ -103,7 +103,7 @@ class _Total(torch.autograd.Function):
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum over all workers, with gradient: like gather(), of the sum over the workers' losses."""
+    """The sum over all workers, with the gradient of the sum over the workers' losses, as for gather()."""
     return x if world_size() == 1 else _Total.apply(x)
 
 
@@ -117,25 +117,25 @@ def mean(x: Tensor) -> Tensor:
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model in DDP, or itself where there is one worker. Every parameter takes part in every step.
+    """The model in DDP, or the model itself if there is one worker. Every parameter must be used in every step.
 
-    Buffers are left alone in training, which does not read them: queues and synchronised statistics are equal anyway, and
-    per-worker BatchNorm's running ones follow rank 0's at the end of an epoch (``broadcast_running_stats``).
+    DDP does not synchronise buffers, which training does not read: queues and synchronised statistics are equal anyway, and the
+    running statistics of per-worker BatchNorm are set to rank 0's at the end of an epoch (``broadcast_running_stats``).
     """
     if world_size() == 1:
         return model
     options: dict[str, Any] = {"device_ids": [device]} if device.type == "cuda" else {"bucket_cap_mb": CPU_BUCKET_MB}
     with warnings.catch_warnings():
-        # torch 2.15 has a new name for broadcast_buffers, which 2.11 does not know.
+        # torch 2.15 renames broadcast_buffers; 2.11 does not know the new name.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False, **options)
-    # Of a 1x1 convolution on a channels_last batch: the same numbers in the same order, under another name.
+    # Raised for a 1x1 convolution on a channels_last batch, whose strides differ in name only.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return parallel
 
 
 def broadcast_running_stats(model: nn.Module) -> None:
-    """Give all workers rank 0's running statistics: a checkpoint, which is rank 0's, then holds what all of them go on with."""
+    """Set the running statistics of all workers to rank 0's, so that rank 0's checkpoint is valid for all of them."""
     if world_size() == 1:
         return
     layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]  # the others are equal

@@ -1,9 +1,9 @@
-"""Randomness as a function: every draw depends on (seed, epoch, position, purpose) and on nothing else.
+"""Randomness as a function: every draw depends only on (seed, epoch, position, purpose).
 
 The generator is SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) addressed by
-counter: output n of the stream with a given key costs the same whichever n is asked for. So a worker draws for its own positions
-only, and N workers together draw exactly what one would; there is no state to checkpoint, and a resumed run sees what an
-uninterrupted one would have seen. Draws are made on the host: they are tiny, and equal on every device.
+counter: output n of the stream with a given key costs the same for any n. A worker therefore draws only for its own positions,
+and N workers together draw exactly what one worker would. There is no state to checkpoint, and a resumed run gets the same draws
+as an uninterrupted one. Draws are made on the host: they are tiny, and equal for every device.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def key(*parts: int | str) -> int:
-    """A 64-bit key of the stream that the parts (seed, epoch, purpose, ...) name."""
+    """The 64-bit key of the stream named by the parts (seed, epoch, purpose, ...)."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
@@ -30,7 +30,7 @@ def key(*parts: int | str) -> int:
 def bits(stream: int, positions: Positions, draws: int) -> npt.NDArray[np.uint64]:
     """64 random bits for each position and draw, shape (B, draws); row i depends on ``positions[i]`` alone."""
     counter = positions.astype(np.uint64)[:, None] * np.uint64(draws) + np.arange(1, draws + 1, dtype=np.uint64)
-    # Arrays of uint64 wrap around, as the generator wants.
+    # Arrays of uint64 wrap around, as the generator requires.
     z = np.add(np.uint64(stream), counter * _GAMMA, dtype=np.uint64)
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
@@ -52,11 +52,11 @@ def permutation(stream: int, size: int) -> Positions:
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Run the body with torch's host generator seeded from the parts, and put the generator back afterwards.
+    """Run the body with torch's host generator seeded from the parts, and restore the generator afterwards.
 
-    Used for initial weights, keyed by (seed, module path): building one more module then changes no other.
+    Used for initial weights, keyed by (seed, module path), so that an additional module does not change the others.
     """
-    import torch  # here only: what checks a configuration draws numbers too
+    import torch  # only here: checks of a configuration draw numbers without torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(*parts) >> 1)

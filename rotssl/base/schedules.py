@@ -16,11 +16,11 @@ def learning_rate(
     Args:
         peak: the highest rate.
         step: 0-based index of the optimizer step.
-        total_steps: steps of the whole run.
-        warmup_steps: steps of the warm-up; step i of them is (i + 1) / warmup_steps of the way, so that none is wasted at 0.
+        total_steps: number of steps of the run.
+        warmup_steps: number of warm-up steps; step i is (i + 1) / warmup_steps of the way, so that no step has rate 0.
         shape: ``cosine`` or ``constant``.
-        start: where the warm-up comes from.
-        final: where the cosine goes to, just after the last step.
+        start: rate at the start of the warm-up.
+        final: rate at the end of the cosine, just after the last step.
     """
     if step < warmup_steps:
         return start + (peak - start) * (step + 1) / warmup_steps
@@ -30,7 +30,7 @@ def learning_rate(
 
 
 def task_weight(weight: float, progress: float, shape: str) -> float:
-    """Weight of an auxiliary task: ``constant``, or ``linear`` or ``cosine`` from the given weight to 0."""
+    """Weight of an auxiliary task: ``constant``, or falling to 0 along a ``linear`` or ``cosine`` schedule."""
     if shape == "constant":
         return weight
     return weight * (1 - progress) if shape == "linear" else cosine(weight, 0.0, progress)

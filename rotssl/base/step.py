@@ -1,4 +1,4 @@
-"""What loader, methods, tasks and engine tell each other about a step."""
+"""The data about a step that loader, methods, tasks and engine exchange."""
 
 from dataclasses import dataclass, field
 
@@ -9,18 +9,18 @@ from rotssl.base.rng import Positions
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where in the run a step stands.
+    """The context of a step: its place in the run and its batch.
 
     Attributes:
-        seed: of the run.
+        seed: seed of the run.
         epoch: 0-based.
         step: 0-based, over the whole run.
         progress: share of the run's steps that are done, 0 to 1.
-        positions: places of this worker's samples in the epoch's global order, (B,).
+        positions: positions of this worker's samples in the epoch's global order, (B,).
         batch_start: position of the global batch's first sample.
-        batch_size: of all workers together.
-        global_views: how many of the views are global; they come first.
-        passes: forward passes that the step's batch is cut into; this is one of them.
+        batch_size: size of the global batch, over all workers.
+        global_views: number of global views, which precede the local ones.
+        passes: number of forward passes that the step's batch is split into; this is one of them.
     """
 
     seed: int

@@ -1,4 +1,4 @@
-"""What the programs in jobs/ do, one module each."""
+"""The commands behind the programs in jobs/, one module each."""
 
 import sys
 from collections.abc import Callable
@@ -10,19 +10,19 @@ EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def say(line: str) -> None:
-    """Print a line that is not part of the result: to stderr, at once."""
+    """Print a line that is not part of the result to stderr, and flush it."""
     print(line, file=sys.stderr, flush=True)
 
 
 def run_command(body: Callable[[], int]) -> NoReturn:
-    """Exit with the body's code; a ConfigError is one line to stderr and code 2, an interrupt 130."""
+    """Run the body and exit with its code; a ConfigError prints one line to stderr and exits with 2, an interrupt with 130."""
     try:
         code = body()
     except ConfigError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = EXIT_BAD_CONFIG
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.stdout.flush()
     sys.exit(code)

@@ -1,6 +1,6 @@
-"""From an MLflow experiment to the answer: which auxiliary task and weight, for how many epochs, and what that saves.
+"""Comparison of an MLflow experiment: which auxiliary task and weight to use, for how many epochs, and what it saves.
 
-Reads runs of jobs/pretrain.py and of sweeps alike; writes a page, the pictures in it, and all numbers as ``report.json``.
+Reads runs of jobs/pretrain.py and of sweeps. Writes a page, its pictures, and all numbers as ``report.json``.
 """
 
 import json
@@ -14,7 +14,7 @@ from rotssl.config.fields import ConfigError, nearest
 from rotssl.tracking import reader, writer
 from rotssl.tracking.reader import TrackedRun
 
-if TYPE_CHECKING:  # with them come numpy, scipy and matplotlib, which a wrong flag need not wait for
+if TYPE_CHECKING:  # they import numpy, scipy and matplotlib, which would delay the error of a wrong flag
     from rotssl.reports.comparison import Comparison, Recommendation
     from rotssl.reports.groups import LeftOut, Variant
     from rotssl.reports.html import Picture
@@ -26,16 +26,16 @@ _READ = (*METRICS, "feature/std", "cost/epochs", "cost/flops", "cost/device_seco
 
 @dataclass(frozen=True)
 class Report:
-    """What was found and where it was written.
+    """The results of a comparison and the files they were written to.
 
     Attributes:
         comparison: the numbers.
-        answers: sentences on each family.
-        warnings: what to be careful about.
+        answers: sentences about each family.
+        warnings: warnings about the runs.
         tables: the tables.
-        content: of ``report.json``; what depends on measured time has ``seconds`` in its key.
+        content: content of ``report.json``; keys of values that depend on measured time contain ``seconds``.
         files: the page, ``report.json`` and the pictures.
-        logged_to: the run that has the files as artifacts, or None.
+        logged_to: id of the run that has the files as artifacts, or None.
     """
 
     comparison: "Comparison"
@@ -48,7 +48,7 @@ class Report:
 
 
 def default_output(uri: str, experiment: str) -> Path:
-    """``report-EXPERIMENT`` beside the sqlite file, or in the current folder where a server holds the runs."""
+    """``report-EXPERIMENT`` next to the sqlite file, or in the current folder if a server holds the runs."""
     folder = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else Path()
     return folder / f"report-{_slug(experiment)}"
 
@@ -71,15 +71,15 @@ def compare(
     """Compare the runs of an experiment, and write the report.
 
     Args:
-        uri: of the tracking store.
-        experiment: its name.
-        output: folder of the report; made if need be.
-        baseline: ``key=value,key=value`` that make a baseline; None: all auxiliary weights 0.
-        target: level of the metric that runs are to reach; None: the baseline's own final one of the same seed and budget.
+        uri: URI of the tracking store.
+        experiment: name of the experiment.
+        output: folder for the report; created if missing.
+        baseline: ``key=value,key=value`` that define the baseline; None: all auxiliary weights are 0.
+        target: level of the metric to reach; None: the final value of the baseline with the same seed and budget.
         metric: one of METRICS.
-        only: ids of the runs that count; None: all.
+        only: ids of the runs to compare; None: all.
         parent: id of the run that the report is logged to; None: the sweep that all compared runs belong to, if there is one.
-        sweep: name or id of a sweep, whose trials alone count and which the report is logged to.
+        sweep: name or id of a sweep; only its trials are compared, and the report is logged to it.
 
     Raises:
         ConfigError: the store can't be read, there is nothing to compare, or the report can't be written.
@@ -119,14 +119,16 @@ def _find_sweep(records: Sequence[TrackedRun], name: str) -> str:
     matching = [record.run_id for record in sweeps if name in (record.name, record.run_id)]
     if not matching:
         names = sorted({record.name for record in sweeps})
-        raise ConfigError(f"--sweep: no sweep {name!r}; there are {', '.join(names) or 'none'}{nearest(name, names)}")
+        raise ConfigError(f"--sweep: got {name!r}, expected one of {', '.join(names) or 'none'}{nearest(name, names)}")
     if len(matching) > 1:
-        raise ConfigError(f"--sweep: {len(matching)} sweeps are called {name!r}; give an id: {', '.join(matching)}")
+        raise ConfigError(
+            f"--sweep: got {name!r}, the name of {len(matching)} sweeps, expected an id: {', '.join(matching)}"
+        )
     return matching[0]
 
 
 def _axes(records: Sequence[TrackedRun], sweep: str | None) -> list[str] | None:
-    """What a sweep varied; None where nobody knows, and where recipes differ, which may differ in anything."""
+    """The fields varied by a sweep; None if unknown, or if recipes were varied, which may differ in any field."""
     tags = next((record.tags for record in records if record.run_id == sweep), {})
     axes = json.loads(tags["sweep.axes"]) if "sweep.axes" in tags else ["recipe"]
     return None if "recipe" in axes else axes
@@ -140,7 +142,7 @@ def _check(cells: "Sequence[Variant]", left_out: "Sequence[LeftOut]", experiment
     left = f" (left out: {why}{more})" if why else ""
     if cells:
         raise ConfigError(
-            f"nothing to compare in {experiment!r}: all complete runs are of one configuration and length, "
+            f"nothing to compare in {experiment!r}: all complete runs have the same configuration and length, "
             f"{cells[0].family}, {cells[0].variant}{left}"
         )
     raise ConfigError(f"nothing to compare in {experiment!r}: no complete run with {metric}{left}")
@@ -232,19 +234,19 @@ def _draw(found: "Comparison", output: Path) -> "list[Picture]":
             cells, {cell.variant for cell in cells if (family, cell.variant) in baselines}, found.metric, path
         )
         caption = (
-            "Lines: mean over seeds; bands: their range. Against FLOPs and device time, a point stands at the mean cost "
-            "of its epoch. Each length is a run of its own, with a schedule that ends there (where it was measured at its "
-            "end only, lines join the lengths); baselines are black."
+            "Lines show the mean over seeds, bands the range; baselines are black. Against FLOPs and device time, a point is at "
+            "the mean cost of its epoch. Runs of different lengths are separate runs with their own schedules (if they were "
+            "measured only at their end, lines join the lengths)."
         )
         pictures.append(Picture(path, f"Convergence: {family}", caption))
     path = output / "final.png"
     plots.save_heat_map(found.cells, found.metric, path)
-    caption = "Mean over seeds at the last epoch, in percent; the best of each row is bold, hatched: no complete run."
+    caption = "Mean over seeds at the last epoch, in percent. The best of each row is bold; hatched cells have no complete run."
     return [*pictures, Picture(path, "Final accuracy", caption)]
 
 
 def show(report: Report) -> None:
-    """Print the same to stdout: what to take, the tables, where everything is."""
+    """Print the report to stdout: recommendations, warnings, tables and the paths of the files."""
     from rich.text import Text
 
     from rotssl.reports import terminal

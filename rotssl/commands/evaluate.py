@@ -1,4 +1,4 @@
-"""The driver of an evaluation: the encoder of a finished run, on the split that no run reads."""
+"""The driver of an evaluation: the encoder of a finished run on the test split."""
 
 import json
 import sys
@@ -24,25 +24,25 @@ KEPT, ENTRY = "test.json", ("epoch", "metrics", "facts")  # in the folder of a r
 
 
 def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], uri: str) -> int:
-    """What jobs/evaluate.py does; returns the exit code.
+    """Carry out jobs/evaluate.py; returns the exit code.
 
-    The numbers go to a run of their own below the one that is evaluated. What is there already is printed and not measured again:
-    the test split is looked at once. Of a run without MLflow they are kept in its folder; once it has a store, they go there too.
+    The numbers are logged to a child run of the evaluated one. Existing numbers are printed, not measured again: the test split
+    is used once. For a run without MLflow they are kept in its folder, and sent to its store once it has one.
 
     Args:
-        run_id: of the run in MLflow, or None.
-        folder: of the run, if there is no run_id.
+        run_id: id of the run in MLflow, or None.
+        folder: folder of the run, if there is no run_id.
         protocols: some of PROTOCOLS.
-        uri: of the tracking store that has the run_id.
+        uri: URI of the tracking store that has the run_id.
 
     Raises:
-        ConfigError: no such run, none that is finished, no test split, no store.
+        ConfigError: there is no such run, it is not finished, or it has no test split or no store.
     """
     place = Path(folder or reader.run_folder_of(uri, str(run_id)))
     record = RunState.read(place / "run.json", {})
     off = record.uri == OFF
     if record.status != "finished" or (record.run_id is None and not off) or not (place / "config.yaml").exists():
-        raise ConfigError(f"--checkpoint: {place} holds no finished run ({record.status})")
+        raise ConfigError(f"--checkpoint: {place} does not hold a finished run (status: {record.status})")
     if not off and (reason := store.reachable(record.uri)):
         raise ConfigError(reason)
     config = cfg.from_dict(recipes.read_yaml(place / "config.yaml"))
@@ -64,24 +64,24 @@ def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], u
         missing.append(dict(zip(ENTRY, (max(journal.read(place)), found, shown), strict=True)))
         known |= found
     else:
-        print("measured before:")
+        print("already measured:")
     if off and new:
         part = place / f"{KEPT}.part"
         part.write_text(json.dumps(missing, indent=2) + "\n")
-        part.replace(place / KEPT)  # whole or not at all
+        part.replace(place / KEPT)  # atomic
     for entry in [] if off else missing:
         writer.log_evaluation(record.uri, str(record.run_id), "test", *(entry[key] for key in ENTRY))
     terminal.show(terminal.measures(f"{config.tracking.run_name} on the test split", known, "test"))
     if off:
-        print(f"not recorded in MLflow, as the run is not; kept in {place / KEPT}")
+        print(f"not recorded in MLflow, because the run is not; saved in {place / KEPT}")
     return EXIT_OK
 
 
 def _kept(file: Path) -> list[dict[str, Any]]:
-    """What was measured while the run had no store: for each time the epoch, the metrics and the protocols.
+    """The evaluations made while the run had no store, each with epoch, metrics and protocols.
 
     Raises:
-        ConfigError: the file can't be read; without it, the test split would be looked at again.
+        ConfigError: the file can't be read; ignoring it would use the test split again.
     """
     if not file.exists():
         return []

@@ -1,4 +1,4 @@
-"""One run, from its configuration to its final table."""
+"""The command that runs one configuration, up to its final table."""
 
 import shlex
 import signal
@@ -23,7 +23,7 @@ from rotssl.tracking import store, untracked
 
 
 def run(command: Command) -> int:
-    """What jobs/pretrain.py does; returns the exit code."""
+    """Carry out jobs/pretrain.py; returns the exit code."""
     config, info = prepare(command.config, say=say)
     if command.print_config or command.dry_run:
         print(dump(config), end="")
@@ -45,18 +45,18 @@ def run(command: Command) -> int:
 
 
 def pretrain(config: ResolvedConfig) -> int:
-    """Run a resolved configuration to its end, or go on with it; returns the exit code.
+    """Start or resume the run of a resolved configuration; returns the exit code.
 
     Raises:
-        ConfigError: what the machine, the cluster, the store or an earlier start forbid.
+        ConfigError: the machine, the cluster, the store or an earlier start does not allow it.
     """
     with ExitStack() as stack:
         run = stack.enter_context(Run.held(config))
         for line in run.state.changes:
-            say(f"{line}{', which has no effect: the run is finished' if run.state.is_done else ', from here on'}")
+            say(f"{line}{' (no effect: the run is finished)' if run.state.is_done else ' from now on'}")
         if run.state.is_done:
             _catch_up(run)
-            print(f"run {run.name} is finished already:")
+            print(f"run {run.name} is already finished:")
             report(run)
             return EXIT_OK
         workers = None
@@ -68,7 +68,7 @@ def pretrain(config: ResolvedConfig) -> int:
             workers = stack.enter_context(ray_cluster.connected(config))
             say(f"training on {workers.count} {'GPU' if workers.use_gpu else 'CPU'} workers")
             if workers.why:
-                say(f"not on more: {workers.why}")
+                say(f"more workers cannot share the batch: {workers.why}")
         if threading.current_thread() is threading.main_thread():
             stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             signal.signal(signal.SIGTERM, interrupt)  # what `ray job stop` sends
@@ -79,27 +79,27 @@ def pretrain(config: ResolvedConfig) -> int:
 
 
 def _conclude(run: Run, status: str) -> int:
-    """Say how a start ended; returns the exit code."""
+    """Report how a start ended; returns the exit code."""
     if status == "interrupted":
-        say("interrupted; the same command goes on from the last checkpoint")
+        say("interrupted; the same command resumes from the last checkpoint")
         return EXIT_INTERRUPTED
     if status == "failed":
         say(f"error: the run failed: {run.state.reason}")
         return EXIT_FAILED
     if status == "stopped":
         epochs = run.config.train.epochs
-        print(f"stopped after epoch {max(run.points)} of {epochs}, as asked; without stop_after it goes on")
+        print(f"stopped after epoch {max(run.points)} of {epochs} as requested; without stop_after the command resumes")
     report(run)
     return EXIT_OK
 
 
 def _catch_up(run: Run) -> None:
-    """Send a finished run to its store, if MLflow was away when it ended, or off."""
+    """Send a finished run to its store if MLflow was off or unreachable when it ended."""
     if store.store_of(run.config) == OFF:
         return
     state = run.state
     if state.uri == OFF:
-        # The tags are those of the run; its folder may have moved.
+        # Use the run's saved tags, but its current folder, which may have moved.
         run.track(None, untracked.kept_tags(run.folder) | {"run_dir": str(run.folder)})
         state.synced = False
         state.write(state.status, state.reason)
@@ -111,11 +111,11 @@ def _check_local_gpu(config: ResolvedConfig) -> None:
     import torch
 
     if config.scaling.use_gpu is True and not torch.cuda.is_available():
-        raise ConfigError("scaling.use_gpu: got true, but this machine has no GPU that torch can use")
+        raise ConfigError("scaling.use_gpu: got true, but torch finds no usable GPU on this machine")
 
 
 def report(run: Run) -> None:
-    """Print the table of a run and where everything is, to stdout."""
+    """Print the result table of a run and the paths of its files to stdout."""
     points, folder = run.points, run.folder
     if points:
         terminal.show(terminal.result(run.name, points))
@@ -131,7 +131,7 @@ def report(run: Run) -> None:
 
 
 def show_mlflow(uri: str) -> None:
-    """Print how to see the curves."""
+    """Print how to open the curves in MLflow."""
     if uri.startswith("http"):
         print(f"MLflow       {uri}")
     else:

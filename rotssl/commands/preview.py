@@ -1,4 +1,4 @@
-"""A picture of what a recipe shows to the model; without training."""
+"""The command that draws the views that a recipe shows to the model, without training."""
 
 import argparse
 import math
@@ -16,21 +16,19 @@ ROWS = 8
 
 
 def preview(argv: Sequence[str], description: str = "") -> int:
-    """What jobs/preview.py does: write the picture and say where it is; returns the exit code."""
+    """Carry out jobs/preview.py: write the picture and print its path; returns the exit code."""
     if list(argv[-1:]) == ["--output"]:
-        raise ConfigError("--output: expected one argument, a file that ends in .png")
+        raise ConfigError("--output: got nothing, expected a file name that ends in .png")
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--output", type=Path, default=Path("views.png"))
     given, rest = own.parse_known_args(argv)
     if given.output.suffix.lower() != ".png":
-        raise ConfigError(f"--output: got '{given.output}', expected a file that ends in .png")
+        raise ConfigError(f"--output: got '{given.output}', expected a file name that ends in .png")
     asked = parse(rest, "jobs/preview.py", description).config
     batch = max(ROWS, *(math.ceil(2 / task.least_share) for task in asked.active().values()), 2)
     few = {"data.limit": max(64, batch), "data.store": "memory", "train.batch_size": batch, "train.accumulate": 1}
-    few |= {
-        f"{name}.{leaf}": None for name, task in asked.active().items() for leaf in task.ENDS
-    }  # the first step is shown
-    few |= {"scaling.num_workers": 0}
+    ends = [f"{name}.{leaf}" for name, task in asked.active().items() for leaf in task.ENDS]
+    few |= {"scaling.num_workers": 0, **dict.fromkeys(ends)}  # as in the first step
     few |= {"method.queue_size": batch} if getattr(asked.method, "queue_size", 0) else {}
     config, _ = prepare(replace(asked, few), say=say)
     import numpy as np
@@ -57,7 +55,7 @@ def preview(argv: Sequence[str], description: str = "") -> int:
         if task.in_place or targets.rows is None:
             seen[name] = made
         else:
-            print(f"{name}: not shown, as it takes part of the images (a fraction)", file=sys.stderr)
+            print(f"{name}: not shown, because it uses only a fraction of the images", file=sys.stderr)
     try:
         save_views(seen, mean, std, given.output, ROWS)
     except OSError as error:

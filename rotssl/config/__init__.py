@@ -1,4 +1,4 @@
-"""What a run is. Imports no torch, ray or mlflow: a bad configuration is refused in milliseconds."""
+"""The configuration of a run. Imports no torch, ray or mlflow, so a bad configuration is rejected in milliseconds."""
 
 from rotssl.config.fields import ConfigError
 from rotssl.config.identity import (

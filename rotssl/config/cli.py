@@ -1,4 +1,4 @@
-"""The command line: a recipe and flags make one Config, whatever their order; every error is one line and exit code 2."""
+"""The command line: a recipe and flags, in any order, make one Config; every error is one line and exit code 2."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ from rotssl.config.tasks import TASKS
 
 @dataclass(frozen=True)
 class Command:
-    """What the user typed."""
+    """A parsed command line."""
 
     config: cfg.Config
     print_config: bool
@@ -32,16 +32,16 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are ConfigErrors."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise in place of printing the usage."""
+        """Raise a ConfigError instead of printing the usage."""
         raise ConfigError(message)
 
 
 def parser(method: str, program: str, description: str, usage: str) -> argparse.ArgumentParser:
-    """A parser of --config, --dry-run and every field of a run with the given method."""
+    """A parser for --config, --dry-run and every field of a run with the given method."""
     made = Parser(prog=program, usage=usage, description=description, allow_abbrev=False)
-    made.add_argument("--config", action="append", metavar="FILE", help="YAML file; flags win over it")
-    made.add_argument("--dry-run", action="store_true", help="check everything, print what it would cost, and exit")
-    add_fields(made, cfg.schema(method), {"method": f"method: {method}'s"})
+    made.add_argument("--config", action="append", metavar="FILE", help="YAML file; flags override it")
+    made.add_argument("--dry-run", action="store_true", help="check everything, print the estimated cost and exit")
+    add_fields(made, cfg.schema(method), {"method": f"method: fields of {method}"})
     return made
 
 
@@ -50,7 +50,7 @@ def add_fields(
     schema: Mapping[str, tuple[Any, dataclasses.Field[Any]]],
     titles: Mapping[str, str] | None = None,
 ) -> None:
-    """A flag for each dotted field, in groups by section; what is not given is not in the result."""
+    """Add a flag for each dotted field, grouped by section; fields that are not given are absent from the result."""
     groups: dict[str, Any] = {}
     for key, (hint, spec) in schema.items():
         section = key.split(".")[0]
@@ -70,10 +70,10 @@ def add_fields(
 
 
 def one_file(given: Sequence[str] | None) -> str | None:
-    """The file of --config, if one was given.
+    """The file given by --config, or None.
 
     Raises:
-        ConfigError: several.
+        ConfigError: several files are given.
     """
     if given and len(given) > 1:
         raise ConfigError(f"--config: got {len(given)} files, expected one")
@@ -81,10 +81,10 @@ def one_file(given: Sequence[str] | None) -> str | None:
 
 
 def refuse_unknown(unknown: Sequence[str], known: Iterable[str], method: str) -> None:
-    """Name the first argument that no flag takes, and the nearest one that there is.
+    """Reject the first unknown argument, suggesting the nearest known flag.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: there is an unknown argument.
     """
     if not unknown:
         return
@@ -97,10 +97,10 @@ def refuse_unknown(unknown: Sequence[str], known: Iterable[str], method: str) ->
 
 
 def parse(argv: Sequence[str], program: str = "pretrain.py", description: str = "") -> Command:
-    """The command that the arguments spell; ``--help`` prints and exits.
+    """Parse a command line; ``--help`` prints and exits.
 
     Raises:
-        ConfigError: anything wrong with flags, recipe or the values in them.
+        ConfigError: a flag, the recipe or a value in them is invalid.
     """
     usage = "%(prog)s [--config FILE] [--section.field VALUE ...] [--print_config] [--dry-run] [--smoke]"
 
@@ -108,7 +108,9 @@ def parse(argv: Sequence[str], program: str = "pretrain.py", description: str = 
         made = parser(method, program, description, usage)
         made.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
         made.add_argument(
-            "--smoke", action="store_true", help="two steps on a few synthetic images: does this recipe run here?"
+            "--smoke",
+            action="store_true",
+            help="run two steps on a few synthetic images to check that the recipe works here",
         )
         return made
 
@@ -116,25 +118,25 @@ def parse(argv: Sequence[str], program: str = "pretrain.py", description: str = 
     recipe = one_file(first.config)
     overrides = load_recipe(recipe) if recipe else {}
     method = str(getattr(first, "method.name", overrides.get("method.name", "byol")))
-    # Fields of a method that is not known are judged by build(), which names the nearest one.
+    # build() rejects an unknown method and suggests the nearest one.
     given, unknown = make(method if method in METHODS else "byol").parse_known_args(list(argv))
     flags = {key: value for key, value in vars(given).items() if "." in key}
     if method in METHODS:
         refuse_unknown(unknown, cfg.schema(method), method)
-    if given.smoke:  # flags win over it, but for those on the data
+    if given.smoke:  # flags override it, except those of the data section
         overrides |= smoke({**overrides, **flags})
         flags = {key: value for key, value in flags.items() if not key.startswith("data.")}
     return Command(cfg.build({**overrides, **flags}), given.print_config, given.dry_run)
 
 
 def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides that shrink a recipe to two steps on a few synthetic images of its own size, in this process."""
+    """Overrides that shrink a recipe to two steps on a few synthetic images of the recipe's size, in this process."""
     side = overrides.get("data.image_size", "auto")
     native = _native_side(str(overrides.get("data.name", sections.DataConfig.name)))
     shares = [f"{task}.{leaf}" for task in TASKS for leaf in ("fraction", "fraction_end")]
     fraction = min(_number(overrides.get(key), 1) for key in shares)
     passes = math.ceil(_number(overrides.get("train.accumulate"), 1))
-    batch = max(2, math.ceil(2 / fraction)) * passes  # two rotated images a pass
+    batch = max(2, math.ceil(2 / fraction)) * passes  # two rotated images per pass
     return {
         "data.name": "synthetic",
         "data.image_size": native if side == "auto" else side,
@@ -145,11 +147,11 @@ def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
         "train.batch_size": batch,
         "train.epochs": 1,
         "train.stop_after": None,
-        "train.precision": "auto",  # half precision is slow beyond patience on most CPUs
+        "train.precision": "auto",  # half precision is far too slow on most CPUs
         "optim.warmup_epochs": 0,
         "scaling.num_workers": 0,
         "tracking.experiment": "smoke",
-        # A place of its own each time: a finished run would not run again.
+        # A new folder each time, because a finished run would not run again.
         "storage.path": os.path.join(tempfile.gettempdir(), f"rotssl-smoke-{uuid.uuid4().hex[:8]}"),
         **({"method.queue_size": batch} if _number(overrides.get("method.queue_size"), 0) else {}),
     }
@@ -161,7 +163,7 @@ def _native_side(name: str) -> int:
 
 
 def _number(value: object, default: float) -> float:
-    """A positive number as flags or YAML give it; what is none is left for ``build`` to refuse."""
+    """A positive number from flags or YAML, or the default; ``build`` rejects invalid values."""
     try:
         number = float(str(value))
     except ValueError:

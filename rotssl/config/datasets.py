@@ -1,4 +1,4 @@
-"""The registry of data sets: everything that is known of one before it is read. Imports no torch."""
+"""The registry of data sets: everything known about them before they are read. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,20 +10,21 @@ Channels = tuple[float, ...]
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set.
+    """A registered data set.
 
     Attributes:
-        kind: ``package``: comes with it, or is made up; ``torchvision``: its reader; ``folders``: files in folders.
-        target: module and name of what reads it: a function without arguments (package), torchvision's class, or a function of
+        kind: ``package``: shipped with rotssl or synthetic; ``torchvision``: read by torchvision; ``folders``: files in folders.
+        target: ``module:name`` of the reader: a function without arguments (package), torchvision's class, or a function of
             the root that finds the files (folders).
-        side: of the pictures in pixels, where it is known beforehand.
-        channels: of the pictures.
-        mean: of each channel in [0, 1]; ImageNet's where nobody counted.
-        std: likewise.
-        sizes: numbers of images in train, validation (0: there is none) and test, where known beforehand.
-        folder: below ``data.root``, of ``files`` (train) and ``test_files``.
-        root: what ``data.root`` is, where that is not simply the folder that holds the set.
-        test_target: what finds the labelled test split of a set in folders, from the root and the classes; empty: it has none.
+        side: side of the images in pixels, if known in advance.
+        channels: number of channels of the images.
+        mean: mean of each channel in [0, 1]; ImageNet's if not measured.
+        std: standard deviation of each channel, likewise.
+        sizes: numbers of images in train, validation (0: no such split) and test, if known in advance.
+        folder: folder below ``data.root`` that holds ``files`` (train) and ``test_files``.
+        root: what ``data.root`` must be; empty: the folder that holds the data set.
+        test_target: ``module:name`` of the function that finds the labelled test split of a data set in folders, from the root
+            and the classes; empty: it has none.
     """
 
     kind: Literal["package", "torchvision", "folders"]
@@ -40,7 +41,7 @@ class DatasetSpec:
     test_target: str = ""
 
     def load(self) -> Any:
-        """Import what reads it."""
+        """Import and return the reader."""
         return load_class(self.target)
 
 

@@ -1,7 +1,7 @@
-"""Typed dataclass fields: help text and bounds beside each field, strict conversion of what a person wrote.
+"""Typed dataclass fields with help text and bounds, and the strict conversion of user input to their types.
 
-The only way from text or YAML to a configuration; it imports nothing heavy and every error names the field, what was given and
-what is valid.
+This is the only path from text or YAML to a configuration. It imports nothing heavy, and every error names the field, the given
+value and the valid ones.
 """
 
 import difflib
@@ -16,11 +16,11 @@ Auto = Literal["auto"]
 
 
 class ConfigError(Exception):
-    """Something the user asked for cannot be done; the text is the one line to print. Exit code 2."""
+    """A user's request that cannot be carried out; the text is the one line to print. Exit code 2."""
 
 
 def require(condition: bool, key: str, given: object, expected: str) -> None:
-    """Refuse what does not hold, in the words of all such errors.
+    """Raise ``key: got GIVEN, expected EXPECTED`` unless the condition holds.
 
     Raises:
         ConfigError: the condition is false.
@@ -30,7 +30,7 @@ def require(condition: bool, key: str, given: object, expected: str) -> None:
 
 
 def load_class(target: str) -> Any:
-    """Import what a registry names as ``module:name``."""
+    """Import and return the object that a registry names as ``module:name``."""
     module, name = target.split(":")
     return getattr(importlib.import_module(module), name)
 
@@ -38,14 +38,14 @@ def load_class(target: str) -> Any:
 def opt(default: Any, text: str, *, later: bool = False, **bounds: float) -> Any:
     """A field with a default, a help text and bounds (``ge``, ``gt``, ``le``, ``lt``) on its numbers.
 
-    ``later``: it came after runs had been recorded without it. Its default is what those runs did, and is left out of a run's
-    identity, so that they go on.
+    ``later`` marks a field that was added after runs had been recorded without it. Its default is what those runs did, and is
+    left out of a run's identity so that they can be resumed.
     """
     return field(default=default, metadata={"help": text, "bounds": bounds, "later": later})
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the known name closest to the word, or nothing."""
+    """`` (did you mean 'x'?)`` for the known name closest to the word, or an empty text."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
 
@@ -54,7 +54,7 @@ _BOUND_WORDS = {"ge": "at least {}", "gt": "greater than {}", "le": "at most {}"
 
 
 def describe(hint: Any, bounds: dict[str, float]) -> str:
-    """What a field accepts, in words: ``an integer of at least 1, or 'auto'``."""
+    """A description of the values a field accepts: ``an integer at least 1 or 'auto'``."""
     limits = " and ".join(_BOUND_WORDS[name].format(value) for name, value in bounds.items())
     return " or ".join(_describe(option, limits) for option in _options(hint))
 
@@ -75,15 +75,18 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def convert(key: str, value: Any, hint: Any, bounds: dict[str, float]) -> Any:
-    """The value as the field's type, or a ConfigError that names the field.
+    """The value converted to the field's type.
 
     Args:
         key: dotted name, for the message.
         value: text from the command line, or anything YAML yields.
         hint: the field's type: bool, int, float, str, None, Literal, tuple, or a union of these.
-        bounds: limits on numbers. Numbers must be finite whatever the bounds.
+        bounds: limits on numbers. Numbers must always be finite.
+
+    Raises:
+        ConfigError: the value does not fit the type or the bounds; the message names the field.
     """
-    # null before text, which would take the word for itself
+    # null before text, which would accept the word "null" itself
     for option in sorted(_options(hint), key=lambda option: option is not type(None)):
         try:
             return _convert(value, option, bounds)

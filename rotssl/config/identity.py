@@ -1,4 +1,4 @@
-"""What a run is known by: its fields as plain values, which of them decide what it computes, and their hash."""
+"""The identity of a run: its fields as plain values, which of them determine what it computes, and their hash."""
 
 import dataclasses
 import hashlib
@@ -10,10 +10,10 @@ from rotssl.config import sections
 from rotssl.config.sections import Config, schema
 from rotssl.config.tasks import TASKS
 
-# Not part of what a run computes: they may change between a start and the next.
+# These do not affect what a run computes and may change between starts.
 NOT_IDENTITY = ("tracking.", "storage.", "scaling.", "train.stop_after", "data.download", "data.store", "data.cache")
 
-# These may as well, and it is said: how it is computed, what is measured beside it, and where the same images are.
+# These may change too, but the change is reported: how it is computed, what else is measured, and where the images are.
 MAY_CHANGE = (
     *("evaluation.knn_every", "evaluation.knn_bf16", "evaluation.linear", "tasks.log_gradients_every"),
     *("train.compile", "train.accumulate", "data.root"),
@@ -23,7 +23,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def replace(config: AnyConfig, values: Mapping[str, Any]) -> AnyConfig:
-    """The config with some dotted fields set to values of the right type."""
+    """A copy of the config with some dotted fields set to values of the right type."""
     for key, value in values.items():
         section, leaf = key.split(".")
         config = dataclasses.replace(
@@ -48,12 +48,12 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def described(config: Config) -> dict[str, Any]:
-    """The fields that say what a run computes and measures."""
+    """The fields that determine what a run computes and measures."""
     return {key: value for key, value in flat(config).items() if not key.startswith(NOT_IDENTITY)}
 
 
 def later_defaults(config: Config) -> dict[str, Any]:
-    """Fields that came later than some runs, with their defaults, which those runs did."""
+    """Fields that were added after some runs had been recorded, with the defaults that describe those runs."""
     late = [name for name, task in TASKS.items() if task.later]
     known = schema(config.method.name).items()
     late_fields = {key: f.default for key, (_, f) in known if f.metadata["later"] or key.split(".")[0] in late}
@@ -61,19 +61,19 @@ def later_defaults(config: Config) -> dict[str, Any]:
 
 
 def identity_of(config: Config) -> dict[str, Any]:
-    """The fields that a run is recorded with, but for those of ``later_defaults`` that have these values.
+    """The fields a run is recorded with, except those of ``later_defaults`` at their default values.
 
-    A run goes on only under the same ones, apart from those of ``MAY_CHANGE``.
+    A run resumes only if all of them are unchanged, except those of ``MAY_CHANGE``.
     """
     late = later_defaults(config)
     return {key: value for key, value in described(config).items() if key not in late or value != late[key]}
 
 
 def fingerprint(config: Config) -> str:
-    """Eight hexadecimal digits of what a run computes, on which images.
+    """A hash of eight hexadecimal digits of what a run computes, and on which images.
 
-    Fields of ``MAY_CHANGE`` count as their defaults, so that a run without a name of its own goes on when they change; but
-    ``data.root`` counts, as another folder mostly holds other images.
+    Fields of ``MAY_CHANGE`` are replaced by their defaults, so that a run without an explicit name resumes when they change;
+    ``data.root`` is kept, because another folder usually holds other images.
     """
     known, decisive = schema(config.method.name), identity_of(config)
     decisive |= {key: known[key][1].default for key in MAY_CHANGE if key != "data.root"}
@@ -86,7 +86,7 @@ def is_baseline(config: Config) -> bool:
 
 
 def canonical(config: AnyConfig) -> AnyConfig:
-    """The same run with the fields of switched-off tasks at their defaults: runs that don't differ have one identity."""
+    """The config with the fields of inactive tasks reset to their defaults, so that equivalent runs share one identity."""
     off: dict[str, Any] = {}
     for name, spec in TASKS.items():
         if getattr(config, name).weight == 0:
@@ -97,11 +97,12 @@ def canonical(config: AnyConfig) -> AnyConfig:
 
 
 def run_name(config: Config) -> str:
-    """Name of a trial: what matters most for the eye, and the hash of its resolved configuration."""
+    """Name of a trial: its most important settings and the hash of its resolved configuration."""
     tasks = "".join(
         f"-{name}{getattr(config, name).weight:g}"
         for name in TASKS
-        if name in config.active() or name == next(iter(TASKS))  # so that a baseline's name says what it is one for
+        if name in config.active()
+        or name == next(iter(TASKS))  # so that a baseline's name says which task it is the baseline of
     )
     train = config.train
     return f"{config.method.name}{tasks}-{train.epochs}ep-seed{train.seed}-{fingerprint(config)}"

@@ -1,7 +1,7 @@
-"""The registry of methods: their configuration, where their code lives, and the optimizer that suits them.
+"""The registry of methods: their configuration, where their code lives, and their default optimizer.
 
-This file imports no torch, so that a configuration can be checked in milliseconds. To add a method: a file with a ``Method``
-subclass in rotssl/methods/, its config and its entry here, and a recipe. Defaults suit the embedded sample, recipes the papers.
+This file imports no torch, so a configuration is checked in milliseconds. A new method is a module in rotssl/methods/ with a
+``Method`` subclass, its section and entry here, and a recipe. Defaults are for the embedded sample, recipes follow the papers.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from rotssl.config.fields import load_class, opt
 if TYPE_CHECKING:
     from rotssl.methods.base import Method
 
-_NAME = "Method of instance similarity."
+_NAME = "Pretraining method."
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Fields that every method has."""
+    """Fields shared by all methods."""
 
     name: str = opt("byol", _NAME)
     hidden_dim: int = opt(512, "Width of the projector's hidden layers (and of BYOL's predictor's).", ge=1)
@@ -38,9 +38,9 @@ class Mocov2Config(MethodConfig):
 
     name: str = opt("mocov2", _NAME)
     temperature: float = opt(0.2, "Temperature of the softmax over similarities.", gt=0)
-    queue_size: int = opt(2048, "Number of keys of earlier batches that serve as negatives.", ge=1)
+    queue_size: int = opt(2048, "Number of keys from earlier batches that serve as negatives.", ge=1)
     momentum: float = opt(0.99, "EMA momentum of the key encoder.", ge=0, le=1)
-    momentum_end: float = opt(0.99, "The same at the end of the run, reached along a cosine.", ge=0, le=1)
+    momentum_end: float = opt(0.99, "EMA momentum at the end of the run, approached along a cosine.", ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,9 @@ class ByolConfig(MethodConfig):
 
     name: str = opt("byol", _NAME)
     momentum: float = opt(0.99, "Teacher's EMA momentum at the start.", ge=0, le=1)
-    momentum_end: float = opt(1.0, "The same at the end of the run, reached along a cosine.", ge=0, le=1)
+    momentum_end: float = opt(
+        1.0, "Teacher's EMA momentum at the end of the run, approached along a cosine.", ge=0, le=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +60,11 @@ class SimsiamConfig(MethodConfig):
 
     name: str = opt("simsiam", _NAME)
     out_dim: int = opt(512, "Dimension of the projector's and the predictor's output.", ge=1)
-    layers: int = opt(3, "Linear layers of the projector (the paper has 3, and 2 on CIFAR).", ge=2, le=3)
+    layers: int = opt(3, "Number of linear layers in the projector (the paper: 3, on CIFAR 2).", ge=2, le=3)
     predictor_dim: int = opt(128, "Width of the predictor's bottleneck.", ge=1)
     predictor_lr: Literal["constant", "scheduled"] = opt(
-        "constant", "Whether the predictor's learning rate stays at the peak (as in the official code) or decays too."
+        "constant",
+        "Keep the predictor's learning rate at the peak (as in the official code), or schedule it like the others.",
     )
 
 
@@ -74,9 +77,9 @@ class SwavConfig(MethodConfig):
     temperature: float = opt(0.1, "Temperature of the softmax over prototypes.", gt=0)
     epsilon: float = opt(0.05, "Entropy regularisation of the codes.", ge=0.003)
     sinkhorn_iterations: int = opt(3, "Sinkhorn-Knopp iterations.", ge=1)
-    freeze_steps: int = opt(0, "Steps at the start in which the prototypes stay as they are.", ge=0)
-    queue_size: int = opt(0, "Embeddings of earlier batches that take part in the codes; 0: none.", ge=0)
-    queue_after: int = opt(15, "Epochs before the queue takes part.", ge=1)
+    freeze_steps: int = opt(0, "Number of steps at the start during which the prototypes are frozen.", ge=0)
+    queue_size: int = opt(0, "Number of embeddings from earlier batches used for the codes; 0: none.", ge=0)
+    queue_after: int = opt(15, "Number of epochs before the queue is used.", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class BarlowConfig(MethodConfig):
 
     name: str = opt("barlow", _NAME)
     out_dim: int = opt(512, "Dimension of the projector's output.", ge=1)
-    off_diagonal: float = opt(0.0051, "Weight (lambda) of the redundancy reduction.", gt=0)
+    off_diagonal: float = opt(0.0051, "Weight (lambda) of the redundancy reduction term.", gt=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +97,9 @@ class VicregConfig(MethodConfig):
 
     name: str = opt("vicreg", _NAME)
     out_dim: int = opt(512, "Dimension of the projector's output.", ge=1)
-    invariance: float = opt(25.0, "Weight (lambda) of the distance between views.", ge=0)
-    variance: float = opt(25.0, "Weight (mu) of the hinge on standard deviations.", ge=0)
-    covariance: float = opt(1.0, "Weight (nu) of the covariances.", ge=0)
+    invariance: float = opt(25.0, "Weight (lambda) of the invariance term, the distance between views.", ge=0)
+    variance: float = opt(25.0, "Weight (mu) of the variance term, a hinge on standard deviations.", ge=0)
+    covariance: float = opt(1.0, "Weight (nu) of the covariance term.", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,30 +107,32 @@ class DinoConfig(MethodConfig):
     """DINO, Caron et al. 2021 (arXiv 2104.14294)."""
 
     name: str = opt("dino", _NAME)
-    out_dim: int = opt(1024, "Number of outputs that the softmax runs over (K).", ge=2)
-    bottleneck_dim: int = opt(128, "Dimension before the last layer, where the vectors are normalised.", ge=1)
+    out_dim: int = opt(1024, "Number of outputs of the softmax (K).", ge=2)
+    bottleneck_dim: int = opt(128, "Dimension of the normalised vectors before the last layer.", ge=1)
     temperature: float = opt(0.1, "Student's temperature.", gt=0)
     teacher_temperature: float = opt(0.04, "Teacher's temperature, after its warm-up.", gt=0)
     teacher_temperature_start: float = opt(0.04, "Teacher's temperature at the start.", gt=0)
-    teacher_warmup_epochs: int = opt(0, "Epochs in which the teacher's temperature moves linearly.", ge=0)
+    teacher_warmup_epochs: int = opt(0, "Number of epochs over which the teacher's temperature changes linearly.", ge=0)
     center_momentum: float = opt(0.9, "EMA momentum of the centre.", ge=0, lt=1)
     momentum: float = opt(0.99, "Teacher's EMA momentum at the start.", ge=0, le=1)
-    momentum_end: float = opt(1.0, "The same at the end of the run, reached along a cosine.", ge=0, le=1)
-    freeze_steps: int = opt(0, "Steps at the start in which the last layer stays as it is.", ge=0)
+    momentum_end: float = opt(
+        1.0, "Teacher's EMA momentum at the end of the run, approached along a cosine.", ge=0, le=1
+    )
+    freeze_steps: int = opt(0, "Number of steps at the start during which the last layer is frozen.", ge=0)
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What the registry holds of one method.
+    """A registered method.
 
     Attributes:
         config: its section.
-        target: module and class.
-        optimizer: that suits it on the embedded sample.
-        lr: peak at a batch of 256, for that optimizer.
+        target: ``module:class`` of its code.
+        optimizer: its default optimizer, chosen on the embedded sample.
+        lr: peak learning rate at batch size 256, for that optimizer.
         multi_crop: whether it takes local views.
-        two_views: whether it wants exactly two global views.
-        per_image: whether its loss is a mean over images, so that a batch may be cut up (gradient accumulation).
+        two_views: whether it needs exactly two global views.
+        per_image: whether its loss is a mean over images, so that a batch can be split (gradient accumulation).
     """
 
     config: type[MethodConfig]
@@ -139,7 +144,7 @@ class MethodSpec:
     per_image: bool = False
 
     def load(self) -> "type[Method]":
-        """Import the method's class (and with it torch)."""
+        """Import and return the method's class (this imports torch)."""
         return load_class(self.target)  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,4 @@
-"""Recipes: YAML files of sections, read and written."""
+"""Reading and writing of recipes: YAML files of sections."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from rotssl.config.sections import Config, schema
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key is given twice: of two, YAML keeps the last and says nothing."""
+    """A YAML loader that rejects duplicate keys, of which YAML silently keeps the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -26,11 +26,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path, key: str = "--config") -> dict[str, Any]:
-    """The mapping that a YAML file holds; an empty one where it holds nothing.
+    """The mapping in a YAML file; empty if the file is empty.
 
     Args:
-        path: of the file.
-        key: what named it, for the message.
+        path: path of the file.
+        key: field or flag that named the file, for the message.
 
     Raises:
         ConfigError: the file can't be read, is not YAML, or is not a mapping.
@@ -47,22 +47,22 @@ def read_yaml(path: str | Path, key: str = "--config") -> dict[str, Any]:
         raise ConfigError(
             f"{key}: {path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'bad character'})"
         ) from error
-    except ValueError as error:  # a date of 2020-99-99, say
+    except ValueError as error:  # for example a date of 2020-99-99
         raise ConfigError(f"{key}: {path}: not valid YAML ({error})") from error
     except RecursionError as error:
         raise ConfigError(f"{key}: {path} is nested too deeply") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{key}: {path} holds {type(content).__name__}, expected sections such as 'train:'")
+        raise ConfigError(f"{key}: got {type(content).__name__} in {path}, expected sections such as 'train:'")
     return content
 
 
 def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted overrides from sections, of which some may be empty.
+    """Dotted overrides from sections, some of which may be empty.
 
     Raises:
-        ConfigError: something is not a section.
+        ConfigError: an entry is not a section.
     """
     for section, fields in content.items():
         if not isinstance(fields, dict | None):
@@ -76,11 +76,11 @@ def load_recipe(path: str | Path, key: str = "--config") -> dict[str, Any]:
     """Dotted overrides from a YAML file of sections.
 
     Args:
-        path: of the file.
-        key: what named it, for the message.
+        path: path of the file.
+        key: field or flag that named the file, for the message.
 
     Raises:
-        ConfigError: as ``read_yaml`` and ``flatten``.
+        ConfigError: see ``read_yaml`` and ``flatten``.
     """
     return flatten(read_yaml(path, key))
 

@@ -1,7 +1,7 @@
-"""A configuration built from overrides, and what it leaves open resolved.
+"""Building and resolving the configuration of a run.
 
-``build`` makes a Config from dotted overrides
-(the one path for recipes, flags and sweeps), ``resolve`` turns every ``auto`` that the configuration alone decides into a value.
+``build`` makes a Config from dotted overrides (the one path for recipes, flags and sweeps). ``resolve`` replaces every ``auto``
+that depends only on the configuration and the data by a value. Imports no torch, ray or mlflow.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from rotssl.config.tasks import TASKS, part_of
 
 
 def build(overrides: Mapping[str, Any]) -> Config:
-    """A Config from dotted overrides, values as text or as YAML gives them.
+    """A Config from dotted overrides, whose values are text or as parsed by YAML.
 
     Raises:
-        ConfigError: unknown field, wrong type or out of bounds, fields that do not go together.
+        ConfigError: a field is unknown, or a value has the wrong type, is out of bounds or conflicts with another field.
     """
     name = overrides.get("method.name", "byol")
     if not isinstance(name, str) or name not in METHODS:
@@ -51,18 +51,18 @@ def build(overrides: Mapping[str, Any]) -> Config:
 
 
 def default_storage() -> str:
-    """Where results go if nobody says otherwise; the folder that a Ray job runs in is a temporary one."""
+    """The default folder for results; inside a Ray job it is in the home folder, because the working directory is temporary."""
     return "~/rotssl-results" if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else "results"
 
 
 def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
-    """Turn what was left open into values: image size, stem, optimizer, learning rate, paths, run name.
+    """Resolve open fields to values: image size, stem, optimizer, learning rate, paths, run name.
 
-    What depends on the device (precision, layout, number of workers) stays ``auto`` here and is recorded as a tag of the run.
+    Fields that depend on the machine (precision, layout, number of workers) stay ``auto``; a tag of the run records them.
 
     Args:
-        config: as built.
-        image_size: native side of the stored images in pixels, for ``data.image_size auto``.
+        config: from ``build``.
+        image_size: native side of the stored images in pixels, used for ``data.image_size auto``.
         train_size: number of training images.
     """
     spec, batch = METHODS[config.method.name], config.train.batch_size
@@ -77,7 +77,7 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     if optim.lr == "auto":
         if optimizer != spec.optimizer:
             raise ConfigError(
-                f"optim.lr: got 'auto', expected a number: {spec.config.__name__} has a rate for {spec.optimizer} only"
+                f"optim.lr: got 'auto', expected a number: {config.method.name} has a default rate for {spec.optimizer} only"
             )
         lr = spec.lr * scale["linear"]
     else:
@@ -114,12 +114,12 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
 
 
 def from_dict(content: Mapping[str, Mapping[str, Any]]) -> ResolvedConfig:
-    """A resolved configuration that ``to_dict`` turned into plain values."""
+    """The resolved configuration that ``to_dict`` turned into plain values."""
     return narrowed(build(flat_dict(content)))
 
 
 def _fit_to_data(config: Config, train_size: int) -> dict[str, int]:
-    """Queues and prototypes, no more of them than training images."""
+    """Sizes of queues and prototypes, reduced to the number of training images."""
     fitted: dict[str, int] = {}
     for leaf in ("queue_size", "prototypes"):
         value = getattr(config.method, leaf, 0)
@@ -130,7 +130,7 @@ def _fit_to_data(config: Config, train_size: int) -> dict[str, int]:
 
 
 def cut_down(asked: Config, resolved: Config) -> list[str]:
-    """What ``resolve`` had to make smaller, in lines to print."""
+    """Lines to print about the sizes that ``resolve`` had to reduce."""
     before, after = flat(asked), flat(resolved)
     cut = [key for key in ("method.queue_size", "method.prototypes") if before.get(key) != after.get(key)]
-    return [f"{key}: {after[key]} in place of {before[key]}: there are no more training images" for key in cut]
+    return [f"{key}: reduced from {before[key]} to {after[key]}, the number of training images" for key in cut]

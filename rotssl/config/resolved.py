@@ -1,4 +1,4 @@
-"""A configuration in which nothing that a run must know is open any more: its sections have narrower types."""
+"""The resolved configuration: sections with narrower types, in which everything that a run needs is set."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -20,28 +20,28 @@ from rotssl.config.tasks import RotationConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedData(DataConfig):
-    """The side of the views is known."""
+    """The data section with a known side of the views."""
 
     image_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedViews(ViewsConfig):
-    """The side of the local views is known."""
+    """The views section with a known side of the local views."""
 
     local_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedEncoder(EncoderConfig):
-    """The stem is chosen."""
+    """The encoder section with a chosen stem."""
 
     stem: Literal["imagenet", "cifar"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRotation(RotationConfig):
-    """The share of rotated images at the end is known, or stays (None)."""
+    """The rotation section with a known crop size and a known share of rotated images at the end (None: constant)."""
 
     crop_size: int
     fraction_end: float | None
@@ -49,7 +49,7 @@ class ResolvedRotation(RotationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedOptim(OptimConfig):
-    """The optimizer is chosen, and its rate is one."""
+    """The optim section with a chosen optimizer and a numeric learning rate."""
 
     name: Literal["sgd", "lars", "adamw"]
     lr: float
@@ -57,21 +57,21 @@ class ResolvedOptim(OptimConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedTracking(TrackingConfig):
-    """The run has a name."""
+    """The tracking section with a run name."""
 
     run_name: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedStorage(StorageConfig):
-    """The run has a place: an absolute path."""
+    """The storage section with an absolute path."""
 
     path: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(Config):
-    """One run, ready to be started. What depends on the machine (workers, precision, layout) may be ``auto`` still."""
+    """One run, ready to start. Fields that depend on the machine (workers, precision, layout) may still be ``auto``."""
 
     data: ResolvedData
     views: ResolvedViews
@@ -83,7 +83,7 @@ class ResolvedConfig(Config):
 
     @property
     def run_dir(self) -> Path:
-        """Folder of this run: its identity on disk."""
+        """Folder of this run, which identifies it on disk."""
         return Path(self.storage.path) / self.tracking.experiment / self.tracking.run_name
 
 
@@ -91,10 +91,10 @@ NARROWED = {name: kind for name, kind in get_type_hints(ResolvedConfig).items() 
 
 
 def narrowed(config: Config) -> ResolvedConfig:
-    """The same configuration, of which everything is known to be resolved.
+    """The same configuration as a ResolvedConfig.
 
     Raises:
-        ConfigError: something is not.
+        ConfigError: a field is not resolved.
     """
     parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     for name, kind in NARROWED.items():
@@ -103,6 +103,6 @@ def narrowed(config: Config) -> ResolvedConfig:
             if value == "auto" or (
                 value is None and type(None) not in getattr(kind.__annotations__[key], "__args__", ())
             ):
-                raise ConfigError(f"{name}.{key}: got {value}, expected what a resolved configuration has")
+                raise ConfigError(f"{name}.{key}: got {value}, expected a resolved value")
         parts[name] = kind(**vars(parts[name]))
     return ResolvedConfig(**parts)

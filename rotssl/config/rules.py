@@ -9,7 +9,11 @@ from rotssl.config.tasks import TASKS
 
 
 def check(c: Config) -> None:
-    """The rules between fields."""
+    """Check the rules between fields.
+
+    Raises:
+        ConfigError: a rule is broken.
+    """
     _check_data(c.data)
     _check_views(c)
     _check_encoder(c.encoder)
@@ -27,9 +31,9 @@ def _check_data(data: sections.DataConfig) -> None:
     kind = DATASETS[name].kind
     require(kind == "package" or data.root is not None, "data.root", None, expected)
     downloaded = kind == "torchvision"
-    require(downloaded or not data.download, "data.download", "true", f"false: {name} is not downloaded")
+    require(downloaded or not data.download, "data.download", "true", f"false: {name} cannot be downloaded")
     in_memory = kind == "folders" or data.store != "disk"
-    require(in_memory, "data.store", "disk", f"auto or memory: {name} is read as a whole")
+    require(in_memory, "data.store", "disk", f"auto or memory: {name} is always read into memory")
 
 
 def _check_views(c: Config) -> None:
@@ -42,14 +46,16 @@ def _check_views(c: Config) -> None:
         require(low <= high, key, f"({low}, {high})", "the smaller share first")
     count = views.global_count
     for key, values in (("blur", views.blur), ("solarize", views.solarize)):
-        expected = f"one, or one for each of {count} views"
+        expected = f"1, or one for each of {count} views"
         require(len(values) in (1, count), f"views.{key}", f"{len(values)} values", expected)
     require(views.jitter[3] <= 0.5, "views.jitter", f"a hue of {views.jitter[3]}", "a hue of at most 0.5")
     takers = [m for m, spec in METHODS.items() if spec.multi_crop]
     fits = views.local_count == 0 or METHODS[name].multi_crop
-    require(fits, "views.local_count", views.local_count, f"0: local views are for {', '.join(takers)}, not for {name}")
+    require(
+        fits, "views.local_count", views.local_count, f"0: {name} takes no local views, only {', '.join(takers)} do"
+    )
     fits = count == 2 or not METHODS[name].two_views
-    require(fits, "views.global_count", count, f"2: {name} is made for two")
+    require(fits, "views.global_count", count, f"2: {name} needs exactly two")
 
 
 def _check_encoder(encoder: sections.EncoderConfig) -> None:
@@ -58,10 +64,12 @@ def _check_encoder(encoder: sections.EncoderConfig) -> None:
     require(timm or encoder.name in known, "encoder.name", repr(encoder.name), expected)
     for key in ("patch_size", "drop_path"):
         value, default = getattr(encoder, key), getattr(sections.EncoderConfig, key)
-        require(timm or value == default, f"encoder.{key}", value, f"{default}: it is for timm's encoders")
+        require(timm or value == default, f"encoder.{key}", value, f"{default}: it applies to timm's encoders only")
     if timm:
-        require(encoder.stem != "cifar", "encoder.stem", "cifar", "imagenet or auto: timm's encoders keep their stem")
-        require(not encoder.zero_init, "encoder.zero_init", "true", "false: timm's encoders start as timm has them")
+        require(
+            encoder.stem != "cifar", "encoder.stem", "cifar", "imagenet or auto: timm's encoders keep their own stem"
+        )
+        require(not encoder.zero_init, "encoder.zero_init", "true", "false: timm initialises its encoders itself")
 
 
 def _check_training(c: Config) -> None:
@@ -75,7 +83,7 @@ def _check_training(c: Config) -> None:
         require(optim.lr == "auto" or value <= optim.lr, f"optim.{key}", value, f"at most optim.lr ({optim.lr})")
     require(optim.lr != "auto" or optim.lr_scale == "none", "optim.lr_scale", optim.lr_scale, "none with lr auto")
     means = [m for m, spec in METHODS.items() if spec.per_image]
-    expected = f"1: the loss of {c.method.name} is no mean over images (a batch can be cut up for {', '.join(means)})"
+    expected = f"1: the loss of {c.method.name} is not a mean over images (a batch can be split for {', '.join(means)})"
     require(train.accumulate == 1 or c.method.name in means, "train.accumulate", train.accumulate, expected)
 
 
@@ -83,16 +91,20 @@ def _check_results(c: Config) -> None:
     for key in ("experiment", "run_name"):
         value = getattr(c.tracking, key)
         bad = value is not None and (value in (".", "..") or any(ch in value for ch in "/\\\0\n"))
-        require(not bad, f"tracking.{key}", repr(value), "a name without slashes, fit for a folder")
+        require(not bad, f"tracking.{key}", repr(value), "a name without slashes that can name a folder")
     path = c.storage.path
     if path is not None:
-        require("://" not in path, "storage.path", repr(path), "a folder on a file system that every node sees")
+        require("://" not in path, "storage.path", repr(path), "a folder on a file system shared by all nodes")
         odd = any(ch in path for ch in "?#\0")
-        require(not odd, "storage.path", repr(path), "a path without ? and #, which mean something in MLflow's address")
+        require(not odd, "storage.path", repr(path), "a path without ? and #, which have a meaning in MLflow's URI")
 
 
 def check_workers(c: Config, num_workers: int) -> None:
-    """The rules that the number of workers brings."""
+    """Check the rules that depend on the number of workers.
+
+    Raises:
+        ConfigError: a rule is broken.
+    """
     workers, batch, parts = max(1, num_workers), c.train.batch_size, c.train.accumulate
     passes = f"the {workers} workers" + (f" x {parts} passes" if parts > 1 else "")
     require(batch % (workers * parts) == 0, "train.batch_size", batch, f"a multiple of {passes}")
@@ -103,7 +115,7 @@ def check_workers(c: Config, num_workers: int) -> None:
 
 
 def unshared(c: Config, num_workers: int) -> str:
-    """What keeps so many workers from sharing the batch, in a line; empty if nothing does."""
+    """Why this many workers cannot share the batch, in one line; empty if they can."""
     try:
         check_workers(c, num_workers)
     except ConfigError as error:

@@ -31,40 +31,54 @@ RESNETS = (
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images."""
+    """The images."""
 
     name: DatasetName = opt("fashion-mnist-sample", "Data set.")
-    root: str | None = opt(None, "Folder of the data set; the sample and synthetic need none.")
-    limit: int | None = opt(None, "Train on a class-balanced subset of this many images.", ge=1)
-    image_size: int | Auto = opt("auto", "Side of the global views, in pixels; auto: native up to 96, else 224.", ge=8)
+    root: str | None = opt(None, "Folder of the data set; not needed for the sample and synthetic.")
+    limit: int | None = opt(None, "Train on a class-balanced subset of this size.", ge=1)
+    image_size: int | Auto = opt("auto", "Side of the global views in pixels; auto: native up to 96, else 224.", ge=8)
     download: bool = opt(False, "Let torchvision download the data set into data.root.")
     store: Literal["auto", "memory", "disk"] = opt(
         "auto",
-        "Where decoded images are kept; disk: in a file that all processes of a node map, for sets in folders; auto: memory "
-        "for up to 0.15 of this machine's.",
+        "Where decoded images are kept. disk: in one file that all processes of a node map (data sets in folders only). "
+        "auto: in memory if they fit into 0.15 of this machine's, else on disk.",
     )
     cache: str | None = opt(
-        None, "Folder of such files, on each node's own disk; default: rotssl in the user's cache folder."
+        None,
+        "Folder for the files of data.store disk, on a local disk of each node; default: rotssl in the user's cache folder.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """How the random views of an image are made. ``blur`` and ``solarize``: one value, or one a global view."""
+    """How the random views of an image are made. ``blur`` and ``solarize``: one value, or one per global view."""
 
     global_count: int = opt(2, "Number of global views.", ge=2, le=8)
-    global_scale: tuple[float, float] = opt((0.2, 1.0), "Smallest and largest share of the area of a crop.", gt=0, le=1)
-    local_count: int = opt(0, "Number of small local views (multi-crop), which only the student sees.", ge=0, le=16)
-    local_size: int | Auto = opt("auto", "Side of the local views; auto: 3/7 of the global ones' (96 of 224).", ge=4)
-    local_scale: tuple[float, float] = opt((0.05, 0.14), "Share of the area of a local crop.", gt=0, le=1)
+    global_scale: tuple[float, float] = opt(
+        (0.2, 1.0), "Smallest and largest crop, as shares of the image area.", gt=0, le=1
+    )
+    local_count: int = opt(0, "Number of small local views (multi-crop), seen by the student only.", ge=0, le=16)
+    local_size: int | Auto = opt(
+        "auto", "Side of the local views in pixels; auto: 3/7 of the global views' (96 for 224).", ge=4
+    )
+    local_scale: tuple[float, float] = opt(
+        (0.05, 0.14), "Smallest and largest local crop, as shares of the image area.", gt=0, le=1
+    )
     jitter: tuple[float, float, float, float] = opt(
         (0.4, 0.4, 0.4, 0.1), "Strength of brightness, contrast, saturation and hue.", ge=0, le=1
     )
     jitter_p: float = opt(0.8, "Probability of the colour jitter.", ge=0, le=1)
-    grayscale: float = opt(0.2, "Probability of turning gray.", ge=0, le=1)
-    blur: tuple[float, ...] = opt((0.0,), "Probability of Gaussian blur.", ge=0, le=1)
-    local_blur: float = opt(0.0, "The same for local views.", ge=0, le=1)
-    solarize: tuple[float, ...] = opt((0.0,), "Probability of solarisation; local views have none.", ge=0, le=1)
+    grayscale: float = opt(0.2, "Probability of conversion to grayscale.", ge=0, le=1)
+    blur: tuple[float, ...] = opt(
+        (0.0,), "Probability of Gaussian blur; one value, or one per global view.", ge=0, le=1
+    )
+    local_blur: float = opt(0.0, "Probability of Gaussian blur of a local view.", ge=0, le=1)
+    solarize: tuple[float, ...] = opt(
+        (0.0,),
+        "Probability of solarisation; one value, or one per global view. Never applied to local views.",
+        ge=0,
+        le=1,
+    )
     flip: float = opt(0.5, "Probability of a horizontal flip.", ge=0, le=1)
 
 
@@ -73,7 +87,7 @@ class EncoderConfig:
     """The network that is pretrained."""
 
     name: str = opt(
-        "small", f"small (three residual blocks, for CPUs), {', '.join(RESNETS)} of torchvision, or timm/NAME."
+        "small", f"small (three residual blocks, for CPUs), torchvision's {', '.join(RESNETS)}, or timm/NAME."
     )
     stem: Literal["imagenet", "cifar", "auto"] = opt(
         "auto",
@@ -81,30 +95,31 @@ class EncoderConfig:
     )
     zero_init: bool = opt(False, "Start with the last norm of each residual block at 0 (small and torchvision's).")
     patch_size: int | Auto = opt(
-        "auto", "Side of a patch, of timm's vision transformers; auto: as the name has it.", ge=1
+        "auto", "Patch side in pixels of timm's vision transformers; auto: taken from the name.", ge=1
     )
-    drop_path: float = opt(0.0, "Stochastic depth, of timm's encoders.", ge=0, lt=1)
+    drop_path: float = opt(0.0, "Rate of stochastic depth in timm's encoders.", ge=0, lt=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What encoder and heads share."""
+    """Settings shared by the encoder and the heads."""
 
     norm: Literal["batch", "sync", "group"] = opt(
-        "sync", "BatchNorm per worker, over all workers, or GroupNorm; for sync and group N workers train as one would."
+        "sync",
+        "BatchNorm per worker, BatchNorm over all workers, or GroupNorm; with sync and group, N workers train as one would.",
     )
     joint_views: bool | Auto = opt(
         "auto",
-        "Whether views of one size share a pass, and so BatchNorm's statistics; it is faster. auto: as the method's authors do.",
+        "Views of one size share a forward pass, and so BatchNorm's statistics; faster. auto: as the method's authors do.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TasksConfig:
-    """What all auxiliary tasks share."""
+    """Settings shared by all auxiliary tasks."""
 
     log_gradients_every: int = opt(
-        0, "Steps between comparisons of each task's gradient with the method's, at the encoder; 0: never.", ge=0
+        0, "Compare each task's gradient with the method's, at the encoder, every N steps; 0: never.", ge=0
     )
 
 
@@ -112,19 +127,21 @@ class TasksConfig:
 class OptimConfig:
     """The optimizer and its learning rate."""
 
-    name: Literal["auto", "sgd", "lars", "adamw"] = opt("auto", "Optimizer; auto: the one that suits the method.")
-    lr: float | Auto = opt("auto", "Peak learning rate; auto: the method's, scaled linearly by batch_size / 256.", gt=0)
+    name: Literal["auto", "sgd", "lars", "adamw"] = opt("auto", "Optimizer; auto: the method's default.")
+    lr: float | Auto = opt("auto", "Peak learning rate; auto: the method's default, scaled by batch_size / 256.", gt=0)
     lr_scale: Literal["none", "linear", "sqrt"] = opt(
-        "none", "Scale given rates (lr, warmup_lr, final_lr) by batch_size / 256."
+        "none", "How lr, warmup_lr and final_lr are scaled by batch_size / 256."
     )
-    weight_decay: float = opt(5e-4, "Weight decay; biases and norm layers are left out.", ge=0)
-    weight_decay_end: float | None = opt(None, "Weight decay at the end of the run, reached along a cosine.", ge=0)
+    weight_decay: float = opt(5e-4, "Weight decay; not applied to biases and norm layers.", ge=0)
+    weight_decay_end: float | None = opt(
+        None, "Weight decay at the end of the run, approached along a cosine; null: constant.", ge=0
+    )
     momentum: float = opt(0.9, "Momentum (AdamW: beta 1).", ge=0, lt=1)
-    trust: float = opt(0.001, "LARS: the trust coefficient eta.", gt=0)
-    clip_norm: float | None = opt(None, "Largest norm of the whole gradient; a longer one is scaled down.", gt=0)
-    warmup_epochs: float = opt(1.0, "Epochs of linear warm-up.", ge=0)
-    warmup_lr: float = opt(0.0, "Learning rate that the warm-up starts from.", ge=0)
-    schedule: Literal["cosine", "constant"] = opt("cosine", "Course of the learning rate after warm-up.")
+    trust: float = opt(0.001, "Trust coefficient eta of LARS.", gt=0)
+    clip_norm: float | None = opt(None, "Maximum norm of the whole gradient; a longer one is scaled down.", gt=0)
+    warmup_epochs: float = opt(1.0, "Length of the linear warm-up in epochs.", ge=0)
+    warmup_lr: float = opt(0.0, "Learning rate at the start of the warm-up.", ge=0)
+    schedule: Literal["cosine", "constant"] = opt("cosine", "Shape of the learning rate after the warm-up.")
     final_lr: float = opt(0.0, "Learning rate at the end of the cosine.", ge=0)
 
 
@@ -132,28 +149,32 @@ class OptimConfig:
 class TrainConfig:
     """The training loop."""
 
-    epochs: int = opt(10, "Length of the run; the schedules span it.", ge=1)
-    batch_size: int = opt(256, "Images a step over all workers.", ge=2)
+    epochs: int = opt(10, "Length of the run; all schedules span it.", ge=1)
+    batch_size: int = opt(256, "Images per step, over all workers.", ge=2)
     accumulate: int = opt(
         1,
-        "Forward passes that a step's batch is cut into, for memory; only where the loss is a mean over images.",
+        "Forward passes per step, each on a part of the batch, to save memory; only if the loss is a mean over images.",
         ge=1,
     )
     seed: int = opt(0, "Seed of weights, sample order, views and rotations.", ge=0)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = opt("auto", "auto: bf16 on GPUs that have it, else fp32.")
-    deterministic: bool = opt(False, "Refuse operations that have no deterministic form.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = opt(
+        "auto", "Numerical precision; auto: bf16 on GPUs that support it, else fp32."
+    )
+    deterministic: bool = opt(False, "Raise an error for operations that have no deterministic implementation.")
     compile: bool = opt(
         False,
-        "Compile encoder and projector (torch.compile), which takes half a minute or more at the start.",
+        "Compile encoder and projector (torch.compile); this takes half a minute or more at the start.",
     )
-    channels_last: bool = opt(True, "Memory layout of images; convolutions are faster with it, on CPUs too.")
+    channels_last: bool = opt(
+        True, "Use the channels-last memory layout for images; convolutions are faster with it, on CPUs too."
+    )
     stop_after: int | None = opt(None, "Stop after this epoch as if interrupted; not part of the run's identity.", ge=1)
     on_nan: Literal["fail", "skip"] = opt(
-        "fail", "A gradient that is not finite: end the run as failed, or skip such steps, which then change nothing."
+        "fail", "On a gradient that is not finite: end the run as failed, or skip the step, which then changes nothing."
     )
 
     def share(self, workers: int) -> int:
-        """Images of a batch that each of so many workers has; 0 stands for one."""
+        """Images of a batch that each worker gets; 0 workers count as one."""
         return math.ceil(self.batch_size / max(1, workers))
 
 
@@ -162,25 +183,27 @@ class ScalingConfig:
     """The workers."""
 
     num_workers: int | Auto = opt(
-        "auto", "Ray Train workers; auto: one a GPU, else 2 CPU workers, if they can share the batch; 0: no Ray.", ge=0
+        "auto",
+        "Ray Train workers; auto: one per GPU, else 2 CPU workers, if they can share the batch; 0: no Ray.",
+        ge=0,
     )
-    use_gpu: bool | Auto = opt("auto", "Whether each worker takes a GPU.")
-    cpus_per_worker: int = opt(1, "CPU cores a worker reserves.", ge=1)
+    use_gpu: bool | Auto = opt("auto", "Whether each worker uses a GPU.")
+    cpus_per_worker: int = opt(1, "CPU cores reserved per worker.", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What is measured while training."""
+    """Evaluation during training."""
 
-    knn_every: int = opt(1, "Epochs between kNN evaluations on validation; 0: never.", ge=0)
+    knn_every: int = opt(1, "Evaluate kNN on validation every N epochs; 0: never.", ge=0)
     knn_bf16: bool = opt(
-        False, "Compute kNN's cosines in bf16, for large banks on devices that have it; a few predictions change."
+        False, "Compute kNN's cosines in bf16, for large banks on devices that support it; a few predictions change."
     )
     linear: bool = opt(True, "Train a linear probe on the features of the last epoch.")
     holdout: float = opt(
         0.1,
-        "Share of train held out for validation where the data have no validation split; 0: train on all of it, and measure "
-        "once, at the end, on the test split.",
+        "Share of the training images held out for validation if the data set has no validation split; 0: train on all of them "
+        "and evaluate once, at the end, on the test split.",
         ge=0,
         lt=1,
     )
@@ -192,18 +215,20 @@ class TrackingConfig:
 
     uri: Literal["off"] | str | None = opt(
         None,
-        "MLflow tracking URI; off (in YAML in quotes): no MLflow, curves in metrics.jsonl only; default: an sqlite file below "
+        "MLflow tracking URI; off (quoted in YAML): no MLflow, curves only in metrics.jsonl; default: an sqlite file in "
         "storage.path.",
     )
-    experiment: str = opt("rotssl", "MLflow experiment, and folder below storage.path.")
-    run_name: str | None = opt(None, "Name of the run; default: method-data-hash of the configuration.")
+    experiment: str = opt("rotssl", "MLflow experiment, and name of the folder in storage.path.")
+    run_name: str | None = opt(None, "Name of the run; default: method, data set and a hash of the configuration.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig:
-    """Results."""
+    """Where results go."""
 
-    path: str | None = opt(None, "Folder that all nodes see; default: ./results, inside a Ray job ~/rotssl-results.")
+    path: str | None = opt(
+        None, "Folder for results that all nodes can see; default: ./results, or ~/rotssl-results in a Ray job."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +261,7 @@ def fields_of(section: str, cls: type) -> dict[str, tuple[Any, dataclasses.Field
     return {f"{section}.{f.name}": (hints[f.name], f) for f in dataclasses.fields(cls)}
 
 
-@functools.cache  # typing takes a millisecond to tell what the types are, which flags and sweeps ask for again and again
+@functools.cache  # get_type_hints takes a millisecond, and flags and sweeps call this again and again
 def schema(method: str = "byol") -> Mapping[str, tuple[Any, dataclasses.Field[Any]]]:
     """Dotted name -> (type, field) of every field, with the fields of the given method."""
     classes = get_type_hints(Config) | {"method": METHODS[method].config}

@@ -1,8 +1,8 @@
-"""A sweep: one file that says which configurations to compare, and the trials that it stands for.
+"""Sweeps: one file that lists the configurations to compare, and the trials that it expands to.
 
-A sweep file has the sections of a recipe (fields that all trials share) and three of its own: ``sweep`` (below), ``grid`` (dotted
-field -> list of values) and ``distributions`` (dotted field -> what to draw from). A trial is a run like any other; its name is a
-function of its configuration alone, so a sweep that is widened or started again finds what it has done. Imports no torch, ray or
+A sweep file has the sections of a recipe (fields shared by all trials) and three more: ``sweep`` (below), ``grid`` (dotted field
+-> list of values) and ``distributions`` (dotted field -> distribution to draw from). A trial is an ordinary run. Its name depends
+only on its configuration, so a sweep that is extended or restarted finds the trials it has already run. Imports no torch, ray or
 mlflow.
 """
 
@@ -25,39 +25,39 @@ from rotssl.config.recipes import flatten, load_recipe, read_yaml
 from rotssl.config.sections import OFF
 from rotssl.config.tasks import TASKS, WEIGHTS
 
-MOST = 10_000  # configurations; more are a slip
+MOST = 10_000  # configurations; more are most likely a mistake
 SHARED = ("scaling.", "storage.", "tracking.uri", "tracking.experiment")  # the same for all trials of a sweep
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """How a sweep is run."""
+    """Settings of a sweep."""
 
-    name: str | None = opt(None, "Name of the sweep; default: the file's. Without tracking.experiment, of that too.")
+    name: str | None = opt(None, "Name of the sweep, and the default of tracking.experiment; default: the file's name.")
     recipe: str | None = opt(
-        None, "Recipe that the trials start from; beside the sweep file, or seen from the working directory."
+        None, "Recipe that the trials start from; relative to the sweep file or to the working directory."
     )
-    seeds: int = opt(1, "Each configuration runs with so many seeds, from train.seed on.", ge=1)
-    samples: int = opt(1, "Draws from the distributions; more of them later keep those that there are.", ge=1)
-    baseline: bool = opt(True, "Add each configuration's run without auxiliary tasks, once, where the grid has none.")
+    seeds: int = opt(1, "Number of seeds per configuration, counted up from train.seed.", ge=1)
+    samples: int = opt(1, "Number of draws from the distributions; a larger number keeps the earlier draws.", ge=1)
+    baseline: bool = opt(True, "For each configuration, add the run without auxiliary tasks if the grid lacks it.")
     scheduler: Literal["none", "asha", "median"] = opt(
         "none",
-        "Stop trials early: asynchronous successive halving (arXiv 1810.05934), or those whose best kNN is below the median of "
-        "the others' means. Compared are trials of one method, data set and budget; baselines always run to the end.",
+        "Stop weak trials early. asha: asynchronous successive halving (arXiv 1810.05934); median: stop if the best kNN is below "
+        "the median of the others' means. Only trials of one method, data set and budget are compared; baselines never stop.",
     )
-    grace_epochs: int = opt(1, "No trial is stopped before this epoch.", ge=1)
-    reduction_factor: float = opt(2.0, "ASHA: one in so many goes on at each rung.", gt=1)
-    concurrency: int | Auto = opt("auto", "Trials at a time; auto: as many as the cluster holds.", ge=1)
+    grace_epochs: int = opt(1, "Never stop a trial before this epoch.", ge=1)
+    reduction_factor: float = opt(2.0, "With asha, one trial in this many continues at each rung.", gt=1)
+    concurrency: int | Auto = opt("auto", "Number of concurrent trials; auto: as many as fit into the cluster.", ge=1)
     gpus_per_trial: float | Auto = opt(
-        "auto", "A trial of one worker takes this share of a GPU; auto: a whole one where there are any.", gt=0, le=1
+        "auto", "Share of a GPU for a trial with one worker; auto: a whole GPU if there are any.", gt=0, le=1
     )
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file and flags, read.
+    """A sweep as read from its file and flags.
 
-    ``common`` are the overrides that all trials share, ``grid`` the axes, ``distributions`` dotted field -> (kind, arguments).
+    ``common`` holds the overrides shared by all trials, ``grid`` the axes, ``distributions`` dotted field -> (kind, arguments).
     """
 
     name: str
@@ -70,7 +70,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class SweepCommand:
-    """What the user typed."""
+    """A parsed command line."""
 
     sweep: Sweep
     dry_run: bool
@@ -79,7 +79,7 @@ class SweepCommand:
 
 @dataclass(frozen=True)
 class Point:
-    """A configuration of the sweep with one seed, not resolved yet; ``label`` says what is varied, without the seed."""
+    """A configuration of the sweep with one seed, not yet resolved; ``label`` names the varied fields, without the seed."""
 
     config: Config
     label: str
@@ -91,10 +91,10 @@ class Point:
 
 
 def parse(argv: Sequence[str], program: str, description: str) -> SweepCommand:
-    """The command that the arguments spell; ``--help`` prints and exits.
+    """Parse a command line; ``--help`` prints and exits.
 
     Raises:
-        ConfigError: anything wrong with flags, sweep file, recipe or the values in them.
+        ConfigError: a flag, the sweep file, the recipe or a value in them is invalid.
     """
     usage = "%(prog)s --config FILE [--sweep.field VALUE ...] [--section.field VALUE ...] [--dry-run] [--resume]"
     known = cfg.fields_of("sweep", SweepConfig)
@@ -102,9 +102,9 @@ def parse(argv: Sequence[str], program: str, description: str) -> SweepCommand:
 
     def make(method: str) -> argparse.ArgumentParser:
         parser = cli.parser(method, program, description, usage)
-        parser.add_argument("--resume", action="store_true", help="refuse to start a sweep that was never started")
+        parser.add_argument("--resume", action="store_true", help="fail if the sweep was never started")
         cli.add_fields(parser, known)
-        # A field of any method is a flag; each trial's configuration judges whether it is its own.
+        # Fields of all methods are flags; each trial's configuration checks that they belong to its method.
         for key in every:
             if key not in cfg.schema(method):
                 parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -123,10 +123,10 @@ def parse(argv: Sequence[str], program: str, description: str) -> SweepCommand:
 
 
 def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sweep:
-    """A sweep from the content of its file and the flags, which win.
+    """A sweep from the content of its file and the flags, which override it.
 
     Raises:
-        ConfigError: what is wrong with it, in one line.
+        ConfigError: the content or a flag is invalid.
     """
     own = ("sweep", "grid", "distributions")
     known = cfg.fields_of("sweep", SweepConfig)
@@ -140,7 +140,7 @@ def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sw
     settings_ = SweepConfig(**settings)
     name = settings_.name or file.stem
     if any(ch in name for ch in "/\\\0\n") or name in (".", "..") or len(name.encode()) > 200:
-        raise ConfigError(f"sweep.name: got {name!r}, expected a short name without slashes, fit for a folder")
+        raise ConfigError(f"sweep.name: got {name!r}, expected a short name without slashes that can name a folder")
     valid = dict.fromkeys([*own, *(key.split(".")[0] for key in cfg.schema())])
     for section in content:
         if section not in valid:
@@ -149,7 +149,7 @@ def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sw
     grid, distributions = _grid(content.get("grid")), _distributions(content.get("distributions"))
     for key in (*grid, *distributions):
         if key in common or (key in grid and key in distributions):
-            raise ConfigError(f"{key}: given twice in {file}: as a value for all trials and as one to be varied")
+            raise ConfigError(f"{key}: given twice in {file}: as a value for all trials and as a varied field")
     for key, value in flags.items():
         if not key.startswith("sweep."):
             common[key] = value
@@ -157,25 +157,25 @@ def read(file: Path, content: Mapping[str, Any], flags: Mapping[str, Any]) -> Sw
         grid.pop(replaced, None)
         distributions.pop(replaced, None)
     if "recipe" in grid and settings_.recipe is not None:
-        raise ConfigError(f"sweep.recipe: given twice in {file}: as a value for all trials and as one to be varied")
+        raise ConfigError(f"sweep.recipe: given twice in {file}: as a value for all trials and as a varied field")
     if not grid and not distributions and settings_.seeds == 1:
         raise ConfigError(f"grid: {file} varies nothing; expected lists of values, such as rotation.weight: [0, 1]")
     if "tracking.run_name" in common:
-        raise ConfigError("tracking.run_name: a sweep's runs are named after their configuration")
+        raise ConfigError("tracking.run_name: not allowed in a sweep, whose trials are named after their configuration")
     if common.get("train.stop_after") is not None:
-        raise ConfigError("train.stop_after: is for single runs; a shorter budget is a value of train.epochs")
+        raise ConfigError("train.stop_after: not allowed in a sweep; for a shorter budget set train.epochs")
     if settings_.seeds > 1 and ("train.seed" in grid or "train.seed" in distributions):
-        raise ConfigError(f"sweep.seeds: got {settings_.seeds}, but train.seed is varied in {file} already")
+        raise ConfigError(f"sweep.seeds: got {settings_.seeds}, expected 1: {file} already varies train.seed")
     draws = settings_.samples if distributions else 1
     count = draws * settings_.seeds * math.prod(map(len, grid.values()))
     if count > MOST:
-        raise ConfigError(f"grid: {file} stands for {count} configurations, expected at most {MOST}")
+        raise ConfigError(f"grid: {file} expands to {count} configurations, expected at most {MOST}")
     common.setdefault("tracking.experiment", name)
     return Sweep(name, file, settings_, common, grid, distributions)
 
 
 def _axes(section: str, content: Any) -> dict[str, Any]:
-    """The mapping below ``grid`` or ``distributions``, whose fields are dotted."""
+    """The mapping of dotted fields in ``grid`` or ``distributions``."""
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -186,7 +186,7 @@ def _axes(section: str, content: Any) -> dict[str, Any]:
         if key not in known:
             raise ConfigError(f"{section}.{key}: no such field{nearest(key, known)}")
         if key.startswith(NOT_IDENTITY) or (key in MAY_CHANGE and key != "data.root"):
-            raise ConfigError(f"{section}.{key}: cannot be varied: it is no part of what a run computes")
+            raise ConfigError(f"{section}.{key}: cannot be varied, because it does not affect what a run computes")
     return axes
 
 
@@ -198,7 +198,7 @@ def _grid(content: Any) -> dict[str, list[Any]]:
         if key == "recipe" and not all(isinstance(value, str) for value in values):
             raise ConfigError(f"grid.recipe: got {values}, expected a list of files")
     if content is not None and not axes:
-        raise ConfigError("grid: is empty; expected lists of values, such as rotation.weight: [0, 1]")
+        raise ConfigError("grid: got an empty section, expected lists of values, such as rotation.weight: [0, 1]")
     return axes
 
 
@@ -219,7 +219,7 @@ def _distributions(content: Any) -> dict[str, tuple[str, list[Any]]]:
         if kind != "choice":
             hint = int if kind == "integer" else float
             numbers = [convert(f"distributions.{key}", value, hint, {}) for value in values]
-            lowest = "two numbers, the smaller first" + (", above 0" if kind == "log_uniform" else "")
+            lowest = "two numbers, the smaller first" + (", both above 0" if kind == "log_uniform" else "")
             if len(numbers) != 2 or numbers[0] >= numbers[1] or (kind == "log_uniform" and numbers[0] <= 0):
                 raise ConfigError(f"distributions.{key}: got {values}, expected {lowest}")
             values = numbers
@@ -228,7 +228,7 @@ def _distributions(content: Any) -> dict[str, tuple[str, list[Any]]]:
 
 
 def draw(key: str, sample: int, kind: str, values: Sequence[Any]) -> Any:
-    """Value number ``sample`` (0-based) of a field: a function of both alone, so that more draws leave the first ones be."""
+    """Draw number ``sample`` (0-based) of a field: a function of these two alone, so that adding draws keeps the earlier ones."""
     digest = hashlib.blake2b(f"{key}/{sample}".encode(), digest_size=8).digest()
     u = int.from_bytes(digest, "little") / 2**64
     if kind == "choice":
@@ -241,10 +241,10 @@ def draw(key: str, sample: int, kind: str, values: Sequence[Any]) -> Any:
 
 
 def expand(sweep: Sweep) -> Iterator[Point]:
-    """All cells, each once, in the order of the file, a baseline before what it is compared with.
+    """All points, each once, in the order of the file; a baseline precedes the points that it is compared with.
 
     Raises:
-        ConfigError: a value that its field does not take, or that does not go together with the others.
+        ConfigError: a value is invalid for its field, or conflicts with another field.
     """
     settings, seen, recipes = sweep.settings, set(), _recipes(sweep)
     samples = range(settings.samples if sweep.distributions else 1)
@@ -254,9 +254,9 @@ def expand(sweep: Sweep) -> Iterator[Point]:
         recipe = axes.pop("recipe", settings.recipe)
         built = cfg.build({**recipes[recipe], **sweep.common, **axes})
         if built.tracking.uri == OFF:
-            raise ConfigError("tracking.uri: got off, expected a store: a sweep's report is read from it")
+            raise ConfigError("tracking.uri: got off, expected a store: the sweep's report is read from it")
         on = [f"{name}.weight" for name in built.active()]
-        # A label tells a baseline from what it was made of, and a recipe from another.
+        # A label distinguishes a baseline from the point it belongs to, and one recipe from another.
         shown = [*axes, *(on if settings.baseline else ())]
         more = {"recipe": Path(str(recipe)).stem} if "recipe" in sweep.grid else {}
         for offset in range(settings.seeds):
@@ -271,13 +271,13 @@ def expand(sweep: Sweep) -> Iterator[Point]:
 
 
 def _recipes(sweep: Sweep) -> dict[str | None, dict[str, Any]]:
-    """The recipes of a sweep, by the names that it has for them; None stands for the defaults."""
+    """The recipes of a sweep by name; None stands for the defaults."""
     key = "grid.recipe" if "recipe" in sweep.grid else "sweep.recipe"
     found: dict[str | None, dict[str, Any]] = {}
     for name in sweep.grid.get("recipe", [sweep.settings.recipe]):
         beside = sweep.file.parent / str(name)
         found[name] = {} if name is None else load_recipe(beside if os.path.exists(beside) else name, key)
-    # The cluster is divided into equal slots, and there is one place for the results.
+    # The cluster is divided into equal slots, and all results go to one place.
     asked = [{k: v for k, v in (recipe | sweep.common).items() if k.startswith(SHARED)} for recipe in found.values()]
     for other in asked[1:]:
         for field in sorted(asked[0].keys() | other.keys()):
@@ -285,13 +285,13 @@ def _recipes(sweep: Sweep) -> dict[str | None, dict[str, Any]]:
             if ours != theirs:
                 raise ConfigError(
                     f"{field}: got {ours} and {theirs} from the recipes, expected one value for all trials: "
-                    f"set it in {sweep.file} or as a flag"
+                    f"set it in {sweep.file} or by a flag"
                 )
     return found
 
 
 def _label(config: Config, axes: Sequence[str], more: dict[str, str]) -> str:
-    """What is varied, with the values of this configuration; fields of tasks that are off are left out."""
+    """The varied fields with their values in this configuration, without fields of inactive tasks."""
     values = cfg.flat(config) | more
     off = [name for name in TASKS if name not in config.active()]
     shown = [

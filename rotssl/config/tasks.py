@@ -19,7 +19,7 @@ TILE_SHARE = 0.85
 
 
 def part_of(side: int) -> int:
-    """The 96 pixels that go with 224."""
+    """Return the side of a small view for global views of a given side: 96 for 224 pixels."""
     return max(4, round(side * 3 / 7))
 
 
@@ -28,48 +28,50 @@ class TaskConfig:
     """The section of a task.
 
     Attributes:
-        FOLLOWS: field -> the fields that ``auto`` makes it from: where it is as they have it, it tells no runs apart.
-        ENDS: fields that say where something ends that changes over the run; None: it stays.
-        weight: of its loss; 0 is off.
-        schedule: of the weight over the run.
+        FOLLOWS: field -> the fields from which ``auto`` derives it. A value that follows from them does not distinguish runs.
+        ENDS: fields with the value at the end of the run of what changes over it; None: it stays constant.
+        weight: of its loss; 0: off.
+        schedule: how the weight changes over the run.
     """
 
     FOLLOWS: ClassVar[dict[str, tuple[str, ...]]] = {}
     ENDS: ClassVar[tuple[str, ...]] = ()
 
     weight: float
-    schedule: Literal["constant", "linear", "cosine"] = opt("constant", "Course of the weight over the run, down to 0.")
+    schedule: Literal["constant", "linear", "cosine"] = opt(
+        "constant", "How the weight falls to 0 over the run, if at all."
+    )
 
     def check(self) -> None:
-        """The rules between its fields.
+        """Check the rules between its fields.
 
         Raises:
-            ConfigError: one is broken.
+            ConfigError: a rule is broken.
         """
 
     def check_share(self, each: int) -> None:
-        """The rule for the number of images that a worker has in a forward pass; asked where the task is on.
+        """Check the number of images per worker and forward pass; called only if the task is on.
 
         Raises:
             ConfigError: there are too few.
         """
 
     def resolve(self, side: int, batch: int) -> dict[str, Any]:
-        """What ``auto`` stands for, by field, for global views of a side in pixels and a batch of all workers."""
+        """Return the values that replace ``auto``, by field, given the side of the global views in pixels and the whole batch."""
         return {}
 
     def sides(self, side: int) -> dict[str, int]:
-        """Side of each kind of view that the task makes for itself, in pixels, by the field that decides; once resolved."""
+        """Return the side in pixels of each kind of view the task adds, by the field that sets it; needs a resolved section."""
         return {}
 
     @property
     def least_share(self) -> float:
-        """The least share of the images that enter its loss in a step."""
+        """Smallest share of the images that enters its loss in a step."""
         return 1.0
 
     @property
     def changes(self) -> bool:
-        """Whether its work changes over the run, along a cosine; once resolved."""
+        """Whether its cost per step changes over the run, along a cosine; needs a resolved section."""
         return False
 
 
@@ -85,45 +87,51 @@ class RotationConfig(TaskConfig):
     }
     ENDS: ClassVar[tuple[str, ...]] = ("fraction_end",)
 
-    weight: float = opt(1.0, "Weight of the mean cross-entropy over the rotated views; 0 is off.", ge=0)
+    weight: float = opt(1.0, "Weight of the mean cross-entropy over the rotated views; 0: off.", ge=0)
     mode: Literal["extra", "in_place", "four_way"] = opt(
         "in_place",
-        "in_place: the method's views turn, no extra forward; extra: rotated views get a forward of their own (the paper's "
-        "recipe); four_way: a small crop of its own, in all four angles (E-SSL, arXiv 2111.00899).",
+        "in_place: rotate the method's own views, no extra forward pass; extra: a separate forward pass on rotated views (the "
+        "paper's recipe); four_way: a separate small crop at all four angles (E-SSL, arXiv 2111.00899).",
     )
     angles: Literal["shared", "independent"] = opt(
         "shared",
-        "In place: one angle for all views of an image, or one for each student view (teacher's stay upright).",
+        "In mode in_place: one angle for all views of an image, or one per student view (the teacher's stay upright).",
     )
-    views: int = opt(2, "Number of rotated views of an image in extra mode.", ge=1, le=2)
-    resolution: float = opt(1.0, "Side of the extra views, as a share of the method's.", gt=0, le=1)
-    joint: bool = opt(False, "Whether the extra views share a pass, and so BatchNorm's statistics, with the method's.")
-    fraction: float = opt(1.0, "Share of the images that are rotated and enter the loss.", gt=0, le=1)
+    views: int = opt(2, "Number of rotated views per image in mode extra.", ge=1, le=2)
+    resolution: float = opt(1.0, "Side of the extra views relative to the method's.", gt=0, le=1)
+    joint: bool = opt(
+        False, "Whether the extra views share a forward pass, and so BatchNorm's statistics, with the method's."
+    )
+    fraction: float = opt(1.0, "Share of the images that is rotated and enters the loss.", gt=0, le=1)
     fraction_end: float | Auto | None = opt(
         "auto",
-        "That share at the end of the run, reached along a cosine; none: it stays; auto: 1/8 (or 16 images a step, if these "
-        "are more) in place with shared angles where fraction is 1, else it stays.",
+        "This share at the end of the run, approached along a cosine; none: constant; auto: 1/8 (at least 16 images per step) in "
+        "mode in_place with shared angles and fraction 1, else constant.",
         gt=0,
         le=1,
     )
-    update_bn: bool = opt(True, "Whether the extra forward also updates BatchNorm's running statistics.")
+    update_bn: bool = opt(True, "Whether the extra forward pass also updates BatchNorm's running statistics.")
     hidden_dim: int = opt(128, "Width of the head's hidden layer.", ge=1)
     head_on: Literal["encoder", "projector"] = opt(
         "encoder",
-        "What the head sees: the encoder's features (the official code), or the projector's output (the paper, eq. 1).",
+        "Input of the head: the encoder's features (the official code) or the projector's output (the paper, eq. 1).",
         later=True,
     )
     crop_size: int | Auto = opt(
-        "auto", "Side of four_way's crop; auto: half of the global views' up to 64 pixels, else 3/7.", ge=4
+        "auto",
+        "Side of four_way's crop; auto: 1/2 of the global views' side if that is at most 64 pixels, else 3/7.",
+        ge=4,
     )
-    crop_scale: tuple[float, float] = opt((0.2, 1.0), "Share of the area of four_way's crop.", gt=0, le=1)
+    crop_scale: tuple[float, float] = opt(
+        (0.2, 1.0), "Smallest and largest crop in mode four_way, as shares of the image area.", gt=0, le=1
+    )
 
     def extra_side(self, side: int) -> int:
-        """Side of the extra views in pixels, for the method's."""
+        """Return the side of the extra views in pixels, given the method's."""
         return max(1, round(side * self.resolution))
 
     def check(self) -> None:
-        """Fields that are for other modes; shares of area."""
+        """Check that no field belongs to another mode, and the shares of area."""
         low, high = self.crop_scale
         require(low <= high, "rotation.crop_scale", f"({low}, {high})", "the smaller share first")
         modes = {"views": ("extra",), "resolution": ("extra",), "joint": ("extra",), "update_bn": ("extra", "four_way")}
@@ -134,20 +142,20 @@ class RotationConfig(TaskConfig):
             expected = f"{value} in mode {self.mode}; it is for rotation.mode {' and '.join(takes)}"
             require(fits, f"rotation.{key}", given, expected)
         fits = self.update_bn or not self.joint or self.weight == 0
-        require(fits, "rotation.update_bn", "false", "true: with rotation.joint there is one pass for all views")
+        require(fits, "rotation.update_bn", "false", "true: with rotation.joint all views share one forward pass")
 
     def check_share(self, each: int) -> None:
-        """At least two images of a worker's are rotated: the head normalises over them."""
-        expected = f"at least {2 / each:g}: two rotated images a worker and step"
-        for key, stays in (("fraction", ""), ("fraction_end", ", or none: the share stays")):
+        """Check that each worker rotates at least two images, because the head normalises over them."""
+        expected = f"at least {2 / each:g}: two rotated images per worker and step"
+        for key, stays in (("fraction", ""), ("fraction_end", ", or none for a constant share")):
             share = getattr(self, key)
             enough = share in (None, "auto") or int(each * share) >= 2
             require(enough, f"rotation.{key}", share, expected + stays)
 
     def resolve(self, side: int, batch: int) -> dict[str, Any]:
-        """Half of small views for four_way's crop; the share of rotated images falls where that was measured to be best.
+        """Resolve four_way's crop to half the side of small views, and let the share of rotated images fall where that was best.
 
-        benchmarks/rotation_variants.py found that; it falls no further than leaves 16 rotated images in a step.
+        benchmarks/rotation_variants.py measured that. At least 16 rotated images remain in each step.
         """
         crop = max(4, side // 2) if side <= 64 else part_of(side)
         falls = self.mode == "in_place" and self.angles == "shared" and self.fraction == 1
@@ -158,7 +166,7 @@ class RotationConfig(TaskConfig):
         }
 
     def sides(self, side: int) -> dict[str, int]:
-        """Of the views that get a forward of their own."""
+        """Return the side of the views that get a separate forward pass."""
         if self.mode == "four_way":
             assert self.crop_size != "auto"
             return {"crop_size": self.crop_size}
@@ -166,37 +174,37 @@ class RotationConfig(TaskConfig):
 
     @property
     def least_share(self) -> float:
-        """The smaller one of both ends."""
+        """The smaller of the shares at the start and at the end."""
         return self.fraction if self.fraction_end in (None, "auto") else min(self.fraction, float(self.fraction_end))
 
     @property
     def changes(self) -> bool:
-        """The share of rotated images falls or rises."""
+        """Whether the share of rotated images falls or rises."""
         return self.fraction_end is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class JigsawConfig(TaskConfig):
-    """The auxiliary task of putting shuffled tiles back in order, Noroozi and Favaro 2016 (arXiv 1603.09246)."""
+    """The auxiliary task of predicting the order of shuffled tiles, Noroozi and Favaro 2016 (arXiv 1603.09246)."""
 
-    weight: float = opt(0.0, "Weight of the cross-entropy over the orders; 0 is off.", ge=0)
-    grid: int = opt(3, "The image is cut into grid x grid cells.", ge=2, le=3)
-    permutations: int = opt(100, "Number of orders to tell apart; grid 2 has 24.", ge=2, le=1000)
-    update_bn: bool = opt(True, "Whether its forward also updates BatchNorm's running statistics.")
+    weight: float = opt(0.0, "Weight of the cross-entropy over the tile orders; 0: off.", ge=0)
+    grid: int = opt(3, "Cut the image into grid x grid cells.", ge=2, le=3)
+    permutations: int = opt(100, "Number of tile orders to tell apart; grid 2 has 24.", ge=2, le=1000)
+    update_bn: bool = opt(True, "Whether its forward pass also updates BatchNorm's running statistics.")
     hidden_dim: int = opt(128, "Width of the head's hidden layer.", ge=1)
 
     def check(self) -> None:
-        """No more orders than there are."""
+        """Check that the grid has this many orders."""
         orders = math.factorial(self.grid**2)
-        most = f"at most {orders}, the orders of {self.grid**2} tiles"
+        most = f"at most {orders}, the number of orders of {self.grid**2} tiles"
         require(self.permutations <= orders, "jigsaw.permutations", self.permutations, most)
 
     def tile_side(self, side: int) -> int:
-        """Side of a tile, in pixels, of an image of the given side."""
+        """Return the side of a tile in pixels, given the side of the image."""
         return max(1, round(TILE_SHARE * (side // self.grid)))
 
     def sides(self, side: int) -> dict[str, int]:
-        """Of the tiles."""
+        """Return the side of the tiles."""
         return {"grid": self.tile_side(side)}
 
 
@@ -213,21 +221,21 @@ class TaskSections:
     jigsaw: JigsawConfig = _task(JigsawConfig, "rotssl.tasks.jigsaw:Jigsaw")
 
     def active(self) -> dict[str, TaskConfig]:
-        """Sections of the tasks that are on, by name."""
+        """Return the sections of the tasks that are on, by name."""
         sections = {name: getattr(self, name) for name in TASKS}
         return {name: section for name, section in sections.items() if section.weight > 0}
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What the registry holds of a task: its section, module and class, and whether it came after recorded runs."""
+    """A registered task: its section, ``module:class`` of its code, and whether it was added after runs had been recorded."""
 
     config: type[TaskConfig]
     target: str
     later: bool
 
     def load(self) -> "type[Task]":
-        """Import the task's class (and with it torch)."""
+        """Import and return the task's class (this imports torch)."""
         return load_class(self.target)  # type: ignore[no-any-return]
 
 

@@ -1,1 +1,1 @@
-"""Images: where they come from and how views of them are made."""
+"""Image data: reading, decoding, caching, batches and random views."""

@@ -1,7 +1,7 @@
-"""Random views of a batch of images, in one vectorised pass on the images' device, with parameters of its own for each sample.
+"""Random views of a batch of images, in one vectorised pass on the images' device, with separate parameters for each sample.
 
-Operations and parameters mean what torchvision's mean (crop and resize without antialiasing; colour operations in a random order
-for each sample); the parameters are pure functions of (seed, epoch, position), see rotssl.base.rng.
+Operations and parameters have the same meaning as in torchvision (crop and resize without antialiasing; colour operations in a
+random order for each sample); the parameters are pure functions of (seed, epoch, position), see rotssl.base.rng.
 """
 
 import math
@@ -22,7 +22,7 @@ from rotssl.data.pixels import BLUR, GRAYSCALE, NOTHING, SOLARIZE, Steps, apply_
 
 Mask = npt.NDArray[np.bool_]
 
-RATIO = (3 / 4, 4 / 3)  # of a crop's width to its height
+RATIO = (3 / 4, 4 / 3)  # range of a crop's width / height
 BLUR_SIGMA = (0.1, 2.0)  # pixels
 
 
@@ -42,8 +42,8 @@ def draw_crops(stream: int, positions: Positions, height: int, width: int, scale
     Args:
         stream: key of the draws.
         positions: positions of the samples, (B,).
-        height: of the images, in pixels.
-        width: of the images, in pixels.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
         scale: smallest and largest share of the area.
     """
     tries = 10
@@ -66,7 +66,7 @@ def draw_crops(stream: int, positions: Positions, height: int, width: int, scale
 
 
 def _send(device: torch.device, *arrays: npt.NDArray[Any]) -> list[Tensor]:
-    """Host arrays as float32 tensors, in one copy, which the host doesn't wait for."""
+    """Host arrays as float32 tensors on the device, sent in one asynchronous copy."""
     flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.float32))
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)
@@ -75,7 +75,7 @@ def _send(device: torch.device, *arrays: npt.NDArray[Any]) -> list[Tensor]:
 
 
 def crop_grid(crops: Crops, flipped: Mask, height: int, width: int, size: int) -> tuple[Floats, Floats]:
-    """Where crop_resize() reads: rows and columns, each (B, size), in grid_sample's units; nothing outside of the crop."""
+    """The rows and columns that crop_resize() reads, each (B, size), in grid_sample's units; none is outside the crop."""
     centres = (np.arange(size) + 0.5)[None] / size
 
     def axis(start: Positions, length: Positions, total: int, ticks: Floats) -> Floats:
@@ -111,7 +111,7 @@ def draw_jitter(stream: int, positions: Positions, strengths: tuple[float, ...],
         stream: key of the draws.
         positions: (B,).
         strengths: factor ranges 1 +- s for brightness, contrast and saturation; +- s for hue.
-        p: probability that a sample is touched at all.
+        p: probability that a sample is changed at all.
     """
     draws = rng.uniform(stream, positions, 9)
     order = np.argsort(draws[:, 1:5], axis=1)
@@ -124,7 +124,7 @@ def draw_jitter(stream: int, positions: Positions, strengths: tuple[float, ...],
 
 @dataclass(frozen=True)
 class Crop:
-    """What one view differs in from others: side in pixels, share of the area, probabilities of blur and solarisation."""
+    """The parameters of one view: side in pixels, range of the share of the area, probabilities of blur and solarisation."""
 
     size: int
     scale: tuple[float, float]
@@ -133,14 +133,14 @@ class Crop:
 
 
 class Views(NamedTuple):
-    """The views of a batch, each (B, 3, S, S) with its own S: global, local, and those that tasks asked for, by task."""
+    """The views of a batch, each (B, 3, S, S) with its own S: global, local, and those requested by tasks, by task."""
 
     full: list[Tensor]
     local: list[Tensor]
     own: dict[str, list[Tensor]]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Views":
-        """Every view changed alike."""
+        """Apply a function to every view."""
         own = {name: [change(view) for view in views] for name, views in self.own.items()}
         return Views([change(view) for view in self.full], [change(view) for view in self.local], own)
 
@@ -149,12 +149,12 @@ class Augment:
     """Makes the views of a batch.
 
     Args:
-        views: the section of the configuration, resolved.
+        views: the resolved section of the configuration.
         size: side of the global views in pixels.
-        mean: channel means for the normalisation, of images in [0, 1].
+        mean: channel means of images in [0, 1], for the normalisation.
         std: channel standard deviations.
-        seed: of the run.
-        own: crops that tasks want for themselves, by task.
+        seed: seed of the run.
+        own: additional crops requested by tasks, by task.
     """
 
     def __init__(
@@ -178,12 +178,12 @@ class Augment:
         self.own = dict(own or {})
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W) with the data set's mean and deviation taken out."""
+        """Normalise by the data set's mean and standard deviation: (B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W)."""
         mean, std = _send(images.device, *np.array([self.mean, self.std]).reshape(2, 1, -1, 1, 1))
         return images.sub(mean).div_(std).expand(-1, 3, -1, -1)
 
     def evaluation(self, images: Tensor) -> Tensor:
-        """The whole image, resized to the views' side if it has another: uint8 (B, C, H, W) -> (B, 3, size, size)."""
+        """Resize whole images to the views' side and normalise them: uint8 (B, C, H, W) -> (B, 3, size, size)."""
         x = images.float() / 255
         if x.shape[2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
@@ -193,9 +193,9 @@ class Augment:
         """The views of a batch.
 
         Args:
-            images: uint8 (B, C, H, W), on the device where the views are wanted.
+            images: uint8 (B, C, H, W), on the device of the views.
             epoch: 0-based.
-            positions: place of each sample in the epoch's global order, (B,).
+            positions: position of each sample in the epoch's global order, (B,).
         """
         x = images.float() / 255
 

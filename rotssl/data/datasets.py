@@ -1,7 +1,7 @@
 """Data sets: name -> uint8 images, in memory or mapped from disk, split into train, validation and test.
 
-Nothing here imports torch (torchvision's readers are imported where they are called), so that the driver can check data before
-it takes any cluster resource.
+This module does not import torch (torchvision's readers are imported when called), so that the driver can check data before it
+takes any cluster resource.
 """
 
 import math
@@ -24,9 +24,9 @@ from rotssl.data.images import DataError, ImageSet, choose
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run reads: train, and validation where there are labels.
+    """The splits that a run reads: train, and validation if there are labels.
 
-    ``test`` is read by evaluation jobs alone, but for a run that holds nothing out: then it stands in for validation.
+    ``test`` replaces validation for a run that holds nothing out; otherwise only evaluation jobs read it.
     """
 
     train: ImageSet
@@ -37,7 +37,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What is known before anything is loaded; ``shape`` (N, C, H, W) is that of all images that a run reads."""
+    """Facts about a data set that are known before loading; ``shape`` (N, C, H, W) covers all images that a run reads."""
 
     train_size: int
     image_size: int
@@ -46,7 +46,7 @@ class DataInfo:
 
     @property
     def bytes(self) -> int:
-        """Of the decoded images."""
+        """Size of the decoded images."""
         return math.prod(self.shape)
 
 
@@ -57,11 +57,11 @@ def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 Part = TypeVar("Part", Folder, ImageSet)
-Native = tuple[int, int] | None  # height and width of the pictures, where they have one size
+Native = tuple[int, int] | None  # height and width of the images, if all have the same size
 
 
 def _scan(config: DataConfig) -> tuple[dict[str, Folder], tuple[str, ...]]:
-    """Of a set that is files in folders: the files by split, and the classes."""
+    """The files by split and the classes of a data set in folders."""
     scan: Callable[[str], tuple[dict[str, Folder], tuple[str, ...]]] = DATASETS[config.name].load()
     return scan(os.path.expanduser(str(config.root)))
 
@@ -79,15 +79,15 @@ def _torchvision(config: DataConfig, split: str = "train") -> tuple[dict[str, Im
 
 
 def inspect(config: DataConfig, holdout: float) -> DataInfo:
-    """Check that a data set is there and readable, without loading it.
+    """Check that a data set exists and is readable, without loading it.
 
     Args:
         config: the data section.
-        holdout: share of train that becomes validation where the set has none; 0: test takes its place.
+        holdout: share of train held out if the data set has no validation split; 0: use test instead.
 
     Raises:
-        ConfigError: missing or empty folders, one of the 64 probed files can't be decoded, neither validation nor test with a
-            holdout of 0.
+        ConfigError: a folder is missing or empty, one of the 64 probed files can't be decoded, or holdout is 0 and there is
+            neither a validation nor a test split.
     """
     spec = DATASETS[config.name]
     if spec.kind == "folders":
@@ -98,7 +98,7 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
     missing = [name for name in needed if not (path / name).is_file()]
     if missing and not config.download:
         raise ConfigError(
-            f"data.root: no {missing[0]} in {path}; point it to {config.name}, or let --data.download true fetch it"
+            f"data.root: no {missing[0]} in {path}; set it to the folder of {config.name}, or download with --data.download true"
         )
     size, validation, test = spec.sizes
     if not validation:
@@ -116,7 +116,7 @@ def _inspect_folders(config: DataConfig, holdout: float) -> DataInfo:
     elif "validation" not in splits and classes:
         held = round(size * holdout)
         if held < 1:
-            raise ConfigError(f"evaluation.holdout: got {holdout}, which is no image of {size}")
+            raise ConfigError(f"evaluation.holdout: got {holdout}, which holds out no image of {size}")
         size -= held
     side = min(native) if native else 224
     views = side if config.image_size == "auto" else config.image_size
@@ -134,38 +134,38 @@ def _info(
     side: int | None = None,
 ) -> DataInfo:
     if size < 1:
-        raise ConfigError(f"evaluation.holdout: got {holdout}, which leaves no image to train on")
+        raise ConfigError(f"evaluation.holdout: got {holdout}, which leaves no training images")
     size = min(size, config.limit or size)
     return DataInfo(size, side or stored[-1], labelled, (size + others, *stored))
 
 
 def describe_storage(config: ResolvedData, holdout: float, info: DataInfo, here: bool) -> str:
-    """Where the decoded images of a run will be, and how many bytes they are, in a line to print.
+    """A line to print about where the decoded images of a run will be stored, and their size in bytes.
 
     Args:
         config: the data section, with ``image_size`` and ``store`` resolved.
         holdout: as for ``load``.
-        info: of ``inspect``.
-        here: whether this machine is the one that will train.
+        info: from ``inspect``.
+        here: whether this machine will train.
 
     Raises:
-        ConfigError: they are to be decoded here, to a disk that has no room for them.
+        ConfigError: they will be decoded here, but the disk has no room for them.
     """
     count, *shape = info.shape
     line = f"images: {count} of {' x '.join(map(str, shape))}, {info.bytes:,} bytes"
     if config.store != "disk":
-        return f"{line}, in memory, one copy a node"
+        return f"{line}, in memory, one copy per node"
     cache = disk_cache.folder(config.cache)
     line += f", on disk in {cache} of each node"
     parts, native, classes = _files(config, holdout)
     files = [parts, [_test_files(config)]] if _reads_test(parts, classes, holdout) else [parts]
     names = [disk_cache.checksum(file, native, config.image_size) for file in files]
     if all(disk_cache.find(cache, name) is not None for name in names):
-        return f"{line}; here they are already"
+        return f"{line}; already decoded here"
     reason = disk_cache.missing(cache, names[0], info.bytes)
     if reason and here:
         raise ConfigError(reason)
-    return f"{line}; here they are not yet" + (f" ({reason})" if reason else "")
+    return f"{line}; not yet decoded here" + (f" ({reason})" if reason else "")
 
 
 def load(config: ResolvedData, holdout: float, say: Callable[[str], None] = lambda line: None) -> Splits:
@@ -173,12 +173,12 @@ def load(config: ResolvedData, holdout: float, say: Callable[[str], None] = lamb
 
     Args:
         config: the data section, with ``image_size`` resolved.
-        holdout: share of train that becomes validation where the set has none (class-balanced, fixed seed); 0: test is read in
-            its place.
-        say: takes a line when there is something to wait for.
+        holdout: share of train held out (class-balanced, fixed seed) if the data set has no validation split; 0: read test
+            instead.
+        say: called with a line about anything that takes time.
 
     Raises:
-        DataError: a file that can't be decoded, by name; a disk without room for the images.
+        DataError: a file can't be decoded (the message names it), or the disk has no room for the images.
     """
     spec = DATASETS[config.name]
     if spec.kind == "folders":
@@ -196,12 +196,12 @@ def load(config: ResolvedData, holdout: float, say: Callable[[str], None] = lamb
 
 
 def where(config: DataConfig, size: int) -> str:
-    """``memory`` or ``disk``: where images of so many bytes are kept. Only files in folders are decoded to disk."""
+    """``memory`` or ``disk``: where images of a given size in bytes are stored. Only data sets in folders go to disk."""
     return disk_cache.kind(config.store, size) if DATASETS[config.name].kind == "folders" else "memory"
 
 
 def _files(config: ResolvedData, holdout: float) -> tuple[list[Folder], Native, tuple[str, ...]]:
-    """Of a set that is files in folders: train and perhaps validation, the common size of the pictures, the classes."""
+    """Train and possibly validation of a data set in folders, the common size of the images, and the classes."""
     found, classes = _scan(config)
     train, validation = _divide(found["train"], found.get("validation"), config.limit, holdout)
     return [part for part in (train, validation) if part is not None], decoding.probe(found), classes
@@ -217,14 +217,14 @@ def _read(
 
 
 def load_test(config: ResolvedData) -> ImageSet:
-    """Read the labelled test split, which no run does, as ``load`` reads the others.
+    """Read the labelled test split as ``load`` reads the others.
 
     Args:
         config: the data section, with ``image_size`` resolved.
 
     Raises:
-        ConfigError: there is none.
-        DataError: a file that can't be read, by name.
+        ConfigError: there is no labelled test split.
+        DataError: a file can't be read; the message names it.
     """
     spec = DATASETS[config.name]
     if spec.kind == "folders":
@@ -234,7 +234,7 @@ def load_test(config: ResolvedData) -> ImageSet:
 
 
 def _test_files(config: DataConfig, why: str = "data.name:") -> Folder:
-    """The labelled test split of a set that is files in folders.
+    """The labelled test split of a data set in folders.
 
     Raises:
         ConfigError: there is none.
@@ -249,12 +249,12 @@ def _test_files(config: DataConfig, why: str = "data.name:") -> Folder:
 
 
 def _reads_test(parts: Sequence[Folder], classes: Sequence[str], holdout: float) -> bool:
-    """Whether a run reads test: where it has labels, no validation, and holds nothing out."""
+    """Whether a run reads test: it has labels, no validation split, and holds nothing out."""
     return holdout == 0 and len(parts) == 1 and bool(classes)
 
 
 def _divide(train: Part, validation: Part | None, limit: int | None, holdout: float) -> tuple[Part, Part | None]:
-    """Hold validation out of train where there is none, then limit train."""
+    """Hold validation out of train if there is none, then limit train."""
     size = len(train)
     everything = np.arange(size)
     if validation is None and train.labels is not None and holdout > 0:

@@ -1,4 +1,4 @@
-"""Pictures decoded in threads, into memory or whatever takes them. Nothing here imports torch."""
+"""Decoding of images in threads, into memory or another target. This module does not import torch."""
 
 import contextlib
 import math
@@ -14,13 +14,13 @@ from rotssl.config.fields import ConfigError
 from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, Pixels, choose
 
-NATIVE_LIMIT = 96  # pictures of one size up to this side are stored as they are
+NATIVE_LIMIT = 96  # images of equal size up to this side are stored unchanged
 
 MARGIN = 1.15  # larger ones are stored at this multiple of the views' side
 
 PROBED = 64  # files decoded before a run starts
 
-BLOCK_BYTES = 4 << 20  # pixels that a thread decodes before it hands them on
+BLOCK_BYTES = 4 << 20  # pixels that a thread decodes before it writes them
 
 Shape = tuple[int, ...]
 
@@ -42,7 +42,7 @@ def _decode(path: str) -> Image.Image:
 
 
 def probe(splits: dict[str, Folder]) -> tuple[int, int] | None:
-    """Decode up to 64 files of each split, spread over the classes; their common size (height, width), None where they differ."""
+    """Decode up to 64 files of each split, spread over the classes; returns their common (height, width), or None."""
     files = [folder.files[i] for folder in splits.values() for i in choose(folder.labels, len(folder), PROBED)]
     try:
         sizes = {_decode(file).size for file in files}
@@ -53,7 +53,7 @@ def probe(splits: dict[str, Folder]) -> tuple[int, int] | None:
 
 
 def _fit(image: Image.Image, side: int) -> Pixels:
-    """Short side to ``side`` pixels, centre-cropped, (3, side, side)."""
+    """The image with its short side resized to ``side`` pixels and centre-cropped, (3, side, side)."""
     scale = side / min(image.size)
     resized = image.resize(
         (max(side, round(image.width * scale)), max(side, round(image.height * scale))), Image.Resampling.BILINEAR
@@ -63,11 +63,11 @@ def _fit(image: Image.Image, side: int) -> Pixels:
 
 
 def stored_shape(count: int, native: tuple[int, int] | None, image_size: int) -> Shape:
-    """Shape (N, 3, H, W) that ``decode`` gives to pictures: the native size, or squares with a margin around the views.
+    """Shape (N, 3, H, W) of decoded images: the native size, or squares with a margin around the views.
 
     Args:
-        count: number of pictures.
-        native: height and width as ``probe`` found them.
+        count: number of images.
+        native: height and width from ``probe``.
         image_size: side of the views in pixels.
     """
     side = math.ceil(MARGIN * image_size)
@@ -75,18 +75,18 @@ def stored_shape(count: int, native: tuple[int, int] | None, image_size: int) ->
 
 
 def decode(files: Sequence[str], native: tuple[int, int] | None, image_size: int, begin: Begin) -> None:
-    """Decode pictures in threads, at the native size if every one of them has it, else fitted to the views' side.
+    """Decode images in threads, at the native size if all of them have it, else fitted to the views' side.
 
     Args:
-        files: what to read.
-        native: height and width as ``probe`` found them.
+        files: files to read.
+        native: height and width from ``probe``.
         image_size: side of the views in pixels.
-        begin: takes the shape (N, 3, H, W) of all pictures, and gives a function that takes blocks of them, from several threads
-            in any order: the first one's index, and the pictures. Called again, with another shape, where one picture turns
-            out to have another size than the native one.
+        begin: called with the shape (N, 3, H, W) of all images; returns a function that is called from several threads, in any
+            order, with the index of the first image of a block and the block. ``begin`` is called again with another shape if an
+            image does not have the native size.
 
     Raises:
-        DataError: a file that can't be decoded, by name.
+        DataError: a file can't be decoded; the message names it.
     """
     shape = stored_shape(len(files), native, image_size)
     write, each = begin(shape), max(1, BLOCK_BYTES // math.prod(shape[1:]))
@@ -111,21 +111,21 @@ def decode(files: Sequence[str], native: tuple[int, int] | None, image_size: int
 
 
 def in_threads(work: Callable[[int], Result], items: Iterable[int]) -> Generator[Result, None, None]:
-    """``map`` in as many threads as there are cores; what was not begun when one fails is left undone."""
+    """``map`` in as many threads as there are cores; after a failure, no further items are started."""
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:  # PIL decodes without the interpreter's lock
         yield from pool.map(work, items)
 
 
 def load(parts: Sequence[Folder], native: tuple[int, int] | None, image_size: int) -> list[ImageSet]:
-    """The pictures of all parts in memory, in one array.
+    """The images of all parts in memory, in one array.
 
     Args:
-        parts: what to read.
-        native: height and width as ``probe`` found them.
+        parts: parts to read.
+        native: height and width from ``probe``.
         image_size: side of the views in pixels.
 
     Raises:
-        DataError: a file that can't be decoded, by name.
+        DataError: a file can't be decoded; the message names it.
     """
     images = np.empty(0, np.uint8)
 
@@ -143,6 +143,6 @@ def load(parts: Sequence[Folder], native: tuple[int, int] | None, image_size: in
 
 
 def divide(images: Pixels, parts: Sequence[Folder]) -> list[ImageSet]:
-    """One array of pictures, taken apart again, without a copy."""
+    """The parts of one array of images, without a copy."""
     ends = np.cumsum([len(part) for part in parts])
     return [ImageSet(images[end - len(part) : end], part.labels) for part, end in zip(parts, ends, strict=True)]

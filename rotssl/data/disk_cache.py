@@ -1,8 +1,8 @@
-"""Decoded pictures in a file on local disk, for sets that are too large for memory.
+"""Decoded images in a file on local disk, for data sets that are too large for memory.
 
-They are decoded once a node and mapped read-only by every process of it: what is read stays in the kernel's page cache, one copy
-for all of them, which the kernel takes back when it needs memory. A store is NAME.npy, which comes to its name last and whole,
-and NAME.json, which says what is in it; NAME is a checksum of the files that were read. Nothing here imports torch.
+They are decoded once per node and mapped read-only by all its processes: pages that were read stay in the page cache, one
+copy for all processes, and are evicted when memory is needed. A store consists of NAME.npy, which is renamed to its name once it
+is complete, and NAME.json, which describes it; NAME is a checksum of the source files. This module does not import torch.
 """
 
 import errno
@@ -25,28 +25,28 @@ from rotssl.data.decoding import Shape
 from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, Pixels
 
-# Of this machine's memory, what images may take before they go to disk: half of what Ray gives to its object store.
+# Share of this machine's memory up to which images stay in memory: half of the share of Ray's object store.
 MEMORY_SHARE = 0.15
-_ADVICE = "name a folder on a larger disk, or take fewer images (data.limit)"
-_STATED = 1000  # files whose sizes and times a thread asks for at a time
+_ADVICE = "use a folder on a larger disk, or fewer images (data.limit)"
+_STATED = 1000  # files per thread task when reading sizes and times
 
 
 def kind(asked: str, size: int) -> str:
-    """``memory`` or ``disk``, for ``data.store`` as it was given and images of so many bytes."""
+    """``memory`` or ``disk``, for the given ``data.store`` and a size of the images in bytes."""
     if asked != "auto":
         return asked
     return "memory" if size <= MEMORY_SHARE * memory.host_memory() else "disk"
 
 
 def folder(cache: str | None) -> Path:
-    """Where the stores of this machine are: ``data.cache``, or below the user's cache folder."""
+    """The folder of this machine's stores: ``data.cache``, or ``rotssl`` in the user's cache folder."""
     if cache is None:
         return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rotssl"
     return Path(os.path.expanduser(cache))
 
 
 def checksum(parts: Sequence[Folder], native: tuple[int, int] | None, image_size: int) -> str:
-    """SHA-256 of what decides the pixels: the files with their sizes and times of change, and the size to decode to."""
+    """SHA-256 of everything that determines the pixels: files with their sizes and modification times, and the decoded size."""
     files = [file for part in parts for file in part.files]
 
     def stated(first: int) -> bytes:
@@ -66,7 +66,7 @@ def checksum(parts: Sequence[Folder], native: tuple[int, int] | None, image_size
 
 
 def find(cache: Path, name: str) -> Pixels | None:
-    """The pictures of a finished store, mapped read-only; None where there is none, or it was damaged."""
+    """The images of a finished store, mapped read-only; None if there is none or it is damaged."""
     try:
         about = json.loads((cache / f"{name[:16]}.json").read_text())
         images = np.load(cache / f"{name[:16]}.npy", mmap_mode="r", allow_pickle=False)
@@ -77,18 +77,18 @@ def find(cache: Path, name: str) -> Pixels | None:
 
 
 def missing(cache: Path, name: str, size: int) -> str:
-    """What keeps a store of so many bytes from being written, in a line; empty if nothing does."""
+    """Why a store of a given size in bytes cannot be written, in one line; empty if it can."""
     place = cache
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK):
         return f"data.cache: cannot write to {cache}"
     part = cache / f"{name[:16]}.part"
-    # What a killed process left is written over.
+    # The partial file of a killed process will be overwritten.
     free = shutil.disk_usage(place).free + (part.stat().st_blocks * 512 if part.exists() else 0)
     if free >= size:
         return ""
-    return f"data.cache: the decoded images take {size:,} bytes, {cache} has {free:,} free; {_ADVICE}"
+    return f"data.cache: the decoded images need {size:,} bytes, but {cache} has {free:,} free; {_ADVICE}"
 
 
 def load(
@@ -98,59 +98,57 @@ def load(
     cache: Path,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[ImageSet]:
-    """The pictures of all parts, mapped from the store; decoded into it first if no other process of this node has done so.
+    """The images of all parts, mapped from the store; they are decoded into it first unless another process has done so.
 
     Args:
-        parts: what to read.
-        native: height and width as ``decoding.probe`` found them.
+        parts: parts to read.
+        native: height and width from ``decoding.probe``.
         image_size: side of the views in pixels.
         cache: folder of the stores.
-        say: takes a line when there is something to wait for.
+        say: called with a line about anything that takes time.
 
     Raises:
-        DataError: a file that can't be decoded, by name; the disk is full or can't be written.
+        DataError: a file can't be decoded (the message names it), or the disk is full or can't be written.
     """
     name = checksum(parts, native, image_size)
     images = find(cache, name)
     if images is None:
         try:
             with _alone(cache / f"{name[:16]}.part", say) as file:
-                images = find(cache, name)  # made by the one that was waited for
+                images = find(cache, name)  # perhaps made by another process meanwhile
                 if images is None:
                     say(f"decoding {sum(map(len, parts))} images into {cache / name[:16]}.npy")
                     _make(parts, native, image_size, name, file)
                     images = find(cache, name)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DataError(
-                    f"data.cache: the disk of {cache} became full while images were decoded; {_ADVICE}"
-                ) from error
+                raise DataError(f"data.cache: the disk of {cache} is full while decoding images; {_ADVICE}") from error
             raise DataError(f"data.cache: cannot write to {cache}: {error.strerror}") from error
     if images is None:
-        raise DataError(f"data.cache: {cache / name[:16]}.npy was changed while it was written")
+        raise DataError(f"data.cache: {cache / name[:16]}.npy was changed by another process while it was written")
     return decoding.divide(images, parts)
 
 
 @contextmanager
 def _alone(part: Path, say: Callable[[str], None]) -> Iterator[BinaryIO]:
-    """The file to decode into, empty, for this process alone; what a killed process left is overwritten. Removed at the end."""
+    """Lock and open the empty file to decode into, overwriting that of a killed process; it is removed at the end."""
     part.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(part.with_suffix(".lock"), mode=0o666)  # users may share a cache
     try:
         held = lock.acquire(timeout=0)
     except Timeout:
-        say(f"waiting for another process that decodes into {part}")
+        say(f"waiting for another process that is decoding into {part}")
         held = lock.acquire()
     with held:
         try:
             with open(part, "w+b", opener=lambda path, flags: os.open(path, flags, 0o666)) as file:
                 yield file
         finally:
-            part.unlink(missing_ok=True)  # there no more where it became a store
+            part.unlink(missing_ok=True)  # already gone if it was renamed to a store
 
 
 def _make(parts: Sequence[Folder], native: tuple[int, int] | None, image_size: int, name: str, file: BinaryIO) -> None:
-    """Decode into the file, and then make a store of it."""
+    """Decode into the file, then turn it into a store."""
     part, where, made = Path(file.name), file.fileno(), Shape()
     files = [each for part in parts for each in part.files]
 
@@ -167,7 +165,7 @@ def _make(parts: Sequence[Folder], native: tuple[int, int] | None, image_size: i
         start = file.tell()
 
         def write(first: int, block: Pixels) -> None:
-            # Not through a map: there a full disk kills the process, here it is an error.
+            # Not through a memory map, where a full disk kills the process; here it raises an error.
             rest, offset = block.reshape(-1).data, start + first * each
             while rest:
                 count = os.pwrite(where, rest, offset)

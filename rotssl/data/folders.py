@@ -1,6 +1,6 @@
-"""Image folders: which files belong to a split.
+"""Image folders: the files, labels and classes of each split.
 
-Nothing here imports torch: the driver checks data before it takes any cluster resource.
+This module does not import torch: the driver checks data before it takes any cluster resource.
 """
 
 import os
@@ -54,7 +54,7 @@ def _scan_split(folder: Path, classes: Sequence[str]) -> Folder:
         own = _images_below(folder / name)
         if not own:
             raise ConfigError(
-                f"data.root: class folder {folder / name} holds no images ({', '.join(sorted(EXTENSIONS))})"
+                f"data.root: class folder {folder / name} contains no images ({', '.join(sorted(EXTENSIONS))})"
             )
         files += own
         labels += [label] * len(own)
@@ -66,13 +66,13 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def scan(root: str) -> tuple[dict[str, Folder], tuple[str, ...]]:
-    """Splits (``train``, perhaps ``validation``) and class names of an image folder.
+    """Splits (``train`` and optionally ``validation``) and class names of an image folder.
 
-    Below the root: class folders, or train/ that holds them, perhaps with val/ beside it; test/ is left alone. Without class
-    folders it is unlabelled.
+    The root contains class folders, or train/ with class folders and optionally val/; test/ is ignored. Without class folders
+    the images are unlabelled.
 
     Raises:
-        ConfigError: no such folder, no images, an empty class folder, other classes in another split than in train.
+        ConfigError: the folder does not exist or has no images, a class folder is empty, or the splits have different classes.
     """
     top = Path(root)
     try:
@@ -84,7 +84,7 @@ def scan(root: str) -> tuple[dict[str, Folder], tuple[str, ...]]:
         others = set(names) - {"train", "test", *VALIDATION}
         if others:
             raise ConfigError(
-                f"data.root: {top} holds train/ beside {sorted(others)[0]}/: are these splits or classes?"
+                f"data.root: {top} contains both train/ and {sorted(others)[0]}/: are these splits or classes?"
             )
         where = {"train": top / "train"}
         where |= {"validation": top / name for name in VALIDATION if name in names}  # noqa: B035
@@ -97,15 +97,15 @@ def scan(root: str) -> tuple[dict[str, Folder], tuple[str, ...]]:
             raise ConfigError(f"data.root: {folder} and {where['train']} differ in their class folders ({odd})")
         splits[split] = _scan_split(folder, classes)
         if not splits[split].files:
-            raise ConfigError(f"data.root: {folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
+            raise ConfigError(f"data.root: {folder} contains no images ({', '.join(sorted(EXTENSIONS))})")
     return splits, classes
 
 
 def scan_test(root: str, classes: Sequence[str]) -> Folder | None:
-    """The labelled split test/ of an image folder, if there is one.
+    """The labelled split test/ of an image folder, or None.
 
     Raises:
-        ConfigError: other classes in it than in train.
+        ConfigError: its classes differ from those of train.
     """
     folder = Path(root) / "test"
     if not classes or not (Path(root) / "train").is_dir() or not folder.is_dir():
@@ -117,13 +117,13 @@ def scan_test(root: str, classes: Sequence[str]) -> Folder | None:
 
 
 def scan_tiny_imagenet(root: str) -> tuple[dict[str, Folder], tuple[str, ...]]:
-    """Splits and class names (WordNet ids) of Tiny ImageNet as its zip unpacks; test/ has no labels and is left alone.
+    """Splits and class names (WordNet ids) of Tiny ImageNet as unpacked from its zip; test/ has no labels and is ignored.
 
     Args:
-        root: tiny-imagenet-200/ or the folder that holds it.
+        root: tiny-imagenet-200/ or its parent folder.
 
     Raises:
-        ConfigError: a part is missing or empty; train/, wnids.txt, val/images/ and val_annotations.txt contradict each other.
+        ConfigError: a part is missing or empty, or train/, wnids.txt, val/images/ and val_annotations.txt are inconsistent.
     """
     inside = Path(root) / "tiny-imagenet-200"
     top = inside if inside.is_dir() else Path(root)
@@ -134,8 +134,8 @@ def scan_tiny_imagenet(root: str) -> tuple[dict[str, Folder], tuple[str, ...]]:
         lines = annotated.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise ConfigError(
-            f"data.root: cannot read {error.filename}: {error.strerror}; expected tiny-imagenet-200/, or the folder that "
-            "holds it, with wnids.txt, train/, val/images/ and val/val_annotations.txt"
+            f"data.root: cannot read {error.filename}: {error.strerror}; expected tiny-imagenet-200/ or its parent "
+            "folder, with wnids.txt, train/, val/images/ and val/val_annotations.txt"
         ) from error
     if odd:
         raise ConfigError(f"data.root: {train} and {listed} differ in their classes ({odd[0]})")
@@ -144,13 +144,11 @@ def scan_tiny_imagenet(root: str) -> tuple[dict[str, Folder], tuple[str, ...]]:
     for number, line in enumerate(lines, 1):
         name, wnid = [*line.split("\t"), ""][:2]
         if name not in images:
-            raise ConfigError(f"data.root: {annotated}, line {number}: no file {name!r} in images/ beside it")
+            raise ConfigError(f"data.root: {annotated}, line {number}: no file {name!r} in val/images/")
         if wnid not in classes:
             raise ConfigError(f"data.root: {annotated}, line {number}: no class {wnid!r} in {listed}")
         labels[name] = classes.index(wnid)
     if not labels or len(labels) < len(images):
-        raise ConfigError(
-            f"data.root: {annotated} names {len(labels)} of the {len(images)} images in images/ beside it"
-        )
+        raise ConfigError(f"data.root: {annotated} lists {len(labels)} of the {len(images)} images in val/images/")
     files, known = tuple(images[name] for name in labels), np.array(list(labels.values()), np.int64)
     return {"train": _scan_split(train, classes), "validation": Folder(files, known)}, classes

@@ -1,4 +1,4 @@
-"""Images as arrays, and which of them to take; what the readers of all data sets share."""
+"""Images as arrays and the choice of subsets; shared by the readers of all data sets."""
 
 import zlib
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from rotssl.base import rng
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
-MEANS_APART = 2.0  # of 255: more than two decoders of JPEG differ by in the mean of a picture
-SPLIT_SEED = 0  # of held-out and limited sets: the same for every run, whatever its seed
+MEANS_APART = 2.0  # of 255: larger than the difference of an image's mean between two JPEG decoders
+SPLIT_SEED = 0  # of held-out and limited sets: the same for all runs, regardless of their seed
 
 
 class DataError(Exception):
-    """Data that turned out to be bad in the course of a run; the text names the file. Exit code 1."""
+    """Bad data found during a run; the text names the file. Exit code 1."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images (N, C, H, W), C being 1 or 3, in memory or mapped from a file; labels (N,), or None where unlabelled."""
+    """Images (N, C, H, W) with C = 1 or 3, in memory or mapped from a file; labels (N,), or None if unlabelled."""
 
     images: Pixels
     labels: Labels | None
@@ -37,34 +37,34 @@ class ImageSet:
 
 
 def sketch(images: ImageSet, classes: Sequence[str]) -> dict[str, Any]:
-    """What tells a set of images from another, as plain values: it is the same for a folder that was moved."""
+    """A fingerprint of a set of images as plain values; it does not change if the folder is moved."""
     picks = np.linspace(0, len(images) - 1, min(64, len(images))).astype(np.int64)
     return {
         "count": len(images),
         "labels": 0 if images.labels is None else zlib.crc32(images.labels.tobytes()),
         "classes": zlib.crc32("\n".join(classes).encode()),
-        "means": images.images[picks].mean(axis=(1, 2, 3)).tolist(),  # of pixels, which decoders round differently
+        "means": images.images[picks].mean(axis=(1, 2, 3)).tolist(),  # means, because decoders round pixels differently
     }
 
 
 def other_images(ours: dict[str, Any], theirs: dict[str, Any] | None) -> str:
-    """How the images of two sketches differ; empty if they are the same, or if there is but one."""
+    """How the images of two sketches differ; empty if they are equal or there is only one."""
     if theirs is None or ours == theirs:
         return ""
     if ours["count"] != theirs["count"]:
-        return f"{ours['count']} of them, not {theirs['count']}"
+        return f"{ours['count']} images now, {theirs['count']} then"
     if ours["classes"] != theirs["classes"]:
-        return "their classes have other names"
+        return "the class names differ"
     if ours["labels"] != theirs["labels"]:
-        return "they have other labels, or another order"
+        return "the labels or their order differ"
     apart = max(abs(a - b) for a, b in zip(ours["means"], theirs["means"], strict=True))
-    return "the pictures are others" if apart > MEANS_APART else ""
+    return "the pixels differ" if apart > MEANS_APART else ""
 
 
 def choose(labels: Labels | None, size: int, count: int) -> npt.NDArray[np.int64]:
-    """Sorted indices of a class-balanced subset with a fixed seed; plain random where there are no labels.
+    """Sorted indices of a class-balanced subset with a fixed seed; purely random without labels.
 
-    Classes get equal numbers as far as they have them; what a small class lacks goes to the others.
+    All classes get equal numbers if they are large enough; what a small class lacks is taken from the others.
     """
     order = rng.permutation(rng.key(SPLIT_SEED, "subset"), size)
     if labels is not None:

@@ -1,6 +1,6 @@
-"""Batches of an epoch for one worker, cut out in a background thread while the step before them runs.
+"""Batches of an epoch for one worker, prepared in a background thread during the previous step.
 
-Order and content are functions of seed, epoch and step (rotssl.base.rng), so that they are the same with and without the thread.
+Order and content are functions of seed, epoch and step (rotssl.base.rng), so they are the same with and without the thread.
 """
 
 import functools
@@ -19,17 +19,17 @@ from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
 from rotssl.data.images import Pixels
 
-AHEAD = 2  # batches that the thread may be ahead
+AHEAD = 2  # batches that the thread prepares in advance
 Batch = TypeVar("Batch")
 
 
 def prefetch(
     make: Callable[[int], Batch], count: int, ahead: int, start: Callable[[], object] | None = None
 ) -> Iterator[Batch]:
-    """``make(0)`` to ``make(count - 1)``, in order, made in one background thread up to ``ahead`` of what was taken.
+    """``make(0)`` to ``make(count - 1)`` in order, made in one background thread, at most ``ahead`` items in advance.
 
-    What ``make`` raises is raised where its batch would have come. The thread ends with the iterator, be that exhausted, closed
-    or dropped. It calls ``start`` first.
+    An exception in ``make`` is raised in place of its item. The thread calls ``start`` first, and ends when the iterator is
+    exhausted, closed or dropped.
     """
     thread = ThreadPoolExecutor(1, "input", start)
     try:
@@ -40,28 +40,28 @@ def prefetch(
                 waiting.append(thread.submit(make, i + ahead))
             yield batch
     finally:
-        thread.shutdown(wait=False, cancel_futures=True)  # it may be this very thread where garbage is collected
+        thread.shutdown(wait=False, cancel_futures=True)  # no wait: garbage collection may run in this very thread
 
 
 class Loader:
     """This worker's batches.
 
-    The thread is used where there is something to wait for: a copy to a GPU, or images that may have to come from a disk. Cutting
-    a batch out of memory takes about a thousandth of even a small encoder's step on CPUs (benchmarks/input_wait.py), which is all
-    that a thread could save.
+    A thread is used only if there is something to wait for: a copy to a GPU, or images that may have to be read from a disk.
+    Copying a batch from memory takes about a thousandth of even a small encoder's step on CPUs (benchmarks/input_wait.py), which
+    is all that a thread could save.
 
     Args:
         config: resolved.
         images: (N, C, H, W) uint8.
-        device: where batches go.
-        rank: of this worker.
-        world_size: number of workers, which share each batch.
+        device: device of the batches.
+        rank: rank of this worker.
+        world_size: number of workers that share each batch.
 
     Attributes:
-        steps_per_epoch: what is left of the images fills no batch.
-        total_steps: of the run.
-        ahead: batches made ahead of the one in use; 0: none, without a thread.
-        waited: seconds that whoever takes the batches has waited for them so far. What a GPU waits for a copy is not in it.
+        steps_per_epoch: number of full batches; remaining images are dropped.
+        total_steps: number of steps of the run.
+        ahead: batches prepared in advance; 0: none, and no thread.
+        waited: seconds that the consumer has waited for batches so far, without the time a GPU waits for a copy.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Loader:
         self.waited = 0.0
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
-        """uint8 images of each step on the device, (B, C, H, W), and the step's context."""
+        """The uint8 images of each step on the device, (B, C, H, W), with the step's context."""
         started = time.perf_counter()
         size, steps = self.config.train.batch_size, self.steps_per_epoch
         order = rng.permutation(rng.key(self.config.train.seed, epoch, "order"), len(self.images))
@@ -87,7 +87,7 @@ class Loader:
             first = i * size + self.rank * each
             return *self._cut(order[first : first + each]), self._context(epoch, i, np.arange(first, first + each))
 
-        device = self.device  # a new thread would be on the first of a node's GPUs, and open a context there
+        device = self.device  # a new thread would use the first GPU of the node and create a context there
         start = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
         found = prefetch(make, steps, self.ahead, start) if self.ahead else map(make, range(steps))
         for images, copied, ctx in found:
@@ -100,7 +100,7 @@ class Loader:
             started = time.perf_counter()
 
     def _cut(self, index: rng.Positions) -> tuple[Tensor, torch.cuda.Event | None]:
-        """The images with these indices on the device, and on GPUs the end of their copy, which goes beside the step."""
+        """The images with these indices on the device, and on GPUs the event that ends their copy, which overlaps the step."""
         batch = torch.from_numpy(np.take(self.images, index, axis=0))
         if self.stream is None:
             return batch, None

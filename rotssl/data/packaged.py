@@ -1,4 +1,4 @@
-"""Images that come with the package, or are made up. Nothing here imports torch."""
+"""Images shipped with the package, and synthetic ones. This module does not import torch."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ FASHION_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", 
 
 
 def sample() -> tuple[dict[str, ImageSet], tuple[str, ...]]:
-    """A class-balanced part of Fashion-MNIST, by split, and its classes.
+    """The splits and classes of a class-balanced subset of Fashion-MNIST.
 
     Raises:
         DataError: the file is damaged.
@@ -32,7 +32,7 @@ def sample() -> tuple[dict[str, ImageSet], tuple[str, ...]]:
 
 
 def synthetic(count: int = 1024, side: int = 32, classes: int = 4) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
-    """Upright wedges of one colour a class on noise: quick to make, and with an orientation to predict."""
+    """Splits and classes of synthetic images: upright wedges on noise, one colour per class, with an orientation to predict."""
     splits = {}
     y, x = np.mgrid[0:side, 0:side] / (side - 1)
     for split, size in (("train", count), ("validation", count // 4), ("test", count // 4)):

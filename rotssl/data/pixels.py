@@ -1,4 +1,4 @@
-"""Operations on the pixels of a batch, each sample having an order and factors of its own, with torchvision's meaning.
+"""Operations on the pixels of a batch, with a separate order and factor for each sample and the same meaning as in torchvision.
 
 Every operation works in place on x (B, C, H, W), in [0, 1] before and after, with a factor (B, 1, 1, 1) for each sample, and
 returns x. torch.where, ==, remainder and writes through an index are avoided: on CPUs each takes 4 to 30 times as long as an
@@ -57,7 +57,7 @@ def hue_(x: Tensor, factor: Tensor) -> Tensor:
     chroma = value - low
     hue = (green + blue).sub_(red).sub_(low).div_(chroma.clamp_min(torch.finfo(x.dtype).tiny)).add_(1)
     hue.copysign_(green - blue)
-    # Shift and channel together are brought to [-3, 3], so that what follows is in [-6, 6], where d = 3 - ||hue| - 3|.
+    # Reduce shift and channel together to [-3, 3], so that their sum with the hue is in [-6, 6], where d = 3 - ||hue| - 3|.
     shift = 6 * factor - torch.arange(0, 6, 2, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
     shift -= 6 * (shift / 6).round_()
     fall = (hue + shift).abs_().sub_(3).abs_().clamp_(1, 2)  # 2 - clamp(d - 1, 0, 1)
@@ -95,7 +95,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE, BLUR, SOLARIZE, NOTHING = rang
 
 @dataclass(frozen=True)
 class Steps:
-    """What is done to each sample: numbers in OPS, or NOTHING, and factors; each (steps, B)."""
+    """The operations on each sample: indices into OPS, or NOTHING, and factors; each (steps, B)."""
 
     ops: Positions
     factors: Floats
@@ -106,11 +106,11 @@ def sort_steps(steps: list[Steps], coloured: bool) -> tuple[list[list[tuple[int,
 
     Args:
         steps: one after another.
-        coloured: whether the images are, rather than gray, which saturation, hue and grayscale cannot change.
+        coloured: whether the images have colour; saturation, hue and grayscale do not change gray ones.
 
     Returns:
-        For each step its slices (operation, begin, end); rows to take before each step, and after the last one to come back to
-        the given order, (steps + 1, B); factors in the order of the rows, (steps, B).
+        For each step its slices (operation, begin, end); the rows to take before each step, and after the last one to restore
+        the given order, (steps + 1, B); the factors in the order of the rows, (steps, B).
     """
     ops, factors = np.concatenate([part.ops for part in steps]), np.concatenate([part.factors for part in steps])
     if not coloured:
@@ -129,8 +129,8 @@ def sort_steps(steps: list[Steps], coloured: bool) -> tuple[list[list[tuple[int,
 
 
 def apply_steps(x: Tensor, slices: list[list[tuple[int, int, int]]], rows: Tensor, factors: Tensor) -> Tensor:
-    """Carry out what sort_steps() planned; x (B, C, H, W) in [0, 1] is used up."""
-    spare = torch.empty_like(x)  # two buffers, swapped: memory that is new to the process is dearer than the arithmetic
+    """Carry out the plan of sort_steps(); x (B, C, H, W) in [0, 1] is overwritten."""
+    spare = torch.empty_like(x)  # two swapped buffers: memory that is new to the process costs more than the arithmetic
     for work, own, row in zip([*slices, []], [*factors, factors[:0]], rows, strict=True):
         torch.index_select(x, 0, row, out=spare)
         x, spare = spare, x

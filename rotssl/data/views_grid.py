@@ -1,4 +1,4 @@
-"""A picture of what the model sees."""
+"""A picture of the views that the model sees."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 def save_views(
     views: "Mapping[str, Sequence[Tensor]]", mean: Sequence[float], std: Sequence[float], path: Path, rows: int = 8
 ) -> None:
-    """A grid with one row an image and one column a view, magnified without smoothing; smaller views stand in the middle.
+    """Save a grid with one row per image and one column per view, magnified without smoothing; smaller views are centred.
 
     Args:
-        views: name -> views of that kind, each (B, 3, S, S), or (k x B, 3, S, S) for k versions of it in blocks of B rows;
-            normalised. The first one tells B.
-        mean: what was subtracted.
-        std: what was divided by.
-        path: of the PNG.
-        rows: images shown.
+        views: name -> normalised views of that kind, each (B, 3, S, S), or (k x B, 3, S, S) for k versions in blocks of B rows.
+            The first view determines B.
+        mean: channel means that were subtracted.
+        std: channel standard deviations that were divided by.
+        path: path of the PNG.
+        rows: number of images to show.
     """
     everything = [(name, view) for name, group in views.items() for view in group]
     count, side = len(everything[0][1]), max(view.shape[-1] for _, view in everything)

@@ -1,1 +1,1 @@
-"""The training loop and what it is made of. Knows neither ray nor mlflow."""
+"""The training loop and its parts. Imports neither ray nor mlflow."""

@@ -1,4 +1,4 @@
-"""Means over an epoch of what its steps log, kept on the device, so that the host waits for it once."""
+"""Means over an epoch of the logs of its steps, kept on the device so that the host waits only once."""
 
 from collections.abc import Callable
 
@@ -12,17 +12,17 @@ class Averages:
     """Sums of the logs of an epoch's steps.
 
     Args:
-        may_break: whether values of this name that are not finite don't count, as they come from steps that were left out.
+        may_break: whether non-finite values of a metric are left out of its mean, because they come from skipped steps.
     """
 
     def __init__(self, may_break: Callable[[str], bool]) -> None:
         self.may_break = may_break
-        # By the keys of a step, as a few are not logged by each: one operation for all of them, not one for each.
+        # Grouped by the keys of a step, because not all steps log the same: one operation per step, not per scalar.
         self._sums: dict[tuple[str, ...], Tensor] = {}
         self._counts: dict[tuple[str, ...], Tensor | int] = {}
 
     def add(self, logs: dict[str, Tensor]) -> None:
-        """Take the scalars of a step."""
+        """Add the scalars of a step."""
         broken = tuple(key for key in sorted(logs) if self.may_break(key))
         whole = tuple(key for key in sorted(logs) if key not in broken)
         for keys in filter(None, (broken, whole)):
@@ -37,7 +37,7 @@ class Averages:
         self._counts[keys] = self._counts.get(keys, 0) + taken
 
     def means(self) -> dict[str, float]:
-        """The mean of each over the steps of all workers that have it; what no step has is not in it. Waits for the device."""
+        """The mean of each scalar over the steps of all workers that logged it. Waits for the device."""
         parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for keys, sums in self._sums.items():
             counts = torch.as_tensor(self._counts[keys], device=sums.device).to(sums.dtype).expand_as(sums)

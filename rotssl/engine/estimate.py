@@ -1,4 +1,4 @@
-"""How long runs will take on any number of workers, from a few timed steps of one and the FLOPs that torch counts."""
+"""Estimates of how long runs take on any number of workers, from a few timed steps on one and FLOPs counted by torch."""
 
 import math
 import os
@@ -19,15 +19,15 @@ def epoch_seconds(
 ) -> tuple[float, float]:
     """Seconds of training and of evaluation in an epoch.
 
-    The latter is the encoding of the images, validation taken as the share ``evaluation.holdout``; the classification is small
-    beside it. Where nothing is held out there is one evaluation, at the end, of whose images test is not counted.
+    Evaluation counts only the encoding of the images, with validation as the share ``evaluation.holdout``; the classification is
+    negligible. If nothing is held out, there is one evaluation at the end, and the test images are not counted.
 
     Args:
         config: resolved.
-        speed: of a worker.
+        speed: speed of one worker.
         train_size: number of training images.
-        workers: among which batches and images to be encoded are divided.
-        labelled: whether there is anything to evaluate by.
+        workers: number of workers that share batches and images to encode.
+        labelled: whether there are labels to evaluate with.
     """
     steps = train_size // config.train.batch_size
     training = steps * (speed.step(config.train.share(workers)) + speed.communication(workers))
@@ -39,12 +39,12 @@ def epoch_seconds(
 
 
 def report(config: ResolvedConfig, train_size: int, labelled: bool) -> str:
-    """What a run would cost on 1, 2, 4 and 8 workers and on those that were asked for, in lines to print.
+    """The estimated cost of a run on 1, 2, 4 and 8 workers and on the requested number, in lines to print.
 
     Args:
         config: resolved.
         train_size: number of training images.
-        labelled: whether they are.
+        labelled: whether they have labels.
     """
     batch, asked = config.train.batch_size, config.scaling.num_workers
     share = math.ceil(batch / max(1, asked if isinstance(asked, int) else 1))
@@ -54,7 +54,7 @@ def report(config: ResolvedConfig, train_size: int, labelled: bool) -> str:
     lines = [
         f"# measured here, one {place}, {speed.precision}: {share / speed.step(share):.0f} images/s in training, "
         f"{speed.flops * share / speed.step(share) / 1e9:.3g} GFLOP/s,",
-        f"# which is {speed.utilization(share):.0%} of its rate in matrix products ({speed.matmul / 1e9:.3g} GFLOP/s)",
+        f"# {speed.utilization(share):.0%} of its matrix multiplication rate ({speed.matmul / 1e9:.3g} GFLOP/s)",
         "# workers  training  evaluation  whole run  device-hours",
     ]
     for workers in sorted(workers for workers in counts if not cfg.unshared(config, workers)):
@@ -64,14 +64,14 @@ def report(config: ResolvedConfig, train_size: int, labelled: bool) -> str:
         row = "# {:>7}  {:>8}  {:>10}  {:>9}  {:>12}".format(workers, *shown)
         if speed.too_many and math.ceil(batch / workers) >= speed.too_many:
             row = f"# {workers:>7}  out of memory: steps of {speed.too_many} images did not fit here"
-        lines.append(row + (" (asked for)" if workers == asked else ""))
-    added = f"{speed.gradient / 1e6:.3g} MB of gradients are added up at {BANDWIDTH[speed.device] / 1e9:g} GB/s"
-    cores = f" on cores of its own ({os.cpu_count()} here)" if speed.device == "cpu" else ""
+        lines.append(row + (" (requested)" if workers == asked else ""))
+    added = f"{speed.gradient / 1e6:.3g} MB of gradients are reduced at {BANDWIDTH[speed.device] / 1e9:g} GB/s"
+    cores = f" has its own cores ({os.cpu_count()} here) and" if speed.device == "cpu" else ""
     lines += [
-        f"# training and evaluation: of an epoch. Assumed: every worker is{cores} as fast as this one alone, and so",
-        f"# it stays beside others; images are at hand; {added} and not",
-        f"# hidden; each of {speed.exchanges} exchanges of BatchNorm's statistics takes {1000 * WAIT[speed.device]:g} ms. Not in "
-        "it: start-up, and the methods' own exchanges.",
+        f"# Training and evaluation are per epoch. Assumptions: every worker{cores} is as fast as this one alone,",
+        f"# with no slowdown from neighbours and no waiting for data; {added},",
+        f"# without overlap; each of {speed.exchanges} BatchNorm exchanges takes {1000 * WAIT[speed.device]:g} ms. Not included: "
+        "start-up, and the methods' own exchanges.",
     ]
     lines += ["# Measured without torch.compile."] if config.train.compile else []
     return "\n".join(lines)
@@ -80,18 +80,18 @@ def report(config: ResolvedConfig, train_size: int, labelled: bool) -> str:
 def estimate_runs(
     configs: Sequence[ResolvedConfig], train_sizes: Sequence[int], workers: int, use_gpu: bool
 ) -> list[float]:
-    """Seconds that each run would take on its own.
+    """Seconds that each run would take alone.
 
-    The cheapest and the dearest kind of step (by FLOPs) are timed, the others lie on the line between the two.
+    The cheapest and the most expensive kind of step (by FLOPs) are timed, the others are interpolated linearly.
 
     Args:
         configs: resolved.
         train_sizes: number of training images of each.
-        workers: of each run.
+        workers: number of workers of each run.
         use_gpu: whether they train on GPUs.
 
     Raises:
-        ConfigError: a step does not fit into a worker's memory, or the engine refuses it.
+        ConfigError: a step does not fit into a worker's memory, or the engine rejects it.
     """
     kinds = [_kind(config) for config in configs]
     flops = {
@@ -106,7 +106,7 @@ def estimate_runs(
         if speed.too_many is not None:
             raise ConfigError(
                 f"train.batch_size: got {config.train.batch_size}, but a step of {speed.too_many} images does not fit into the "
-                f"memory of a worker's {speed.device}; take a smaller one, train.accumulate, or more workers"
+                f"memory of a worker's {speed.device}; use a smaller batch, a larger train.accumulate or more workers"
             )
         timed[kind] = sum(epoch_seconds(config, speed, size, workers)) / size
     (low, cheap), (high, dear) = ((flops[kind], timed[kind]) for kind in (ends[0], ends[-1]))
@@ -118,7 +118,7 @@ def estimate_runs(
 
 
 def _kind(config: ResolvedConfig) -> str:
-    """What decides the time of a step: everything but seed, length, rates, and the size of a weight."""
+    """A key of all fields that affect the time of a step: all except seed, length, rates and the size of a weight."""
     same = {key: value for key, value in cfg.identity_of(config).items() if not key.startswith("optim.")}
     same |= {key: value > 0 for key, value in same.items() if key in WEIGHTS}
     return repr(sorted((k, v) for k, v in same.items() if k not in ("train.seed", "train.epochs")))

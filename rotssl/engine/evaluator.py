@@ -1,4 +1,4 @@
-"""The evaluation of a run while it trains: what is measured when, and that it costs the run nothing if it fails."""
+"""Evaluation during training: what is measured and when. A failed evaluation does not fail the run."""
 
 import logging
 
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 
 class Evaluator:
-    """Measures a run's encoder on validation, or, where all images train, once in the end on test.
+    """Measures a run's encoder on validation or, if nothing is held out, once at the end on test.
 
     Args:
         config: resolved.
         splits: the images.
-        augment: for its normalisation.
+        augment: provides the normalisation.
         layout: memory format of the images.
-        runtime: who runs this.
+        runtime: environment that this runs in.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class Evaluator:
     ) -> None:
         self.config, self.splits, self.augment, self.layout, self.runtime = config, splits, augment, layout, runtime
         self.prefix = "" if splits.test is None else "test/"
-        self.queries = splits.test or splits.validation  # None where there is nothing to evaluate by
+        self.queries = splits.test or splits.validation  # None without labels
 
     def wanted(self, epoch: int) -> set[str]:
         """Names of the accuracies that are due after an epoch (0-based)."""
         every, last = self.config.evaluation.knn_every, epoch + 1 == self.config.train.epochs
         names = {f"{self.prefix}knn/top1"} | ({f"{self.prefix}linear/top1"} if self._probes(epoch) else set())
-        between = self.splits.test is None  # which is read once
+        between = self.splits.test is None  # the test split is used only once
         due = every > 0 and (last or (between and (epoch + 1) % every == 0))
         return names if due and self.queries is not None else set()
 
@@ -46,9 +46,9 @@ class Evaluator:
         return self.config.evaluation.linear and epoch + 1 == self.config.train.epochs
 
     def evaluate(self, encoder: nn.Module, epoch: int) -> dict[str, float]:
-        """The measures after an epoch (0-based), on rank 0; every worker calls it.
+        """The measures after an epoch (0-based), on rank 0; every worker must call it.
 
-        What fails, mostly for want of memory, is left out with a warning: what was trained is worth more.
+        Measures that fail, usually for lack of memory, are left out with a warning, so that the training is not lost.
 
         Raises:
             RunFailed: features are not finite.
@@ -58,16 +58,16 @@ class Evaluator:
         shares, room, finite, reason = list[Tensor](), list[Tensor | None](), True, ""
         try:
             shares = [encode_share(encoder, part, self.augment, device, self.layout) for part in sets]
-            # By rows: a mask of all features, or what isfinite makes for it, would be as large as they are.
+            # By rows: a mask of all features would take as much memory as the features themselves.
             finite = all(bool(share.sum(1).isfinite().all()) for share in shares)
             room = [distributed.room_for_all(share) for share in shares]
-        except Exception as error:  # whatever it is: see above
+        except Exception as error:  # of any kind, see the docstring
             reason = _in_a_line(error)
-        # All workers leave it where one does: the others would wait for its share.
+        # If one worker fails, all skip the evaluation: the others would wait for its share.
         if reason := distributed.first_nonempty(reason, device):
             self._give_back()
             if self.runtime.rank == 0:
-                log.warning("epoch %d could not be evaluated (%s); the run goes on", epoch + 1, reason)
+                log.warning("epoch %d could not be evaluated (%s); the run continues", epoch + 1, reason)
             return {}
         if float(distributed.mean(torch.tensor(float(finite), device=device))) < 1:
             raise RunFailed(f"the encoder's features are no longer finite (optim.lr {self.config.optim.lr:g})")
@@ -86,12 +86,12 @@ class Evaluator:
                 found[self.prefix + name] = compute()
                 continue
             except Exception as error:  # as above
-                log.warning("%s could not be measured (%s); the run goes on", self.prefix + name, _in_a_line(error))
+                log.warning("%s could not be measured (%s); the run continues", self.prefix + name, _in_a_line(error))
             self._give_back()
         return found
 
     def _give_back(self) -> None:
-        """Free what an error held of a GPU's memory; after its handler, whose traceback holds it."""
+        """Free the GPU memory held by an error; called after its handler, because the traceback holds it."""
         if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it."""
+"""The events that a run emits to its observers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Note:
-    """Something that a user should know."""
+    """A message to the user."""
 
     text: str
 
@@ -20,7 +20,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the configuration left open, for the tags of the run."""
+    """Facts that the configuration leaves open, for the tags of the run."""
 
     tags: Mapping[str, str]
 
@@ -34,7 +34,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class StepDone:
-    """A step of an epoch (1-based) is done; ``step`` counts those of the whole run."""
+    """A finished step of an epoch (1-based); ``step`` counts the steps of the whole run."""
 
     epoch: int
     step: int
@@ -43,7 +43,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch (1-based) is in the journal and in a checkpoint."""
+    """An epoch (1-based) that is saved in the journal and in a checkpoint."""
 
     epoch: int
     step: int

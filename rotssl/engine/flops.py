@@ -1,4 +1,4 @@
-"""FLOPs of a training step, counted by torch on a copy of the model without memory (the meta device)."""
+"""FLOPs of a training step, counted by torch on a copy of the model on the meta device."""
 
 import functools
 from typing import Any
@@ -17,7 +17,7 @@ from rotssl.config.tasks import TASKS
 from rotssl.data.augment import Augment, Crop, Views
 from rotssl.engine.pretrainer import build_pretrainer
 
-COUNTED = ("views", "encoder", "model", "method", *TASKS)  # the sections that decide about FLOPs
+COUNTED = ("views", "encoder", "model", "method", *TASKS)  # the sections that affect FLOPs
 _NOT_COUNTED: dict[str, Any] = {
     "optim": ResolvedOptim(name="sgd", lr=1.0),
     "tracking": ResolvedTracking(run_name=""),
@@ -26,21 +26,21 @@ _NOT_COUNTED: dict[str, Any] = {
 
 
 def count_step(config: ResolvedConfig, progress: float = 0.0) -> float:
-    """FLOPs of one step of the whole group of workers: student, teacher and tasks, forward and backward.
+    """FLOPs of one step over all workers: student, teacher and tasks, forward and backward.
 
-    Two a multiply-add, as torch counts them: convolutions and matrix products; augmentation, norms and optimizer are not
-    in it.
+    Torch counts convolutions and matrix products, two FLOPs per multiply-add; augmentation, norms and optimizer are not
+    included.
 
     Args:
         config: resolved.
-        progress: of the run, from 0 to 1.
+        progress: progress of the run, from 0 to 1.
     """
     counted: dict[str, Any] = {name: getattr(config, name) for name in COUNTED}
     data, train = ResolvedData(image_size=config.data.image_size), TrainConfig(batch_size=config.train.batch_size)
     return _count(ResolvedConfig(**counted, data=data, train=train, **_NOT_COUNTED), progress)
 
 
-@functools.lru_cache(maxsize=64)  # trials of a sweep and starts of a run ask for the same step again
+@functools.lru_cache(maxsize=64)  # trials of a sweep and starts of a run share steps
 def _count(config: ResolvedConfig, progress: float) -> float:
     batch, side = config.train.batch_size, config.data.image_size
     meta = torch.device("meta")
@@ -64,14 +64,14 @@ def _count(config: ResolvedConfig, progress: float) -> float:
 
 
 def count_ends(config: ResolvedConfig) -> tuple[float, float]:
-    """FLOPs of the first step and of the last; in between they follow what changes in a task, along a cosine."""
+    """FLOPs of the first and of the last step; in between they change along a cosine, as the share of rotated images does."""
     first = count_step(config)
     falls = any(task.changes for task in config.active().values())
     return first, count_step(config, 1.0) if falls else first
 
 
 def estimate(config: ResolvedConfig, train_size: int) -> str:
-    """What a run would cost, in lines to print.
+    """The estimated FLOPs of a run, in lines to print.
 
     Args:
         config: resolved.
@@ -81,5 +81,5 @@ def estimate(config: ResolvedConfig, train_size: int) -> str:
     flops = sum(count_ends(config)) / 2  # the mean along a cosine
     return (
         f"# {steps} steps of {config.train.batch_size} images over {config.train.epochs} epochs\n"
-        f"# {flops / config.train.batch_size:.3g} FLOPs an image, {flops * steps:.3g} FLOPs in all"
+        f"# {flops / config.train.batch_size:.3g} FLOPs per image, {flops * steps:.3g} FLOPs in total"
     )

@@ -12,18 +12,18 @@ from rotssl.config.resolved import ResolvedOptim
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose rate is scaled for each layer by the ratio of the norms of weight and gradient.
+    """SGD with momentum, with the learning rate of each layer scaled by the ratio of the norms of weight and gradient.
 
-    You, Gitman, Ginsburg 2017 (arXiv 1708.03888), algorithm 1, in the form that SimCLR, BYOL and SwAV use: momentum is applied
+    You, Gitman, Ginsburg 2017 (arXiv 1708.03888), algorithm 1, in the form used by SimCLR, BYOL and SwAV: momentum is applied
     to the scaled gradient, and groups with ``adapt`` False (biases and norm layers) take plain SGD steps without decay. As with
-    torch's fused optimizers, a step changes nothing where the attribute ``found_inf``, a scalar on the device, is not 0.
+    torch's fused optimizers, a step changes nothing if the attribute ``found_inf``, a scalar on the device, is not 0.
 
     Args:
         params: parameters or groups.
         lr: learning rate.
-        momentum: of SGD.
-        weight_decay: added to the gradient before the norms are taken.
-        trust: the coefficient eta.
+        momentum: momentum of SGD.
+        weight_decay: added to the gradient before the norms are computed.
+        trust: trust coefficient eta.
     """
 
     found_inf: Tensor | None = None
@@ -37,7 +37,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step; a closure is not supported."""
+        """Take one step; a closure is not supported."""
         assert closure is None
         skipped = None if self.found_inf is None else self.found_inf != 0
         for group in self.param_groups:
@@ -60,7 +60,7 @@ class LARS(torch.optim.Optimizer):
                 torch._foreach_add_(buffers, grads)
                 torch._foreach_add_(params, buffers, alpha=-group["lr"])
                 continue
-            # What is not finite times 0 is not 0, so such gradients are taken out before anything is multiplied.
+            # Non-finite values times 0 are not 0, so replace such gradients before any product.
             grads = [grad.masked_fill(skipped, 0.0) for grad in grads]
             torch._foreach_mul_(buffers, torch.where(skipped, 1.0, group["momentum"]))
             torch._foreach_add_(buffers, grads)
@@ -70,12 +70,12 @@ class LARS(torch.optim.Optimizer):
 def build_optimizer(
     model: nn.Module, config: ResolvedOptim, constant: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """The optimizer of a model's trainable parameters; biases and norm layers are left out of decay and adaptation.
+    """The optimizer of a model's trainable parameters; biases and norm layers get no weight decay and no adaptation.
 
     Args:
-        model: whose parameters with ``requires_grad`` are trained.
-        config: the section, resolved; rates and decay are set anew at every step by the engine.
-        constant: parameters whose learning rate doesn't decay; their groups say so by ``constant_lr``.
+        model: model whose parameters with ``requires_grad`` are trained.
+        config: the resolved section; the engine sets rates and decay at every step.
+        constant: parameters whose learning rate does not decay; their groups have ``constant_lr`` set.
     """
     kept = {id(p) for p in constant}
     groups: list[dict[str, Any]] = []
@@ -94,8 +94,8 @@ def build_optimizer(
         return LARS(groups, lr=config.lr, momentum=config.momentum, trust=config.trust)
     sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     if config.momentum:
-        # Which the fused kernel would make at the first step; but it fails on a parameter that gets its first gradient later, and
-        # goes on with whatever is in them when the scaler of fp16 skips that step (torch 2.15).
+        # The fused kernel would create the buffers at the first step, but it fails for a parameter that gets its first gradient
+        # later, and uses uninitialised buffers if the fp16 scaler skips that step (torch 2.15).
         sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for group in groups for p in group["params"]})
     return sgd
 
@@ -106,11 +106,11 @@ def schedule_rates(
     """Set the learning rate and the weight decay of a step.
 
     Args:
-        optimizer: of ``build_optimizer``.
-        config: the section.
-        ctx: of the step.
-        total_steps: of the run.
-        warmup: steps of it.
+        optimizer: from ``build_optimizer``.
+        config: the resolved section.
+        ctx: context of the step.
+        total_steps: number of steps of the run.
+        warmup: number of warm-up steps.
     """
     for group in optimizer.param_groups:
         shape = "constant" if group["constant_lr"] else config.schedule

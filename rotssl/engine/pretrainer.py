@@ -23,18 +23,18 @@ from rotssl.models import norm
 from rotssl.models.encoders import build_encoder
 from rotssl.tasks.base import Targets, Task
 
-METHOD = "ssl"  # whose loss is that of instance similarity
+METHOD = "ssl"  # name of the method's loss among the parts
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass gives.
+    """The result of a forward pass.
 
     Attributes:
-        loss: the total.
-        parts: what it is the sum of, with gradient: ``ssl``, and the weighted loss of each task.
-        logs: the scalars of a step: ``loss/*`` unweighted parts, ``<task>/accuracy``, ``feature/std``.
-        new_views: what each task made of a whole batch, in blocks of B rows.
+        loss: total loss.
+        parts: its summands, with gradient: ``ssl`` and the weighted loss of each task.
+        logs: scalars of the step: ``loss/*`` (unweighted parts), ``<task>/accuracy``, ``feature/std``.
+        new_views: the views that each task made of a whole batch, in blocks of B rows.
     """
 
     loss: Tensor
@@ -44,13 +44,13 @@ class Output:
 
 
 def encode(encoder: nn.Module, views: list[Tensor], joint: bool) -> list[Tensor]:
-    """Features of each view, neighbours of one size in one pass where that may be.
+    """Features of each view, encoding consecutive views of one size in one pass if possible.
 
     Args:
         encoder: any network.
         views: each (n, ...).
-        joint: whether views of a size are one batch to BatchNorm. Otherwise each is one of its own: in one pass with its
-            neighbours all the same where the network can tell them apart.
+        joint: whether views of one size form one batch for BatchNorm. Otherwise each view is normalised separately; views still
+            share a pass if the network supports per-view statistics.
     """
     features: list[Tensor] = []
     apart = not joint and norm.keeps_views_apart(encoder)
@@ -67,7 +67,7 @@ def encode(encoder: nn.Module, views: list[Tensor], joint: bool) -> list[Tensor]
 def encode_segments(
     encoder: nn.Module, segments: Sequence[tuple[str, list[Tensor]]], joint: bool
 ) -> dict[str, list[Tensor]]:
-    """Features of the views of several owners, encoded side by side; those of an owner's segments follow each other.
+    """Features of the views of several owners, encoded together; the features of an owner's segments are concatenated.
 
     Args:
         encoder: any network.
@@ -87,7 +87,7 @@ def _spread(z: list[Tensor]) -> Tensor:
 
 @contextmanager
 def frozen_bn_statistics(module: nn.Module) -> Iterator[None]:
-    """Within the body, batch statistics normalise as usual but the running ones stay as they are."""
+    """Within the body, BatchNorm normalises by batch statistics as usual but does not update the running ones."""
     layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
@@ -104,9 +104,9 @@ class Pretrainer(nn.Module):
 
     Args:
         encoder: (B, 3, S, S) -> (B, D).
-        method: loss of instance similarity.
+        method: the pretraining method.
         tasks: name -> auxiliary task.
-        joint_views: whether the method's views share passes, whatever the method says; None: as it says.
+        joint_views: whether the method's views share passes; None: the method's default.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Pretrainer(nn.Module):
         if method.uses_teacher:
             parts = [copy.deepcopy(encoder), copy.deepcopy(method.projector)]
             self.teacher = nn.ModuleList(parts).requires_grad_(False)
-            for module in self.teacher.modules():  # its targets are without noise, as in DINO's official code
+            for module in self.teacher.modules():  # no noise in its targets, as in DINO's official code
                 if isinstance(module, nn.modules.dropout._DropoutNd):
                     module.p = 0.0
                 elif isinstance(getattr(module, "drop_prob", None), float):  # timm's DropPath
@@ -130,8 +130,8 @@ class Pretrainer(nn.Module):
         """The losses of a batch.
 
         Args:
-            views: of the batch.
-            ctx: where in the run this is.
+            views: views of the batch.
+            ctx: context of the step.
         """
         made: dict[str, list[Tensor]] = {}
         targets: dict[str, Targets] = {}
@@ -166,13 +166,13 @@ class Pretrainer(nn.Module):
         return Output(loss, parts, logs, whole)
 
     def _judged(self, task: Task, made: list[Tensor], features: list[Tensor] | None) -> list[Tensor]:
-        """What the head of a task sees of the views that it made for itself; ``features``: if they shared the method's pass."""
+        """The head inputs of a task for its own views; ``features`` if these already shared the method's pass."""
         with nullcontext() if task.update_bn else frozen_bn_statistics(self):
             seen = encode(self.encoder, made, joint=False) if features is None else features
             return encode(self.method.projector, seen, joint=False) if task.on_projector else seen
 
     def compile_networks(self) -> None:
-        """Have torch.compile compile the networks that views go through, student's and teacher's; keys of the state stay."""
+        """Compile the encoders and projectors of student and teacher with torch.compile; keys of the state do not change."""
         warnings.filterwarnings(
             "ignore", message="The .grad attribute of a Tensor that is not a leaf"
         )  # torch's own look
@@ -184,7 +184,7 @@ class Pretrainer(nn.Module):
         return list(self.tasks.items())  # type: ignore[arg-type]
 
     def own_crops(self) -> dict[str, Crop]:
-        """The crops that tasks want for themselves, by task."""
+        """The additional crops that tasks request, by task."""
         return {name: task.crop for name, task in self.named_tasks() if task.crop is not None}
 
     @torch.no_grad()
@@ -196,11 +196,12 @@ class Pretrainer(nn.Module):
 
     @torch.no_grad()
     def after_step(self, ctx: StepContext, skipped: Tensor | None = None) -> None:
-        """Move the teacher towards the student, and let the method follow.
+        """Move the teacher towards the student, then call the method's ``after_step``.
 
         Args:
-            ctx: of the step.
-            skipped: whether the step was left out, a bool on the device, where that may be; then the teacher stays.
+            ctx: context of the step.
+            skipped: whether the step was skipped, a bool on the device, or None if steps are never skipped; if true, the teacher
+                does not change.
         """
         if self.teacher is not None:
             share = 1 - self.method.teacher_momentum(ctx.progress)
@@ -216,11 +217,11 @@ class Pretrainer(nn.Module):
 
 
 def encoder_gradients(parts: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
-    """The gradient of each part of the loss at the encoder's weights, flat, on this worker; the parts' graph is kept.
+    """The flat gradient of each part of the loss at the encoder's weights, on this worker; the parts' graph is kept.
 
     Args:
         parts: losses with gradient, as ``Output.parts``.
-        encoder: whose trainable parameters all of them reach.
+        encoder: encoder whose trainable parameters all parts reach.
     """
     weights = [p for p in encoder.parameters() if p.requires_grad]
 
@@ -231,14 +232,14 @@ def encoder_gradients(parts: dict[str, Tensor], encoder: nn.Module) -> dict[str,
 
 
 def compare_gradients(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """How each task's gradient stands to the method's, both being means over all workers.
+    """Norm ratio and cosine of each task's gradient and the method's, both averaged over all workers.
 
     Args:
-        gradients: of each task's weighted loss and of the method's as ``ssl``, flat, on this worker.
+        gradients: flat gradients on this worker of each task's weighted loss, and of the method's loss as ``ssl``.
 
     Returns:
-        For each task ``<task>/grad_ratio``, the norm of its gradient over that of the method's, and ``<task>/grad_cosine``, of
-        the angle between the two; nothing where they are not finite (a step in half precision that overflows, say).
+        For each task ``<task>/grad_ratio``, the norm of its gradient over that of the method's, and ``<task>/grad_cosine``, the
+        cosine of the angle between the two; empty if a value is not finite (for example after an overflow in half precision).
     """
     whole = {name: distributed.mean(gradient) for name, gradient in gradients.items()}
     method, logs = whole.pop("ssl"), dict[str, Tensor]()
@@ -249,7 +250,7 @@ def compare_gradients(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build_pretrainer(config: ResolvedConfig, device: torch.device) -> Pretrainer:
-    """The Pretrainer of a configuration, on a device, with weights that depend on (seed, module path) alone."""
+    """The Pretrainer of a configuration, on a device, with initial weights that depend only on (seed, module path)."""
     seed = config.train.seed
     with rng.seeded(seed, "encoder"):
         encoder, dim = build_encoder(image_size=config.data.image_size, **vars(config.encoder))
@@ -260,7 +261,7 @@ def build_pretrainer(config: ResolvedConfig, device: torch.device) -> Pretrainer
         task = TASKS[name].load()
         with rng.seeded(seed, "tasks", name):
             tasks[name] = task(section, config.method.out_dim if task.sees_projector(section) else dim)
-    for module in (encoder, method, *tasks.values()):  # before the teacher is copied, which is frozen
+    for module in (encoder, method, *tasks.values()):  # before the frozen teacher is copied
         norm.convert_norm(module, config.model.norm, device)
     joint = None if config.model.joint_views == "auto" else config.model.joint_views
     return Pretrainer(encoder, method, tasks, joint).to(device)

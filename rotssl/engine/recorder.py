@@ -1,4 +1,4 @@
-"""The end of an epoch: its cost, its point in the journal, and its checkpoint, all written beside what goes on."""
+"""Recording of finished epochs: cost, journal line and checkpoint, written in the background."""
 
 import os
 from collections.abc import Mapping
@@ -16,43 +16,45 @@ from rotssl.runs.journal import Journal
 
 @dataclass
 class Cost:
-    """What a run has cost so far; cumulative."""
+    """The cumulative cost of a run."""
 
     epochs: int = 0
     samples: int = 0
     train_seconds: float = 0.0
-    device_seconds: float = 0.0  # added up, since the number of workers may change from start to start
+    device_seconds: float = 0.0  # summed, since the number of workers may change between starts
     lost_seconds: float = 0.0
     flops: float = 0.0
 
 
 class EpochRecorder:
-    """Accounts for the epochs of a run and sees that they are kept; one for each worker, of which rank 0's writes.
+    """Records each finished epoch: cost, journal line, checkpoint. Every worker has one; only rank 0 writes.
 
-    An epoch goes to the journal first and then into a checkpoint (``keep``): a crash in between repeats it and finds its point
-    already there. What is measured on it comes after that (``finish``), so that an evaluation that fails costs no epoch. All is
-    written by threads, the checkpoint from a copy of the state by one of its own, so that storage that hangs holds up no step but
-    the first, which writes a picture; the end of the next epoch waits for them. Once they are there the epoch is announced, by
-    the training thread, as whoever is told may end the run.
+    An epoch goes to the journal first and then into a checkpoint (``keep``): after a crash in between, it is repeated, and its
+    point is already there. Its evaluation is recorded after that (``finish``), so a failed evaluation does not lose the epoch.
+    Threads do the writing, one of them the checkpoint from a copy of the state, so that slow storage does not delay any step
+    except the first, which writes a picture; the end of the next epoch waits for them. Once both are written, the training thread
+    announces the epoch, because a listener may end the run.
 
-    Leaving the context waits for the last ones, and says so where that takes long. What went wrong with one is raised by the
-    next call of ``announce``, or told where something else ends the run.
+    Leaving the context waits for pending writes, with a note if that takes long. A write error is raised by the next call of
+    ``announce``, or reported as a note if another error ends the run.
 
     Args:
-        journal: of the run.
-        runtime: who runs this.
+        journal: journal of the run.
+        runtime: environment that this runs in.
     """
 
     def __init__(self, journal: Journal, runtime: Runtime) -> None:
         self.journal, self.runtime = journal, runtime
         self.cost = Cost()
-        self.spent = 0.0  # seconds that all starts have trained, up to the last epoch booked
+        self.spent = 0.0  # seconds trained by all starts, up to the last booked epoch
         self._spent_file = journal.folder / "trained_seconds"
         self._lines, self._checkpoints = ThreadPoolExecutor(1, "journal"), ThreadPoolExecutor(1, "checkpoint")
         self._noting: Future[None] | None = None
         self._kept: Future[Path] | None = None  # the newest checkpoint
-        self._booked: Future[None] | None = None  # the line of its training
-        self._untold: tuple[list[Future[Any]], EpochDone] | None = None  # what an event waits for, and the event
+        self._booked: Future[None] | None = None  # its journal line
+        self._untold: tuple[list[Future[Any]], EpochDone] | None = (
+            None  # pending writes, and the event that waits for them
+        )
 
     def __enter__(self) -> "EpochRecorder":
         return self
@@ -62,7 +64,7 @@ class EpochRecorder:
     ) -> None:
         saving = self._kept
         if saving is not None and wait([saving], timeout=5).not_done:
-            self.runtime.progress(Note("waiting for storage.path, where a checkpoint is being written"))
+            self.runtime.progress(Note("waiting for a checkpoint to be written to storage.path"))
         self._checkpoints.shutdown()
         self._lines.shutdown()
         if kind is None:
@@ -71,9 +73,9 @@ class EpochRecorder:
             self.runtime.progress(Note(f"the last checkpoint could not be written: {failed}"))
 
     def resume(self, cost: Cost) -> None:
-        """Take up what a checkpoint says of the cost, and the seconds that all starts before this one have trained.
+        """Restore the cost from a checkpoint, and the seconds trained by all earlier starts.
 
-        The file has them as far as they were noted, about every second; it may be gone, or be older than the checkpoint.
+        The file of trained seconds is updated about once per second; it may be missing or older than the checkpoint.
         """
         self.cost = cost
         try:
@@ -83,10 +85,10 @@ class EpochRecorder:
         self.spent = max(noted, cost.train_seconds + cost.lost_seconds)
 
     def note(self, seconds: float) -> None:
-        """Note what the epoch under way has taken so far, unless the last note is yet to be written.
+        """Save the seconds that the current epoch has taken so far, unless the last save is still pending.
 
         Raises:
-            OSError: the last one could not be.
+            OSError: the last save failed.
         """
         if self._noting is not None:
             if not self._noting.done():
@@ -102,15 +104,15 @@ class EpochRecorder:
         os.replace(part, self._spent_file)
 
     def book(self, epoch: int, samples: int, seconds: float, flops: float) -> dict[str, float]:
-        """Account for an epoch. Of one that an earlier start had finished, but not saved, the first cost stands.
+        """Account for an epoch; one that an earlier start finished but did not save keeps its first cost.
 
-        Lost is what all starts have trained beyond that: epochs cut short, and epochs repeated.
+        Lost seconds are those that all starts trained beyond the cost: interrupted and repeated epochs.
 
         Args:
             epoch: 0-based.
-            samples: images that it trained on, over all workers.
-            seconds: of training.
-            flops: of all workers.
+            samples: number of images trained on, over all workers.
+            seconds: seconds of training.
+            flops: FLOPs of all workers.
 
         Returns:
             The metrics ``cost/...``, cumulative.
@@ -129,26 +131,26 @@ class EpochRecorder:
         return {f"cost/{key}": float(value) for key, value in vars(self.cost).items()}
 
     def keep(self, epoch: int, metrics: dict[str, float], state: Mapping[str, Any]) -> None:
-        """Write down what an epoch has trained; every worker calls it, and then ``finish``.
+        """Record the training of an epoch; every worker must call it, and then ``finish``.
 
         Args:
             epoch: 0-based.
-            metrics: of its training.
-            state: for the checkpoint; copied before this returns.
+            metrics: metrics of its training.
+            state: state for the checkpoint; copied before this returns.
 
         Raises:
-            OSError: the disk is full, or the like, for the epoch before; for this one ``announce`` raises it.
+            OSError: the previous epoch could not be written, for example to a full disk; ``announce`` raises it for this one.
         """
         if self.runtime.rank == 0:
             self.announce(wait=True)
-            # Before the line: seconds in a point that are missing in the file would hide as many lost ones.
+            # Before the line: seconds in a point that the file lacks would hide as many lost seconds.
             self._noting = noting = self._lines.submit(self._write, self.spent, self._noting)
             self._booked = booked = self._lines.submit(self._append, noting, epoch + 1, metrics)
             folder = self.journal.folder / checkpoint.name(epoch + 1)
             self._kept = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)
 
     def wait_for_checkpoint(self) -> None:
-        """Until the newest is on disk; for what might take this process with it.
+        """Wait until the newest checkpoint is on disk, before a step that might kill this process.
 
         Raises:
             OSError: it could not be written.
@@ -157,13 +159,13 @@ class EpochRecorder:
             self._kept.result()
 
     def finish(self, epoch: int, metrics: dict[str, float], last: StepDone, found: dict[str, float]) -> None:
-        """Close an epoch that was kept; every worker calls it.
+        """Finish an epoch after ``keep``; every worker must call it.
 
         Args:
             epoch: 0-based.
-            metrics: of its training, as kept.
-            last: its last step, with which it is announced.
-            found: what its evaluation measured; nothing where there was none, or where it failed.
+            metrics: metrics of its training, as given to ``keep``.
+            last: its last step, used to announce it.
+            found: metrics of its evaluation; empty if there was none or it failed.
         """
         metrics = metrics | found
         if self.runtime.rank == 0:
@@ -173,13 +175,13 @@ class EpochRecorder:
         self.runtime.report(epoch + 1, metrics, self._kept)
 
     def amend(self, epoch: int, found: dict[str, float], last: StepDone) -> None:
-        """Add what an earlier start could not measure on an epoch (0-based) that it kept; rank 0 calls it."""
+        """Add metrics to an epoch (0-based) that an earlier start recorded without them; only rank 0 calls it."""
         self._lines.submit(self.journal.add, epoch + 1, found).result()
         self.runtime.progress(EpochDone(**vars(last), metrics=self.journal.point(epoch + 1) or {}))
 
     def _add(self, booked: Future[None] | None, epoch: int, found: dict[str, float]) -> None:
         if booked is not None:
-            booked.result()  # without the line of its training, an epoch has no point
+            booked.result()  # without the line of its training, an epoch must have no point
         self.journal.add(epoch, found)
 
     def _append(self, noting: Future[None], epoch: int, metrics: dict[str, float]) -> None:
@@ -193,10 +195,10 @@ class EpochRecorder:
         return folder
 
     def announce(self, wait: bool = False) -> None:
-        """Tell of the epoch that was being written, if it is there by now.
+        """Announce the pending epoch if it has been written.
 
         Args:
-            wait: until it is there.
+            wait: whether to wait until it is written.
 
         Raises:
             OSError: it could not be written.

@@ -1,4 +1,4 @@
-"""Who runs the engine: the protocol, and the one that needs nothing but this process."""
+"""The environment of the engine: the Runtime protocol, and LocalRuntime for a single process."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,46 +13,46 @@ from rotssl.runs import checkpoint
 
 
 class RunFailed(Exception):
-    """A run that cannot go on, for a reason that trying again would not change; the text is the one line to print."""
+    """A failure of a run that a retry would not change; the text is the one line to print."""
 
 
 class Runtime(Protocol):
-    """What the loop needs from whoever runs it."""
+    """The services that the training loop needs from its environment."""
 
     rank: int
     world_size: int
     device: torch.device
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as it is called: in DDP where there are several workers."""
+        """The model to call: wrapped in DDP if there are several workers."""
 
     def report(self, epoch: int, metrics: dict[str, float], saved: Future[Path] | None) -> None:
-        """Take an epoch (1-based), its metrics and, on rank 0, its checkpoint to come; every rank calls it once an epoch.
+        """Report an epoch (1-based), its metrics and, on rank 0, its pending checkpoint; every rank calls it once per epoch.
 
-        It does not wait for the checkpoint, nor is an error in it its own to raise: the recorder does.
+        It does not wait for the checkpoint and raises none of its errors; the recorder does both.
         """
 
     def prune(self) -> None:
-        """Delete the checkpoints that are too old; called on rank 0 once a new one is there, in the thread that wrote it."""
+        """Delete old checkpoints; called on rank 0 after a new one is written, in the thread that wrote it."""
 
     def progress(self, event: Event) -> None:
-        """Show where the run is."""
+        """Emit an event of the run."""
 
 
 def indexed(device: torch.device) -> torch.device:
-    """The device with its index, which some of torch.cuda's functions insist on: ``cuda`` is the current GPU."""
+    """The device with its index, as some functions of torch.cuda require; ``cuda`` becomes the current GPU."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
 class LocalRuntime:
-    """One process, no Ray: for debugging, and for trials on one worker.
+    """A Runtime of one process without Ray, for debugging and for trials on one worker.
 
     Args:
-        run_dir: where checkpoints go.
-        device: where to train; without an index, the current one of its kind.
-        show: takes the progress events.
+        run_dir: folder for checkpoints.
+        device: device to train on; without an index, the current one of its kind.
+        show: called with each event.
     """
 
     rank, world_size = 0, 1
@@ -70,8 +70,8 @@ class LocalRuntime:
         return model
 
     def report(self, epoch: int, metrics: dict[str, float], saved: Future[Path] | None) -> None:
-        """Nobody else is to be told."""
+        """Do nothing: there is nobody to report to."""
 
     def prune(self) -> None:
-        """Keep the newest."""
+        """Keep the newest checkpoints only."""
         checkpoint.prune(self.run_dir)

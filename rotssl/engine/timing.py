@@ -1,4 +1,4 @@
-"""How long steps take on this machine, timed."""
+"""Timing of steps on this machine."""
 
 import contextlib
 import dataclasses
@@ -29,37 +29,37 @@ from rotssl.engine.trainer import Trainer
 from rotssl.evaluation.measure import extract
 from rotssl.runs import journal
 
-MIDDLE = 0.5  # of the run, where a share of rotated images that changes along a cosine has its mean
+MIDDLE = 0.5  # progress at which a share of rotated images that changes along a cosine equals its mean
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of a precision; of fp32 none
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by precision; fp32 has none
 
-TIMED = 3  # steps of each size, after one that warms up
+TIMED = 3  # timed steps of each size, after one warm-up step
 
-ENOUGH_S = 1.0  # no larger batches are timed once a step takes so long
+ENOUGH_S = 1.0  # no larger batches are timed once a step takes longer
 
-# Assumed, in bytes a second: gloo between processes of one machine (0.7 to 0.9 were measured), NCCL between GPUs on PCIe.
+# Assumed, in bytes per second: gloo between processes of one machine (0.7 to 0.9 GB/s measured), NCCL between GPUs on PCIe.
 BANDWIDTH = {"cpu": 0.8e9, "cuda": 10e9}
 
-# Assumed, in seconds: what an exchange of a layer's statistics keeps workers waiting; on CPUs as benchmarks/workers.py found.
+# Assumed, in seconds: wait of the workers for one exchange of a layer's statistics; on CPUs measured by benchmarks/workers.py.
 WAIT = {"cpu": 2e-3, "cuda": 5e-5}
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What one worker does, on this machine.
+    """The speed of one worker on this machine.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        threads: of a CPU worker.
-        precision: of its steps.
-        fixed: seconds of a step whatever its size.
-        each: further seconds for each image.
-        encode: seconds for each image that is encoded for evaluation.
-        matmul: FLOPs a second in the product of two large matrices, at that precision.
-        flops: of a training step, for each image.
-        gradient: bytes that the workers add up in a step.
-        exchanges: of BatchNorm's statistics in a step.
-        too_many: the fewest images a step that did not fit into its memory; None: all that were tried did.
+        threads: number of threads of a CPU worker.
+        precision: precision of its steps.
+        fixed: seconds per step, regardless of its size.
+        each: additional seconds per image.
+        encode: seconds per image that is encoded for evaluation.
+        matmul: FLOPs per second in the product of two large matrices, at this precision.
+        flops: FLOPs of a training step per image.
+        gradient: bytes that the workers reduce per step.
+        exchanges: number of exchanges of BatchNorm's statistics per step.
+        too_many: smallest number of images per step that did not fit into memory; None: all tried sizes fitted.
     """
 
     device: str
@@ -75,24 +75,24 @@ class Speed:
     too_many: int | None = None
 
     def step(self, images: int) -> float:
-        """Seconds of a step on so many images, without communication."""
+        """Seconds of a step on a number of images, without communication."""
         return self.fixed + self.each * images
 
     def communication(self, workers: int) -> float:
-        """Seconds in which so many workers add up a step's gradients, in a ring after the backward pass, and its statistics."""
+        """Seconds of communication per step: a ring all-reduce of gradients after the backward pass, and BatchNorm statistics."""
         gradients = 2 * (workers - 1) / workers * self.gradient / BANDWIDTH[self.device]
         return gradients + (self.exchanges * WAIT[self.device] if workers > 1 else 0.0)
 
     def utilization(self, images: int) -> float:
-        """Share of the matrix-multiply rate that a step on so many images reaches, in counted FLOPs."""
+        """Share of the matrix multiplication rate that a step on a number of images reaches, in counted FLOPs."""
         return self.flops * images / self.step(images) / self.matmul
 
 
 def matmul_rate(device: torch.device, kind: torch.dtype) -> float:
-    """FLOPs a second in a product of two square matrices, the median of some; of fp32 on GPUs in TF32, as convolutions are.
+    """Median FLOPs per second of a product of two square matrices; fp32 on GPUs uses TF32, as convolutions do.
 
     Raises:
-        ConfigError: there is no memory for the matrices.
+        ConfigError: there is not enough memory for the matrices.
     """
     before = torch.get_float32_matmul_precision()
     for side in (8192, 4096, 2048) if device.type == "cuda" else (1024,):
@@ -107,7 +107,7 @@ def matmul_rate(device: torch.device, kind: torch.dtype) -> float:
                 raise
         finally:
             torch.set_float32_matmul_precision(before)
-    raise ConfigError(f"scaling.use_gpu: this {device.type} has no memory left for a product of two matrices")
+    raise ConfigError(f"scaling.use_gpu: this {device.type} has too little free memory to multiply two matrices")
 
 
 def _seconds(call: Callable[[], object], device: torch.device, count: int) -> list[float]:
@@ -123,7 +123,7 @@ def _seconds(call: Callable[[], object], device: torch.device, count: int) -> li
 
 @contextlib.contextmanager
 def _threads(config: ResolvedConfig) -> Iterator[int]:
-    """As many as a worker of the run has; without Ray, all that torch takes."""
+    """Within the body, torch uses as many threads as a worker of the run; without Ray, its default number."""
     before = torch.get_num_threads()
     torch.set_num_threads(config.scaling.cpus_per_worker if config.scaling.num_workers != 0 else before)
     try:
@@ -135,14 +135,14 @@ def _threads(config: ResolvedConfig) -> Iterator[int]:
 def time_steps(config: ResolvedConfig, workers: int = 1) -> Speed:
     """Time steps of growing batches, up to a worker's share of the run's, until one takes a second or does not fit into memory.
 
-    The images are made up, of the run's size.
+    The images are synthetic, of the run's size.
 
     Args:
         config: resolved.
-        workers: among which its batch is divided.
+        workers: number of workers that share the batch.
 
     Raises:
-        ConfigError: the engine refuses the step, or not even the smallest fits.
+        ConfigError: the engine rejects the step, or not even the smallest batch fits.
     """
     gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
     device = indexed(torch.device("cuda" if gpu else "cpu"))
@@ -151,7 +151,7 @@ def time_steps(config: ResolvedConfig, workers: int = 1) -> Speed:
     found: Speed | None = None
     with tempfile.TemporaryDirectory(prefix="rotssl-prediction-") as folder, _threads(config) as threads:
         for size in sizes:
-            gc.collect()  # an engine refers to itself; the one before must not count
+            gc.collect()  # a Trainer refers to itself; the previous one must not occupy memory
             try:
                 times[size], found = _time(config, size, folder, device, threads)
             except RunFailed as error:
@@ -164,7 +164,7 @@ def time_steps(config: ResolvedConfig, workers: int = 1) -> Speed:
                 if times[size] > ENOUGH_S:
                     break
                 continue
-            # Out of the handler, whose traceback held on to what did fit.
+            # Outside the handler, whose traceback keeps the allocated memory alive.
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -183,16 +183,16 @@ def time_steps(config: ResolvedConfig, workers: int = 1) -> Speed:
 
 
 def _sizes(config: ResolvedConfig, workers: int) -> list[int]:
-    """Numbers of images of the steps to be timed, up to what a worker has in one of the run's."""
+    """Numbers of images of the steps to time, up to a worker's share of the run's batch."""
     passes = config.train.accumulate
     parts = max(2, config.train.share(workers) // passes)
     share = min([task.least_share for task in config.active().values()], default=1.0)
-    least = min(parts, math.ceil(2 / share))  # two images a pass, as a task's head normalises over them
+    least = min(parts, math.ceil(2 / share))  # two images per pass, as a task's head normalises over them
     return sorted({max(least, parts >> k) * passes for k in range(max(1, parts.bit_length() - 2))})
 
 
 def _time(config: ResolvedConfig, size: int, folder: str, device: torch.device, threads: int) -> tuple[float, Speed]:
-    """Seconds of a step of so many images, and what else is to be seen of the engine that took it; no rates yet."""
+    """Seconds of a step of a number of images, and a Speed with the other facts about it but no rates yet."""
     trainer = _trainer(config, size, folder, device)
     images, ctx = next(trainer.batches(1))  # the run's first step writes a picture, and compares gradients
     ctx = dataclasses.replace(ctx, progress=MIDDLE)
@@ -218,7 +218,7 @@ def _time(config: ResolvedConfig, size: int, folder: str, device: torch.device, 
 
 @contextlib.contextmanager
 def _exchanges(trainer: Trainer, norm: str) -> Iterator[list[int]]:
-    """What several workers would exchange within the body: one forward, and one backward where there are gradients."""
+    """The exchanges that several workers would make within the body: one per forward, one more per backward with gradients."""
     found: list[int] = []
     layers = [m for m in trainer.model.modules() if norm == "sync" and isinstance(m, nn.modules.batchnorm._BatchNorm)]
     hooks = [m.register_forward_hook(lambda _, args, out: found.append(1 + out.requires_grad)) for m in layers]
@@ -230,7 +230,7 @@ def _exchanges(trainer: Trainer, norm: str) -> Iterator[list[int]]:
 
 
 def fit_line(times: dict[int, float]) -> tuple[float, float]:
-    """Seconds of a step whatever its size, and for each image, by its two largest sizes; of one alone, nothing is fixed."""
+    """Fixed seconds per step and seconds per image, from the two largest sizes; with one size, the fixed part is 0."""
     sizes = sorted(times)[-2:]
     each = times[sizes[-1]] / sizes[-1]
     if len(sizes) == 2:
@@ -240,12 +240,12 @@ def fit_line(times: dict[int, float]) -> tuple[float, float]:
 
 
 def _trainer(config: ResolvedConfig, size: int, folder: str, device: torch.device) -> Trainer:
-    """An engine whose steps have so many images, made up but of the run's size: nothing is read, nor compiled."""
+    """A Trainer with a given number of synthetic images per step, of the run's size; it reads and compiles nothing."""
     small = {"train.batch_size": size, "storage.path": folder, "scaling.num_workers": 0, "train.compile": False}
     small |= {"method.queue_size": size} if getattr(config.method, "queue_size", 0) else {}
     probe = cfg.replace(config, small)
     spec = DATASETS[config.data.name]
-    side = spec.side or round(MARGIN * config.data.image_size)  # as pictures of all sizes are stored
+    side = spec.side or round(MARGIN * config.data.image_size)  # as images of mixed sizes are stored
     shape = size, spec.channels, side, side
     images = ImageSet(np.random.default_rng(0).integers(0, 256, shape, np.uint8), None)
     return Trainer(probe, Splits(images, None, ()), LocalRuntime(probe.run_dir, device), journal.Journal(probe.run_dir))

@@ -1,4 +1,4 @@
-"""The training loop. It knows the world through a small Runtime: rotssl.engine.runtime's LocalRuntime, or Ray Train's."""
+"""The training loop. It runs in a small Runtime: LocalRuntime of rotssl.engine.runtime, or RayRuntime in a Ray Train worker."""
 
 import dataclasses
 import json
@@ -51,11 +51,11 @@ class Trainer:
     Args:
         config: resolved.
         splits: the images.
-        runtime: who runs this.
-        journal: the points of the run; only rank 0 writes.
+        runtime: environment that this runs in.
+        journal: points of the run; only rank 0 writes.
 
     Raises:
-        RunFailed: ``train.compile`` without a compiler.
+        RunFailed: ``train.compile`` is set, but there is no compiler.
     """
 
     def __init__(self, config: ResolvedConfig, splits: Splits, runtime: Runtime, journal: Journal) -> None:
@@ -79,7 +79,7 @@ class Trainer:
                     layer.register_forward_pre_hook(refuse_one_pixel)
         self.optimizer = build_optimizer(self.model, config.optim, constant)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        # Whether a step may be left out, as its gradient is not finite: decided on the device, which the host doesn't wait for.
+        # Whether a step may be skipped because its gradient is not finite; decided on the device, without a host sync.
         self.guarded = train.on_nan == "skip" or self.scaler.is_enabled()
         self.parallel = runtime.wrap(self.model)
         statistics = normalization(config.data.name)
@@ -91,7 +91,7 @@ class Trainer:
         self.evaluator = Evaluator(config, splits, self.augment, self.layout, runtime)
 
     def facts(self) -> dict[str, str]:
-        """What the configuration left open, for the tags of the run."""
+        """Facts that the configuration leaves open, for the tags of the run."""
         bank = len(self.splits.train.images)
         found = {"precision": self.precision, "device": self.runtime.device.type, "knn_k": str(min(KNN_K, bank))}
         if self.splits.test is not None:
@@ -102,7 +102,7 @@ class Trainer:
     # --- state -------------------------------------------------------------------------------------------------------------
 
     def state(self, epoch: int) -> dict[str, Any]:
-        """Everything that the next step needs, plain values and tensors. ``epoch`` is the number of epochs done."""
+        """Everything that the next step needs, as plain values and tensors. ``epoch`` is the number of epochs done."""
         return {
             "epoch": epoch,
             "model": self.model.state_dict(),
@@ -114,16 +114,16 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> int:
-        """Take up a state; returns the number of epochs done.
+        """Restore a state; returns the number of epochs done.
 
         Raises:
-            RunFailed: it is of other images.
+            RunFailed: the state belongs to other images.
         """
         if reason := other_images(self.images, state.get("images")):
-            raise RunFailed(f"data.root: these are not the images that this run was started with: {reason}")
+            raise RunFailed(f"data.root: the run was started with other images: {reason}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        # A run may go on on another kind of device, whose weights lie otherwise; fused kernels take moments to lie as those do.
+        # A run may resume on another kind of device with another weight layout; fused kernels assume the same for moments.
         for param, kept in self.optimizer.state.items():
             moments = {key: v for key, v in kept.items() if torch.is_tensor(v) and v.shape == param.shape}
             kept.update(
@@ -139,28 +139,28 @@ class Trainer:
         """Train to the end, or to ``train.stop_after``, from the newest checkpoint if there is one.
 
         Raises:
-            RunFailed: loss or gradient became infinite or NaN; a step does not fit into memory; bf16 on a CPU with views that
-                shrink to a pixel; the checkpoint is of other images.
+            RunFailed: a loss or gradient became infinite or NaN; a step does not fit into memory; views shrink to one pixel in
+                bf16 on a CPU; the checkpoint belongs to other images.
         """
         train = self.config.train
         state = next(checkpoint.latest(self.journal.folder), None)
         self.recorder.resume(Cost())
         done = self.restore(state) if state is not None else 0
         if distributed.world_size() > 1:
-            # Every worker must have found the same checkpoint: storage that some node doesn't share would split the run.
+            # All workers must find the same checkpoint; storage that is not shared by all nodes would split the run.
             seen = distributed.gather(torch.tensor([float(done)]).to(self.runtime.device))
             if not bool((seen == seen[0]).all()):
                 raise RunFailed(
-                    f"storage.path: the workers see different checkpoints ({seen.tolist()}); it must be shared by all nodes"
+                    f"storage.path: the workers see different checkpoints ({seen.tolist()}); all nodes must share this folder"
                 )
         flops = count_ends(self.config) if self.runtime.rank == 0 else (0.0, 0.0)
         if done:
-            self.runtime.progress(Note(f"going on after epoch {done}"))
+            self.runtime.progress(Note(f"resuming after epoch {done}"))
         bank = len(self.splits.train.images)
         if self.evaluator.queries is not None and bank < KNN_K:
-            self.runtime.progress(Note(f"kNN with k={bank} in place of {KNN_K}: there are no more training images"))
+            self.runtime.progress(Note(f"kNN uses k={bank} instead of {KNN_K}: there are no more training images"))
         if self.precision == "bf16" and self.runtime.device.type == "cpu" and emulates_bf16():
-            note = "train.precision bf16: this processor has no instructions for it; fp32 is many times as fast here"
+            note = "train.precision bf16: this processor has no bf16 instructions; fp32 is many times faster here"
             self.runtime.progress(Note(note))
         end = min(train.epochs, train.stop_after or train.epochs)
         self.runtime.progress(Facts(self.facts()))
@@ -175,17 +175,17 @@ class Trainer:
             self.runtime.progress(Missing(sorted(self.evaluator.wanted(train.epochs - 1) - last.keys())))
 
     def _epoch(self, epoch: int, flops: tuple[float, float], first: bool) -> None:
-        """Train for an epoch, keep it, evaluate it, and close it; ``first``: of this start."""
+        """Train an epoch, save it, evaluate it and report it; ``first``: whether it is the first epoch of this start."""
         train, started = self.config.train, time.perf_counter()
         try:
             metrics = self._train_epoch(epoch)
         except (RuntimeError, MemoryError) as error:
-            # Of several workers the others would wait for one that returns: they are stopped, and started again.
+            # With several workers, the others would wait for this one: raise, so that all are stopped and restarted.
             if distributed.world_size() > 1 or not memory.is_exhausted(error):
                 raise
             raise RunFailed(
-                f"train.batch_size: got {train.batch_size}, for which there is not enough memory; take a smaller one, "
-                f"train.accumulate, or more workers ({str(error).splitlines()[0][:160]})"
+                f"train.batch_size: got {train.batch_size}, for which there is not enough memory; use a smaller batch, a larger "
+                f"train.accumulate or more workers ({str(error).splitlines()[0][:160]})"
             ) from error
         distributed.broadcast_running_stats(self.model)
         seconds = time.perf_counter() - started
@@ -201,8 +201,8 @@ class Trainer:
         found: dict[str, float] = {}
         if self.evaluator.wanted(epoch):
             if first or epoch + 1 == train.epochs:
-                # What takes too much memory mostly does so at the first evaluation, or at the probe, and may take the process
-                # with it: the next start must find this epoch, or it would come to the same end.
+                # Running out of memory usually happens at the first evaluation or at the probe, and may kill the process: save
+                # this epoch first, so that the next start does not repeat it and fail in the same way.
                 self.recorder.wait_for_checkpoint()
                 float(distributed.mean(torch.zeros((), device=self.runtime.device)))  # the others wait for rank 0
             found = self.evaluate(epoch)
@@ -212,7 +212,7 @@ class Trainer:
         return StepDone(epoch + 1, (epoch + 1) * self.steps_per_epoch, self.total_steps)
 
     def _evaluate_late(self, epoch: int) -> None:
-        """Measure on the last epoch of the start before what that could not, or was not asked to."""
+        """Add the measures that the previous start did not make on its last epoch."""
         point = self.journal.point(epoch + 1)
         missing = point is not None and bool(self.evaluator.wanted(epoch) - point.keys())
         if float(distributed.mean(torch.tensor(float(missing), device=self.runtime.device))) > 0:
@@ -239,11 +239,11 @@ class Trainer:
         return averages.means()  # one collective, and the only place where the host waits for the device
 
     def _may_break(self, name: str) -> bool:
-        """Whether this need not be finite in each step. A scale of fp16 that is too large breaks gradients, never a loss."""
+        """Whether this metric may be non-finite in a step; with fp16, too large a scale breaks gradients, never a loss."""
         return self.config.train.on_nan == "skip" or (self.scaler.is_enabled() and name == "optim/grad_norm")
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
-        """This worker's uint8 images of each step, and the step's context."""
+        """This worker's uint8 images of each step, with the step's context."""
         return self.loader.batches(epoch)
 
     def set_rates(self, ctx: StepContext) -> None:
@@ -252,7 +252,7 @@ class Trainer:
         schedule_rates(self.optimizer, self.config.optim, ctx, self.total_steps, warmup)
 
     def step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
-        """One step of the optimizer; returns what there is to log, on the device."""
+        """Take one step of the optimizer; returns the scalars to log, on the device."""
         self.set_rates(ctx)
         clip = self.config.optim.clip_norm
         held = [*self.model.buffers(), *self.model.method.parameters()] if self.guarded else []
@@ -281,23 +281,23 @@ class Trainer:
         if self.guarded:
             skipped = ~torch.isfinite(norm)
             logs["optim/skipped_steps"] = skipped.float()
-            # Fused optimizers and LARS then leave weights and moments as they are. (The scaler's own step would do the same, but
-            # with a wait for optimizers that don't know of this.)
+            # Fused optimizers and LARS then keep weights and moments unchanged. (The scaler's own step would do the same, but
+            # with a host sync for optimizers that do not support found_inf.)
             self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.model.after_step(ctx, skipped)
         if skipped is not None:
-            # Running statistics have seen what broke, and the method followed a step that was not taken.
+            # Undo the updates of running statistics and of the method, which saw the broken batch.
             for value, kept in zip(held, before, strict=True):
                 value.detach().copy_(kept.where(skipped, value.detach()))
         self.scaler.update()
         return logs
 
     def _pass(self, images: Tensor, ctx: StepContext, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Forward and backward of one part of a step's batch; returns its logs, and adds to the gradients to be compared."""
+        """Forward and backward pass of one part of a step's batch; returns its logs and adds to the gradients to compare."""
         device, every = self.runtime.device, self.config.tasks.log_gradients_every
-        # Randomness inside the model (drop path) is a function of seed, step and the first sample's place, which tells worker and
-        # pass apart; nothing else draws from torch's generator.
+        # Randomness inside the model (drop path) is a function of seed, step and the first sample's position, which identifies
+        # worker and pass; nothing else draws from torch's generator.
         torch.manual_seed(rng.key(ctx.seed, "model", ctx.step, int(ctx.positions[0])) >> 1)
         with torch.no_grad():
             views = self.augment(images, ctx.epoch, ctx.positions)
@@ -321,12 +321,12 @@ class Trainer:
         if bad:
             raise RunFailed(
                 f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {self.config.optim.lr:g})"
-                + ("; the last checkpoint is kept" if epoch else "")
+                + ("; the last checkpoint was kept" if epoch else "")
             )
         backing_off = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if "loss/total" not in metrics or (metrics.get("optim/skipped_steps") == 1.0 and not backing_off):
             raise RunFailed(
-                f"every step of epoch {epoch + 1} had a non-finite gradient and was skipped (optim.lr {self.config.optim.lr:g})"
+                f"all steps of epoch {epoch + 1} were skipped for non-finite gradients (optim.lr {self.config.optim.lr:g})"
             )
 
     # --- the end of it -----------------------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ class Trainer:
         return self.evaluator.evaluate(self.model.encoder, epoch)
 
     def export(self) -> None:
-        """The student encoder alone, with what is needed to use it beside it."""
+        """Save the student encoder, with the facts that are needed to use it."""
         config = self.config
         about = {
             "encoder": config.encoder.name,

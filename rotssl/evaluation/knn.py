@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE
 
-CHUNK_BYTES = 256 << 20  # of similarities at a time, whatever the size of the bank
+CHUNK_BYTES = 256 << 20  # of similarities at a time, regardless of the size of the bank
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def knn_top1(
         bank_labels: (N,) int64.
         queries: (M, D).
         query_labels: (M,) int64.
-        kind: in which the cosines are computed; votes are added up in single precision.
+        kind: data type of the cosines; votes are summed in single precision.
 
     Returns:
         Accuracy from 0 to 1.
@@ -28,7 +28,7 @@ def knn_top1(
     bank = F.normalize(bank.float(), dim=1).to(kind).T
     queries = F.normalize(queries.float(), dim=1).to(kind)
     classes = int(bank_labels.max()) + 1
-    chunk = max(1, CHUNK_BYTES // (bank.shape[1] * bank.element_size()))  # queries a matrix multiplication
+    chunk = max(1, CHUNK_BYTES // (bank.shape[1] * bank.element_size()))  # queries per matrix multiplication
     correct = 0
     for rows, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
         similarity, index = (rows @ bank).topk(min(KNN_K, bank.shape[1]), dim=1)

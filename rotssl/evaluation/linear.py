@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features: multinomial logistic regression that chooses its L2 penalty on a part of the bank."""
+"""A linear classifier on frozen features: multinomial logistic regression, its L2 penalty chosen on a part of the bank."""
 
 import math
 
@@ -8,15 +8,15 @@ from torch.nn import functional as F
 
 from rotssl.evaluation.protocol import LINEAR_GRADIENT, LINEAR_HELD_OUT, LINEAR_ITERATIONS, LINEAR_L2
 
-HISTORY = 50  # with 10, fits of 5,000 features took half as many passes again
+HISTORY = 50  # with 10, fits of 5,000 features took 1.5 times as many passes
 CONSTANT = 1e-5  # a spread below this share of a dimension's largest value is rounding
 
 
 @torch.no_grad()
 def linear_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor) -> float:
-    """Share of the queries that a linear classifier, fitted to the bank, puts into their class.
+    """Share of the queries that a linear classifier, fitted to the bank, classifies correctly.
 
-    Deterministic: the held-out part is fixed, and every fit has one optimum. The queries have no part in any choice.
+    Deterministic: the held-out part is fixed, and every fit has a unique optimum. The queries do not affect any choice.
 
     Args:
         bank: features with known labels, (N, D), N of at least 2.
@@ -25,13 +25,13 @@ def linear_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels
         query_labels: (M,) int64.
 
     Returns:
-        Accuracy from 0 to 1; nan where a feature is not finite.
+        Accuracy from 0 to 1; nan if a feature is not finite.
     """
     bank, queries = bank.float(), queries.float()
     if not (bank.isfinite().all() and queries.isfinite().all()):
         return math.nan
     mean, spread = bank.mean(0), bank.std(0, correction=0)
-    # Dividing by infinity takes a constant dimension out; by its rounding error, it would let one odd query's value explode.
+    # Dividing by infinity removes a constant dimension; dividing by its rounding error could make a query's value explode.
     spread = spread.masked_fill(spread <= CONSTANT * bank.abs().amax(0), math.inf)
     weights = _fit_with_best_l2((bank - mean) / spread, bank_labels)
     found = logits((queries - mean) / spread, weights).argmax(1)
@@ -39,19 +39,19 @@ def linear_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels
 
 
 def logits(features: Tensor, weights: Tensor) -> Tensor:
-    """(N, D) and (C, D + 1), the last column being the bias, -> (N, C)."""
-    # Dense and (C, D): with strides or transposed, the product that makes the gradient takes ten times as long on a CPU.
+    """Logits of features (N, D) with weights (C, D + 1), whose last column is the bias: (N, C)."""
+    # Contiguous (C, D): with strides or transposed, the product for the gradient takes ten times as long on a CPU.
     return F.linear(features, weights[:, :-1].contiguous(), weights[:, -1])
 
 
 def fit(features: Tensor, labels: Tensor, l2: float, start: Tensor) -> Tensor:
-    """Minimise the mean cross-entropy + l2 / 2 x |weights without bias|^2, also where gradients are switched off.
+    """Minimise the mean cross-entropy + l2 / 2 x |weights without bias|^2, even if gradients are disabled.
 
     Args:
         features: (N, D) float32, standardised.
         labels: (N,) int64, below C.
         l2: strength of the penalty.
-        start: (C, D + 1), weights to start from, the last column being the bias; the optimum does not depend on them.
+        start: initial weights, (C, D + 1), whose last column is the bias; the optimum does not depend on them.
 
     Returns:
         The weights, (C, D + 1).
@@ -71,25 +71,25 @@ def fit(features: Tensor, labels: Tensor, l2: float, start: Tensor) -> Tensor:
         loss.backward()
         return loss
 
-    optimizer.step(objective)  # which switches gradients on
+    optimizer.step(objective)  # enables gradients
     return weights.detach()
 
 
 def _fit_with_best_l2(bank: Tensor, labels: Tensor) -> Tensor:
-    """Weights fitted to the whole bank, at the strength with the least cross-entropy on a held-out part of it.
+    """Weights fitted to the whole bank, with the penalty that has the lowest cross-entropy on a held-out part of it.
 
-    Cross-entropy and not accuracy, which on some hundred images is too coarse to tell neighbours in the grid apart.
+    Cross-entropy rather than accuracy, which on a few hundred images is too coarse to distinguish neighbours in the grid.
     """
-    order = labels.argsort(stable=True)  # by class, so that each gives its share
+    order = labels.argsort(stable=True)  # by class, so that each contributes its share
     held_out = torch.arange(len(order), device=order.device) % LINEAR_HELD_OUT == 0
     held, rest = order[held_out], order[~held_out]
     features, known = bank[rest], labels[rest]
     weights = bank.new_zeros(int(labels.max()) + 1, bank.shape[1] + 1)
     best, chosen = math.inf, LINEAR_L2[0]
-    for l2 in LINEAR_L2:  # each fit starts from the one before, which is near
+    for l2 in LINEAR_L2:  # each fit starts from the previous one, which is close
         candidate = fit(features, known, l2, weights)
         loss = float(F.cross_entropy(logits(bank[held], candidate), labels[held]))
-        if loss >= best:  # it only overfits more from here
+        if loss >= best:  # smaller penalties only overfit more
             break
         best, chosen, weights = loss, l2, candidate
     return fit(bank, labels, chosen, weights)

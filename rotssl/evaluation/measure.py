@@ -1,4 +1,4 @@
-"""What a run measures on its encoder: features of all images, and the numbers on them."""
+"""Measures of an encoder: features of all images, and the metrics computed from them."""
 
 from collections.abc import Callable
 
@@ -28,10 +28,10 @@ def encode_share(
     Args:
         encoder: (B, 3, S, S) -> (B, D).
         data: the images.
-        augment: for its normalisation.
-        device: where the encoder is.
+        augment: provides the normalisation.
+        device: device of the encoder.
         layout: memory format of the images.
-        batch: images a forward pass.
+        batch: images per forward pass.
     """
     encoder.eval()
     count, share = len(data.images), -(-len(data.images) // distributed.world_size())
@@ -59,15 +59,15 @@ def measures(
     probe: bool,
     kind: torch.dtype = torch.float32,
 ) -> dict[str, Callable[[], float]]:
-    """How to compute ``knn/top1``, ``feature/effective_rank``, and ``linear/top1`` with a probe.
+    """Functions that compute ``knn/top1``, ``feature/effective_rank`` and, with a probe, ``linear/top1``.
 
     Args:
         bank: training features, (N, D).
         bank_labels: (N,) int64.
-        queries: features to be classified, (M, D).
+        queries: features to classify, (M, D).
         query_labels: (M,) int64.
         probe: whether to train a linear probe.
-        kind: in which kNN's cosines are computed.
+        kind: data type of kNN's cosines.
     """
     found: dict[str, Callable[[], float]] = {
         "knn/top1": lambda: knn_top1(bank, bank_labels, queries, query_labels, kind),

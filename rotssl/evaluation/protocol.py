@@ -1,24 +1,24 @@
-"""How accuracies are measured: the constants, and the texts that stand beside every number."""
+"""The evaluation protocols: their constants, and the texts that are recorded with every accuracy."""
 
 KNN_K = 200
 
 KNN_TEMPERATURE = 0.1
 
-# Stands beside every kNN number.
+# Recorded with every kNN accuracy.
 KNN_PROTOCOL = (
     f"weighted kNN, bank train, queries validation, student encoder in eval mode, k={KNN_K}, T={KNN_TEMPERATURE}"
 )
 
-# Strengths of the L2 penalty, strong to weak, beside the mean cross-entropy: l2 / 2 x |weights|^2, the bias left out.
+# Strengths of the L2 penalty, strong to weak, added to the mean cross-entropy: l2 / 2 x |weights|^2, without the bias.
 LINEAR_L2 = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
-LINEAR_HELD_OUT = 5  # one in so many of each class chooses the strength
+LINEAR_HELD_OUT = 5  # one in this many of each class is held out to choose the strength
 
-LINEAR_GRADIENT = 1e-5  # largest entry at which a fit has converged
+LINEAR_GRADIENT = 1e-5  # a fit has converged if no entry of the gradient is larger
 
-LINEAR_ITERATIONS = 1000  # where it has not by then, it ends
+LINEAR_ITERATIONS = 1000  # most iterations of a fit
 
-# Stands beside every linear number.
+# Recorded with every linear accuracy.
 LINEAR_PROTOCOL = (
     "multinomial logistic regression, bank train, queries validation, student encoder in eval mode, features standardised by the "
     f"bank, L2 {LINEAR_L2[0]:g} to {LINEAR_L2[-1]:g} by decades, chosen by cross-entropy on 1 in {LINEAR_HELD_OUT} of the bank, "

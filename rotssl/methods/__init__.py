@@ -1,1 +1,1 @@
-"""Instance similarity: projections in, a loss out. The registry is in rotssl.config.methods."""
+"""Pretraining methods: from projections to a loss. The registry is in rotssl.config.methods."""

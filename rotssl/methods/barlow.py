@@ -14,10 +14,10 @@ from rotssl.models.heads import mlp
 
 
 class BarlowTwins(Method):
-    """The correlations between the outputs for two views shall be the identity matrix.
+    """Brings the cross-correlation matrix of the outputs for two views close to the identity.
 
     Args:
-        config: its fields.
+        config: section of the method.
         dim: dimension of the encoder's features.
     """
 

@@ -1,4 +1,4 @@
-"""The contract of a method: projections in, a loss out."""
+"""The interface of a pretraining method: from projections to a loss."""
 
 from abc import ABC, abstractmethod
 
@@ -8,7 +8,7 @@ from rotssl.base.step import StepContext, StepOutput
 
 
 class Pending:
-    """Tensors of the forward passes of a step, kept until the step is taken; those of a step that was skipped are dropped."""
+    """Tensors from the forward passes of a step, kept until the step is taken; those of a skipped step are dropped."""
 
     def __init__(self) -> None:
         self.step, self.parts = -1, list[Tensor]()
@@ -20,31 +20,31 @@ class Pending:
         self.parts.append(part.detach())
 
     def take(self) -> list[Tensor]:
-        """What was kept, which is then forgotten."""
+        """Return the tensors and clear the list."""
         parts, self.parts = self.parts, []
         return parts
 
 
 def other_views(views: int, targets: int) -> list[tuple[int, int]]:
-    """Pairs (view, target) of every view with every one of the first ``targets`` views but itself."""
+    """Pairs (view, target) of every view with each of the first ``targets`` views except itself."""
     return [(i, j) for j in range(targets) for i in range(views) if i != j]
 
 
 class Method(nn.Module, ABC):
-    """Instance similarity on projections; never sees images, the encoder, other tasks, configuration files or loggers.
+    """A loss on projections, independent of images, encoder, tasks, configuration files and loggers.
 
     A subclass is built with its configuration and the dimension D of the features, sets ``projector`` (D -> out_dim; applied by
-    the Pretrainer, and copied for the teacher) and declares traits; others, which the command line must know, are in its
-    MethodSpec. State that outlives a step is in buffers, equal on all workers; ``loss`` reads them, ``after_step`` writes them,
-    and both may gather.
+    the Pretrainer, and copied for the teacher) and declares traits; traits that the command line needs are in its MethodSpec.
+    State that outlives a step is in buffers, equal on all workers; ``loss`` reads them, ``after_step`` writes them, and both may
+    gather.
 
     Attributes:
-        uses_teacher: whether the Pretrainer keeps an EMA copy of encoder and projector and passes its projections; then
-            ``teacher_momentum`` is asked for.
-        joint_views: whether views go through the encoder in one pass for each resolution, and through the projector in one
-            pass (which changes BatchNorm's statistics), or each in its own.
-        asymmetric: whether the student sees the first global view only, and the teacher the second only (query and key).
-        constant_lr: names of the submodules whose learning rate doesn't decay.
+        uses_teacher: whether the Pretrainer keeps an EMA copy of encoder and projector and passes its projections; it then calls
+            ``teacher_momentum``.
+        joint_views: whether views go through the encoder in one pass per resolution, and through the projector in one pass
+            (which changes BatchNorm's statistics), or each view in a separate pass.
+        asymmetric: whether the student sees only the first global view and the teacher only the second (query and key).
+        constant_lr: names of the submodules whose learning rate does not decay.
     """
 
     uses_teacher: bool
@@ -58,13 +58,13 @@ class Method(nn.Module, ABC):
         """The loss of a step.
 
         Args:
-            z: projections of the student, one (B, out_dim) a view, the global ones first.
-            z_teacher: projections of the teacher without gradient, one (B, out_dim) a global view, or None without a teacher.
-            ctx: where in the run this is.
+            z: projections of the student, one (B, out_dim) per view, the global ones first.
+            z_teacher: projections of the teacher without gradient, one (B, out_dim) per global view, or None without a teacher.
+            ctx: context of the step.
         """
 
     def teacher_momentum(self, progress: float) -> float:
-        """EMA momentum of the teacher at a progress from 0 to 1; only asked where ``uses_teacher``."""
+        """EMA momentum of the teacher at a progress from 0 to 1; called only with ``uses_teacher``."""
         raise TypeError(f"{type(self).__name__} has no teacher")
 
     def after_backward(self, ctx: StepContext) -> None:

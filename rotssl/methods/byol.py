@@ -15,7 +15,7 @@ class BYOL(Method):
     """The student predicts, from each view, the teacher's projection of every other global view.
 
     Args:
-        config: its fields.
+        config: section of the method.
         dim: dimension of the encoder's features.
     """
 
@@ -31,8 +31,8 @@ class BYOL(Method):
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
         """Eq. 2, symmetrised: the mean over all ordered pairs of views.
 
-        The official code sums its two directions; like the other methods' losses, ours is a mean, so that a task's weight means
-        the same beside each of them. Their sum with a weight of 2 w is ours with w at twice the learning rate.
+        The official code sums the two directions; here it is a mean, as in the other methods, so the weight of a task has the
+        same meaning with all of them. The official sum with task weight 2 w equals ours with w at twice the learning rate.
         """
         assert z_teacher is not None
         predictions = [self.predictor(view) for view in z]

@@ -14,7 +14,7 @@ from rotssl.methods.losses import dino_cross_entropy, similarity
 
 
 class Head(nn.Module):
-    """Three layers with GELU and without BatchNorm, then the cosines with K directions (the official code's norm_last_layer)."""
+    """Three layers with GELU and without BatchNorm, then cosines with K directions (the official code's norm_last_layer)."""
 
     def __init__(self, dim: int, hidden: int, bottleneck: int, out: int) -> None:
         super().__init__()
@@ -34,10 +34,10 @@ class Head(nn.Module):
 
 
 class DINO(Method):
-    """The student's distribution over K outputs follows the centred, sharpened one of the teacher for other views.
+    """The student's distribution over K outputs matches the teacher's centred and sharpened distribution for other views.
 
     Args:
-        config: its fields.
+        config: section of the method.
         dim: dimension of the encoder's features.
     """
 
@@ -53,7 +53,7 @@ class DINO(Method):
         self.means = Pending()
 
     def teacher_temperature(self, epoch: int) -> float:
-        """Linear from the start's value in epoch 0 to the final one in the warm-up's last epoch; constant after it."""
+        """Temperature that changes linearly from epoch 0 to the last warm-up epoch, then stays constant."""
         config = self.config
         start, end, epochs = config.teacher_temperature_start, config.teacher_temperature, config.teacher_warmup_epochs
         return end if epoch >= epochs else start + (end - start) * epoch / max(1, epochs - 1)
@@ -68,16 +68,16 @@ class DINO(Method):
         return StepOutput(torch.stack(terms).mean())
 
     def teacher_momentum(self, progress: float) -> float:
-        """Along a cosine, section 3.1."""
+        """Momentum along a cosine, section 3.1."""
         return cosine(self.config.momentum, self.config.momentum_end, progress)
 
     def after_backward(self, ctx: StepContext) -> None:
-        """The last layer stays as it is at the start (``freeze_last_layer`` of the official code)."""
+        """Freeze the last layer during the first steps (``freeze_last_layer`` of the official code)."""
         if ctx.step < self.config.freeze_steps:
             self.projector.last.weight.grad = None
 
     def after_step(self, ctx: StepContext) -> None:
-        """The centre follows the mean of the teacher's outputs over all workers (eq. 4)."""
+        """Move the centre towards the mean of the teacher's outputs over all workers (eq. 4)."""
         means = self.means.take()
         if means:
             mean = distributed.mean(torch.stack(means).mean(0)).to(self.center.dtype)

@@ -19,7 +19,7 @@ def one_worker(x: Tensor) -> Tensor:
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Products of all rows, (B, D) and (N, D) -> (B, N), in full precision also under autocast."""
+    """Inner products of all rows, (B, D) and (N, D) -> (B, N), in full precision even under autocast."""
     with torch.autocast("cuda" if a.is_cuda else "cpu", enabled=False):
         return full_precision(a) @ full_precision(b).T
 
@@ -101,7 +101,7 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
 
 
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int, total: Callable[[Tensor], Tensor] = one_worker) -> Tensor:
-    """Codes: soft assignments of samples to prototypes, with all prototypes used alike over the global batch.
+    """Codes: soft assignments of samples to prototypes, with all prototypes used equally over the global batch.
 
     SwAV, Caron et al. 2020 (arXiv 2006.09882), eq. 3 to 5, in the order of the official code: each iteration gives the
     prototypes equal mass, then the samples.
@@ -134,7 +134,7 @@ def swapped_prediction(scores: Tensor, code: Tensor, temperature: float) -> Tens
         temperature: tau > 0.
 
     Returns:
-        The scalar mean over the batch; ln K where the prediction is uniform.
+        The scalar mean over the batch; ln K if the prediction is uniform.
     """
     return -(code * F.log_softmax(full_precision(scores) / temperature, dim=1)).sum(1).mean()
 
@@ -151,7 +151,7 @@ def barlow_twins(a: Tensor, b: Tensor, off_diagonal: float, total: Callable[[Ten
         off_diagonal: lambda.
         total: sum over all workers.
     """
-    count = total(full_precision(a).new_full((), len(a)))  # filled on the device, which nothing waits for
+    count = total(full_precision(a).new_full((), len(a)))  # filled on the device, without a host sync
 
     def standardized(x: Tensor) -> Tensor:
         x = full_precision(x)

@@ -15,13 +15,13 @@ from rotssl.models.heads import mlp
 
 
 class MoCoV2(Method):
-    """The query of one view finds the key of the other among the keys of earlier batches.
+    """The query of one view is matched to the key of the other among the keys of earlier batches.
 
-    The official code shuffles batches between GPUs, so that BatchNorm's statistics don't tell which key belongs to a query. Here
-    they are to be those of all workers (``model.norm sync``), which tell nothing either, and make N workers equal one.
+    The official code shuffles batches between GPUs, so that BatchNorm's statistics do not reveal which key belongs to a query.
+    Here the statistics of all workers (``model.norm sync``) serve the same purpose, and make N workers equal one.
 
     Args:
-        config: its fields.
+        config: section of the method.
         dim: dimension of the encoder's features.
     """
 
@@ -45,11 +45,11 @@ class MoCoV2(Method):
         return StepOutput(info_nce(query, key, self.queue, self.config.temperature))
 
     def teacher_momentum(self, progress: float) -> float:
-        """Constant in the paper; a course along a cosine where ``momentum_end`` differs."""
+        """Momentum, constant as in the paper, or along a cosine if ``momentum_end`` differs."""
         return cosine(self.config.momentum, self.config.momentum_end, progress)
 
     def after_step(self, ctx: StepContext) -> None:
-        """The keys of all workers take the place of the oldest in the queue."""
+        """Replace the oldest keys in the queue by the keys of all workers."""
         for keys in self.keys.take():
             place = ctx.step * ctx.batch_size + torch.arange(ctx.batch_size, device=keys.device)
             self.queue[place % len(self.queue)] = distributed.gather(keys).to(self.queue.dtype)

@@ -16,10 +16,10 @@ from rotssl.models.heads import mlp
 
 
 class SimCLR(Method):
-    """Two views of an image attract each other, and repel all other images of the global batch.
+    """Two views of an image attract each other and repel all other images of the global batch.
 
     Args:
-        config: its fields.
+        config: section of the method.
         dim: dimension of the encoder's features.
     """
 
@@ -32,7 +32,7 @@ class SimCLR(Method):
         self.projector = mlp([dim, config.hidden_dim, config.out_dim])
 
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
-        """NT-Xent (eq. 1) with the negatives of all workers, averaged over the pairs of views of which one is global."""
+        """NT-Xent (eq. 1) with the negatives of all workers, averaged over the pairs of views with at least one global."""
         own = [F.normalize(full_precision(view), dim=1) for view in z]
         everyone = [distributed.gather(view) for view in own]
         offset = distributed.rank() * len(own[0])

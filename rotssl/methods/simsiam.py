@@ -11,10 +11,10 @@ from rotssl.models.heads import mlp
 
 
 class SimSiam(Method):
-    """From each view a predictor finds the projection of every other global view, which gets no gradient.
+    """A predictor predicts, from each view, the projection of every other global view, which gets no gradient.
 
     Args:
-        config: its fields.
+        config: section of the method.
         dim: dimension of the encoder's features.
     """
 

@@ -14,13 +14,13 @@ from rotssl.models.heads import mlp
 
 
 class SwAV(Method):
-    """From each view the code (soft assignment to prototypes) of every other global view is predicted.
+    """Each view predicts the code (soft assignment to prototypes) of every other global view.
 
-    Codes are balanced over the global batch, and over a queue of earlier embeddings where there is one. It is filled from the
-    first step on, and takes part after ``queue_after`` epochs. Its place is a function of the step, so it is the only state.
+    Codes are balanced over the global batch and, if enabled, over a queue of earlier embeddings. It is filled from the first
+    step and used after ``queue_after`` epochs. Its write position is a function of the step, so the queue is the only state.
 
     Args:
-        config: its fields.
+        config: section of the method.
         dim: dimension of the encoder's features.
     """
 
@@ -59,18 +59,18 @@ class SwAV(Method):
         config, count = self.config, len(scores)
         full = ctx.step * ctx.batch_size >= config.queue_size
         if config.queue_size and full and ctx.epoch >= config.queue_after:
-            # Each worker brings its part of it.
+            # Each worker contributes its part of the queue.
             share = self.queue[view, distributed.rank() :: distributed.world_size()]
             scores = torch.cat([scores, similarity(share, self.prototypes.weight)])
         return sinkhorn(scores, config.epsilon, config.sinkhorn_iterations, distributed.total)[:count]
 
     def after_backward(self, ctx: StepContext) -> None:
-        """Prototypes stay as they are at the start (``freeze_prototypes_niters`` of the official code)."""
+        """Freeze the prototypes during the first steps (``freeze_prototypes_niters`` of the official code)."""
         if ctx.step < self.config.freeze_steps:
             self.prototypes.weight.grad = None
 
     def after_step(self, ctx: StepContext) -> None:
-        """Prototypes back to length 1; the embeddings of all workers take the place of the oldest in the queue."""
+        """Normalise the prototypes, and replace the oldest embeddings in the queue by those of all workers."""
         self._normalize()
         for recent in self.recent.take():
             everyone = torch.stack([distributed.gather(view) for view in recent])

@@ -14,10 +14,10 @@ from rotssl.models.heads import mlp
 
 
 class VICReg(Method):
-    """Views are drawn together, while each output keeps its variance and loses its correlation with the others.
+    """Pulls views together, while keeping the variance of each output and decorrelating the outputs.
 
     Args:
-        config: its fields.
+        config: section of the method.
         dim: dimension of the encoder's features.
     """
 
@@ -30,6 +30,6 @@ class VICReg(Method):
         self.projector = mlp([dim, config.hidden_dim, config.hidden_dim, config.out_dim], last_bias=False)
 
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
-        """Eq. 6 as the official code has it (see rotssl.methods.losses.vicreg), averaged over the pairs of views."""
+        """Eq. 6 as in the official code (see rotssl.methods.losses.vicreg), averaged over the pairs of views."""
         terms = [vicreg(a, b, self.weights, distributed.total) for a, b in combinations(z, 2)]
         return StepOutput(torch.stack(terms).mean())

@@ -17,7 +17,7 @@ from rotssl.models.norm import convert_norm
 
 
 class SmallResNet(nn.Module):
-    """Three residual blocks of widths 24, 48 and 96: trains on a CPU core at about a thousand 28 x 28 images a second.
+    """Three residual blocks of widths 24, 48 and 96: trains on a CPU core at about a thousand 28 x 28 images per second.
 
     Args:
         stem: ``imagenet`` for a 3 x 3 convolution of stride 2, ``cifar`` for stride 1.
@@ -63,19 +63,19 @@ def build_encoder(
 
     Args:
         name: ``small``, a torchvision ResNet, or ``timm/NAME``.
-        stem: ``imagenet`` as torchvision has it; ``cifar`` replaces the first 7 x 7 convolution of stride 2 by a 3 x 3 one of
-            stride 1 and leaves out the pooling (SimCLR, arXiv 2002.05709, appendix B.9).
+        stem: ``imagenet`` as in torchvision; ``cifar`` replaces the first 7 x 7 convolution of stride 2 by a 3 x 3 one of
+            stride 1 and omits the pooling (SimCLR, arXiv 2002.05709, appendix B.9).
         image_size: side of the global views in pixels; timm's vision transformers have position embeddings for it, and
             interpolate them for other sides.
         zero_init: whether the last norm of each residual block starts at 0 (Goyal et al. 2017, arXiv 1706.02677).
-        patch_size: of timm's vision transformers, in pixels; ``auto``: as the name has it.
-        drop_path: rate of stochastic depth, of timm's encoders.
+        patch_size: patch side in pixels of timm's vision transformers; ``auto``: taken from the name.
+        drop_path: rate of stochastic depth in timm's encoders.
 
     Returns:
         The module, (B, 3, H, W) -> (B, D), and D.
 
     Raises:
-        ConfigError: timm is not installed, does not know the name, or the encoder does not take what was asked for.
+        ConfigError: timm is not installed or does not know the name, or the encoder does not accept an argument.
     """
     if name.startswith("timm/"):
         return _timm(name.removeprefix("timm/"), image_size, patch_size, drop_path)
@@ -102,49 +102,49 @@ def _timm(name: str, image_size: int, patch_size: int | str, drop_path: float) -
     try:
         with torch.device("meta"):
             sketch = timm.create_model(name, pretrained=False, num_classes=0)
-    except (RuntimeError, ValueError, TypeError) as error:  # a tag of weights that there is not, say
+    except (RuntimeError, ValueError, TypeError) as error:  # for example an unknown tag of weights
         raise ConfigError(f"encoder.name: timm cannot build {name!r} ({error})") from error
     if isinstance(sketch, timm.models.VisionTransformer):
-        # Views of several sides go through one network; sides that are no multiple of the patch are padded.
+        # Views of different sides go through one network; sides that are not a multiple of the patch are padded.
         options |= {"img_size": image_size, "dynamic_img_size": True, "dynamic_img_pad": True}
         options |= {} if patch_size == "auto" else {"patch_size": patch_size}
         patch = sketch.patch_embed.patch_size[0] if patch_size == "auto" else int(patch_size)
         if patch > image_size:
             raise ConfigError(f"encoder.patch_size: got {patch}, expected at most the side of the views ({image_size})")
     elif patch_size != "auto":
-        raise ConfigError(f"encoder.patch_size: got {patch_size}, expected auto: {name} is no vision transformer")
+        raise ConfigError(f"encoder.patch_size: got {patch_size}, expected auto: {name} is not a vision transformer")
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0, **options)
     except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-        raise ConfigError(f"encoder.name: {name} does not take {options} ({error})") from error
+        raise ConfigError(f"encoder.name: {name} does not accept {options} ({error})") from error
     dim = getattr(model, "head_hidden_size", None) or model.num_features
     assert isinstance(dim, int)
     return model, dim
 
 
 def save_encoder(encoder: nn.Module, about: Mapping[str, Any], folder: Path) -> None:
-    """Write an encoder's weights and how to build it, for ``load_encoder``: ``encoder.safetensors`` and ``encoder.json``.
+    """Save an encoder for ``load_encoder``: weights in ``encoder.safetensors``, how to build it in ``encoder.json``.
 
     Args:
-        encoder: its state is saved as it is.
+        encoder: encoder whose state is saved.
         about: ``encoder``, ``stem``, ``patch_size``, ``norm``, ``image_size``, ``mean`` and ``std`` of the images.
-        folder: where to.
+        folder: folder to write to.
 
     Raises:
-        OSError: the disk is full, or the like.
+        OSError: a file can't be written, for example because the disk is full.
     """
     weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
     part = folder / "encoder.safetensors.part"
-    part.write_bytes(save(weights))  # save_file's own error of a full disk is no OSError
+    part.write_bytes(save(weights))  # save_file does not raise an OSError if the disk is full
     os.replace(part, folder / "encoder.safetensors")
     content = {**about, "load": "rotssl.models.encoders.load_encoder(FOLDER)"}
     (folder / "encoder.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def load_encoder(folder: str | Path) -> tuple[nn.Module, int]:
-    """A pretrained encoder, as a run leaves it: ``encoder.safetensors`` and ``encoder.json`` in its folder.
+    """The pretrained encoder in a run's folder, from ``encoder.safetensors`` and ``encoder.json``.
 
-    Images are to be scaled to [0, 1] and normalised by the ``mean`` and ``std`` in encoder.json.
+    Images must be scaled to [0, 1] and normalised by the ``mean`` and ``std`` in encoder.json.
 
     Returns:
         The module in evaluation mode, (B, 3, S, S) -> (B, D), and D.

@@ -10,7 +10,7 @@ def mlp(dims: list[int], norm: bool = True, last_bias: bool = True, last_norm: b
 
     Args:
         dims: input, hidden and output widths.
-        norm: whether there is BatchNorm after the hidden layers.
+        norm: whether BatchNorm follows the hidden layers.
         last_bias: whether the last layer has a bias.
         last_norm: whether BatchNorm without affine weights follows it (SimSiam's).
     """

@@ -1,4 +1,4 @@
-"""Normalisation: BatchNorm over all workers, and a model's BatchNorm layers turned into what ``model.norm`` asks for."""
+"""Normalisation: BatchNorm over all workers, and the conversion of BatchNorm layers to the kind set by ``model.norm``."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ _views = 1
 
 @contextmanager
 def per_view_statistics(views: int) -> Iterator[None]:
-    """Within the body, a batch is so many views of equal size, one after the other, each to be normalised by its own statistics.
+    """Within the body, a batch is a sequence of ``views`` views of equal size, each normalised by its own statistics.
 
-    Only for networks that ``keeps_views_apart``.
+    Only for networks for which ``keeps_views_apart`` is true.
     """
     global _views
     before, _views = _views, views
@@ -29,14 +29,14 @@ def per_view_statistics(views: int) -> Iterator[None]:
 
 
 def keeps_views_apart(network: nn.Module) -> bool:
-    """Whether views in one pass come out as in a pass each: by GlobalBatchNorm, or as there are no statistics of a batch."""
+    """Whether views in one pass give the same output as in separate passes: all BatchNorm layers are GlobalBatchNorm."""
     return all(
         isinstance(m, GlobalBatchNorm) for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
     )
 
 
 class _GlobalBatchNorm(torch.autograd.Function):
-    """Batch normalisation by the statistics of all workers' samples, of V views of B samples each apart."""
+    """Batch normalisation by the statistics of all workers' samples, separately for V views of B samples each."""
 
     @staticmethod
     def forward(
@@ -44,8 +44,8 @@ class _GlobalBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         apart = x.unflatten(0, (views, -1))  # (V, B, C, ...)
         dims, shape = [d for d in range(apart.dim()) if d not in (0, 2)], [views, 1, -1] + [1] * (x.dim() - 2)
-        # Two passes, as x nearly constant over the batch (a projector's input at the start, say) has E[x^2] - E[x]^2 drown in
-        # rounding; the workers' parts are then put together in double precision.
+        # Two passes, because E[x^2] - E[x]^2 is lost in rounding if x is nearly constant over the batch (for example a
+        # projector's input at the start); the workers' parts are then combined in double precision.
         wide = full_precision(apart)
         own_mean = wide.mean(dims)  # (V, C)
         own_square = (wide - own_mean.view(shape)).square_().sum(dims).double()
@@ -84,9 +84,9 @@ class _GlobalBatchNorm(torch.autograd.Function):
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the batch of all workers, on any device that can all-reduce; same state as torch's BatchNorm.
 
-    torch's SyncBatchNorm refuses CPUs. In a single process it is used as well: torch's own kernel for CPUs adds up a
+    torch's SyncBatchNorm does not support CPUs. This layer is also used in a single process, because torch's CPU kernel sums a
     channels_last batch naively, with a relative error of 1e-5 (torch 2.15), which would make one worker differ from two.
-    Accepts (B, C) and (B, C, H, W), and several views in one batch (``per_view_statistics``), which take one exchange.
+    Accepts (B, C) and (B, C, H, W), and several views in one batch (``per_view_statistics``), which need one exchange.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -94,7 +94,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise ``input`` (B, C, ...) by the statistics over all workers (training) or by the running ones."""
+        """Normalise ``input`` (B, C, ...) by the statistics over all workers (training) or the running ones (evaluation)."""
         if not self.training:
             return super().forward(input)
         weight, bias = self.weight, self.bias
@@ -125,7 +125,7 @@ def replace_modules(root: nn.Module, swap: Callable[[nn.Module], nn.Module | Non
 
 
 def convert_norm(model: nn.Module, norm: str, device: torch.device) -> nn.Module:
-    """Turn the BatchNorm layers of a model into what ``model.norm`` asks for, keeping their affine weights.
+    """Convert the BatchNorm layers of a model to the kind set by ``model.norm``, keeping their affine weights.
 
     Args:
         model: any module; changed in place.
@@ -141,7 +141,7 @@ def convert_norm(model: nn.Module, norm: str, device: torch.device) -> nn.Module
         channels = module.num_features
         new: nn.Module
         if norm == "group":
-            # 16 channels a group (Wu and He 2018 found that width as good as 32 groups); one group where it does not divide.
+            # 16 channels per group (as good as 32 groups, Wu and He 2018); one group if 16 does not divide the channels.
             new = nn.GroupNorm(channels // 16 if channels % 16 == 0 else 1, channels, affine=module.affine)
             if module.affine:
                 new.load_state_dict({"weight": module.weight.data, "bias": module.bias.data})
@@ -152,7 +152,7 @@ def convert_norm(model: nn.Module, norm: str, device: torch.device) -> nn.Module
         for part in (
             "drop",
             "act",
-        ):  # timm's BatchNormAct2d brings its activation along; the keys of the state stay as they are
+        ):  # timm's BatchNormAct2d contains its activation; the keys of the state do not change
             if isinstance(after := getattr(module, part, None), nn.Module):
                 new.add_module(part, after)
                 new.register_forward_hook(_apply_submodule_after(part))

@@ -1,1 +1,1 @@
-"""Curves, plots and tables from recorded runs."""
+"""Statistics, tables, plots and pages made from recorded runs."""

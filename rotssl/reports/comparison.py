@@ -1,7 +1,7 @@
-"""The numbers of a comparison: what each variant gains and saves against its baseline, and which one to take.
+"""The numbers of a comparison: the gain and the savings of each variant over its baseline, and which variant to use.
 
-Everything depends on the runs alone, not on their order. Costs are called ``epochs``, ``device_seconds`` and ``flops``;
-whatever depends on measured time is kept under a key or in a field with ``seconds`` in its name.
+Results depend only on the runs, not on their order. Costs are called ``epochs``, ``device_seconds`` and ``flops``; every value
+that depends on measured time is stored under a key or in a field with ``seconds`` in its name.
 """
 
 import math
@@ -16,7 +16,7 @@ from rotssl.reports.reach import COSTS, Reach, has_cost, last_point, mean_of, re
 from rotssl.reports.statistics import Estimate, paired_difference
 from rotssl.tracking.reader import TrackedRun
 
-SLACK = 0.01  # a run may cost so much more than what it is given, as a share
+SLACK = 0.01  # a run may exceed the given cost by this share
 
 Match = Callable[[Variant], tuple[Variant | None, str]]
 
@@ -38,15 +38,15 @@ class Row:
     Attributes:
         family: of the cell.
         variant: of the cell.
-        budget: in epochs; of the cheapest way: the baseline's longest, whose final accuracy is the target.
-        final: over all complete seeds; None for the cheapest way.
-        cost: mean total cost of a run; empty for the cheapest way.
+        budget: in epochs; over all budgets: the baseline's longest, whose final accuracy is the target.
+        final: over all complete seeds; None over all budgets.
+        cost: mean total cost of a run; None over all budgets.
         baseline: the baseline's family and variant, or None.
-        remark: why there is no baseline, or no number.
+        remark: why there is no baseline or no number.
         paired: seeds that both have.
         missing: seeds that only one of them has.
-        gain: over the baseline, as a fraction.
-        reach: by cost; None where the metric was measured at the end of the runs only.
+        gain: gain over the baseline, as a fraction.
+        reach: by cost; None if the metric was measured only at the end of the runs.
     """
 
     family: str
@@ -79,7 +79,7 @@ class Fit:
         limit: the baseline's mean total cost.
         fitting: the variant's budget that fits, or None.
         final: its accuracy over seeds.
-        gain: over the baseline, over the seeds that both have.
+        gain: gain over the baseline, over the seeds that both have.
         paired: these seeds.
         mean: accuracy over these seeds.
     """
@@ -103,7 +103,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which variant of a family to take, at its longest budget.
+    """The recommended variant of a family, at its longest budget.
 
     Attributes:
         family: of the cells.
@@ -112,7 +112,7 @@ class Recommendation:
         ranking: of all variants of the family at this budget.
         lead: of the best over the second, over the shared seeds.
         separated: whether the lead's interval is above 0.
-        cheaper: of the two, the variant that takes fewer FLOPs; None where they take the same, or nobody counted.
+        cheaper: which of the two needs fewer FLOPs; None if they need the same or were not counted.
     """
 
     family: str
@@ -126,7 +126,7 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of it."""
+    """The complete result of a comparison."""
 
     metric: str
     target: float | None
@@ -145,11 +145,11 @@ def compare_cells(
     """Compare cells with their baselines.
 
     Args:
-        cells: in the order in which they are shown.
-        left_out: runs that take no part.
-        wanted: what makes a baseline.
-        metric: fraction, the larger, the better.
-        target: level to reach; None: the baseline's final one of the same seed and budget.
+        cells: cells in display order.
+        left_out: runs that are not compared.
+        wanted: conditions that a baseline fulfils.
+        metric: name of the metric, a fraction; larger is better.
+        target: level to reach; None: the final value of the baseline with the same seed and budget.
     """
 
     def match(cell: Variant) -> tuple[Variant | None, str]:
@@ -180,7 +180,7 @@ def _final(runs: Mapping[int, TrackedRun], metric: str) -> Final:
 
 
 def gain(ours: Mapping[int, TrackedRun], theirs: Mapping[int, TrackedRun], metric: str) -> Estimate | None:
-    """Difference of the final metric over the seeds that both have; None where there are none."""
+    """Mean difference of the final metric over the seeds that both have; None if there are none."""
     pairs = sorted(
         (last_point(ours[seed])[metric], last_point(theirs[seed])[metric]) for seed in ours.keys() & theirs.keys()
     )
@@ -206,7 +206,7 @@ def _row(cell: Variant, budget: int, match: Match, metric: str, target: float | 
         return replace(row, baseline=name, remark=remark, missing=missing)
     levels = [last_point(theirs[seed])[metric] if target is None else target for seed in paired]
     pairs = [({budget: ours[seed]}, {budget: theirs[seed]}) for seed in paired]
-    # A run that was measured at its end only does not show when it came to a level.
+    # A run that was measured only at its end does not show when it reached a level.
     seen = all(measured(run.points, metric) for pair in pairs for ways in pair for run in ways.values())
     return replace(
         row,
@@ -223,7 +223,7 @@ def _all_have(runs: Mapping[int, TrackedRun], cost: str) -> bool:
 
 
 def _cheapest(cell: Variant, match: Match, metric: str, target: float | None) -> Row:
-    """Over all budgets of both: only the seeds that have every budget of their side, for a lost run is no slow one."""
+    """The row over all budgets; only seeds with runs of every budget on both sides count, since a lost run is not a slow one."""
     base, why = match(cell)
     if base is None:
         return Row(cell.family, cell.variant, max(cell.runs), remark=why)
@@ -232,7 +232,7 @@ def _cheapest(cell: Variant, match: Match, metric: str, target: float | None) ->
     ours, theirs = (set.intersection(*(set(runs) for runs in side.runs.values())) for side in (cell, base))
     paired = sorted(ours & theirs)
     if not paired:
-        return replace(row, remark="no seed has every budget of both")
+        return replace(row, remark="no seed has runs of every budget on both sides")
     levels = [last_point(base.runs[longest][seed])[metric] if target is None else target for seed in paired]
     pairs = [
         ({b: runs[seed] for b, runs in cell.runs.items()}, {b: runs[seed] for b, runs in base.runs.items()})
@@ -254,7 +254,7 @@ def _fits(cell: Variant, match: Match, metric: str, cost: str) -> list[Fit]:
     fits = []
     for budget, theirs in base.runs.items():
         limit, name = total(theirs), (base.family, base.variant)
-        # The budgets stand in ascending order; the longest is the one whose schedule had the most room.
+        # The budgets are in ascending order; take the longest, whose schedule had the most room.
         fitting = [other for other, runs in cell.runs.items() if total(runs) <= limit * (1 + SLACK)]
         fit = Fit(cell.family, cell.variant, name, budget, limit)
         if fitting:
@@ -279,7 +279,7 @@ def _recommend(cells: Sequence[Variant], rows: Sequence[Row], metric: str) -> li
         counts = Counter(budget for cell in members.values() for budget in cell.runs)
         budget = max([b for b, count in counts.items() if count > 1] or counts)
         there = {row.variant: row for row in rows if row.family == family and row.budget == budget}
-        # Variants stand plain first, weights ascending: of equal means the smaller weight is taken.
+        # Variants are ordered plain first, weights ascending: of equal means the smaller weight wins.
         runs = {variant: cell.runs.get(budget, {}) for variant, cell in members.items()}
         finals = {
             variant: {seed: last_point(run)[metric] for seed, run in own.items()} for variant, own in runs.items()

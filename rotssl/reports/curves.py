@@ -1,4 +1,4 @@
-"""What curves say: the cost of reaching a level."""
+"""The cost at which the curve of a run reaches a level."""
 
 import math
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from rotssl.runs.journal import Points
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a curve first is at a level.
+    """The point where a curve first reaches a level.
 
     Attributes:
-        cost: there.
-        at_most: whether it was there by its first recorded epoch already, so that the cost is an upper bound. Not so for a run
-            that was measured at its end only: it is taken as a whole, and costs what it costs.
+        cost: cost at that point.
+        at_most: whether the level was already reached at the first recorded epoch, so that the cost is an upper bound. False
+            for a run that was measured only at its end, whose cost is the cost of the whole run.
     """
 
     cost: float
@@ -21,23 +21,23 @@ class Crossing:
 
 
 def cost_to_reach(points: Points, target: float, cost: str = "cost/epochs", metric: str = "knn/top1") -> float | None:
-    """The cost at which the metric first is at the target, or None where it never is.
+    """The cost at which the metric first reaches the target, or None if it never does.
 
-    Between two recorded epochs both are taken as linear. Epochs without the metric or the cost, or where the metric is not
-    finite, are passed over. A run that is there at its first recorded epoch already gets that epoch's cost, an upper bound.
+    Both are interpolated linearly between recorded epochs. Epochs without the cost or a finite metric are skipped. If the target
+    is already reached at the first recorded epoch, the result is that epoch's cost, an upper bound.
 
     Args:
-        points: of one run.
+        points: points of one run.
         target: level of the metric.
         cost: ``cost/epochs``, ``cost/train_seconds``, ``cost/device_seconds`` or ``cost/flops``.
-        metric: the larger, the better.
+        metric: name of the metric; larger is better.
     """
     found = crossing(points, target, cost, metric)
     return None if found is None else found.cost
 
 
 def crossing(points: Points, target: float, cost: str, metric: str) -> Crossing | None:
-    """The same as cost_to_reach(), with a word on whether it is a bound."""
+    """Like cost_to_reach(), together with whether the cost is a bound."""
     before: tuple[float, float] | None = None
     for _, point in sorted(points.items()):
         value = point.get(metric, math.nan)
@@ -53,5 +53,5 @@ def crossing(points: Points, target: float, cost: str, metric: str) -> Crossing 
 
 
 def measured(points: Points, metric: str) -> bool:
-    """Whether the metric was measured within a run, and not at the end of several epochs only."""
+    """Whether the metric was measured during the run, not only at the end of several epochs."""
     return sum(metric in point for point in points.values()) > 1 or len(points) == 1

@@ -1,4 +1,4 @@
-"""A comparison in words: what to take and why, what the runs share, and what to be careful about."""
+"""A comparison in words: the recommendations, the facts that the runs share, and warnings."""
 
 import datetime
 from collections import Counter
@@ -11,11 +11,11 @@ from rotssl.reports.tables import COST_NAMES, amount, name_of, percent, points, 
 from rotssl.tracking.reader import TrackedRun
 
 _PROTOCOLS = {"knn/top1": "knn_protocol", "linear/top1": "linear_protocol"}
-# Tag or field -> how it is called among the facts.
+# Tag or field -> its name among the facts.
 _FACTS = {
     "data.name": "data",
     "encoder.name": "encoder",
-    "knn_k": "neighbours of kNN",
+    "knn_k": "kNN neighbours",
     "device": "device",
     "world_size": "workers",
     "precision": "precision",
@@ -25,14 +25,14 @@ _TIMING = ("device", "world_size", "precision")
 
 
 def headline(found: Comparison, choice: Recommendation) -> tuple[list[str], list[str]]:
-    """What to take and why, in sentences; the second list is what depends on measured time."""
+    """The recommendation in sentences; the second list holds those that depend on measured time."""
     best, second, metric = choice.best, choice.second, name_of(found.metric)
     start = f"{choice.family}, {best.budget} epochs: "
     if second is None and choice.ranking.unranked:
-        return [f"{start}too few seeds are shared to rank {best.variant} against the others.", _unranked(choice)], []
+        return [f"{start}too few shared seeds to rank {best.variant} against the others.", _unranked(choice)], []
     if second is None:
         score = f"{metric} {percent(choice.ranking.means[0])}"
-        return [f"{start}{best.variant} alone has complete runs ({score}), so there is nothing to choose."], []
+        return [f"{start}only {best.variant} has complete runs ({score}), so there is no choice to make."], []
     lines, timed = [start + _choice(choice, metric)], list[str]()
     if choice.ranking.unranked:
         lines.append(_unranked(choice))
@@ -45,9 +45,9 @@ def headline(found: Comparison, choice: Recommendation) -> tuple[list[str], list
             )
         return lines, timed
     if best.baseline is None or best.gain is None:
-        return [*lines, f"There is no gain to state: {best.remark}."], timed
+        return [*lines, f"The gain cannot be stated: {best.remark}."], timed
     base = _base_name(best)
-    # Of the second over the same seeds it has been said.
+    # If the runner-up is the baseline, over the same seeds, its lead has been stated above.
     if best.baseline != (second.family, second.variant) or best.paired != choice.ranking.seeds:
         gain = f"{best.variant} gains {points(best.gain)} points over {base} ({_seed_count(len(best.paired))})"
         open_ = best.gain.low is not None and best.gain.low <= 0
@@ -66,19 +66,19 @@ def _unranked(choice: Recommendation) -> str:
 
 
 def _equal(cost: str, fits: Sequence[Fit]) -> str:
-    """By the gain over the baseline: a mean over the seeds that happen to be left says which seeds they are."""
+    """The best variant at equal cost, by its gain over the baseline: a mean over incomplete seeds depends on which are left."""
     (best,) = (fit for fit in fits if fit.is_baseline)  # it fits itself
     every = len(best.paired)
     others = [fit for fit in fits if not fit.is_baseline and fit.gain is not None]
     most = max((len(fit.paired) for fit in others), default=0)
     for fit in others:
         if len(fit.paired) == most and fit.gain is not None and best.gain is not None:
-            best = fit if fit.gain.value > best.gain.value else best  # of equals the first
+            best = fit if fit.gain.value > best.gain.value else best  # the first of equals
     assert best.mean is not None
     gained = "the baseline itself" if best.is_baseline else f"{best.variant}, with {best.fitting} epochs"
     more = "" if best.is_baseline else f", {points(best.gain)} points"
     some = f", over {len(best.paired)} of {every} seeds" if len(best.paired) < every else ""
-    limit = f"the {COST_NAMES[cost]} of {best.budget} epochs of the baseline ({amount(best.limit, cost)})"
+    limit = f"the {COST_NAMES[cost]} of {best.budget} baseline epochs ({amount(best.limit, cost)})"
     return f"With {limit}, the best is {gained}: {percent(best.mean)}{more}{some}."
 
 
@@ -101,9 +101,9 @@ def _choice(choice: Recommendation, metric: str) -> str:
     if choice.separated:
         ahead = f"It leads the next best, {second.variant}, by {points(lead)} points ({count})."
         return f"take {best.variant} ({score}). {ahead}"
-    less = f"; of the two, {choice.cheaper} takes fewer FLOPs" if choice.cheaper else ""
+    less = f"; of the two, {choice.cheaper} needs fewer FLOPs" if choice.cheaper else ""
     if lead.value == 0 and not lead.low:
-        return f"{best.variant} ({score}) is equal to {second.variant} ({count}){less}."
+        return f"{best.variant} ({score}) and {second.variant} are equal ({count}){less}."
     single = f"a single seed has {'all' if few else 'both'}: "
     why = f"{single if lead.low is None else ''}difference {points(lead)} points"
     why += "" if lead.low is None else f", {count}"
@@ -117,12 +117,12 @@ def _saving(row: Row, cost: str, reach: Reach, target: str) -> str:
     head = f"Speed-up in {COST_NAMES[cost]} to {target}: "
     if reach.ours is not None and reach.theirs is not None:
         if reach.speed_up is None:
-            return head + "none to state, for both are there by their first measured epoch."
+            return head + "unknown, because both reach it by their first measured epoch."
         ours, theirs = (
             ("at most " if at_most else "") + amount(value, cost)
             for value, at_most in ((reach.ours, reach.at_most), (reach.theirs, reach.baseline_at_most))
         )
-        return head + f"{times(reach.speed_up, reach.bound)}, {ours} in place of {theirs}."
+        return head + f"{times(reach.speed_up, reach.bound)}, {ours} instead of {theirs}."
     if reach.ours is None:
         return head + f"not reached ({reach.reached} of {len(row.paired)} seeds reach it)."
     return head + f"the baseline does not reach it ({reach.baseline_reached} of {len(row.paired)} seeds do)."
@@ -131,7 +131,7 @@ def _saving(row: Row, cost: str, reach: Reach, target: str) -> str:
 def facts(
     cells: Sequence[Variant], metric: str, left_out: Sequence[LeftOut] = ()
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """What the runs share, as (name, value), and warnings about what they should share but don't."""
+    """The facts that the runs share, as (name, value), and warnings about those that they should share but do not."""
     runs = [run for cell in cells for by_seed in cell.runs.values() for run in by_seed.values()]
     protocol = _PROTOCOLS.get(metric, "protocol")
     rows = [("measure", f"{name_of(metric)} on validation, last epoch: {_values(runs, protocol)}")]
@@ -141,15 +141,15 @@ def facts(
     rows.append(("started", f"{days[0]}" if days[0] == days[-1] else f"{days[0]} to {days[-1]}"))
     warnings = []
     if len(_counts(runs, protocol)) > 1:
-        warnings.append("The runs were not all measured by the same protocol: their accuracies cannot be compared.")
+        warnings.append("The runs were not all measured with the same protocol: their accuracies cannot be compared.")
     mixed = [_FACTS[key] for key in _TIMING if len(_counts(runs, key)) > 1]
     if mixed:
-        warnings.append(f"The runs differ in {', '.join(mixed)}: compare their times with care.")
+        warnings.append(f"The runs differ in {', '.join(mixed)}: their times may not be comparable.")
     stopped = sum(entry.run.tags.get("status_reason", "").startswith("stopped by ") for entry in left_out)
     if stopped:
         whose = "runs were stopped early by a scheduler; their variants are"
         whose = whose if stopped > 1 else "run was stopped early by a scheduler; its variant is"
-        warnings.append(f"{stopped} {whose} represented by the seeds that went on.")
+        warnings.append(f"{stopped} {whose} represented by the seeds that ran to the end.")
     return rows, warnings
 
 

@@ -1,6 +1,6 @@
-"""Recorded runs sorted into cells: what differs between them, how that is called, and which cell is whose baseline.
+"""Grouping of recorded runs into cells: the fields that differ between cells, their names, and the baseline of each cell.
 
-A cell holds the runs that differ in seed and budget (``train.epochs``) only. Each budget is a run with a schedule of its own.
+The runs of a cell differ only in seed and budget (``train.epochs``). Each budget is a separate run with its own schedule.
 """
 
 import math
@@ -15,12 +15,12 @@ from rotssl.runs.journal import collapsed
 from rotssl.tracking.reader import TrackedRun
 
 TASKS = tuple(sorted(REGISTRY))
-# What is measured, not what is trained.
+# Fields that affect what is measured, not what is trained.
 _NOT_COMPARED = (*NOT_IDENTITY, "train.seed", "train.epochs", "evaluation.knn_every", "evaluation.linear")
-# What other fields often follow from: those that do are no axes of their own.
+# Fields that determine others; a field that follows from one of them is not an axis.
 _ANCHORS = ("method.name", "data.name", "encoder.name")
 _FOLLOWS_BUDGET = ("method.", "optim.")  # such as a warm-up that is a share of the run
-# What ``auto`` makes of others.
+# Fields that ``auto`` derives from others.
 _FOLLOWS_TASK = {f"{task}.{leaf}": of for task in TASKS for leaf, of in REGISTRY[task].config.FOLLOWS.items()}
 
 Params = dict[str, str | None]
@@ -28,7 +28,7 @@ Params = dict[str, str | None]
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A run that takes no part, and why."""
+    """A run that is not compared, and why."""
 
     run: TrackedRun
     reason: str
@@ -39,7 +39,7 @@ class Variant:
     """Complete runs of one configuration.
 
     Attributes:
-        family: what the cell is apart from auxiliary tasks, in words: ``byol``, ``byol, lr 0.12``.
+        family: everything except the auxiliary tasks, in words: ``byol``, ``byol, lr 0.12``.
         variant: its auxiliary tasks, in words: ``plain``, ``rotation weight 0.3``.
         axes: the fields that differ between cells, and their values here.
         params: all compared fields of one of its runs.
@@ -54,17 +54,17 @@ class Variant:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of the auxiliary tasks: what variants are sorted by."""
+        """Weights of the auxiliary tasks, by which variants are sorted."""
         return tuple(_weight(self.params, task) for task in TASKS)
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What makes a cell the baseline of those that agree with it in the rest.
+    """The fields that make a cell the baseline of the cells that agree with it in all others.
 
     Attributes:
         fields: field -> canonical value.
-        given: whether the user named them.
+        given: whether the user specified them.
     """
 
     fields: Mapping[str, str]
@@ -81,7 +81,7 @@ class Conditions:
 
 
 def canonical(value: str) -> str:
-    """The same text for numbers that are equal: ``1`` and ``1.0``."""
+    """A canonical text, equal for equal numbers such as ``1`` and ``1.0``."""
     try:
         return repr(float(value))
     except ValueError:
@@ -89,7 +89,7 @@ def canonical(value: str) -> str:
 
 
 def shown(value: str | None) -> str:
-    """A canonical value as people write it."""
+    """A canonical value in readable form."""
     if value is None:
         return "not set"
     try:
@@ -99,24 +99,24 @@ def shown(value: str | None) -> str:
 
 
 def budget_of(run: TrackedRun) -> int:
-    """The epochs that a run was asked for."""
+    """The number of epochs that a run was configured for."""
     return int(run.params["train.epochs"])
 
 
 def seed_of(run: TrackedRun) -> int:
-    """Its seed."""
+    """The seed of a run."""
     return int(run.params["train.seed"])
 
 
 def active(params: Mapping[str, str]) -> Params:
-    """The fields that may separate cells: without those of tasks that are off, in canonical form."""
+    """The fields that may separate cells, in canonical form, without those of inactive tasks."""
     kept: Params = {f"{task}.weight": canonical("0") for task in TASKS}  # older runs don't know the newer tasks
     kept |= {key: canonical(value) for key, value in params.items() if not key.startswith(_NOT_COMPARED)}
     return {key: value for key, value in kept.items() if _matters(key, kept)}
 
 
 def _matters(key: str, fields: Params) -> bool:
-    """Whether a field has a meaning for such a run: those of a task don't where it is off."""
+    """Whether a field has an effect on such a run; fields of an inactive task have none."""
     section = key.split(".")[0]
     if key.endswith(".weight") or section not in (*TASKS, "tasks"):
         return True
@@ -128,13 +128,13 @@ def _weight(params: Mapping[str, str | None], task: str) -> float:
 
 
 def sift(records: Iterable[TrackedRun], metric: str) -> tuple[list[TrackedRun], list[LeftOut]]:
-    """Complete runs, and the others with the reason; sweeps and evaluations are in neither.
+    """Complete runs, and the others with the reason; sweeps and evaluations are in neither list.
 
-    Of several complete runs of one configuration, budget and seed the oldest counts.
+    Of several complete runs with the same configuration, budget and seed, only the oldest counts.
 
     Args:
-        records: of the tracking store.
-        metric: that a complete run has at its last epoch.
+        records: runs of the tracking store.
+        metric: metric that a complete run has at its last epoch.
     """
     used: dict[tuple[object, ...], TrackedRun] = {}
     left: list[LeftOut] = []
@@ -169,11 +169,11 @@ def _why_not(run: TrackedRun, metric: str) -> str | None:
 
 
 def axes_of(params: Sequence[tuple[Params, int]]) -> list[str]:
-    """The fields that separate cells: those that differ and don't merely follow from method, data or encoder.
+    """The fields that separate cells: those that differ and do not merely follow from method, data or encoder.
 
-    A field of the method or the optimizer that follows from one of these and the budget together (a warm-up that is a share of
-    the run, say) doesn't separate either, for within a budget it tells nothing apart. Those of the auxiliary tasks always do, but
-    for one that is as ``auto`` makes it of others.
+    A field of the method or the optimizer that follows from one of these together with the budget (for example a warm-up that is
+    a share of the run) does not separate cells either, because it is constant within a budget. Fields of the auxiliary tasks
+    always separate cells, except those that ``auto`` derived from others.
 
     Args:
         params: active fields and budget of each run.
@@ -203,19 +203,19 @@ def axes_of(params: Sequence[tuple[Params, int]]) -> list[str]:
 
 
 def _given(asked: Collection[str], params: Sequence[tuple[Params, int]], seeds: Sequence[int]) -> list[str] | None:
-    """Of the fields that a sweep varied, those that differ; None where they do not tell all runs apart."""
+    """The fields varied by a sweep that differ between runs; None if they do not distinguish all runs."""
     axes = [key for key in sorted(asked) if len({fields.get(key) for fields, _ in params if _matters(key, fields)}) > 1]
     told = {(seed, budget, *map(fields.get, axes)) for (fields, budget), seed in zip(params, seeds, strict=True)}
     return axes if len(told) == len(params) else None
 
 
 def cells_of(runs: Sequence[TrackedRun], asked: Collection[str] | None = None) -> list[Variant]:
-    """The cells of complete runs, in an order that depends on what they are: plain first, weights ascending.
+    """The cells of complete runs, in an order that depends only on their content: plain first, weights ascending.
 
     Args:
-        runs: of which no two have one configuration, budget and seed.
-        asked: the fields that their sweep varied. Without it, or where it does not tell all runs apart (those of a sweep
-            that was changed, say), the runs must show what separates them (``axes_of``).
+        runs: complete runs, no two with the same configuration, budget and seed.
+        asked: the fields varied by their sweep. Without them, or if they do not distinguish all runs (for example because the
+            sweep was changed), the separating fields are inferred from the runs (``axes_of``).
     """
     known = [(active(run.params), budget_of(run)) for run in runs]
     axes = _given(asked, known, [seed_of(run) for run in runs]) if asked is not None else None
@@ -277,10 +277,10 @@ def _variant(values: Params, params: Params) -> str:
 
 
 def conditions(text: str | None, cells: Sequence[Variant]) -> Conditions:
-    """What makes a cell a baseline: as the user says, ``key=value,key=value``, or all auxiliary weights 0.
+    """The conditions of a baseline: those given by the user as ``key=value,key=value``, or all auxiliary weights 0.
 
     Raises:
-        ConfigError: no such form, no such field, or no cell with these values.
+        ConfigError: the text is malformed, a field is unknown, or no cell has these values.
     """
     if text is None:
         return Conditions({f"{task}.weight": canonical("0") for task in TASKS}, given=False)
@@ -291,7 +291,7 @@ def conditions(text: str | None, cells: Sequence[Variant]) -> Conditions:
         if not equals or not key or not value:
             raise ConfigError(f"--baseline: got {text!r}, expected key=value,key=value such as rotation.weight=0")
         if key not in known:
-            raise ConfigError(f"--baseline: the runs have no field {key!r} to compare{nearest(key, known)}")
+            raise ConfigError(f"--baseline: got {key!r}, expected a field of the compared runs{nearest(key, known)}")
         fields[key] = canonical(
             {"true": "True", "false": "False", "null": "None", "none": "None"}.get(value.lower(), value)
         )
@@ -299,7 +299,7 @@ def conditions(text: str | None, cells: Sequence[Variant]) -> Conditions:
     if not any(_fulfils(cell, found) for cell in cells):
         values = {key: sorted({shown(cell.params.get(key)) for cell in cells}) for key in found.fields}
         there = "; ".join(f"{key} is {', '.join(value)}" for key, value in values.items())
-        raise ConfigError(f"--baseline: no complete run has {found}; in the complete runs {there}")
+        raise ConfigError(f"--baseline: no complete run has {found}; in the complete runs, {there}")
     return found
 
 
@@ -308,7 +308,7 @@ def _fulfils(cell: Variant, wanted: Conditions) -> bool:
 
 
 def baseline_of(cell: Variant, cells: Sequence[Variant], wanted: Conditions) -> tuple[Variant | None, str]:
-    """The one cell that fulfils the conditions and agrees with this one in all sections but theirs; or None and why."""
+    """The only cell that fulfils the conditions and otherwise agrees with this one, or None and the reason."""
 
     def fixed(other: Variant) -> Params:
         return {key: value for key, value in other.axes.items() if key.split(".")[0] not in wanted.free}
@@ -319,5 +319,5 @@ def baseline_of(cell: Variant, cells: Sequence[Variant], wanted: Conditions) -> 
         return matching[0], ""
     if len(matching) > 1:
         names = "; ".join(other.variant for other in matching)
-        return None, f"{len(matching)} configurations have {wanted} and agree in the rest: {names}"
-    return None, f"no complete run with {wanted} agrees in {', '.join(fixed(cell)) or 'the rest'}"
+        return None, f"{len(matching)} configurations have {wanted} and are otherwise equal: {names}"
+    return None, f"no complete run with {wanted} has the same {', '.join(fixed(cell)) or 'other fields'}"

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs no other file and no network; everything that comes from MLflow is escaped."""
+"""A comparison as one self-contained HTML page, which needs no network; all text from MLflow is escaped."""
 
 import base64
 from collections.abc import Sequence
@@ -9,44 +9,44 @@ from jinja2 import Environment, PackageLoader
 
 from rotssl.reports.tables import SHARED_MACHINE, Table, is_remark
 
-# How each number is made, as (number, explanation).
+# How each number is computed, as (number, explanation).
 _METHOD = (
-    ("Final accuracy", "Of the last epoch, never the best one. Mean over seeds; the range is that of the seeds."),
+    ("Final accuracy", "Accuracy at the last epoch, never at the best one. Mean and range over seeds."),
     (
         "Gain",
-        "Mean of the differences between runs of the same seed and length, and the 95% interval of Student's t. "
-        "One seed has no interval.",
+        "Mean difference between runs with the same seed and length, with a 95% Student t interval. "
+        "There is no interval for a single seed.",
     ),
     (
         "Cost to reach a level",
-        "Where the curve of a run first crosses it, linear between measured epochs. A run that is there at its first measured "
-        "epoch counts with that epoch's cost, an upper bound, and its speed-up is a bound too. A run that never comes there has "
-        "no cost but is 'not reached'.",
+        "The cost at which the curve of a run first reaches the level, linear between measured epochs. If a run reaches it at "
+        "its first measured epoch, that epoch's cost is an upper bound, and the speed-up is a bound too. A run that never "
+        "reaches the level has no cost and is shown as 'not reached'.",
     ),
     (
         "Speed-up",
-        "What the baseline takes, over what the variant takes, for each seed; the geometric mean over seeds, and its 95% "
-        "bootstrap interval (of two or three seeds: the range). There is none unless every seed of both comes there. It is 'at "
-        "least' so much where the variant is there by its first measured epoch in any seed, 'at most' where the baseline is; "
-        "where both are, there is none.",
+        "The baseline's cost divided by the variant's, per seed; geometric mean over seeds, with a 95% bootstrap interval (for "
+        "two or three seeds: the range). It is given only if every seed of both reaches the level. It is 'at least' the stated "
+        "value if the variant reaches the level by its first measured epoch in any seed, 'at most' if the baseline does, and "
+        "omitted if both do.",
     ),
     (
         "Costs",
-        "FLOPs are counted by torch, a multiply-add as two; device time is training time x devices, without evaluation. "
+        "FLOPs are counted by torch, two per multiply-add. Device time is training time x devices, without evaluation. "
         + SHARED_MACHINE,
     ),
     (
         "Recommendation",
-        "The highest mean at the longest length that can be compared, over the seeds that all ranked variants have: the baseline "
-        "and those of the others that have the most seeds. Two variants are separated where the interval of their "
-        "paired difference is above 0. The choice was made on the validation images that it is stated for.",
+        "The variant with the highest mean at the longest comparable length. The ranking covers the baseline and the variants "
+        "with the most seeds, over the seeds they share. Two variants are separated if the interval of their paired difference "
+        "is above 0. The choice was made on the same validation images that its accuracy is stated for.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, and what is to be said below it."""
+    """A PNG with a title and a caption."""
 
     path: Path
     title: str
@@ -54,28 +54,28 @@ class Picture:
 
     @property
     def width(self) -> int:
-        """On the page, in pixels."""
-        # A PNG's header has its width in pixels at byte 16; the pictures are drawn at 150 dots an inch, a page has 96.
+        """Width on the page, in pixels."""
+        # A PNG's header has its width in pixels at byte 16; the pictures are drawn at 150 dots per inch, a page has 96.
         return int.from_bytes(self.path.read_bytes()[16:20], "big") * 96 // 150
 
     @property
     def source(self) -> str:
-        """The picture itself, as an address."""
+        """The picture as a data URI."""
         return f"data:image/png;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows, from top to bottom.
+    """The content of the page, from top to bottom.
 
     Attributes:
-        title: its heading.
-        subtitle: one line below it.
+        title: heading.
+        subtitle: one line below the heading.
         answers: paragraphs of each recommendation.
-        warnings: what to be careful about.
-        pictures: to be embedded.
+        warnings: warnings about the runs.
+        pictures: pictures to embed.
         tables: tables.
-        facts: name and value of what the runs share.
+        facts: names and values of what the runs share.
     """
 
     title: str

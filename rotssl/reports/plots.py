@@ -1,4 +1,4 @@
-"""Pictures of a comparison: convergence against epochs, FLOPs and device time, and a heat map of final accuracy."""
+"""Plots of a comparison: convergence against epochs, FLOPs and device time, and a heat map of final accuracy."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from rotssl.reports.reach import COSTS
 from rotssl.reports.tables import name_of, scale
 from rotssl.tracking.reader import TrackedRun
 
-# Okabe and Ito's, which most colour-blind people tell apart, and two more; the baseline is black.
+# The palette of Okabe and Ito, which most colour-blind people can distinguish, and two more; the baseline is black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F", "#6A3D9A")
 _STYLES = ("-", "--", ":")
 _AXES = {"epochs": "epochs", "flops": "training compute", "device_seconds": "device time"}
@@ -29,7 +29,7 @@ def _pyplot() -> Any:
 
 
 def curve(runs: Mapping[int, TrackedRun], cost: str, metric: str) -> Curve:
-    """Mean over seeds of cost and metric, and the metric's range, at each epoch that every seed has."""
+    """Mean of cost and metric over seeds, and the metric's range, at each epoch that all seeds have."""
     each = [
         {epoch: point for epoch, point in run.points.items() if metric in point and f"cost/{cost}" in point}
         for run in runs.values()
@@ -39,21 +39,21 @@ def curve(runs: Mapping[int, TrackedRun], cost: str, metric: str) -> Curve:
     for epoch in epochs:
         values = [points[epoch][metric] for points in each]
         costs = [points[epoch][f"cost/{cost}"] for points in each]
-        mean = 100 * (math.fsum(values) / len(each))  # in the order of the tables: a tie is rounded alike
+        mean = 100 * (math.fsum(values) / len(each))  # the same order as in the tables, so that ties round alike
         found.append((math.fsum(costs) / len(each), mean, 100 * min(values), 100 * max(values)))
     return found
 
 
 def save_curves(cells: Sequence[Variant], baselines: Iterable[str], metric: str, path: Path) -> None:
-    """One row of panels a budget, one panel a cost, one line a variant: the mean over seeds, with their range as a band.
+    """Plot one row of panels per budget, one panel per cost, one line per variant: the mean over seeds, their range as a band.
 
-    Where the metric was measured at the end of runs only, there is one row, and lines join the budgets.
+    If the metric was measured only at the end of runs, there is one row, whose lines join the budgets.
 
     Args:
-        cells: of one family.
-        baselines: variants that are baselines; they are black.
-        metric: fraction.
-        path: of the PNG.
+        cells: cells of one family.
+        baselines: variants that are baselines, drawn in black.
+        metric: metric to plot, a fraction.
+        path: path of the PNG.
     """
     plt = _pyplot()
     styles = _styles([cell.variant for cell in cells], set(baselines))
@@ -90,7 +90,7 @@ def save_curves(cells: Sequence[Variant], baselines: Iterable[str], metric: str,
 
 
 def _curves(cells: Sequence[Variant], metric: str) -> dict[int, dict[tuple[str, str], Curve]]:
-    """Budget -> (variant, cost) -> curve; one budget 0 for all where each curve is a single point."""
+    """Budget -> (variant, cost) -> curve; a single budget 0 if every curve is one point."""
     budgets = sorted({budget for cell in cells for budget in cell.runs})
     curves: dict[int, dict[tuple[str, str], Curve]] = {
         budget: {
@@ -131,7 +131,7 @@ def _styles(variants: Sequence[str], baselines: set[str]) -> dict[str, dict[str,
 
 
 def save_heat_map(cells: Sequence[Variant], metric: str, path: Path) -> None:
-    """Mean final metric in percent: a row for each family and budget, a column a variant; what is missing is hatched."""
+    """Plot the mean final metric in percent, a row per family and budget, a column per variant; missing cells are hatched."""
     plt = _pyplot()
     import numpy as np
     from matplotlib.patches import Rectangle

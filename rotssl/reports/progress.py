@@ -1,4 +1,4 @@
-"""Progress of a run in the terminal: a bar where there is one, and a line an epoch everywhere."""
+"""Progress of a run: one line per epoch, and a bar if stderr is a terminal."""
 
 import time
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from rotssl.engine.events import Alert, EpochDone, Event, Note, StepDone
 
 
 def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float], left: float) -> str:
-    """One line on an epoch (1-based): losses, accuracy of the tasks, kNN, images a second, seconds left."""
+    """One line about an epoch (1-based): losses, accuracies of the tasks, kNN, images per second, time left."""
     parts = [
         f"epoch {epoch:>{len(str(epochs))}}/{epochs}",
         f"loss {metrics['loss/total']:.3f}",
@@ -32,8 +32,8 @@ class ProgressView:
     """Renders the events of a run to stderr; a context manager.
 
     Args:
-        epochs: of the whole run.
-        name: shown beside the bar.
+        epochs: number of epochs of the whole run.
+        name: name shown beside the bar.
     """
 
     def __init__(self, epochs: int, name: str) -> None:
@@ -61,7 +61,7 @@ class ProgressView:
         self.bar.stop()
 
     def handle(self, event: Event) -> None:
-        """Show an event of the engine, if it is for the eye."""
+        """Show an event of the engine, if it is meant for display."""
         match event:
             case Alert(text):
                 self.console.print(f"warning: {text}", markup=False)

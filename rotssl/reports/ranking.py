@@ -1,6 +1,6 @@
-"""Which variants can be ranked, and how they stand: over the seeds that all of them have.
+"""Ranking of variants by their mean over the seeds that all of them have.
 
-Where weak runs are stopped early or lost, a variant's mean over what is left of it says more of these seeds than of the variant.
+If weak runs are stopped early or lost, a variant's mean over its remaining seeds reflects those seeds more than the variant.
 """
 
 import math
@@ -13,11 +13,11 @@ class Ranking:
     """Variants by their mean over shared seeds.
 
     Attributes:
-        order: those that are ranked, the best first.
-        means: of each, over the shared seeds.
-        seeds: that all of them have.
-        unranked: the others and the number of their seeds.
-        total: number of seeds that any variant has.
+        order: ranked variants, best first.
+        means: mean of each over the shared seeds.
+        seeds: seeds that all of them have.
+        unranked: the other variants, with their numbers of seeds.
+        total: number of seeds over all variants.
     """
 
     order: tuple[str, ...]
@@ -28,13 +28,13 @@ class Ranking:
 
 
 def rank(finals: Mapping[str, Mapping[int, float]], baselines: Collection[str]) -> Ranking:
-    """Rank the baselines and the best covered of the other variants.
+    """Rank the baselines and those of the other variants that have the most seeds.
 
-    If no seed is shared, those with the fewest seeds, and of them the lowest, are dropped until one is.
+    If they share no seed, variants are dropped until they do: those with the fewest seeds first, of these the lowest mean first.
 
     Args:
-        finals: variant -> seed -> final value, the larger, the better; of equals that which stands first is taken.
-        baselines: variants that are ranked whatever they cover.
+        finals: variant -> seed -> final value, larger is better; of equal variants the first one ranks higher.
+        baselines: variants that are ranked regardless of their number of seeds.
     """
     most = max((len(values) for name, values in finals.items() if name not in baselines), default=0)
     ranked = [name for name, values in finals.items() if values and (name in baselines or len(values) == most)]

@@ -1,4 +1,4 @@
-"""What it costs to come to a level of accuracy, over paired seeds."""
+"""The cost of reaching a level of accuracy, over paired seeds."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,19 +15,19 @@ Ways = Mapping[int, TrackedRun]  # budget -> run, of one seed
 
 @dataclass(frozen=True)
 class Reach:
-    """What it costs to come to the target, over the paired seeds.
+    """The cost of reaching the target, over the paired seeds.
 
     Attributes:
-        ours: mean cost, or None where a seed never comes there.
-        theirs: the baseline's.
-        reached: number of seeds in which the variant comes there.
-        baseline_reached: in which the baseline does.
-        speed_up: baseline's cost over ours, where both come there in every seed, unless the bounds leave none.
-        budgets: of the runs that the variant's costs are from, one a seed.
-        bound: what the speed-up is of the true one, ``at least`` or ``at most``, where one side is there by its first measured
-            epoch in any seed; ``none`` where both are, so that there is no ratio.
+        ours: mean cost of the variant, or None if a seed never reaches the target.
+        theirs: mean cost of the baseline, likewise.
+        reached: number of seeds in which the variant reaches the target.
+        baseline_reached: number of seeds in which the baseline does.
+        speed_up: baseline's cost over ours, if both reach the target in every seed and ``bound`` is not ``none``.
+        budgets: budgets of the runs that the variant's costs come from, one per seed.
+        bound: ``at least`` or ``at most`` if the speed-up is a bound of the true one, because one side has reached the target by
+            its first measured epoch in any seed; ``none`` if both have, so that there is no ratio; else None.
         at_most: whether our cost is an upper bound.
-        baseline_at_most: whether the baseline's is.
+        baseline_at_most: whether the baseline's cost is an upper bound.
     """
 
     ours: float | None
@@ -47,23 +47,23 @@ def last_point(run: TrackedRun) -> Mapping[str, float]:
 
 
 def has_cost(run: TrackedRun, cost: str) -> bool:
-    """Whether a run says what it cost in this unit."""
+    """Whether a run recorded its cost in this unit."""
     return last_point(run).get(f"cost/{cost}", 0) > 0
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """The mean, the same in whatever order."""
+    """The mean, independent of the order of the values."""
     values = list(values)
     return math.fsum(values) / len(values)
 
 
 def reaches(pairs: Sequence[tuple[Ways, Ways]], levels: Sequence[float], metric: str) -> dict[str, Reach]:
-    """What it costs to come to each seed's level, by unit; without units that some run does not have.
+    """The cost of reaching each seed's level, by unit; units that some run lacks are left out.
 
     Args:
-        pairs: of each seed, our runs and the baseline's.
-        levels: of each seed.
-        metric: fraction, the larger, the better.
+        pairs: for each seed, our runs and the baseline's.
+        levels: level of each seed.
+        metric: name of the metric, a fraction; larger is better.
     """
     everything = [run for pair in pairs for ways in pair for run in ways.values()]
     return {
@@ -72,14 +72,14 @@ def reaches(pairs: Sequence[tuple[Ways, Ways]], levels: Sequence[float], metric:
 
 
 def _reach(pairs: Sequence[tuple[Ways, Ways]], levels: Sequence[float], cost: str, metric: str) -> Reach:
-    """The cheapest of each seed's runs, ours and the baseline's, to the level of that seed."""
+    """The cost of reaching each seed's level by the cheapest of its runs, ours and the baseline's."""
 
     def cheapest(ways: Ways, level: float) -> tuple[Crossing, int] | None:
         found = {budget: crossing(run.points, level, f"cost/{cost}", metric) for budget, run in ways.items()}
         there = [(at.cost, budget) for budget, at in found.items() if at is not None]
         if not there:
             return None
-        # If any way may have been there earlier, it may have been the cheapest.
+        # If the cost of any run is an upper bound, that run may have been the cheapest.
         return Crossing(min(there)[0], any(at is not None and at.at_most for at in found.values())), min(there)[1]
 
     ours = [cheapest(mine, level) for (mine, _), level in zip(pairs, levels, strict=True)]

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-_ENUMERATED = 5  # so many seeds have 5^5 = 3125 resamples
+_ENUMERATED = 5  # seeds; they have 5^5 = 3125 resamples
 
 _RESAMPLES = 20000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number over paired seeds and the ends of its interval, which a single seed does not have.
+    """A number over paired seeds with the ends of its interval, which a single seed does not have.
 
     Attributes:
         value: the number.
         low: lower end.
         high: upper end.
-        is_range: whether the ends are those of the seeds themselves: so few seeds show no more.
+        is_range: whether the ends are the lowest and highest seed, because there are too few seeds for an interval.
     """
 
     value: float
@@ -36,9 +36,9 @@ def paired_difference(
     """Mean of the differences between pairs, and the ends of its Student t interval.
 
     Args:
-        ours: one value a seed, at least two.
-        theirs: the same seeds in the same order.
-        level: of confidence.
+        ours: one value per seed, at least two.
+        theirs: values of the same seeds in the same order.
+        level: confidence level.
     """
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} values cannot be paired with {len(theirs)}")
@@ -51,22 +51,22 @@ def paired_difference(
 def paired_ratio(above: Sequence[float], below: Sequence[float], level: float = 0.95) -> Estimate:
     """Geometric mean of the ratios of pairs, and its percentile bootstrap interval.
 
-    All resamples of up to five pairs are enumerated (of two or three, each is likelier than 2.5%, so that the 95% interval is the
-    range of the ratios); beyond, 20,000 are drawn with a fixed seed. The order of the pairs does not matter, and
-    swapping the arguments gives the reciprocals (where resamples are drawn, nearly).
+    For up to five pairs all resamples are enumerated (for two or three, each is likelier than 2.5%, so the 95% interval is the
+    range of the ratios); for more, 20,000 are drawn with a fixed seed. The order of the pairs does not matter, and swapping
+    the arguments gives the reciprocals (approximately, if resamples are drawn).
 
     Args:
-        above: one positive value a seed, at least one.
-        below: the same seeds in the same order.
-        level: of confidence.
+        above: one positive value per seed, at least one.
+        below: values of the same seeds in the same order.
+        level: confidence level.
 
     Raises:
-        ValueError: no pairs, or values that are not positive.
+        ValueError: there are no pairs, or a value is not positive.
     """
     if len(above) != len(below) or len(above) == 0:
         raise ValueError(f"{len(above)} values cannot be paired with {len(below)}")
     if min(*above, *below) <= 0:
-        raise ValueError("a ratio takes positive values")
+        raise ValueError("expected positive values for a ratio")
     logs, count = np.sort(np.log(above) - np.log(below)), len(above)
     value = math.exp(float(logs.mean()))
     if count == 1:
@@ -78,5 +78,5 @@ def paired_ratio(above: Sequence[float], below: Sequence[float], level: float = 
     means, tail = logs[chosen].mean(axis=1), (1 - level) / 2
     low = float(np.quantile(means, tail, method="inverted_cdf"))
     high = -float(np.quantile(-means, tail, method="inverted_cdf"))
-    # The resample that is one pair throughout is likelier than the tail: the ends are the lowest and the highest ratio.
+    # If a resample of one repeated pair is likelier than the tail, the ends are the lowest and the highest ratio.
     return Estimate(value, math.exp(low), math.exp(high), is_range=count**-count > tail)

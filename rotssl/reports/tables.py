@@ -1,4 +1,4 @@
-"""A comparison in tables of text, the same for the terminal and the page."""
+"""The tables of a comparison as text, shared by the terminal and the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,21 +18,20 @@ METRIC_NAMES = {
 
 _AT_MOST = "\u2264"  # before a cost that is an upper bound
 SHARED_MACHINE = (
-    "Device time is measured as the run saw it, so trials that share a machine slow each other down; "
-    "FLOPs don't depend on that."
+    "Trials that share a machine slow each other down and so increase each other's device time; FLOPs are not affected."
 )
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; cells may hold several lines.
+    """A table of text, whose cells may have several lines.
 
     Attributes:
-        title: in a few words.
-        caption: how to read it.
-        headers: one a column.
-        rows: as many texts each; the first ``names`` columns are names, the others numbers.
-        names: number of columns with names.
+        title: title in a few words.
+        caption: how to read the table.
+        headers: one per column.
+        rows: one text per column; the first ``names`` columns hold names, the others numbers.
+        names: number of columns that hold names.
     """
 
     title: str
@@ -43,17 +42,17 @@ class Table:
 
 
 def is_remark(text: str) -> bool:
-    """Whether a cell of a column of numbers holds words, which may be broken into lines."""
+    """Whether a cell of a numeric column holds words, which may be wrapped."""
     return max(map(len, text.split("\n"))) > 28
 
 
 def percent(value: float) -> str:
-    """A fraction, as 73.1%."""
+    """A fraction in percent: 73.1%."""
     return f"{100 * value:.1f}%"
 
 
 def points(estimate: Estimate | None) -> str:
-    """A difference of fractions in percentage points, with its interval if there is one: +6.1 (+1.2 to +11.0)."""
+    """A difference of fractions in percentage points, with its interval if any: +6.1 (+1.2 to +11.0)."""
     if estimate is None:
         return ""
     if estimate.low is None or estimate.high is None:
@@ -62,11 +61,11 @@ def points(estimate: Estimate | None) -> str:
 
 
 def _signed(difference: float) -> str:
-    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # adding 0 makes +0.0 of -0.0
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # adding 0 turns -0.0 into +0.0
 
 
 def times(estimate: Estimate, bound: str | None = None) -> str:
-    """A ratio with its interval if there is one: 2.5x (2.0 to 3.3), at least 2.5x (range 2.0 to 3.3)."""
+    """A ratio with its interval if any: 2.5x (2.0 to 3.3), at least 2.5x (range 2.0 to 3.3)."""
     value = f"{bound} {estimate.value:.2f}x" if bound else f"{estimate.value:.2f}x"
     if estimate.low is None or estimate.high is None:
         return f"{value} (one seed)"
@@ -80,7 +79,7 @@ def amount(value: float, cost: str) -> str:
 
 
 def scale(largest: float, cost: str) -> tuple[float, str]:
-    """The unit that suits costs up to this one, as its size and its name."""
+    """The size and the name of the unit for costs up to this one."""
     sizes = [(1.0, "s"), (60.0, "min"), (3600.0, "h")]
     if cost == "flops":
         sizes = [(1.0, "FLOP"), (1e9, "GFLOP"), (1e12, "TFLOP"), (1e15, "PFLOP"), (1e18, "EFLOP")]
@@ -91,12 +90,12 @@ def scale(largest: float, cost: str) -> tuple[float, str]:
 
 
 def name_of(metric: str) -> str:
-    """A metric, as people call it."""
+    """The readable name of a metric."""
     return METRIC_NAMES.get(metric, metric)
 
 
 def target_of(found: Comparison) -> str:
-    """The level that runs are to reach, in words."""
+    """The level that runs should reach, in words."""
     return f"{percent(found.target)}" if found.target is not None else "the baseline's final accuracy"
 
 
@@ -138,13 +137,13 @@ def _accuracy(final: Final | None) -> str:
 
 
 def _stacked(text: str) -> str:
-    """An estimate with its interval on a line of its own: the columns are narrow."""
+    """An estimate with its interval on a separate line, because the columns are narrow."""
     text = text.replace("at least ", "at least\n").replace("at most ", "at most\n")
     return text.replace(" (range ", ", range\n(").replace(" (", "\n(")
 
 
 def _reaches(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of what it costs to come to the target, one column a cost."""
+    """Headers and cells for the cost of reaching the target, one column per cost."""
     heads, columns = [], []
     for cost in COSTS:
         found = [(row, (row.reach or {}).get(cost)) for row in rows]
@@ -179,14 +178,16 @@ def _number(value: float, cost: str) -> str:
 
 
 def _speed_up(target: str, own: bool, rows: Sequence[Row]) -> str:
-    reaching = f"{target}, over the variant's" if not own else f"{target}, over the variant's of reaching the same"
+    reaching = (
+        f"{target}, divided by the variant's" if not own else f"{target}, divided by the variant's cost of the same"
+    )
     text = (
-        f"Speed-up: the baseline's cost of reaching {reaching}, with its 95% interval (of two or three seeds, the range); "
+        f"Speed-up: the baseline's cost of reaching {reaching}, with a 95% interval (for two or three seeds: the range); "
         "below it, the variant's cost vs the baseline's."
     )
     found = [reach for row in rows for reach in (row.reach or {}).values()]
     if any(reach.at_most or reach.baseline_at_most for reach in found):
-        text += f" {_AT_MOST}: there by the first measured epoch, so that it may be less; the speed-up is a bound then."
+        text += f" {_AT_MOST}: already reached at the first measured epoch; the true cost may be lower, the speed-up is a bound."
     return text
 
 
@@ -196,11 +197,11 @@ def _budget_table(budget: int, rows: Sequence[Row], several: bool, metric: str, 
     for row, cells in zip(rows, costs, strict=True):
         gain = "baseline" if row.is_baseline else _stacked(points(row.gain)) or row.remark
         lines.append([_name(row, several), _seeds(row), _accuracy(row.final), gain, *cells])
-    caption = f"Runs of {budget} epochs with their whole schedule, against the baseline of the same length and seeds. "
+    caption = f"Runs of {budget} epochs with their full schedule, against the baseline with the same length and seeds. "
     if heads:
         caption += _speed_up(target, own, rows)
     elif any(row.paired for row in rows):
-        caption += f"{metric} was measured at the end of the runs only, so they don't show when they came to a level."
+        caption += f"{metric} was measured only at the end of the runs, so the cost of reaching a level is unknown."
     names = ["variant", "seeds", f"{metric}\nmean, range", "gain, points\n(95% interval)"]
     return Table(f"{budget} epochs", caption.strip(), [*names, *heads], lines)
 
@@ -213,12 +214,12 @@ def _cheapest_table(found: Comparison, several: bool, target: str) -> Table:
         lines.append([_name(row, several), _seeds(row), row.remark or ", ".join(map(str, used)) or "none", *cells])
     own = found.target is None
     caption = (
-        "By whichever run is the cheapest, short or long; the baseline has the same choice. "
+        "The cheapest run of any length, for the variant and for the baseline. "
         + _speed_up("the final accuracy of its longest runs" if own else target, own, found.cheapest)
-        + " Only seeds with every length of both count."
+        + " Only seeds for which both have runs of every length count."
     )
-    names = ["variant", "seeds", "runs of so\nmany epochs"]
-    return Table("The cheapest way over all lengths", caption, [*names, *heads], lines)
+    names = ["variant", "seeds", "epochs of\nthese runs"]
+    return Table("Cheapest run over all lengths", caption, [*names, *heads], lines)
 
 
 def _equal_table(cost: str, fits: Sequence[Fit], several: bool, metric: str) -> Table:
@@ -228,17 +229,17 @@ def _equal_table(cost: str, fits: Sequence[Fit], several: bool, metric: str) -> 
         text = "none fits"
         if fit.final is not None:
             gained = "baseline" if fit.is_baseline else points(fit.gain)
-            text = f"{percent(fit.final.mean)} by {fit.fitting} epochs\n{gained}"
+            text = f"{percent(fit.final.mean)} in {fit.fitting} epochs\n{gained}"
         grouped.setdefault(_name(fit, several), {})[fit.budget] = text
     rows = [[name, *(cells.get(budget, "") for budget in budgets)] for name, cells in grouped.items()]
     limits = {budget: {amount(fit.limit, cost) for fit in fits if fit.budget == budget} for budget in budgets}
     heads = [
-        f"{COST_NAMES[cost]} of {budget} epochs\nof the baseline" + (f": {texts.pop()}" if len(texts) == 1 else "")
+        f"{COST_NAMES[cost]} of {budget}\nbaseline epochs" + (f": {texts.pop()}" if len(texts) == 1 else "")
         for budget, texts in limits.items()
     ]
     caption = (
         f"{metric} at the end of the longest complete runs that take no more {COST_NAMES[cost]} than the baseline "
-        "(1% is let pass), and their gain in points (95% interval). A longer run cut in mid-schedule would be no result."
+        "(tolerance 1%), and their gain in points (95% interval). A longer run cut off in mid-schedule would not be comparable."
     )
     if cost == "device_seconds":
         caption += f" {SHARED_MACHINE}"
@@ -251,5 +252,5 @@ def _left_table(left: Sequence[LeftOut]) -> Table:
         known = "train.epochs" in entry.run.params and entry.reason != "not a pretraining run"
         facts = [str(seed_of(entry.run)), str(budget_of(entry.run))] if known else ["", ""]
         rows.append([entry.run.name, entry.reason, *facts])
-    caption = "Only runs that went through their whole schedule, and did not collapse, count above."
+    caption = "Only runs that completed their full schedule and did not collapse are counted above."
     return Table("Left out", caption, ["run", "why", "seed", "epochs"], rows, 2)

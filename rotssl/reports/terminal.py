@@ -28,8 +28,8 @@ _ROWS = (
         for label, key, form in (
             ("loss, {}", "loss/{}", "{:.4f}"),
             ("{} accuracy (training views)", "{}/accuracy", "{:.1%}"),
-            ("{}'s gradient over the method's, norms", "{}/grad_ratio", "{:.3g}"),
-            ("cosine between the two", "{}/grad_cosine", "{:.3f}"),
+            ("{} gradient norm / method's", "{}/grad_ratio", "{:.3g}"),
+            ("cosine of the two gradients", "{}/grad_cosine", "{:.3f}"),
         )
     ),
     ("feature spread (1 = even, 0 = collapsed)", "feature/std", "{:.2f}"),
@@ -42,7 +42,7 @@ _ROWS = (
 
 
 def show(*parts: RenderableType) -> None:
-    """Print tables and texts to stdout, at a fixed width where that is no terminal."""
+    """Print tables and texts to stdout, at a fixed width if stdout is not a terminal."""
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
         console.width = 110
@@ -51,12 +51,12 @@ def show(*parts: RenderableType) -> None:
 
 
 def result(name: str, points: Points) -> RichTable:
-    """The last epoch of a run."""
+    """A table of the metrics of a run's last epoch."""
     return measures(f"{name}, epoch {max(points)}", points[max(points)])
 
 
 def measures(title: str, last: Mapping[str, float], split: str = "validation") -> RichTable:
-    """Metrics by their names in words, measured on a split."""
+    """A table of metrics measured on a split, with readable names."""
     table = RichTable(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
@@ -67,7 +67,7 @@ def measures(title: str, last: Mapping[str, float], split: str = "validation") -
 
 
 def convergence(title: str, names: Sequence[str], curves: Sequence[Points], metric: str = "knn/top1") -> RichTable:
-    """A metric of several runs, epoch by epoch."""
+    """A table of one metric of several runs, epoch by epoch."""
     table = RichTable(title=title, title_justify="left")
     table.add_column("epoch", justify="right")
     for name in names:
@@ -79,7 +79,7 @@ def convergence(title: str, names: Sequence[str], curves: Sequence[Points], metr
 
 
 def rich_table(table: "Table") -> RichTable:
-    """A table of a comparison; names from MLflow are shown as they are, brackets and all."""
+    """A table of a comparison for the terminal; names from MLflow are shown literally, including brackets."""
     made = RichTable(
         title=f"\n{table.title}\n[not bold]{escape(table.caption)}[/]",
         title_justify="left",
@@ -87,7 +87,7 @@ def rich_table(table: "Table") -> RichTable:
         show_lines=True,
     )
     for i, header in enumerate(table.headers):
-        # Where space is short, words are broken into lines rather than numbers, and names stay legible.
+        # If space is short, wrap words rather than numbers, and keep names legible.
         name = i < table.names
         keeps = not name and not any(_WORDS.search(row[i]) for row in table.rows)
         width = min(10, max(len(row[i]) for row in table.rows)) if name else None

@@ -1,1 +1,1 @@
-"""One run on disk: its state and lock, its journal, its checkpoints."""
+"""A run on disk: its state and lock, its journal and its checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoints: one folder an epoch, everything that the next step needs in one file."""
+"""Checkpoints: one folder per epoch, with everything that the next step needs in one file."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 FILE = "checkpoint.pt"
-KEEP = 2  # the newest, and one to go back to if that is damaged
+KEEP = 2  # the newest, and one to fall back to if it is damaged
 _NAME = re.compile(r"epoch_(\d{5})")
 
 
@@ -21,9 +21,9 @@ def name(epoch: int) -> str:
 
 
 def snapshot(value: Any) -> Any:
-    """A copy of a state in host memory, which what trains on can't change: tensors, in dicts, lists and tuples, and plain values.
+    """A copy of a state in host memory, independent of further training: tensors in dicts, lists and tuples, and plain values.
 
-    It takes as much memory as the checkpoint does on disk, and is bit-identical.
+    It is bit-identical and takes as much memory as the checkpoint on disk.
     """
     import torch
 
@@ -37,12 +37,12 @@ def snapshot(value: Any) -> Any:
 
 
 def save(state: dict[str, Any], folder: Path) -> None:
-    """Write the state into a folder, whole or not at all; what a crash left of it is beside the folder, and overwritten.
+    """Write the state into a folder, atomically; the partial file that a crash leaves next to the folder is overwritten.
 
     Raises:
-        OSError: the disk is full, or the like.
+        OSError: the file can't be written, for example because the disk is full.
     """
-    import torch  # here, above and in load(): the driver lists checkpoints without paying for this import
+    import torch  # imported in functions only, so that the driver can list checkpoints without it
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f"{folder.name}.part")
@@ -50,9 +50,9 @@ def save(state: dict[str, Any], folder: Path) -> None:
         with part.open("wb") as file:
             torch.save(state, file)
             file.flush()
-            os.fsync(file.fileno())  # as the journal, which says that the epoch is done
+            os.fsync(file.fileno())  # like the journal, which records the epoch as done
     except (OSError, RuntimeError) as error:
-        why = error if isinstance(error, OSError) else error.__context__  # torch tells of a full disk by a RuntimeError
+        why = error if isinstance(error, OSError) else error.__context__  # torch reports a full disk as a RuntimeError
         if not isinstance(why, OSError):
             raise
         raise OSError(why.errno, why.strerror, str(part)) from error
@@ -61,28 +61,28 @@ def save(state: dict[str, Any], folder: Path) -> None:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The state in a checkpoint folder, on the CPU; tensors and plain values only, no pickled code is run."""
+    """The state in a checkpoint folder, on the CPU; only tensors and plain values are loaded, no pickled code is run."""
     import torch
 
     return torch.load(folder / FILE, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
 
 def found(run_dir: Path) -> list[Path]:
-    """Checkpoint folders of a run, the newest first."""
+    """Checkpoint folders of a run, newest first."""
     if not run_dir.is_dir():
         return []
     return sorted((p for p in run_dir.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()), reverse=True)
 
 
 def latest(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The states of a run's checkpoints that can be read, the newest first; a torn one is passed over with a warning."""
+    """The readable states of a run's checkpoints, newest first; a damaged one is skipped with a warning."""
     for folder in found(run_dir):
         try:
             state = load(folder)
             if not {"model", "optimizer", "epoch"} <= state.keys():
                 raise ValueError("not a checkpoint")
         except (OSError, RuntimeError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as error:
-            log.warning("checkpoint %s cannot be read (%s); going back to the one before", folder, type(error).__name__)
+            log.warning("checkpoint %s cannot be read (%s); trying the previous one", folder, type(error).__name__)
             continue
         yield state
 

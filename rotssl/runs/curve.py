@@ -1,4 +1,4 @@
-"""A picture of how a run converged."""
+"""A plot of the convergence of runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +8,13 @@ from rotssl.runs.journal import Points
 
 
 def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "knn/top1", title: str = "") -> None:
-    """Metric against epoch and against training seconds, one line a run.
+    """Plot a metric against epochs and against training seconds, one line per run.
 
     Args:
         curves: label -> points of the run's journal.
-        path: of the PNG.
-        metric: what to draw; accuracies, whose names end with top1, are drawn in percent.
-        title: above both panels.
+        path: path of the PNG.
+        metric: metric to plot; accuracies, whose names end with top1, are plotted in percent.
+        title: title above both panels.
     """
     import matplotlib
 

@@ -1,14 +1,14 @@
-"""The journal of a run: a line of JSON for the training of an epoch, and one for its evaluation. MLflow is filled from it.
+"""The journal of a run: one line of JSON for the training of each epoch, and one for its evaluation. MLflow is filled from it.
 
-A line is on disk before anything else hears of it. What is measured after the checkpoint has a line of its own, as it may fail
-without the epoch.
+A line is on disk before it is used anywhere else. The evaluation has a separate line, because it happens after the checkpoint and
+may fail without losing the epoch.
 """
 
 import json
 import os
 from pathlib import Path
 
-COLLAPSED = 0.1  # a feature/std below it; evenly spread features have 1, one direction alone has 0
+COLLAPSED = 0.1  # collapsed if feature/std is below it; evenly spread features have 1, a single direction has 0
 
 
 Points = dict[int, dict[str, float]]
@@ -18,7 +18,7 @@ class Journal:
     """The points of a run, each epoch and each of its metrics once.
 
     Args:
-        folder: of the run; made if need be.
+        folder: folder of the run; created if missing.
     """
 
     NAME = "metrics.jsonl"
@@ -29,22 +29,22 @@ class Journal:
         self._points = read(folder)
 
     def point(self, epoch: int) -> dict[str, float] | None:
-        """The metrics of an epoch (1-based), if it was finished before."""
+        """The metrics of an epoch (1-based), or None if it is not recorded."""
         return self._points.get(epoch)
 
     def append(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Add an epoch's metrics, unless it is there already: an epoch that had to be repeated keeps its first point."""
+        """Add an epoch's metrics unless the epoch is recorded already: a repeated epoch keeps its first point."""
         if epoch not in self._points:
             self.add(epoch, metrics)
 
     def add(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Add metrics to an epoch, which may have others already; of those that it has, the first value stands."""
+        """Add metrics to an epoch; metrics that it already has keep their first value."""
         point = self._points.get(epoch, {})
         new = {key: value for key, value in metrics.items() if key not in point}
         if not new:
             return
         with self.path.open("a+b") as file:
-            # A line that a crash cut short is ended here, so that it spoils no other.
+            # Terminate a line that a crash cut short, so that it does not corrupt the next one.
             file.seek(0, os.SEEK_END)
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
@@ -58,7 +58,7 @@ class Journal:
 
 
 def read(folder: Path) -> Points:
-    """Epoch -> metrics of the run in a folder; lines that a crash cut short are passed over."""
+    """Epoch -> metrics of the run in a folder; lines that a crash cut short are skipped."""
     points: Points = {}
     path = folder / Journal.NAME
     for line in path.read_bytes().splitlines() if path.exists() else []:
@@ -72,7 +72,7 @@ def read(folder: Path) -> Points:
 
 
 def collapsed(points: Points) -> str | None:
-    """Why a run counts as collapsed by its last epoch, or None where it does not (or does not say)."""
+    """Why a run counts as collapsed at its last epoch, or None if it does not or the metric is missing."""
     epoch = max(points, default=0)
     spread = points.get(epoch, {}).get("feature/std")
     if spread is None or spread >= COLLAPSED:

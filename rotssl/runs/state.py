@@ -1,4 +1,4 @@
-"""A run's folder: its record, its lock, and whether it can be written."""
+"""A run's folder: its state in run.json, its lock, and the check that it can be written."""
 
 import json
 import os
@@ -17,16 +17,16 @@ from rotssl.runs import checkpoint
 
 
 class Busy(ConfigError):
-    """Another process has the run."""
+    """Another process holds the lock of the run."""
 
 
 @dataclass
 class RunState:
-    """``run.json`` in the run's folder: what the run is, and how its last start ended.
+    """``run.json`` in the run's folder: the configuration of the run, and how its last start ended.
 
     ``status`` is new, running, finished, failed, interrupted, stopped (``train.stop_after``) or pruned (by a sweep's scheduler).
-    ``missing``: names of what could not be measured at its end. ``changes``: what the configuration that it was asked for has
-    otherwise, in lines; nothing of what is computed.
+    ``missing`` names measures that failed at the end of the run. ``changes`` lists, in lines, requested fields that differ
+    from the recorded ones and do not affect what is computed.
     """
 
     path: Path
@@ -41,24 +41,24 @@ class RunState:
 
     @property
     def is_done(self) -> bool:
-        """Whether another start has nothing to do: the run went to its end, and all was measured there."""
+        """Whether another start has nothing to do: the run is finished, and all its measures were made."""
         return self.status == "finished" and not self.missing
 
     @classmethod
     def of(cls, config: ResolvedConfig) -> "RunState":
-        """The record of a run, read from its folder if it was started before.
+        """The state of a run, read from its folder if it was started before.
 
         Raises:
-            ConfigError: it was started with another configuration, or the record can't be read.
+            ConfigError: it was started with another configuration, or run.json can't be read.
         """
         path, ours = config.run_dir / "run.json", cfg.identity_of(config)
         if not path.exists() and checkpoint.found(config.run_dir):
             raise ConfigError(
-                f"storage.path: {config.run_dir} has checkpoints but no run.json; move it away to start anew"
+                f"storage.path: {config.run_dir} has checkpoints but no run.json; move the folder away to start again"
             )
         record, late = cls.read(path, ours), cfg.later_defaults(config)
         for key in sorted(ours.keys() | record.config.keys()):
-            # Fields that came later are left out at their defaults.
+            # Fields that were added later are not recorded at their defaults.
             before, now = (fields.get(key, late.get(key)) for fields in (record.config, ours))
             if before == now:
                 continue
@@ -74,10 +74,10 @@ class RunState:
 
     @classmethod
     def read(cls, path: Path, config: dict[str, Any]) -> "RunState":
-        """The record in a file, or a new one with this configuration where there is none.
+        """The state in a file, or a new one with this configuration if there is no file.
 
         Raises:
-            ConfigError: it can't be read.
+            ConfigError: the file can't be read.
         """
         if not path.exists():
             return cls(path, config)
@@ -87,12 +87,12 @@ class RunState:
                 raise ValueError("no configuration in it")
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"storage.path: {path} cannot be read ({error}); move the folder away to start anew"
+                f"storage.path: {path} cannot be read ({error}); move the folder away to start again"
             ) from error
         return record
 
     def write(self, status: str, reason: str = "") -> None:
-        """Save with a new status and what there is to say about it, whole or not at all."""
+        """Save atomically with a new status and its reason."""
         self.status, self.reason = status, reason
         content = {key: value for key, value in vars(self).items() if key not in ("path", "changes")}
         part = self.path.with_suffix(".part")
@@ -102,21 +102,21 @@ class RunState:
 
 @contextmanager
 def run_folder(folder: Path, patience: float = 0) -> Iterator[Path]:
-    """The folder of a run, which has its name, made and held for this process alone.
+    """Create and lock the folder of a run for this process.
 
     Args:
-        folder: ``Config.run_dir``, or that of a sweep.
-        patience: seconds to wait for another process that has it: one that lost its driver needs some to notice.
+        folder: ``ResolvedConfig.run_dir``, or the folder of a sweep.
+        patience: seconds to wait for another process that holds it: one that lost its driver takes some time to notice.
 
     Raises:
-        ConfigError: it can't be written.
-        Busy: another process runs this very run.
+        ConfigError: the folder can't be written.
+        Busy: another process holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=patience).acquire()
     except Timeout as error:
-        raise Busy(f"tracking.run_name: {folder.name!r} is being run by another process right now") from error
+        raise Busy(f"tracking.run_name: another process is currently running {folder.name!r}") from error
     except OSError as error:
         raise ConfigError(f"storage.path: cannot write to {error.filename or folder}: {error.strerror}") from error
     with lock:
@@ -124,10 +124,10 @@ def run_folder(folder: Path, patience: float = 0) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that could not be made or written, leaving nothing behind.
+    """Check that a folder can be created and written, without creating it.
 
     Raises:
-        ConfigError: so it is.
+        ConfigError: it can't.
     """
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

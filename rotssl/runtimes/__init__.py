@@ -1,1 +1,1 @@
-"""Ray: the only package that imports it."""
+"""Running on Ray; the only package that imports it."""

@@ -1,4 +1,4 @@
-"""What is looked at on the cluster before a sweep starts: code, storage, data, tracking, a collective, the time of a step."""
+"""Checks on the cluster before a sweep starts: code, storage, data, tracking, a collective, the time of a step."""
 
 import contextlib
 import os
@@ -17,35 +17,35 @@ from rotssl.runtimes.ray_train import COLLECTIVE_TIMEOUT_S
 from rotssl.runtimes.ray_tune import Slots
 from rotssl.tracking import store
 
-ESTIMATE_PATIENCE_S = 300  # others may have the cluster
+ESTIMATE_PATIENCE_S = 300  # the cluster may be busy
 
 
 def _probe(folder: str, word: str, uri: str, version: str, roots: Sequence[str]) -> str:
-    """What keeps a node from running trials; empty if nothing does."""
+    """Why a node cannot run trials; empty if it can."""
     if rotssl.__version__ != version:
-        return f"it has rotssl {rotssl.__version__}, the driver {version}"
+        return f"it has rotssl {rotssl.__version__}, the driver has {version}"
     try:
         if (Path(folder) / "word").read_text() != word:
-            return f"storage.path: {folder} holds something else there"
+            return f"storage.path: {folder} has other content on this node than on the driver"
         (Path(folder) / f"from-{os.getpid()}").write_text(word)
     except OSError as error:
-        return f"storage.path: {folder} is not the driver's there ({error.strerror})"
+        return f"storage.path: {folder} is not shared with this node ({error.strerror})"
     for root in roots:
         if not os.access(root, os.R_OK):
-            return f"data.root: {root} cannot be read there"
+            return f"data.root: {root} cannot be read on this node"
     return store.reachable(uri)
 
 
 def check_nodes(folder: Path, uri: str, roots: Sequence[str]) -> None:
-    """See from every node that code, storage, data and tracking are what the driver has.
+    """Check on every node that code, storage, data and tracking are the same as on the driver.
 
     Args:
         folder: an existing folder below storage.path.
-        uri: of the tracking store.
+        uri: URI of the tracking store.
         roots: folders of images.
 
     Raises:
-        ConfigError: the first node that can't run trials, and why.
+        ConfigError: a node can't run trials; the message names the first one and the reason.
     """
     ray = import_ray()
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -64,7 +64,7 @@ def check_nodes(folder: Path, uri: str, roots: Sequence[str]) -> None:
         for node, answer in zip(alive, asked, strict=True):
             try:
                 reason = ray.get(answer, timeout=120)
-            except Exception as error:  # whatever Ray raises there: no rotssl, a broken environment, a node that hangs
+            except Exception as error:  # of any kind: rotssl is missing, the environment is broken, the node hangs
                 reason = f"{type(error).__name__}: {_last_line(error)}"
             if reason:
                 raise ConfigError(f"node {node['NodeManagerAddress']}: {reason}")
@@ -81,15 +81,15 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def check_collective(config: ResolvedConfig, slots: Slots, folder: Path) -> float:
-    """Add up a number over two Ray Train workers; returns the seconds that this took, start included.
+    """Add up a number over two Ray Train workers; returns the seconds that this took, including their start.
 
     Args:
-        config: of any trial.
-        slots: from ``plan_slots``.
-        folder: an existing one that all nodes see.
+        config: configuration of any trial.
+        slots: from ``ray_tune.plan_slots``.
+        folder: an existing folder shared by all nodes.
 
     Raises:
-        ConfigError: they can't talk to each other.
+        ConfigError: the workers can't communicate.
     """
     import_ray()
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -118,10 +118,8 @@ def check_collective(config: ResolvedConfig, slots: Slots, folder: Path) -> floa
             total = trainer.fit().return_value
         except SystemExit as error:
             raise KeyboardInterrupt from error
-        except Exception as error:  # whatever Ray Train makes of it
-            raise ConfigError(
-                f"scaling.num_workers: two workers cannot talk to each other ({_last_line(error)})"
-            ) from error
+        except Exception as error:  # of any kind
+            raise ConfigError(f"scaling.num_workers: two workers cannot communicate ({_last_line(error)})") from error
     if total != 3.0:
         raise ConfigError(f"scaling.num_workers: 1 + 2 over two workers gave {total}")
     return time.monotonic() - started
@@ -139,7 +137,7 @@ def _add_up() -> float:
 
 
 def start_estimate(configs: Sequence[ResolvedConfig], train_sizes: Sequence[int], slots: Slots) -> Any:
-    """A reference to the seconds of each trial on its own, from a few steps that are timed on a worker meanwhile."""
+    """Start timing a few steps on a worker; returns a reference to the seconds that each trial would take alone."""
     ray = import_ray()
     share = {"num_gpus": slots.resources.get("GPU", 1.0)} if slots.use_gpu else {}
     task = ray.remote(num_cpus=configs[0].scaling.cpus_per_worker, max_retries=0, **share)(_estimate)
@@ -147,10 +145,10 @@ def start_estimate(configs: Sequence[ResolvedConfig], train_sizes: Sequence[int]
 
 
 def estimated(reference: Any) -> list[float] | None:
-    """The answer to ``start_estimate``; None where the cluster has no room for it in five minutes.
+    """The result of ``start_estimate``; None if the cluster has no room for it within five minutes.
 
     Raises:
-        ConfigError: the steps can't be run: too little memory, ...
+        ConfigError: the steps can't be run, for example for lack of memory.
     """
     ray = import_ray()
     from ray.exceptions import RayError
@@ -164,7 +162,7 @@ def estimated(reference: Any) -> list[float] | None:
     except RayError as error:
         if isinstance(cause := getattr(error, "cause", None), ConfigError):
             raise ConfigError(str(cause)) from error
-        raise ConfigError(f"a few steps could not be run on a worker: {_last_line(error)}") from error
+        raise ConfigError(f"timing a few steps on a worker failed: {_last_line(error)}") from error
     return found
 
 

@@ -1,4 +1,4 @@
-"""A Ray cluster: the connection, and whether the workers fit."""
+"""The connection to a Ray cluster, and the check that the workers fit into it."""
 
 import contextlib
 import logging
@@ -14,9 +14,9 @@ from rotssl.config import Config
 from rotssl.config.fields import ConfigError
 from rotssl.data.images import DataError
 
-# Set before Ray starts; Train hands the first one on to its controller and workers.
+# Set before Ray starts; Train passes the first one to its controller and workers.
 _ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the last report waits for the controller's next look: 2 s by default
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the last report waits for the controller's next poll, by default 2 s
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -25,7 +25,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Workers:
-    """Who will train, and where; ``why`` there are no more of them, if others could be used."""
+    """The workers of a run; ``why`` says what keeps the batch from being shared by more, if the cluster has room for more."""
 
     count: int
     use_gpu: bool
@@ -34,7 +34,7 @@ class Workers:
 
 
 def import_ray() -> Any:
-    """Ray, with the environment that it reads when it is imported."""
+    """Import and return ray, after setting the environment variables that it reads on import."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     # Ray's processes inherit the environment; without bytecode each of them would compile its imports anew.
@@ -46,10 +46,10 @@ def import_ray() -> Any:
 
 @contextlib.contextmanager
 def connected(config: Config) -> Iterator[Workers]:
-    """Within the body, a cluster: the one of RAY_ADDRESS or of ``ray start`` on this machine, else one of its own.
+    """Connect to the cluster of RAY_ADDRESS or of ``ray start`` on this machine, or start a local one, within the body.
 
     Raises:
-        ConfigError: no connection, or the workers don't fit into the cluster.
+        ConfigError: there is no connection, or the workers don't fit into the cluster.
     """
     ray = import_ray()
     ours = not ray.is_initialized()
@@ -59,11 +59,11 @@ def connected(config: Config) -> Iterator[Workers]:
             check_machine(config)
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts a cluster of our own
         try:
-            # Warnings of ours come through the progress queue; the chatter of Ray's own actors stays in its session's logs.
+            # Our warnings come through the progress queue; messages of Ray's own actors stay in its session's logs.
             show_logs = os.environ.get("RAY_LOG_TO_DRIVER") == "1"
             ray.init(address, logging_level=logging.ERROR, log_to_driver=show_logs)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            token = "" if os.environ.get("RAY_AUTH_MODE") else "; if it asks for a token: export RAY_AUTH_MODE=token"
+            token = "" if os.environ.get("RAY_AUTH_MODE") else "; if it requires a token: export RAY_AUTH_MODE=token"
             raise ConfigError(
                 f"RAY_ADDRESS: cannot connect to the Ray cluster ({str(error).splitlines()[0][:160]}){token}"
             ) from error
@@ -76,10 +76,10 @@ def connected(config: Config) -> Iterator[Workers]:
 
 
 def _address() -> str:
-    """Where to connect: RAY_ADDRESS, or the cluster that ``ray start`` left on this machine if it answers, else ``local``.
+    """The address to connect to: RAY_ADDRESS, else the cluster of ``ray start`` on this machine if it answers, else ``local``.
 
     Raises:
-        ConfigError: nothing answers at RAY_ADDRESS; Ray itself would try for minutes.
+        ConfigError: nothing answers at RAY_ADDRESS; Ray itself would keep trying for minutes.
     """
     from ray._private.utils import read_ray_address
 
@@ -93,39 +93,39 @@ def _address() -> str:
     except OSError as error:
         if asked != "auto":
             raise ConfigError(f"RAY_ADDRESS: nothing answers at {address} ({error})") from error
-        return "local"  # the file of a cluster that was killed
+        return "local"  # the address file of a killed cluster
     return address
 
 
 def _protect_token() -> None:
     token = Path.home() / ".ray" / "auth_token"
     if token.is_file() and token.stat().st_mode & 0o077:
-        token.chmod(0o600)  # Ray writes it readable for everyone
+        token.chmod(0o600)  # Ray makes it readable for everyone
 
 
 def check_machine(config: Config) -> None:
-    """Refuse more workers than this machine has cores, before a cluster is started.
+    """Check that the workers fit into the cores of this machine, before a cluster is started.
 
     Raises:
-        ConfigError: too many workers.
+        ConfigError: there are too many workers.
     """
     asked, each, cores = config.scaling.num_workers, config.scaling.cpus_per_worker, os.cpu_count() or 1
     if asked != "auto" and asked * each > cores:
         raise ConfigError(
-            f"scaling.num_workers: got {asked} with {each} CPU each, expected what fits into the {cores} cores here"
+            f"scaling.num_workers: got {asked} with {each} CPU each, expected workers that fit into the {cores} cores here"
         )
 
 
 def plan_workers(config: Config, resources: dict[str, float], nodes: list[dict[str, Any]]) -> Workers:
-    """The workers for a cluster: as configured, else one a GPU, else one a core up to two.
+    """The workers for a cluster: as configured, else one per GPU, else one per core up to two.
 
     Args:
-        config: the run's.
-        resources: totals of the cluster, as ray.cluster_resources() gives them.
-        nodes: as ray.nodes() gives them.
+        config: configuration of the run.
+        resources: totals of the cluster, from ray.cluster_resources().
+        nodes: nodes of the cluster, from ray.nodes().
 
     Raises:
-        ConfigError: they don't fit into the cluster's totals.
+        ConfigError: they don't fit into the cluster.
     """
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     scaling = config.scaling
@@ -154,15 +154,15 @@ def plan_workers(config: Config, resources: dict[str, float], nodes: list[dict[s
 
 
 def nodes() -> list[dict[str, Any]]:
-    """The nodes of the cluster, as Ray lists them."""
+    """The nodes of the cluster, from ray.nodes()."""
     return list(import_ray().nodes())
 
 
 def fetch(reference: Any) -> Any:
-    """What a reference to Ray's object store stands for, read in place.
+    """The object behind a reference into Ray's object store, read in place.
 
     Raises:
-        DataError: the images that it should hold could not be read.
+        DataError: it stands for images that could not be read.
     """
     from ray.exceptions import RayTaskError
 

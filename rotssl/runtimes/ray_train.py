@@ -1,8 +1,8 @@
-"""Ray Train: runs the engine on the workers of a cluster.
+"""Ray Train: runs the engine on several workers.
 
-The driver connects to a cluster, checks that the workers fit, loads the data once into Ray's object store (one copy a node, read
-in place by all workers of it; images on disk the workers map themselves) and hands the engine's loop to a TorchTrainer. A worker
-group that dies is restarted by Ray Train and goes on from the newest checkpoint in storage.path.
+The driver connects to a cluster, checks that the workers fit, loads the data into Ray's object store (one copy per node, read
+in place by all its workers; images on disk are mapped by the workers themselves) and passes the training loop to a TorchTrainer.
+Ray Train restarts a worker group that dies; it resumes from the newest checkpoint in storage.path.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ class RayRuntime:
     """The engine's Runtime inside a Ray Train worker.
 
     Args:
-        run_dir: where checkpoints go.
-        queue: takes the progress events of rank 0.
+        run_dir: folder for checkpoints.
+        queue: receives the events of rank 0.
     """
 
     def __init__(self, run_dir: Path, queue: Any) -> None:
@@ -45,13 +45,13 @@ class RayRuntime:
         self.run_dir, self.queue = run_dir, queue
 
     def wrap(self, model: Any) -> Any:
-        """DDP where there are several workers."""
+        """The model to call: wrapped in DDP if there are several workers."""
         from rotssl.base.distributed import data_parallel
 
         return data_parallel(model, self.device)
 
     def report(self, epoch: int, metrics: dict[str, float], saved: Future[Path] | None) -> None:
-        """Tell Ray Train, whose own thread hands it on once the checkpoint is there; waits for the other workers."""
+        """Report to Ray Train, whose own thread forwards it once the checkpoint is written; waits for the other workers."""
         import ray.train
 
         place = (
@@ -60,7 +60,7 @@ class RayRuntime:
 
         def upload(there: Any, name: str) -> Any:
             assert saved is not None
-            saved.result()  # the recorder wrote it to its place in storage.path: nothing is left to be copied
+            saved.result()  # the recorder has written it to storage.path, so nothing needs to be copied
             return there
 
         ray.train.report(
@@ -73,16 +73,16 @@ class RayRuntime:
         )
 
     def prune(self) -> None:
-        """Ray Train does: it deletes what it was told of."""
+        """Do nothing: Ray Train deletes the checkpoints that were reported to it."""
 
     def progress(self, event: Event) -> None:
-        """Send an event to the driver, without waiting."""
+        """Send an event to the driver without waiting."""
         if self.rank == 0 and self.queue is not None:
             self.queue.actor.put_nowait.remote(event)
 
 
 class _Forward(logging.Handler):
-    """Shows a worker's warnings in the driver's terminal."""
+    """Forwards a worker's warnings to the driver's terminal."""
 
     def __init__(self, runtime: RayRuntime) -> None:
         super().__init__(logging.WARNING)
@@ -93,7 +93,7 @@ class _Forward(logging.Handler):
 
 
 def _work(task: dict[str, Any]) -> dict[str, Any]:
-    """What each worker runs; returns {"failed": reason} for what trying again would not change."""
+    """The body of each worker; returns {"failed": reason} for failures that a retry would not change."""
     import ray
     from ray.exceptions import RayTaskError
 
@@ -104,7 +104,7 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
     logging.disable(logging.INFO)  # Ray Train would print every report
     warnings.filterwarnings(
         "ignore", message="The given NumPy array is not writable"
-    )  # the object store's; nobody writes
+    )  # of arrays in the object store, which are only read
     try:
         runtime = RayRuntime(config.run_dir, task["queue"])
         if runtime.rank == 0:
@@ -121,10 +121,10 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _map_images(config: ResolvedConfig, runtime: RayRuntime) -> datasets.Splits:
-    """The images on this node's disk, decoded if they are not there yet.
+    """The images on this node's disk, decoded first if necessary.
 
     Raises:
-        DataError: on all workers, where one of them can't have them.
+        DataError: one of the workers can't read them; raised on all workers.
     """
     import ray.train.collective
 
@@ -135,7 +135,7 @@ def _map_images(config: ResolvedConfig, runtime: RayRuntime) -> datasets.Splits:
         splits = datasets.load(config.data, config.evaluation.holdout, lambda line: runtime.progress(Note(line)))
     except (ConfigError, DataError) as error:
         reason = str(error)
-    # Nodes that must decode take their time: others would give up on a collective of torch's, not on this one.
+    # Decoding may take long: a collective of torch would time out on the other nodes, this barrier does not.
     ray.train.collective.barrier()
     reason = distributed.first_nonempty(reason, runtime.device)
     if splits is None or reason:
@@ -154,7 +154,7 @@ def fit(
     Args:
         config: resolved.
         workers: from connected().
-        show: takes the progress events, in a thread of its own.
+        show: called with each event, in a separate thread.
         data: the images in Ray's object store; loaded if None, unless the workers map them from disk.
     """
     import_ray()
@@ -165,8 +165,8 @@ def fit(
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
     from ray.util.queue import Queue
 
-    # The engine finds the newest checkpoint by itself, also one that a run without Ray left. Train's own list of them may name
-    # some that are gone by now, which it would not survive.
+    # The engine finds the newest checkpoint by itself, including one of a run without Ray. Train's own list may contain deleted
+    # checkpoints, with which it would fail.
     (config.run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     queue = Queue(actor_options={"num_cpus": 0})
     data = data or load(config)
@@ -198,7 +198,7 @@ def fit(
 
 
 def load(config: ResolvedConfig) -> Any:
-    """A reference to the images of a run, to be loaded by some node of the cluster; None where each node has them on disk."""
+    """A reference to the images of a run, which some node of the cluster loads; None if each node has them on disk."""
     if config.data.store == "disk":
         return None
     return import_ray().remote(num_cpus=0)(datasets.load).remote(config.data, config.evaluation.holdout)
@@ -215,7 +215,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _rendering(queue: Any, show: Callable[[Event], None]) -> Iterator[None]:
-    """fit() blocks the driver's main thread: draw the workers' events in another one."""
+    """Show the workers' events in another thread, because fit() blocks the driver's main thread."""
     from queue import Empty
 
     done = threading.Event()

@@ -1,7 +1,7 @@
 """Ray Tune: runs the trials of a sweep.
 
-Tune schedules and nothing else. What a trial is and how far it got is in the trial's own folder, so nothing of Tune's is kept
-from start to start: each trial reports the epochs of its journal first, and the scheduler knows again what it knew.
+Tune is used only for scheduling. The configuration and progress of a trial are in its own folder, so no state of Tune is kept
+between starts: each trial first reports the epochs in its journal, which restores the scheduler's state.
 """
 
 import logging
@@ -21,12 +21,12 @@ from rotssl.runtimes.ray_train import MAX_FAILURES
 
 # Read by Tune when it is imported.
 _ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journals and MLflow have it all
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt is ours
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journals and MLflow have everything
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # we handle interrupts
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 METRIC = "knn/top1"
-RAY_UNITS = 10_000  # parts of a resource that Ray can tell apart
+RAY_UNITS = 10_000  # Ray's resolution: smallest units per whole resource
 
 
 def _import_tune() -> Any:
@@ -40,10 +40,10 @@ def _import_tune() -> Any:
 
 @dataclass(frozen=True)
 class Slots:
-    """How many trials run at a time, and what each takes.
+    """The number of concurrent trials and the resources of each.
 
-    ``workers`` is 1 for trials that run in their Tune actor, and else the number of Ray Train workers that each starts.
-    ``resources`` is what the Tune actor itself reserves.
+    ``workers`` is 1 for trials that run in their Tune actor, else the number of Ray Train workers that each trial starts.
+    ``resources`` are those that the Tune actor itself reserves.
     """
 
     count: int
@@ -56,12 +56,12 @@ def plan_slots(config: ResolvedConfig, settings: SweepConfig, nodes: Sequence[Ma
     """Slots for trials on the nodes of a cluster.
 
     Args:
-        config: of any trial; its section scaling is that of all.
-        settings: of the sweep.
-        nodes: as Ray lists them.
+        config: configuration of any trial; all share the section scaling.
+        settings: settings of the sweep.
+        nodes: nodes of the cluster, from ray.nodes().
 
     Raises:
-        ConfigError: a trial doesn't fit, or not as many at a time as asked for.
+        ConfigError: a trial doesn't fit, or fewer concurrent trials fit than requested.
     """
     scaling = config.scaling
     workers = max(1, int(scaling.num_workers)) if scaling.num_workers != "auto" else 1
@@ -73,12 +73,14 @@ def plan_slots(config: ResolvedConfig, settings: SweepConfig, nodes: Sequence[Ma
     share = 1.0 if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
     units = max(1, round(share * RAY_UNITS))
     if share < 1 and workers > 1:
-        raise ConfigError(f"sweep.gpus_per_trial: got {share}, expected auto: {workers} workers take a GPU each")
+        raise ConfigError(
+            f"sweep.gpus_per_trial: got {share}, expected auto: each of the {workers} workers uses a whole GPU"
+        )
 
     def places(node: Mapping[str, Any]) -> int:
-        """Workers that fit on a node."""
+        """The number of workers that fit on a node."""
         room = int(node.get("CPU", 0)) // scaling.cpus_per_worker
-        # A worker does not span two GPUs: as many fit on one, times the GPUs.
+        # A worker does not span two GPUs: count the workers per GPU, times the GPUs.
         return min(room, int(node.get("GPU", 0)) * (RAY_UNITS // units)) if use_gpu else room
 
     fit = sum(map(places, alive)) // workers
@@ -86,16 +88,18 @@ def plan_slots(config: ResolvedConfig, settings: SweepConfig, nodes: Sequence[Ma
     if fit == 0:
         key = "scaling.num_workers" if workers > 1 else "scaling.cpus_per_worker"
         given = workers if workers > 1 else scaling.cpus_per_worker
-        raise ConfigError(f"{key}: got {given}, but the cluster ({cpus} CPUs, {gpus} GPUs) holds no trial of {each}")
+        raise ConfigError(
+            f"{key}: got {given}, but a trial of {each} does not fit into the cluster ({cpus} CPUs, {gpus} GPUs)"
+        )
     asked = settings.concurrency
     if asked != "auto" and asked > fit:
         raise ConfigError(
             f"sweep.concurrency: got {asked}, expected at most {fit}: "
-            f"a trial takes {each}, the cluster has {cpus} CPUs, {gpus} GPUs"
+            f"a trial needs {each}, the cluster has {cpus} CPUs and {gpus} GPUs"
         )
     resources = {"CPU": float(scaling.cpus_per_worker), **({"GPU": share} if use_gpu else {})}
     if workers > 1:
-        # A Tune actor must reserve something, and what it reserves its own workers can't have: a byte of memory.
+        # A Tune actor must reserve something, which its own workers then can't use: one byte of memory.
         resources = {"memory": 1.0}
     return Slots(fit if asked == "auto" else asked, workers, use_gpu, resources)
 
@@ -105,7 +109,7 @@ Body = Callable[[Any, Any, Report], None]
 
 
 def _trial(config: dict[str, Any], body: Body, specs: Sequence[Any], shared: Any) -> None:
-    """What a Tune actor runs."""
+    """The body of a Tune actor."""
     from ray import tune
 
     def report(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -115,23 +119,23 @@ def _trial(config: dict[str, Any], body: Body, specs: Sequence[Any], shared: Any
 
 
 def comparable(config: ResolvedConfig) -> Hashable:
-    """Trials whose accuracies at the same epoch may be compared: one method, one data set, one budget, one way to measure.
+    """A key shared by trials whose accuracies at the same epoch can be compared: method, data set, budget and evaluation.
 
-    How often is part of that: rungs that fall between two measurements take the next one.
+    The evaluation includes its frequency, because a rung between two evaluations uses the next one.
     """
     return config.method.name, config.data, config.evaluation, config.train.epochs
 
 
 def scheduler(settings: SweepConfig, configs: Sequence[ResolvedConfig], done: Collection[int] = ()) -> Any:
-    """Tune's scheduler for the trials of these configurations, which are named by their index.
+    """Tune's scheduler for the trials of these configurations, identified by their index.
 
-    Trials are compared within one method, data set and budget only, by epochs of ours. A baseline tells what it reached, and goes
-    on whatever the answer; so does a trial in its last epoch, and one that is done and only tells what it was.
+    Trials are compared only within one method, data set and budget, by our epochs. Three kinds of trials report their accuracy
+    but are never stopped: baselines, trials in their last epoch, and finished trials, which only replay their results.
 
     Args:
-        settings: of the sweep.
-        configs: of the trials.
-        done: indices of trials that train no more.
+        settings: settings of the sweep.
+        configs: configurations of the trials.
+        done: indices of finished trials.
     """
     _import_tune()
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
@@ -145,12 +149,12 @@ def scheduler(settings: SweepConfig, configs: Sequence[ResolvedConfig], done: Co
         return MedianStoppingRule(**common, grace_period=grace, min_samples_required=2)
 
     class WithinBudget(FIFOScheduler):  # type: ignore[misc]
-        """Hands each trial to the scheduler of those that it may be compared with."""
+        """Passes each trial to the scheduler of the trials that it can be compared with."""
 
         def __init__(self) -> None:
             super().__init__()
             self.parts: dict[Hashable, Any] = {}
-            self.seen: dict[int, int] = {}  # last epoch of each trial: one that was started again tells them anew
+            self.seen: dict[int, int] = {}  # last epoch of each trial: a restarted trial reports its epochs again
 
         def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
             config = configs[trial.config["trial"]]
@@ -166,7 +170,7 @@ def scheduler(settings: SweepConfig, configs: Sequence[ResolvedConfig], done: Co
             part = self.parts[comparable(config)]
             stays = index in done or is_baseline(config) or epoch >= config.train.epochs
             if stays and settings.scheduler == "median":
-                # Tune's rule fails on what comes after its answer to stop, so it is told and not asked.
+                # Tune's rule fails on results that follow its decision to stop, so report this one as the last.
                 part.on_trial_complete(tune_controller, trial, result)
                 return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
             action = part.on_trial_result(tune_controller, trial, result)
@@ -176,28 +180,28 @@ def scheduler(settings: SweepConfig, configs: Sequence[ResolvedConfig], done: Co
 
 
 class Watcher(Protocol):
-    """Who is told how trials go, each by its index."""
+    """Receives the progress of trials, identified by their index."""
 
     def on_epoch(self, index: int, metrics: dict[str, Any]) -> None:
-        """A trial reported: ``epoch`` and its metrics."""
+        """Handle a report of a trial: ``epoch`` and its metrics."""
 
     def on_retry(self, index: int) -> None:
-        """A trial's actor died, and it is started again."""
+        """Handle the death and restart of a trial's actor."""
 
     def on_end(self, index: int, error: str | None) -> None:
-        """A trial has ended, each once; ``error`` says why its actor died for good."""
+        """Handle the end of a trial, once for each; ``error`` says why its actor died for good."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What Tune is to run.
+    """The trials for Tune to run.
 
     Attributes:
-        body: called in a Tune actor with a trial's spec, ``shared`` and a function that reports an epoch; a module's function.
+        body: module-level function, called in a Tune actor with a trial's spec, ``shared`` and a function that reports an epoch.
         specs: one for each trial.
-        configs: of the trials, for the scheduler.
-        done: indices of trials that only tell it what they were.
-        shared: handed to every trial; may hold references to Ray's object store.
+        configs: configurations of the trials, for the scheduler.
+        done: indices of finished trials, which only replay their results for the scheduler.
+        shared: passed to every trial; may hold references into Ray's object store.
     """
 
     body: Body
@@ -208,17 +212,17 @@ class Work:
 
 
 def run(work: Work, slots: Slots, settings: SweepConfig, scratch: Path, watcher: Watcher) -> None:
-    """Run the trials, in their order, as many at a time as there are slots.
+    """Run the trials in order, as many concurrently as there are slots.
 
     Args:
         work: the trials.
         slots: from ``plan_slots``.
-        settings: of the sweep.
+        settings: settings of the sweep.
         scratch: folder for Tune's own files, removed afterwards.
-        watcher: told how they go.
+        watcher: receives the progress of the trials.
     """
     tune = _import_tune()
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that dies is told in one line
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the watcher reports a dead worker in one line
     shutil.rmtree(scratch, ignore_errors=True)
     trainable = tune.with_parameters(_trial, body=work.body, specs=list(work.specs), shared=work.shared)
     tuner = tune.Tuner(
@@ -227,7 +231,7 @@ def run(work: Work, slots: Slots, settings: SweepConfig, scratch: Path, watcher:
         tune_config=tune.TuneConfig(
             max_concurrent_trials=slots.count,
             scheduler=scheduler(settings, work.configs, work.done),
-            # cuBLAS is made deterministic before its first use in a process, or not at all.
+            # cuBLAS can be made deterministic only before its first use in a process.
             reuse_actors=slots.workers == 1 and not any(config.train.deterministic for config in work.configs),
         ),
         run_config=tune.RunConfig(
@@ -245,12 +249,12 @@ def run(work: Work, slots: Slots, settings: SweepConfig, scratch: Path, watcher:
 
 
 def _callback(watcher: Watcher) -> Any:
-    """What hands Tune's events to a watcher, in place of Tune's own, which would print."""
+    """A callback that passes Tune's events to a watcher; it replaces Tune's own, which prints."""
     from ray.tune.progress_reporter import TrialProgressCallback
 
     class Tell(TrialProgressCallback):  # type: ignore[misc]
         def __reduce__(self) -> tuple[Any, ...]:
-            return TrialProgressCallback, ()  # for Tune's own record of the experiment, which nobody reads
+            return TrialProgressCallback, ()  # for Tune's record of the experiment, which is never read
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any

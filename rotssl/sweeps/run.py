@@ -22,17 +22,17 @@ from rotssl.runtimes.ray_tune import Slots
 from rotssl.sweeps.trial import Trial, run_trial
 from rotssl.tracking import reader, store, writer
 
-CLOSING_S = 5  # what an actor that has just died may still need
-# Of the runs in MLflow's charts, one for each thing that is compared, whatever its budget and seed.
+CLOSING_S = 5  # seconds that a dying actor may still hold its folder
+# Colours of the runs in MLflow's charts, one for each variant, regardless of budget and seed.
 COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 
 
 class SweepRun:
-    """A sweep that is run: its trials, and its own folder and run in MLflow.
+    """A started sweep: its trials, its folder and its run in MLflow.
 
     Args:
-        sweep: as read.
-        trials: all of them.
+        sweep: as read from its file.
+        trials: all its trials.
 
     Raises:
         ConfigError: its state can't be read.
@@ -49,18 +49,18 @@ class SweepRun:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Within the body, the sweep is this process's alone."""
+        """Lock the sweep for this process within the body."""
         with run_folder(self.folder):
             self.state = RunState.read(self.folder / "run.json", {})
             yield
 
     @property
     def todo(self) -> list[Trial]:
-        """Trials that are not done."""
+        """The trials that are not done."""
         return [trial for trial in self.trials if not trial.is_done(self.prunes)]
 
     def open(self) -> None:
-        """The sweep's own run in MLflow, made or taken up again.
+        """Create or reopen the sweep's run in MLflow.
 
         Raises:
             ConfigError: the store can't be used.
@@ -84,7 +84,7 @@ class SweepRun:
         self.state.write("running")
 
     def tags(self) -> dict[str, dict[str, str]]:
-        """Of each trial, by name: what MLflow's pages can sort and colour it by."""
+        """The MLflow tags of each trial, by name, for sorting and colouring in its UI."""
         arms = list(dict.fromkeys(_arm(trial) for trial in self.trials))
         return {
             trial.name: {
@@ -100,11 +100,11 @@ class SweepRun:
         }
 
     def run(self, chosen: Sequence[Trial], slots: Slots) -> None:
-        """Hand trials to Tune and show how they go.
+        """Run trials with Tune and show their progress.
 
         Args:
-            chosen: in the order in which they start; those that are done only tell the scheduler what they were.
-            slots: of ``ray_tune.plan_slots``.
+            chosen: trials in the order in which they start; finished ones only replay their results for the scheduler.
+            slots: from ``ray_tune.plan_slots``.
         """
         from rotssl.runtimes import ray_train, ray_tune
 
@@ -121,13 +121,13 @@ class SweepRun:
             ray_tune.run(work, slots, self.sweep.settings, self.folder / "tune", progress)
 
     def close_interrupted(self) -> None:
-        """Close the trials that were under way when ``run`` was interrupted; only once their actors are gone."""
+        """Close the trials that were running when ``run`` was interrupted; call this only once their actors are gone."""
         for trial in self.trials:
             if trial.state().status == "running":
                 close_trial(trial, "interrupted", "interrupted", locked=True)
 
     def publish(self) -> bool:
-        """Bring MLflow up to the folders, where it was away or was lost; returns whether it has all of them.
+        """Send MLflow the trials that it lacks because it was unreachable or lost them; returns whether it has all of them.
 
         Raises:
             ConfigError: the store can't be used.
@@ -141,7 +141,7 @@ class SweepRun:
         for trial in self.trials:
             run = lifecycle.Run(trial.config)
             state = run.state
-            lost = state.run_id not in known or not state.synced or state.uri == OFF  # jobs/pretrain.py went on with it
+            lost = state.run_id not in known or not state.synced or state.uri == OFF  # off: resumed by jobs/pretrain.py
             if state.status in ("finished", "pruned", "failed") and lost and run.points:
                 run.track(trial.workers, tags[trial.name])
                 run.close(state.status, state.reason)
@@ -152,9 +152,9 @@ class SweepRun:
         """Close the sweep's own run.
 
         Args:
-            status: of a run.
-            reason: what there is to say about it.
-            ids: of its trials in MLflow, which knows one parent only of trials that sweeps share.
+            status: a status of a run.
+            reason: text that explains it.
+            ids: ids of its trials in MLflow, which records only one parent for trials shared by sweeps.
         """
         listed = self.folder / "trials.json"
         listed.write_text(json.dumps(ids) + "\n")
@@ -164,7 +164,7 @@ class SweepRun:
 
 
 def counts(states: Sequence[RunState]) -> str:
-    """How many trials have which status."""
+    """The number of trials with each status, in words."""
     words = {"running": "cut short", "pruned": "stopped early"}
     found = Counter(state.status for state in states)
     return ", ".join(f"{count} {words.get(status, status)}" for status, count in sorted(found.items()))
@@ -175,15 +175,15 @@ def _arm(trial: Trial) -> str:
 
 
 class SweepProgress:
-    """Shows how trials go and closes those that could not do so themselves; a context manager, called by Tune's driver.
+    """Shows the progress of trials and closes those that could not close themselves; a context manager, called by Tune's driver.
 
     Args:
-        sweep: as read.
-        trials: by the index that Tune has for them.
+        sweep: as read from its file.
+        trials: the trials, in the order of Tune's indices.
         prunes: whether a scheduler may stop trials.
 
     Attributes:
-        silent: indices of trials that are done and only tell the scheduler what they were.
+        silent: indices of finished trials, which only replay their results for the scheduler.
     """
 
     def __init__(self, sweep: Sweep, trials: Sequence[Trial], prunes: bool) -> None:
@@ -209,7 +209,7 @@ class SweepProgress:
         self.bar.stop()
 
     def on_epoch(self, index: int, metrics: dict[str, Any]) -> None:
-        """An epoch of a trial is done, or the trial tells how it ended."""
+        """Handle a finished epoch of a trial, or its outcome."""
         if "outcome" in metrics:
             self.outcomes[index] = metrics["outcome"], metrics["reason"]
         epoch = int(metrics["epoch"])
@@ -218,23 +218,23 @@ class SweepProgress:
             self.done[index] = epoch
 
     def on_retry(self, index: int) -> None:
-        """A trial's actor died, and it is started again."""
-        self._print(f"{self.trials[index].title}: its worker died; going on after epoch {self.done[index]}")
+        """Report that a trial's actor died and is restarted."""
+        self._print(f"{self.trials[index].title}: its worker died; resuming after epoch {self.done[index]}")
 
     def on_end(self, index: int, error: str | None) -> None:
-        """A trial has ended; ``error`` says why its actor died for good."""
+        """Handle the end of a trial; ``error`` says why its actor died for good."""
         if index in self.silent:
             return
         self.ended += 1
         trial = self.trials[index]
-        # While a scheduler judges an epoch the trial may finish the next one, which is in its journal.
+        # While a scheduler judges an epoch, the trial may finish the next one, which is then in its journal.
         last = max(self.done[index], trial.epochs_done)
         stopped = "pruned", f"stopped by {self.sweep.settings.scheduler} after epoch {last}"
         status, reason = self.outcomes.get(index, stopped)
         if error is not None or (index not in self.outcomes and not self.prunes):
             status, reason = "failed", error or "the trial ended without reporting an outcome"
         if status in ("pruned", "failed") and trial.state().status != status:
-            # Of a trial that a scheduler stopped, the actor still waits with the lock; of one that is lost, nobody may have it.
+            # The actor of a stopped trial still holds the lock while it waits; nobody may hold the lock of a lost trial.
             reason = close_trial(trial, status, reason, locked=status == "failed")
         line = _line(trial) if status == "finished" else f"{trial.title}: {status}: {reason}"
         self._print(f"[{self.ended}/{len(self.trials) - len(self.silent)}] {line}")
@@ -244,20 +244,20 @@ class SweepProgress:
 
 
 def close_trial(trial: Trial, status: str, reason: str, locked: bool) -> str:
-    """Save how a trial ended that could not do so itself; returns the reason, or why that was not possible.
+    """Save the outcome of a trial that could not save it itself; returns the reason, extended by an error if that failed.
 
     Args:
-        trial: whose actor is gone, or waits.
-        status: to be saved.
-        reason: what there is to say about it.
-        locked: whether to take the trial's folder for that.
+        trial: the trial, whose actor is gone or waits.
+        status: status to save.
+        reason: text that explains it.
+        locked: whether to lock the trial's folder for that.
     """
     try:
         with run_folder(trial.folder, CLOSING_S) if locked else contextlib.nullcontext():
             run = lifecycle.Run(trial.config)
             if run.state.run_id is not None:
                 run.close(status, reason)
-            else:  # it never came to be a run
+            else:  # it died before it was opened in MLflow
                 run.state.write(status, reason)
     except (ConfigError, OSError) as error:
         return f"{reason} ({error})"

@@ -1,4 +1,4 @@
-"""The trials of a sweep: runs like any other, in folders that their configurations name."""
+"""The trials of a sweep: ordinary runs in folders named by their configurations."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ PATIENCE_S = 90
 
 @dataclass(frozen=True)
 class Trial:
-    """A run of the sweep: its resolved configuration, what is varied in it, and the number of training images."""
+    """A run of the sweep: its resolved configuration, a label of the varied fields, and the number of training images."""
 
     config: ResolvedConfig
     label: str
@@ -36,36 +36,36 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The run's name, which its configuration decides."""
+        """The run's name, determined by its configuration."""
         return self.config.tracking.run_name
 
     @property
     def title(self) -> str:
-        """For the eye."""
+        """Label and seed, for display."""
         return f"{self.label} seed={self.config.train.seed}"
 
     @property
     def workers(self) -> Workers | None:
-        """Its Ray Train workers; None where the engine runs in Tune's."""
+        """Its Ray Train workers; None if the engine runs in Tune's worker."""
         count = self.config.scaling.num_workers
         return Workers(int(count), self.config.scaling.use_gpu is True, 1) if count else None
 
     @property
     def folder(self) -> Path:
-        """Of its run."""
+        """The folder of its run."""
         return self.config.run_dir
 
     @property
     def epochs_done(self) -> int:
-        """Epochs that its journal has now."""
+        """Number of epochs in its journal now."""
         return max(journal.read(self.folder), default=0)
 
     def state(self) -> RunState:
-        """How far it is, read anew."""
+        """The state of its run, read from disk."""
         return RunState.of(self.config)
 
     def is_done(self, prunes: bool) -> bool:
-        """Whether nothing is left to run; what a scheduler stopped is done for a sweep that has one."""
+        """Whether nothing is left to run; a trial stopped by a scheduler is done for a sweep with a scheduler."""
         state = self.state()
         return state.is_done or (prunes and state.status == "pruned")
 
@@ -73,15 +73,15 @@ class Trial:
 def trials_of(
     sweep: Sweep, say: Callable[[str], None] = log.info, warn: Callable[[str], None] = log.warning
 ) -> list[Trial]:
-    """The trials that a sweep stands for, each once.
+    """The trials that a sweep expands to, each once.
 
     Args:
-        sweep: as read.
-        say: takes where the images will be, a line for each data set.
-        warn: takes what had to be cut, in lines.
+        sweep: as read from its file.
+        say: called with a line for each data set about where its images will be stored.
+        warn: called with a line for each size that had to be reduced.
 
     Raises:
-        ConfigError: a configuration that can't be run, the data's or their own.
+        ConfigError: a configuration or its data cannot be used.
     """
     trials: dict[str, Trial] = {}
     cut, places = list[str](), list[str]()
@@ -92,7 +92,7 @@ def trials_of(
         if key not in infos:
             infos[key] = datasets.inspect(*key)
         asked = cell.config
-        if asked.scaling.num_workers in ("auto", 1):  # one worker needs no Ray Train: the engine runs in Tune's own
+        if asked.scaling.num_workers in ("auto", 1):  # one worker needs no Ray Train: the engine runs in Tune's worker
             asked = cfg.replace(asked, {"scaling.num_workers": 0})
             cfg.check_workers(asked, 1)
         config, info = lifecycle.prepare(asked, infos[key], cut.append)
@@ -102,12 +102,11 @@ def trials_of(
         every, epochs = config.evaluation.knn_every, config.train.epochs
         if sweep.settings.scheduler != "none" and not 0 < every <= max(1, epochs - 1):
             raise ConfigError(
-                f"evaluation.knn_every: got {every}, but {sweep.settings.scheduler} compares kNN before the last of "
-                f"{epochs} epochs"
+                f"evaluation.knn_every: got {every}, but {sweep.settings.scheduler} needs kNN before the last of {epochs} epochs"
             )
         if sweep.settings.scheduler != "none" and config.evaluation.holdout == 0:
             raise ConfigError(
-                f"evaluation.holdout: got 0, expected more: {sweep.settings.scheduler} compares kNN on validation"
+                f"evaluation.holdout: got 0, expected more: {sweep.settings.scheduler} needs kNN on validation"
             )
         config = cfg.replace(config, {"tracking.run_name": run_name(config)})
         trials.setdefault(config.tracking.run_name, Trial(config, cell.label, info.train_size))
@@ -119,15 +118,15 @@ def trials_of(
 
 
 def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> None:
-    """One trial, in a Tune actor: tell what it did before, go on to its end, and tell how that was.
+    """Run one trial in a Tune actor: report the epochs of earlier starts, train to the end and report the outcome.
 
-    What goes wrong is told, not raised: an exception would make Tune try again at once, which is for actors that die.
+    Errors are reported, not raised: after an exception Tune would retry at once, which is meant for actors that die.
 
     Args:
         spec: its configuration and tags.
         data: references to the images; None for those on disk.
-        report: takes an epoch and its metrics, or in the end ``outcome`` and ``reason``; ends this function where the scheduler
-            stops the trial.
+        report: called with an epoch and its metrics, finally with ``outcome`` and ``reason``; ends this function if the
+            scheduler stops the trial.
     """
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -145,7 +144,7 @@ def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> 
             outcome = _go_on(run, spec, data, tell)
     except Busy as error:
         outcome = "busy", str(error)
-    except Exception as error:  # whatever it was, the others go on; the sweep's driver records it
+    except Exception as error:  # of any kind: the other trials continue, and the sweep's driver records it
         outcome = "failed", f"{type(error).__name__}: {error}"[:500]
     report(told, dict(zip(("outcome", "reason"), outcome, strict=True)))
 
@@ -156,7 +155,7 @@ def _go_on(
     data: Mapping[str, Any],
     tell: Callable[[int, Mapping[str, float]], None],
 ) -> tuple[str, str]:
-    """Run the trial from where it is; returns its status and what there is to say about it."""
+    """Run the trial from its current state; returns its status and the reason."""
     from rotssl.runtimes import ray_cluster
 
     def show(event: Event) -> None:
@@ -177,7 +176,7 @@ def _go_on(
         try:
             run.track(workers, spec["tags"])
         except ConfigError as error:
-            # A store that is away for a moment: the journal has it all, and the driver sends it in the end.
+            # The store may be unreachable for a moment: the journal has everything, and the driver sends it at the end.
             log.warning("%s: %s", run.name, error)
             state.uri = state.uri or spec["uri"]
         try:

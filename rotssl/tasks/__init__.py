@@ -1,1 +1,1 @@
-"""Auxiliary tasks: views in, inputs with known targets out. The registry is in rotssl.config.tasks."""
+"""Auxiliary tasks: views to inputs with known targets, and their losses. The registry is in rotssl.config.tasks."""

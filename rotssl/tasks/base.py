@@ -1,4 +1,4 @@
-"""The contract of an auxiliary task: it changes views into inputs with known targets, and judges the features of those."""
+"""The interface of an auxiliary task: it turns views into inputs with known targets, and computes a loss on their features."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from rotssl.data.augment import Crop
 
 @dataclass(frozen=True)
 class Targets:
-    """What a task asks of the features of the views that it made.
+    """The targets of a task for the views that it made.
 
     Attributes:
-        labels: one int64 tensor a view, for the rows that count.
+        labels: one int64 tensor per view, for the rows that count.
         rows: the rows of each view that count, (b,), or None for all of them.
-        count: of the images in the step's whole batch that count, for a mean that doesn't depend on how they are spread.
-        passes: forward passes that the step's batch is cut into; their losses are averaged.
+        count: number of images in the step's whole batch that count, so that the mean does not depend on their distribution.
+        passes: number of forward passes that the step's batch is split into; their losses are averaged.
     """
 
     labels: list[Tensor]
@@ -32,26 +32,26 @@ class Targets:
 
 
 def send(device: torch.device, array: npt.NDArray[np.int64]) -> Tensor:
-    """A host array as a tensor on the device; the host doesn't wait for the copy."""
+    """A host array as a tensor on the device, copied asynchronously."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Task(nn.Module, ABC):
-    """Owns its head; never sees the encoder or the method.
+    """An auxiliary task with its own head, independent of the encoder and the method.
 
     Args:
         config: the task's section of the configuration.
-        dim: dimension of what its head sees, the encoder's features or the projector's output.
+        dim: dimension of its head's input, the encoder's features or the projector's output.
 
     Attributes:
-        on_projector: whether its head sees the output of the method's projector instead of the encoder's features.
-        in_place: whether the method sees the transformed views too, in the one forward that both share. Otherwise the
-            transformed views get a forward of their own, after the method's.
-        teacher_too: in place, whether the teacher's views are the transformed ones.
-        joint: whether that extra forward is one with the method's, for views of the same size.
-        update_bn: whether it updates BatchNorm's running statistics.
-        crop: a view of each image that is made for this task alone; None: it works on the global views.
+        on_projector: whether its head gets the output of the method's projector instead of the encoder's features.
+        in_place: whether the method uses the transformed views too, in one forward pass shared by both. Otherwise the
+            transformed views get a separate forward pass, after the method's.
+        teacher_too: with ``in_place``, whether the teacher gets the transformed views too.
+        joint: whether the separate forward pass is merged with the method's, for views of the same size.
+        update_bn: whether the separate pass updates BatchNorm's running statistics.
+        crop: an additional view of each image, made for this task only; None: it works on the global views.
     """
 
     on_projector: bool = False
@@ -69,25 +69,25 @@ class Task(nn.Module, ABC):
 
     @classmethod
     def sees_projector(cls, config: TaskConfig) -> bool:
-        """Whether a configuration puts the head on the projector's output; tasks without the field ``head_on`` don't."""
+        """Whether a configuration puts the head on the projector's output; false for tasks without the field ``head_on``."""
         return getattr(config, "head_on", "encoder") == "projector"
 
     @abstractmethod
     def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
-        """What the encoder shall see, and what is asked of its features.
+        """The inputs of the encoder and their targets.
 
         Args:
             views: the global views, or the task's own crop, each (B, 3, S, S).
-            ctx: where in the run this is.
+            ctx: context of the step.
 
         Returns:
-            One tensor (n, 3, s, s) a forward pass (in place: one a global view), and the targets. Several versions of
+            One tensor (n, 3, s, s) per forward pass (in place: one per global view), and the targets. Several versions of
             each image in one tensor are blocks of B rows.
         """
 
     @abstractmethod
     def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
-        """The unweighted loss from what the head sees, one (n, dim) a tensor; in place, of the student's global views."""
+        """The unweighted loss, given the head's inputs, one (n, dim) per tensor; in place, of the student's global views."""
 
     def weight(self, progress: float) -> float:
         """Weight of the loss at a progress of the run from 0 to 1, along its schedule."""

@@ -14,8 +14,8 @@ from rotssl.models.heads import mlp
 from rotssl.tasks.base import Targets, Task, send
 from rotssl.tasks.permutations import permutation_set
 
-# Pixels have a spread of about 1 over a data set. Below this, less than a gray level in 256, a tile is flat: what is left is the
-# rounding of the augmentation, which a division by its spread would turn into a picture.
+# Pixels have a standard deviation of about 1 over a data set. A tile below this one, less than a gray level in 256, is flat: it
+# contains only rounding errors of the augmentation, which normalisation would amplify.
 FLAT = 0.01
 
 
@@ -26,10 +26,10 @@ def cut(images: Tensor, tops: Tensor, lefts: Tensor, side: int) -> Tensor:
         images: (B, C, S, S).
         tops: first row of the tile at each of P places, (P, B) int64.
         lefts: likewise the first column.
-        side: of the tiles, in pixels.
+        side: side of the tiles in pixels.
 
     Returns:
-        (P x B, C, side, side), all images' tiles at the first place first; in the memory layout of the images.
+        (P x B, C, side, side), first all images' tiles at the first place; in the memory layout of the images.
     """
     steps = torch.arange(side, device=images.device)
     rows = tops[:, :, None, None] + steps[:, None]
@@ -41,18 +41,18 @@ def cut(images: Tensor, tops: Tensor, lefts: Tensor, side: int) -> Tensor:
 
 
 def normalize(tiles: Tensor) -> Tensor:
-    """Each channel of each tile (N, C, side, side) with mean 0 and standard deviation 1; less for flat ones.
+    """Each channel of each tile (N, C, side, side) normalised to mean 0 and standard deviation 1 (less for flat tiles).
 
-    Brightness and contrast, smooth over an image, would tell neighbours from others (section 4.2 of the paper).
+    Brightness and contrast vary smoothly over an image and would reveal neighbours (section 4.2 of the paper).
     """
     var, mean = torch.var_mean(tiles, dim=(2, 3), correction=0, keepdim=True)
     return (tiles - mean) / var.sqrt().clamp(min=FLAT)
 
 
 class Jigsaw(Task):
-    """Classification of the order that the tiles of the first view are in; see the section ``jigsaw`` of the configuration.
+    """Classification of the order of the shuffled tiles of the first view; see the section ``jigsaw`` of the configuration.
 
-    The encoder sees one tile at a time. The head sees the features of all tiles of an image side by side, in their order:
+    The encoder sees one tile at a time. The head sees the concatenated features of all tiles of an image, in their order:
     Linear(grid^2 D, hidden), BN, ReLU, Linear(hidden, permutations).
     """
 
@@ -66,11 +66,11 @@ class Jigsaw(Task):
         self.update_bn = config.update_bn
 
     def layout(self, side: int, ctx: StepContext) -> tuple[Positions, Positions, int]:
-        """Which order the tiles come in, and where they are cut: a function of (seed, epoch, position).
+        """The order and the positions of the tiles: a function of (seed, epoch, position).
 
         Args:
-            side: of the images, in pixels.
-            ctx: where in the run this is.
+            side: side of the images in pixels.
+            ctx: context of the step.
 
         Returns:
             The index of the order, (B,); the first row and column of the tile at each place, (B, P, 2); the side of the tiles.
@@ -87,7 +87,7 @@ class Jigsaw(Task):
         return labels, np.stack([cells // grid, cells % grid], axis=2) * cell + offsets, tile
 
     def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
-        """The shuffled tiles of the first view, (grid^2 B, 3, t, t) with all images' tiles at the first place first."""
+        """The shuffled tiles of the first view, (grid^2 B, 3, t, t), first all images' tiles at the first place."""
         images = views[0]
         labels, corners, tile = self.layout(images.shape[-1], ctx)
         tops, lefts = send(images.device, corners.transpose(2, 1, 0).copy())

@@ -21,7 +21,7 @@ from rotssl.tasks.base import Targets, Task, send
 
 @functools.cache
 def _places(side: int, device: torch.device) -> Tensor:
-    """Which pixel comes to each place under 0 to 3 quarter turns, (4, side^2)."""
+    """Index of the pixel that moves to each place under 0 to 3 quarter turns, (4, side^2)."""
     pixels = torch.arange(side * side, device=device).view(side, side)
     return torch.stack([torch.rot90(pixels, turns).flatten() for turns in range(4)])
 
@@ -34,8 +34,8 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
         turns: (B,) int64 in 0..3.
 
     Returns:
-        (B, C, S, S), exact: no pixel is interpolated. In channels_last, where one gather of whole pixels does it: 4 to 17 times
-        as fast on a CPU as flips and transpositions.
+        (B, C, S, S), exact: no pixel is interpolated. In channels_last, so that one gather of whole pixels suffices: 4 to 17
+        times as fast on a CPU as flips and transpositions.
     """
     batch, channels, side, _ = x.shape
     first = torch.arange(batch, device=x.device)[:, None] * side**2
@@ -45,17 +45,17 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def chosen(positions: Positions, fraction: float) -> npt.NDArray[np.bool_]:
-    """Which positions a fraction f picks: those with floor((p + 1) f) > floor(p f), evenly spread; (B,) bool."""
+    """Mask of the positions p picked by a fraction f: those with floor((p + 1) f) > floor(p f), evenly spread; (B,) bool."""
     picked: npt.NDArray[np.bool_] = np.floor((positions + 1) * fraction) > np.floor(positions * fraction)
     return picked
 
 
 class Rotation(Task):
-    """Four-way classification of the angle; see the section ``rotation`` of the configuration for its forms.
+    """Four-way classification of the angle; see the section ``rotation`` of the configuration for its modes.
 
     The head is that of the official code: Linear(dim, hidden), BN, ReLU, Linear(hidden, 4), on the encoder's features; the paper
-    puts it on the projector's output (eq. 1; ``head_on``). The loss is the *mean* over the
-    rotated views; the official code sums its two, so its weight of 0.1 is 0.2 here.
+    puts it on the projector's output (eq. 1; ``head_on``). The loss is the *mean* over the rotated views; the official code sums
+    its two, so its weight of 0.1 is 0.2 here.
     """
 
     config: ResolvedRotation
@@ -81,9 +81,10 @@ class Rotation(Task):
         return np.floor(4 * rng.uniform(stream, ctx.positions, 1)[:, 0]).astype(np.int64)
 
     def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
-        """Extra: the first one or two views, shrunk and rotated, chosen rows only. In place: all views, chosen rows rotated.
+        """The rotated views and their targets.
 
-        Four-way: the chosen rows of the task's crop, at 0, 90, 180 and 270 degrees, in one tensor.
+        Mode extra: the first one or two views, resized and rotated, chosen rows only. Mode in_place: all views, chosen rows
+        rotated. Mode four_way: the chosen rows of the task's crop at 0, 90, 180 and 270 degrees, in one tensor.
         """
         device = views[0].device
         fraction = self.fraction(ctx.progress)
@@ -112,7 +113,7 @@ class Rotation(Task):
         versions = 1 if self.crop is None else 4
         share = distributed.world_size() * targets.passes / max(1, targets.count) / len(features) / versions
         loss = correct = torch.zeros((), device=features[0].device)
-        for view, labels in zip(features, targets.labels, strict=False):  # a student may see but the first view
+        for view, labels in zip(features, targets.labels, strict=False):  # the student may see only the first view
             if self.in_place and targets.rows is not None:
                 view = view[targets.rows]
             logits = full_precision(self.head(view))

@@ -1,1 +1,1 @@
-"""MLflow: the only package that imports it."""
+"""Tracking in MLflow; the only package that imports it."""

@@ -1,4 +1,4 @@
-"""MLflow, read back: the runs of an experiment, the trials of a sweep, the evaluations of a run."""
+"""Reading from MLflow: the runs of an experiment, the trials of a sweep, the evaluations of a run."""
 
 import json
 import logging
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as a tracking store holds it.
+    """A run in a tracking store.
 
     Attributes:
-        run_id: of the store.
-        name: shown in its UI.
+        run_id: id in the store.
+        name: name shown in MLflow's UI.
         status: RUNNING, FINISHED, FAILED or KILLED.
         started: milliseconds since 1970.
-        params: the resolved configuration, dotted names, all values text.
-        tags: facts beside it.
-        points: epoch -> metrics, each epoch as it was logged first.
+        params: the resolved configuration, dotted names, all values as text.
+        tags: additional facts.
+        points: epoch -> metrics; the first logged value of each metric counts.
     """
 
     run_id: str
@@ -39,7 +39,7 @@ class TrackedRun:
 
     @property
     def parent(self) -> str | None:
-        """Id of the run that this one is a child of."""
+        """Id of its parent run, or None."""
         return self.tags.get("mlflow.parentRunId")
 
 
@@ -47,12 +47,12 @@ def read_runs(uri: str, experiment: str, metrics: Sequence[str]) -> list[Tracked
     """All runs of an experiment that were not deleted, with the points of some metrics; sweeps and evaluations have none.
 
     Args:
-        uri: of the tracking store; an sqlite file that isn't there is not made.
-        experiment: its name.
-        metrics: names of those to read, of which a run may lack any.
+        uri: URI of the tracking store; a missing sqlite file is not created.
+        experiment: name of the experiment.
+        metrics: names of the metrics to read; a run may lack some of them.
 
     Returns:
-        One record a run, the oldest first.
+        One record per run, oldest first.
 
     Raises:
         ConfigError: the store can't be reached, or has no such experiment.
@@ -60,7 +60,7 @@ def read_runs(uri: str, experiment: str, metrics: Sequence[str]) -> list[Tracked
     if uri.startswith("sqlite:///") and len(uri) > len("sqlite:///"):
         file = Path(uri.removeprefix("sqlite:///"))
         if not file.is_file():
-            raise ConfigError(f"tracking.uri: there is no file {file}")
+            raise ConfigError(f"tracking.uri: no file {file}")
     else:
         check_uri(uri)
     try:
@@ -82,9 +82,9 @@ def read_runs(uri: str, experiment: str, metrics: Sequence[str]) -> list[Tracked
 
 
 def trial_ids(uri: str, run_id: str) -> set[str]:
-    """The trials that a sweep's run lists in its artifact ``trials.json``; none where there is no such list.
+    """The ids of the trials listed in the artifact ``trials.json`` of a sweep's run; empty if there is no such list.
 
-    Sweeps of one experiment may share trials, of which MLflow knows one parent only.
+    Sweeps of one experiment may share trials, for which MLflow records only one parent.
     """
     try:
         client = client_of(uri)
@@ -93,21 +93,21 @@ def trial_ids(uri: str, run_id: str) -> set[str]:
         with tempfile.TemporaryDirectory() as folder:
             found = json.loads(Path(client.download_artifacts(run_id, "trials.json", folder)).read_text())
         return {str(entry) for entry in found}
-    except Exception as error:  # as in Tracker: the children are known all the same
-        log.warning("the list of the sweep's trials could not be read from MLflow (%s)", short(error))
+    except Exception as error:  # as in Tracker: the child runs are still known
+        log.warning("could not read the list of the sweep's trials from MLflow (%s)", short(error))
         return set()
 
 
 def run_ids(uri: str, experiment: str) -> set[str] | None:
-    """The ids of all runs of an experiment; None where the store can't be asked, which is said."""
+    """The ids of all runs of an experiment; None, with a warning, if the store can't be read."""
     try:
         client = client_of(uri)
         known = client.get_experiment_by_name(experiment)
         return (
             set() if known is None else {str(r.info.run_id) for r in _pages(client.search_runs, [known.experiment_id])}
         )
-    except Exception as error:  # whatever the store or the network raises: it is asked again another time
-        log.warning("MLflow could not be asked for its runs (%s)", short(error))
+    except Exception as error:  # any error of the store or the network: a later start reads it again
+        log.warning("could not read the runs from MLflow (%s)", short(error))
         return None
 
 
@@ -122,12 +122,12 @@ def run_folder_of(uri: str, run_id: str) -> str:
         raise ConfigError(f"--uri: no file {file}")
     try:
         return str(client_of(uri).get_run(run_id).data.tags["run_dir"])
-    except Exception as error:  # MLflow's own, or no such tag: in each case the id is of no use
+    except Exception as error:  # MLflow's own, or the tag is missing: in either case the id is unusable
         raise ConfigError(f"--run: {uri} has no run {run_id!r} with a folder") from error
 
 
 def evaluations_of(uri: str, run_id: str, split: str) -> dict[str, float]:
-    """What was measured before on a split with a run's encoder: the metrics of its evaluations."""
+    """The metrics of all earlier evaluations of a run's encoder on a split."""
     client = client_of(uri)
     run = client.get_run(run_id)
     wanted = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.kind = 'evaluation' and tags.split = '{split}'"
@@ -150,7 +150,7 @@ def _record(client: Any, run: Any, metrics: Sequence[str]) -> TrackedRun:
     wanted = [] if run.data.tags.get("kind") in ("sweep", "evaluation") else metrics
     for key in wanted:
         if key in run.data.metrics:
-            # The store is append-only and promises no order: what was logged first stands, as in the journal.
+            # The store is append-only and guarantees no order: the first logged value counts, as in the journal.
             for metric in sorted(client.get_metric_history(run.info.run_id, key), key=lambda m: m.timestamp):
                 points.setdefault(metric.step, {}).setdefault(key, metric.value)
     return TrackedRun(

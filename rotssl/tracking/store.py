@@ -1,4 +1,4 @@
-"""MLflow's store: its address, whether it can be used, and a client that gives up soon."""
+"""The tracking store: its URI, checks that it is usable, and a client with short timeouts."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from rotssl.config.sections import OFF
 
 PARENT = "mlflow.parentRunId"
 
-# A dead server must not hold up training: MLflow's own defaults block for minutes.
+# A dead server must not block training: MLflow's defaults block for minutes.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -23,15 +23,15 @@ _PATIENCE = {
 
 
 def default_uri(storage: str) -> str:
-    """The sqlite file below storage.path."""
+    """The URI of the sqlite file in storage.path."""
     return f"sqlite:///{Path(storage) / 'mlflow.db'}"
 
 
 def asked_uri(given: str | None) -> str:
-    """The store that a flag names, or else MLFLOW_TRACKING_URI, or else the sqlite file of the default storage.
+    """The URI of the store given by a flag, else MLFLOW_TRACKING_URI, else the sqlite file in the default storage.
 
     Raises:
-        ConfigError: off, where there is nothing to read.
+        ConfigError: the URI is off, which cannot be read.
     """
     storage = os.path.abspath(os.path.expanduser(default_storage()))
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage)
@@ -41,10 +41,10 @@ def asked_uri(given: str | None) -> str:
 
 
 def check_uri(uri: str) -> None:
-    """Refuse what can't work, without importing mlflow.
+    """Check a tracking URI without importing mlflow.
 
     Raises:
-        ConfigError: a scheme that isn't sqlite or http(s), or an sqlite file in a folder that can't be written.
+        ConfigError: its scheme isn't sqlite or http(s), or the folder of the sqlite file can't be written.
     """
     if uri == OFF or uri.startswith(("http://", "https://")):
         return
@@ -53,7 +53,7 @@ def check_uri(uri: str) -> None:
     file = Path(uri.removeprefix("sqlite:///"))
     target = file if file.exists() else file.absolute().parent
     if file.is_dir() or not target.exists() or not os.access(target, os.W_OK):
-        raise ConfigError(f"tracking.uri: {file} is not a file that can be written")
+        raise ConfigError(f"tracking.uri: {file} is not a writable file")
 
 
 def store_of(config: ResolvedConfig) -> str:
@@ -62,35 +62,35 @@ def store_of(config: ResolvedConfig) -> str:
 
 
 def check_store(uri: str, nodes: int) -> None:
-    """Refuse a file as the store of several machines.
+    """Check that an sqlite file is used on one machine only.
 
     Raises:
-        ConfigError: so it is.
+        ConfigError: the store is an sqlite file, but the cluster has several nodes.
     """
     if uri.startswith("sqlite") and nodes > 1:
         raise ConfigError(
-            f"tracking.uri: got {uri!r}, expected http(s)://HOST:PORT: sqlite is for one machine, the cluster has {nodes}"
+            f"tracking.uri: got {uri!r}, expected http(s)://HOST:PORT: sqlite works on one machine only, the cluster has {nodes}"
         )
 
 
 def reachable(uri: str) -> str:
-    """What keeps this machine from using a tracking store; empty if nothing does. A file that is not there is not made."""
+    """Why this machine cannot use a tracking store; empty if it can. A missing file is not created."""
     if uri.startswith("sqlite"):
         file = Path(uri.removeprefix("sqlite:///"))
         above = next(path for path in (file, *file.parents) if path.exists())
         if not os.access(above, os.W_OK):
-            return f"tracking.uri: {file} cannot be written there"
+            return f"tracking.uri: {file} cannot be written on this machine"
         if above != file:
             return ""
     try:
         client_of(uri).search_experiments(max_results=1)
     except Exception as error:  # as in open_run
-        return f"tracking.uri: {uri} cannot be used there: {short(error)}"
+        return f"tracking.uri: {uri} cannot be used on this machine: {short(error)}"
     return ""
 
 
 def client_of(uri: str) -> Any:
-    """MLflow's client of a store, which gives up soon where nobody answers."""
+    """An MLflow client of a store, which gives up soon if there is no answer."""
     for key, value in _PATIENCE.items():
         os.environ.setdefault(key, value)
     from mlflow.tracking import MlflowClient

@@ -1,4 +1,4 @@
-"""A run without MLflow: what stands in for a Tracker, and what it keeps for a start that has a store."""
+"""Runs without MLflow: a stand-in for the Tracker, which keeps the tags for a later start with a store."""
 
 import json
 import logging
@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 
 class Untracked(Tracker):
-    """Stands in for a Tracker where there is no store: sends nothing, and keeps the tags for a start that has one.
+    """Replaces a Tracker if there is no store: sends nothing, and keeps the tags for a later start with a store.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
 
     NAME = "tags.json"
@@ -26,23 +26,23 @@ class Untracked(Tracker):
         self.folder = folder
 
     def sync(self, points: Points) -> bool:
-        """Nothing is missing: the journal has it."""
+        """Do nothing: the journal has everything."""
         return True
 
     def finish(self, status: str, reason: str, files: list[Path]) -> bool:
-        """The run's folder has the files, and its record the status."""
+        """Do nothing: the run's folder has the files, and run.json the status."""
         return True
 
     def tag(self, tags: dict[str, str]) -> None:
-        """Add tags to those that are kept."""
+        """Add tags to the saved ones."""
         try:
             (self.folder / self.NAME).write_text(json.dumps(kept_tags(self.folder) | tags, indent=2) + "\n")
-        except OSError as error:  # they only describe the run
-            log.warning("%s could not be written (%s)", self.folder / self.NAME, short(error))
+        except OSError as error:  # not fatal: tags only describe the run
+            log.warning("could not write %s (%s)", self.folder / self.NAME, short(error))
 
 
 def kept_tags(folder: Path) -> dict[str, str]:
-    """The tags of a run while it had no store; what can't be read is left out."""
+    """The saved tags of a run that had no store; empty if they can't be read."""
     try:
         content = json.loads((folder / Untracked.NAME).read_text())
     except (OSError, ValueError):
@@ -51,5 +51,5 @@ def kept_tags(folder: Path) -> dict[str, str]:
 
 
 def tracker_of(uri: str, run_id: str | None, folder: Path) -> Tracker:
-    """What follows a run: a Tracker, or what stands in for it where the store is off."""
+    """The Tracker of a run, or its replacement if the store is off."""
     return Untracked(folder) if uri == OFF else Tracker(uri, str(run_id))

@@ -1,9 +1,9 @@
-"""MLflow, written to.
+"""Writing to MLflow.
 
-The journal on disk holds the truth; a Tracker brings MLflow up to it. Metrics in MLflow are append-only, so what it already has
-is asked for before anything is sent: each epoch arrives once, however often a run is started again. A tracking server that is
-down costs a warning, never the run: the next epoch, or the next start, sends what is missing. Where tracking.uri is off, nothing
-imports MLflow, and a start that has a store sends everything.
+The journal on disk is authoritative; a Tracker syncs MLflow with it. Metrics in MLflow are append-only, so a Tracker first asks
+which ones exist: each epoch is sent once, even if a run is restarted. If the tracking server is down, there is a warning but the
+run continues; the next epoch, or the next start, sends what is missing. If tracking.uri is off, MLflow is not imported, and a
+later start with a store sends everything.
 """
 
 import logging
@@ -32,18 +32,18 @@ def open_run(
     tags: dict[str, str],
     artifacts: Path,
 ) -> str:
-    """Make store, experiment and run, or take up the run again.
+    """Create store, experiment and run, or reopen the run.
 
-    A store or an experiment that is new must be made by one process, before others come to it.
+    A new store or experiment must be created by one process before others use it.
 
     Args:
-        uri: of the tracking store.
-        experiment: its name; made if need be.
-        run_name: shown in the UI.
-        run_id: of the run to go on with, or None for a new one.
+        uri: URI of the tracking store.
+        experiment: name of the experiment; created if missing.
+        run_name: name shown in MLflow's UI.
+        run_id: id of the run to reopen, or None for a new one.
         params: dotted name -> value; they never change.
-        tags: facts that may change from start to start.
-        artifacts: folder for the artifacts of a new experiment on sqlite (a server has its own place).
+        tags: facts that may change between starts.
+        artifacts: folder for the artifacts of a new experiment on sqlite (a server has its own).
 
     Returns:
         The run's id.
@@ -68,7 +68,7 @@ def open_run(
         if run_id is None or not _alive(client, run_id):
             run_id = str(client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id)
         else:
-            tags = {key: value for key, value in tags.items() if key != PARENT}  # of two sweeps the first one has it
+            tags = {key: value for key, value in tags.items() if key != PARENT}  # the first of two sweeps keeps it
         client.update_run(run_id, status="RUNNING")
         known = client.get_run(run_id).data.params
         from mlflow.entities import Param, RunTag
@@ -80,13 +80,13 @@ def open_run(
         )
     except ConfigError:
         raise
-    except Exception as error:  # MLflow's, sqlalchemy's, alembic's, requests': in each case the address is of no use
+    except Exception as error:  # of MLflow, sqlalchemy, alembic or requests: in any case the URI is unusable
         raise ConfigError(f"tracking.uri: {uri} cannot be used: {str(error).splitlines()[0][:200]}") from error
     return run_id
 
 
 def _orphan(client: Any, experiment_id: str, run_name: str, tags: dict[str, str]) -> str | None:
-    """The run of a start that was killed before it could note the id, and before the first epoch."""
+    """The run of a start that was killed before it saved the id and before its first epoch, or None."""
     if "'" in run_name or "run_dir" not in tags:
         return None
     running = f"attributes.run_name = '{run_name}' and attributes.status = 'RUNNING'"
@@ -109,15 +109,15 @@ def _alive(client: Any, run_id: str) -> bool:
 def log_evaluation(
     uri: str, run_id: str, split: str, step: int, metrics: dict[str, float], facts: dict[str, str]
 ) -> None:
-    """A run below the one that was evaluated.
+    """Log an evaluation as a child run of the evaluated one.
 
     Args:
-        uri: of the tracking store.
-        run_id: of the run whose encoder it was.
-        split: of the images that were classified.
+        uri: URI of the tracking store.
+        run_id: id of the evaluated run.
+        split: split of the images that were classified.
         step: epoch of the encoder.
-        metrics: what was measured.
-        facts: the protocols, as parameters.
+        metrics: the measures.
+        facts: the protocols, logged as parameters.
     """
     from mlflow.entities import Metric, Param, RunTag
 
@@ -135,10 +135,10 @@ def log_evaluation(
 
 
 class Tracker:
-    """Brings one MLflow run up to the journal; every call is best effort and warns where it fails.
+    """Syncs one MLflow run with the journal; every call is best effort and logs a warning if it fails.
 
     Args:
-        uri: of the tracking store.
+        uri: URI of the tracking store.
         run_id: from open_run().
     """
 
@@ -148,7 +148,7 @@ class Tracker:
         self._client: Any = None
 
     def sync(self, points: Points) -> bool:
-        """Send what MLflow doesn't have yet; returns whether it has all of it now."""
+        """Send the points that MLflow lacks; returns whether it has all of them now."""
         try:
             self._client = self._client or client_of(self.uri)
             from mlflow.entities import Metric
@@ -159,31 +159,31 @@ class Tracker:
             for epoch, point in sorted(points.items()):
                 missing = [key for key in point if epoch not in self._known.get(key, ())]
                 if missing:
-                    # One transaction: the epoch arrives whole or not at all, but for what could be measured only later.
+                    # One transaction: all metrics of the epoch or none, except those that are measured later.
                     metrics = [Metric(key, point[key], now, epoch) for key in missing]
                     self._client.log_batch(self.run_id, metrics=metrics)
                     for key in missing:
                         self._known.setdefault(key, set()).add(epoch)
-        except Exception as error:  # whatever the store or the network raises, training goes on
+        except Exception as error:  # any error of the store or the network: training continues
             log.warning(
-                "MLflow could not be updated (%s); the journal has every point, the next epoch sends it", short(error)
+                "could not update MLflow (%s); the journal has all points, the next epoch sends them", short(error)
             )
             self._known = None
             return False
         return True
 
     def _sent(self) -> dict[str, set[int]]:
-        """The epochs that MLflow has of each metric, as an earlier start may have sent some."""
+        """The epochs of each metric that MLflow already has, from earlier starts."""
         keys = self._client.get_run(self.run_id).data.metrics
         return {key: {m.step for m in self._client.get_metric_history(self.run_id, key)} for key in keys}
 
     def finish(self, status: str, reason: str, files: list[Path]) -> bool:
-        """Log the files as artifacts and close the run; returns whether that worked.
+        """Log files as artifacts and close the run; returns whether that worked.
 
         Args:
             status: MLflow's FINISHED, FAILED or KILLED.
-            reason: for the tag status_reason.
-            files: those that exist are logged.
+            reason: value of the tag status_reason.
+            files: files to log; missing ones are skipped.
         """
         try:
             self._client = self._client or client_of(self.uri)
@@ -193,7 +193,7 @@ class Tracker:
             self._client.set_tag(self.run_id, "status_reason", reason)
             self._client.set_terminated(self.run_id, status)
         except Exception as error:  # as above
-            log.warning("MLflow could not be told that the run is %s (%s)", status, short(error))
+            log.warning("could not set the status of the run to %s in MLflow (%s)", status, short(error))
             return False
         return True
 
@@ -204,18 +204,18 @@ class Tracker:
             for key, value in tags.items():
                 self._client.set_tag(self.run_id, key, value)
         except Exception as error:  # as above
-            log.warning("MLflow tags could not be set (%s)", short(error))
+            log.warning("could not set tags in MLflow (%s)", short(error))
 
 
 class Follower:
-    """Keeps a run in MLflow up with its journal, in a thread of its own, so that no training waits for the store.
+    """Keeps a run in MLflow in sync with its journal, in a separate thread, so that training never waits for the store.
 
-    One look at the journal at a time: what comes to it meanwhile goes with the next one, or with the Tracker that closes the
-    run. Leaving the context waits for the look that is under way.
+    Only one sync runs at a time: points added meanwhile are sent by the next one, or by the Tracker that closes the run. Leaving
+    the context waits for the current sync.
 
     Args:
-        tracker: of the run; this thread's alone.
-        folder: of the run.
+        tracker: tracker of the run, used by this thread only.
+        folder: folder of the run.
     """
 
     def __init__(self, tracker: Tracker, folder: Path) -> None:
@@ -231,10 +231,10 @@ class Follower:
     ) -> None:
         self._pool.shutdown()
         if kind is None and self._look is not None:
-            self._look.result()  # a journal that could not be read
+            self._look.result()  # raises if the journal could not be read
 
     def handle(self, event: Event) -> None:
-        """Take an event of the engine: its facts become tags; at the end of an epoch there is something to send."""
+        """Handle an event of the engine: facts become tags, a finished epoch starts a sync."""
         if isinstance(event, Facts):
             self._pool.submit(self.tracker.tag, dict(event.tags))
         if isinstance(event, EpochDone) and (self._look is None or self._look.done()):
@@ -242,12 +242,12 @@ class Follower:
 
 
 def log_report(uri: str, run_id: str, files: Sequence[Path]) -> bool:
-    """Log files as artifacts of a run, under ``report``; returns whether that worked, and warns where it did not."""
+    """Log files as artifacts of a run, under ``report``; returns whether that worked, and logs a warning if not."""
     try:
         client = client_of(uri)
         for file in files:
             client.log_artifact(run_id, str(file), "report")
-    except Exception as error:  # as in Tracker: the files are on disk all the same
-        log.warning("the report could not be logged to MLflow (%s)", short(error))
+    except Exception as error:  # as in Tracker: the files are still on disk
+        log.warning("could not log the report to MLflow (%s)", short(error))
         return False
     return True

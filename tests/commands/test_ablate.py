@@ -149,7 +149,7 @@ def test_killed_worker_and_killed_driver_go_on_as_if_nothing_had_been(whole, tmp
         run_id = ablation.record(name)["run_id"]
         for each, worker in stopped.items():
             worker.kill() if each == name else worker.resume()
-        wait_for(lambda: "its worker died; going on after epoch " in process.told(), process)
+        wait_for(lambda: "its worker died; resuming after epoch " in process.told(), process)
         # The workers outlive the driver, and would finish what is to be cut short.
         workers = wait_for(lambda: status("finished") and halted(), process).values()
         process.kill()
@@ -214,7 +214,7 @@ def test_trials_on_several_workers_are_ray_train_runs(cluster, tmp_path):
     grid = {"rotation.weight": [1.0], "train.epochs": [2]}
     ablation = Ablation(cluster, tmp_path, sweep={"baseline": False}, grid=grid)
     code, out, err = ablation.run("--scaling.num_workers", "2")
-    assert code == 0 and "collective: two workers added up" in out, out + err
+    assert code == 0 and "collective: two workers communicated" in out, out + err
     runs, points = ablation.logged()
     runs.pop("sweep")
     assert len(runs) == 1 and "no report: nothing to compare" in err

@@ -64,7 +64,7 @@ def test_the_test_split_is_measured_once_below_the_run(finished, capsys, monkeyp
     uri = f"sqlite:///{finished.storage.path}/mlflow.db"
     assert evaluate(run.info.run_id, None, BOTH, uri) == 0  # by its id this time
     again = capsys.readouterr().out
-    assert again == "measured before:\n" + first and len(logged(finished)[1]) == 1
+    assert again == "already measured:\n" + first and len(logged(finished)[1]) == 1
     assert evaluate(None, str(finished.run_dir), ("knn",), "") == 0 and len(logged(finished)[1]) == 1
 
 
@@ -97,12 +97,12 @@ def test_the_encoder_and_the_images_are_those_of_the_run(tmp_path, capsys):
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path, finished):
-    with pytest.raises(ConfigError, match="holds no finished run"):
+    with pytest.raises(ConfigError, match="does not hold a finished run"):
         evaluate(None, str(tmp_path), BOTH, "")
     unfinished = RunState.read(finished.run_dir / "run.json", {})
     unfinished.path = tmp_path / "run.json"
     unfinished.write("interrupted")
-    with pytest.raises(ConfigError, match="holds no finished run \\(interrupted\\)"):
+    with pytest.raises(ConfigError, match="does not hold a finished run \\(status: interrupted\\)"):
         evaluate(None, str(tmp_path), BOTH, "")
     with pytest.raises(ConfigError, match="has no run 'nothing'"):
         evaluate("nothing", None, BOTH, f"sqlite:///{finished.storage.path}/mlflow.db")

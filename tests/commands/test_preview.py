@@ -59,7 +59,7 @@ def test_preview_shows_every_kind_of_view(tmp_path, capsys, flags, columns):
         (["none/views.png"], "cannot write .*No such file"),
         (["views.xyz"], "ends in .png"),
         (["."], "ends in .png"),
-        ([], "expected one argument"),
+        ([], "got nothing, expected a file name"),
     ],
 )
 def test_preview_says_where_it_cannot_write(tmp_path, monkeypatch, output, why):

@@ -91,7 +91,7 @@ train: {epochs: 3 | line 1 | not valid YAML
 train: {epochs: 2020-99-99} | not valid YAML
 train: {epochs: !!int abc} | not valid YAML
 train: {epochs: !!python/name:os.system ''} | not valid YAML
-- train | holds list | sections
+- train | got list | sections
 trian: {epochs: 3} | trian.epochs: no such field | did you mean 'train.epochs'?
 method: {name: [byol]} | method.name: got ['byol'] | simclr, mocov2, byol
 train: {epochs: 2.5} | train.epochs: got 2.5, expected an integer

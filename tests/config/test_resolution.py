@@ -64,7 +64,7 @@ def test_workers_that_are_left_one_rotated_image_in_the_end_are_refused_with_the
     assert cfg.resolve(config, 28, 5000).rotation.fraction_end == 0.125
     many = cfg.replace(config, {"scaling.num_workers": 32})
     with pytest.raises(
-        ConfigError, match=r"rotation.fraction_end: got 0.125, expected at least 0.25.*, or none: the share stays"
+        ConfigError, match=r"rotation.fraction_end: got 0.125, expected at least 0.25.*, or none for a constant share"
     ):
         cfg.resolve(many, 28, 5000)
     for fields in ({"rotation.fraction_end": None}, {"rotation.mode": "extra"}, {"rotation.weight": 0.0}):
@@ -96,8 +96,8 @@ def test_a_queue_that_holds_no_batch_is_refused(method):
 def test_what_had_to_be_cut_is_said(given, cut):
     asked = cfg.build(given)
     resolved = cfg.resolve(asked, 28, 500)
-    lines = [f"method.{key}: {now} in place of {was}" for key, (was, now) in cut.items()]
-    assert [line.split(": there")[0] for line in cfg.cut_down(asked, resolved)] == lines
+    lines = [f"method.{key}: reduced from {was} to {now}" for key, (was, now) in cut.items()]
+    assert [line.split(", the number")[0] for line in cfg.cut_down(asked, resolved)] == lines
     for key, (_, now) in cut.items():
         assert getattr(resolved.method, key) == now
 
@@ -125,5 +125,5 @@ def test_what_is_open_is_not_taken_for_resolved(key, value):
     assert (
         cfg.from_dict(cfg.to_dict(cfg.replace(config, {"rotation.fraction_end": None}))).rotation.fraction_end is None
     )
-    with pytest.raises(ConfigError, match=rf"^{key}: got {value}, expected what a resolved"):
+    with pytest.raises(ConfigError, match=rf"^{key}: got {value}, expected a resolved value"):
         cfg.from_dict(cfg.to_dict(cfg.replace(config, {key: value})))

@@ -36,12 +36,12 @@ train.epochs=3 | 'train.epochs=3'
 --data.name cifar10 | data.root: got None | cifar10
 --data.name cifar100 --data.download true | data.root: got None | cifar100
 --data.name tiny-imagenet | data.root: got None | the folder that holds tiny-imagenet
---data.name tiny-imagenet --data.root x --data.download true | data.download: got true | tiny-imagenet is not downloaded
---data.download true | data.download: got true | not downloaded
+--data.name tiny-imagenet --data.root x --data.download true | data.download: got true | tiny-imagenet cannot be downloaded
+--data.download true | data.download: got true | cannot be downloaded
 --optim.lr_scale linear | optim.lr_scale: got linear | none with lr auto
 --rotation.mode in_place --rotation.views 1 | rotation.views: got 1
 --rotation.fraction 0.1 --train.batch_size 16 --scaling.num_workers 1 | rotation.fraction: got 0.1 | at least 0.125
---method.name simclr --train.accumulate 2 | train.accumulate: got 2, expected 1 | of simclr is no mean | byol, simsiam
+--method.name simclr --train.accumulate 2 | train.accumulate: got 2, expected 1 | of simclr is not a mean | byol, simsiam
 --method.name mocov2 --train.accumulate 2 | train.accumulate: got 2 | mocov2
 --method.name swav --train.accumulate 2 | train.accumulate: got 2 | swav
 --method.name barlow --train.accumulate 2 | train.accumulate: got 2 | barlow
@@ -49,7 +49,7 @@ train.epochs=3 | 'train.epochs=3'
 --train.accumulate 3 --train.batch_size 16 --scaling.num_workers 2 | train.batch_size: got 16 | 2 workers x 3 passes
 --train.accumulate 4 --train.batch_size 8 --scaling.num_workers 2 | train.batch_size: got 8 | at least 2 images
 --rotation.fraction 0.25 --train.batch_size 8 --train.accumulate 2 --scaling.num_workers 1 | rotation.fraction | at least 0.5
---method.name mocov2 --views.local_count 2 | views.local_count: got 2, expected 0 | simclr, byol, simsiam, swav | not for mocov2
+--method.name mocov2 --views.local_count 2 | views.local_count: got 2, expected 0 | simclr, byol, simsiam, swav | mocov2 takes no
 --method.name barlow --views.local_count 2 | views.local_count: got 2 | barlow
 --method.name vicreg --views.local_count 2 | views.local_count: got 2 | vicreg
 --method.name mocov2 --views.global_count 3 | views.global_count: got 3, expected 2: mocov2
@@ -59,7 +59,7 @@ train.epochs=3 | 'train.epochs=3'
 --views.solarize 0,0,0.2 | views.solarize: got 3 values | each of 2 views
 --views.local_scale 0.4,0.1 | views.local_scale: got (0.4, 0.1) | smaller share first
 --rotation.crop_scale 0.4,0.1 | rotation.crop_scale: got (0.4, 0.1) | smaller share first
---encoder.name timm/resnet18 --encoder.stem cifar | encoder.stem: got cifar | timm's encoders keep their stem
+--encoder.name timm/resnet18 --encoder.stem cifar | encoder.stem: got cifar | timm's encoders keep their own stem
 --encoder.name timm/resnet18 --encoder.zero_init true | encoder.zero_init: got true, expected false | timm
 --encoder.name resnet18 --encoder.patch_size 8 | encoder.patch_size: got 8, expected auto
 --encoder.drop_path 0.1 | encoder.drop_path: got 0.1, expected 0.0
@@ -69,7 +69,7 @@ train.epochs=3 | 'train.epochs=3'
 --rotation.mode four_way --rotation.views 1 | rotation.views: got 1, expected 2 | four_way
 --rotation.mode in_place --rotation.joint true | rotation.joint: got True, expected False in mode in_place
 --rotation.mode four_way --rotation.resolution 0.5 | rotation.resolution: got 0.5, expected 1.0 | four_way
---rotation.mode extra --rotation.joint true --rotation.update_bn false | rotation.update_bn: got false | one pass
+--rotation.mode extra --rotation.joint true --rotation.update_bn false | rotation.update_bn: got false | one forward pass
 --rotation.update_bn false | rotation.update_bn: got False | it is for rotation.mode extra and four_way
 --rotation.mode extra --rotation.angles independent | rotation.angles: got independent, expected shared | in_place
 --rotation.fraction_end 0.1 --train.batch_size 16 --scaling.num_workers 1 | rotation.fraction_end: got 0.1 | at least 0.125
@@ -78,7 +78,7 @@ train.epochs=3 | 'train.epochs=3'
 --optim.lr 0.1 --optim.warmup_lr 0.2 | optim.warmup_lr: got 0.2, expected at most optim.lr (0.1)
 --optim.lr 0.1 --optim.final_lr 0.2 | optim.final_lr: got 0.2, expected at most optim.lr (0.1)
 --data.name cifar100 | data.root: got None | cifar100
---data.name tiny-imagenet --data.root x --data.download true | data.download: got true | tiny-imagenet is not downloaded
+--data.name tiny-imagenet --data.root x --data.download true | data.download: got true | tiny-imagenet cannot be downloaded
 --method.name simsiam --method.layers 4 | method.layers: got '4' | at most 3
 --method.name swav --method.epsilon 0.001 | method.epsilon: got '0.001' | at least 0.003
 --method.name dino --method.center_momentum 1 | method.center_momentum: got '1' | less than 1

@@ -32,7 +32,7 @@ train: 3;GRID | train: got 3, expected a section
 train: {epochs: [2, 4]};GRID | train.epochs: got [2, 4], expected an integer
 train: {epochs: 0};GRID | train.epochs: got 0, expected an integer at least 1
 train: {seed: -1};GRID | train.seed: got -1
-grid: {} | grid: is empty
+grid: {} | grid: got an empty section
 grid: [] | grid: got []
 grid: 3 | grid: got 3
 grid: | grid: | varies nothing
@@ -67,11 +67,11 @@ distributions: {scaling.num_workers: {integer: [1, 2]}} | distributions.scaling.
 rotation: {weight: 1};GRID | rotation.weight: given twice
 distributions: {rotation.weight: {uniform: [0, 1]}};GRID | rotation.weight: given twice
 sweep: {recipe: FASHION};grid: {recipe: [FASHION]} | sweep.recipe: given twice
-tracking: {run_name: x};GRID | tracking.run_name: a sweep's runs are named after their configuration
+tracking: {run_name: x};GRID | tracking.run_name: not allowed in a sweep
 sweep: {sedes: 3};GRID | sweep.sedes: no such field (did you mean 'sweep.seeds'?)
 sweep: {seeds: 0};GRID | sweep.seeds: got 0, expected an integer at least 1
 sweep: {seeds: 1.5};GRID | sweep.seeds: got 1.5
-sweep: {seeds: 2};grid: {train.seed: [0, 1]} | sweep.seeds: got 2, but train.seed is varied
+sweep: {seeds: 2};grid: {train.seed: [0, 1]} | sweep.seeds: got 2, expected 1
 sweep: {samples: 0};GRID | sweep.samples: got 0
 sweep: {concurrency: 0};GRID | sweep.concurrency: got 0
 sweep: {concurrency: many};GRID | sweep.concurrency: got 'many', expected an integer at least 1 or 'auto'
@@ -81,8 +81,8 @@ sweep: {grace_epochs: 0};GRID | sweep.grace_epochs: got 0
 sweep: {reduction_factor: 1};GRID | sweep.reduction_factor: got 1, expected a number greater than 1
 sweep: {baseline: 1};GRID | sweep.baseline: got 1, expected true or false
 sweep: {scheduler: hyperband};GRID | sweep.scheduler: got 'hyperband', expected 'none', 'asha', 'median'
-sweep: {scheduler: asha};evaluation: {knn_every: 0};GRID | evaluation.knn_every: got 0, but asha compares kNN
-sweep: {scheduler: asha};evaluation: {holdout: 0};GRID | evaluation.holdout: got 0, expected more: asha compares kNN
+sweep: {scheduler: asha};evaluation: {knn_every: 0};GRID | evaluation.knn_every: got 0, but asha needs kNN
+sweep: {scheduler: asha};evaluation: {holdout: 0};GRID | evaluation.holdout: got 0, expected more: asha needs kNN
 sweep: {scheduler: median};evaluation: {knn_every: 0};GRID | evaluation.knn_every: got 0, but median
 sweep: 3;GRID | sweep: got 3, expected a section
 sweep: {name: a/b};GRID | sweep.name: got 'a/b'
@@ -128,14 +128,14 @@ method: {temperature: 0.1};grid: {method.name: [simclr, byol]} | method.temperat
 grid: {rotation.weight: [0, 1], rotation.weight: [3]} | --config: | line 1 | rotation.weight is given twice
 GRID;data: {name: synthetic};GRID | --config: | line 3 | grid is given twice
 grid: {rotation.weight: [0, 1] | --config: | not valid YAML
-- grid | --config: | holds list, expected sections
+- grid | --config: | got list in
 grid: {rotation.weight: !!python/tuple [1]} | --config: | not valid YAML
 train: {accumulate: 3};GRID | train.batch_size: got 256, expected a multiple of
 grid: {rotation.fraction: [0.001]} | rotation.fraction: got 0.001
 grid: {data.limit: [100]} | train.batch_size: got 256, expected at most the 100 training images
 grid: {data.name: [cifar10], data.root: [/nowhere]} | data.root: no data_batch_1 in /nowhere
 grid: {optim.name: [sgd, lars]} | optim.lr: got 'auto'
-sweep: {seeds: 10001} | grid: | stands for 10001 configurations, expected at most 10000
+sweep: {seeds: 10001} | grid: | expands to 10001 configurations, expected at most 10000
 sweep: {samples: 100000000000000000000};distributions: {optim.lr: {uniform: [0, 1]}} | grid: | expected at most 10000
 """
 
@@ -191,9 +191,9 @@ BAD_FLAGS = """
 --method.temperature 0.1 | method.temperature: no such field
 --method.tempertaure 0.1 | method.tempertaure: no such field (did you mean 'method.temperature'?)
 --method.name bjol | method.name: got 'bjol'
---tracking.run_name a | tracking.run_name: a sweep's runs
+--tracking.run_name a | tracking.run_name: not allowed in a sweep
 --tracking.uri ftp://x | tracking.uri: got 'ftp://x'
---tracking.uri off | tracking.uri: got off, expected a store: a sweep's report is read from it
+--tracking.uri off | tracking.uri: got off, expected a store: the sweep's report is read from it
 --storage.path s3://x | storage.path: got 's3://x'
 --scaling.num_workers 3 | train.batch_size: got 256, expected a multiple of the 3 workers
 --print_config | print_config: no such field

@@ -76,10 +76,10 @@ def test_without_a_holdout_all_images_train_and_test_is_read_where_there_is_no_v
     assert np.array_equal(got.test.images, ours.images) and np.array_equal(got.test.labels, ours.labels)
     assert not rows(got.train.images) & rows(got.test.images)
     disk = config(tmp_path, store="disk", cache=str(cache))
-    assert "here they are not yet" in datasets.describe_storage(disk, 0, info, here=True)
+    assert "not yet decoded here" in datasets.describe_storage(disk, 0, info, here=True)
     mapped = datasets.load(disk, 0)
     assert isinstance(mapped.test.images, np.memmap) and np.array_equal(mapped.test.images, got.test.images)
-    assert "here they are already" in datasets.describe_storage(disk, 0, info, here=True)
+    assert "already decoded here" in datasets.describe_storage(disk, 0, info, here=True)
     # A holdout reads no test, and where there is validation nothing is held out anyway.
     assert datasets.load(config(tmp_path), 0.2).test is None
     folder(tmp_path, "val", each=3)

@@ -137,7 +137,7 @@ def test_a_killed_writer_leaves_nothing_that_is_taken_for_whole(root):
     while not said:
         assert waiter.is_alive()
         time.sleep(0.01)
-    assert said == [f"waiting for another process that decodes into {part}"]
+    assert said == [f"waiting for another process that is decoding into {part}"]
     os.kill(writer.pid, signal.SIGKILL)
     waiter.join(30)
     assert not waiter.is_alive() and said[1].startswith("decoding 80 images into ")
@@ -173,7 +173,7 @@ def test_a_disk_without_room_is_one_line_and_leaves_nothing(root, monkeypatch):
     # What a killed process left takes room only until it is written over.
     name = disk_cache.checksum(*datasets._files(config(root), 0.2)[:2], 16)
     (root.parent / "cache" / f"{name[:16]}.part").write_bytes(bytes(60_000))
-    assert "here they are not yet" in datasets.describe_storage(config(root), 0.2, info, here=True)
+    assert "not yet decoded here" in datasets.describe_storage(config(root), 0.2, info, here=True)
 
 
 @pytest.mark.parametrize("where", [(disk_cache.os, "pwrite"), (disk_cache.os, "fsync"), (disk_cache.Path, "rename")])
@@ -182,7 +182,7 @@ def test_a_disk_that_becomes_full_is_one_line_and_leaves_nothing(root, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(*where, full)
-    with pytest.raises(DataError, match=r"^data\.cache: the disk of .* became full"):
+    with pytest.raises(DataError, match=r"^data\.cache: the disk of .* is full"):
         datasets.load(config(root), 0.2)
     assert names(root) == []
 
@@ -225,9 +225,9 @@ def test_the_line_of_a_dry_run_says_where_and_how_many_bytes(root):
     lines.append(datasets.describe_storage(config(root), 0.2, info, True))
     cache = root.parent / "cache"
     assert lines == [
-        "images: 80 of 3 x 16 x 16, 61,440 bytes, in memory, one copy a node",
-        f"images: 80 of 3 x 16 x 16, 61,440 bytes, on disk in {cache} of each node; here they are not yet",
-        f"images: 80 of 3 x 16 x 16, 61,440 bytes, on disk in {cache} of each node; here they are already",
+        "images: 80 of 3 x 16 x 16, 61,440 bytes, in memory, one copy per node",
+        f"images: 80 of 3 x 16 x 16, 61,440 bytes, on disk in {cache} of each node; not yet decoded here",
+        f"images: 80 of 3 x 16 x 16, 61,440 bytes, on disk in {cache} of each node; already decoded here",
     ]
 
 

@@ -130,7 +130,7 @@ def test_the_report_shows_the_workers_that_were_asked_for(monkeypatch):
     rows = {text.split()[1]: text.split()[2:] for text in lines[3:-3]}
     assert list(rows) == ["1", "2", "3", "4"]  # of 8 workers each would have one image
     # 10 steps of 0.1 + 4 x 0.01 s, and 133 images to encode between three; 100 epochs of them on 3 devices.
-    assert rows["3"] == ["1.4", "s", "0.0444", "s", "2.41", "min", "0.12", "(asked", "for)"]
+    assert rows["3"] == ["1.4", "s", "0.0444", "s", "2.41", "min", "0.12", "(requested)"]
 
 
 def test_durations_are_short():

@@ -57,11 +57,11 @@ def test_what_could_not_be_measured_at_the_end_is_said_and_made_up_for(tmp_path,
     record = RunState.of(config)
     assert (record.status, record.missing, record.is_done) == ("finished", ["linear/top1"], False)
     assert record.reason == "completed, but linear/top1 could not be measured; the same command tries again"
-    assert pretrain.pretrain(config) == 0 and "is finished already" not in capsys.readouterr().out
+    assert pretrain.pretrain(config) == 0 and "is already finished" not in capsys.readouterr().out
     record, points = RunState.of(config), journal.read(config.run_dir)
     assert (record.is_done, record.reason, list(points)) == (True, "completed", [1, 2, 3])
     assert 0 <= points[3]["linear/top1"] <= 1
-    assert pretrain.pretrain(config) == 0 and "is finished already" in capsys.readouterr().out
+    assert pretrain.pretrain(config) == 0 and "is already finished" in capsys.readouterr().out
 
 
 def test_where_one_worker_cannot_encode_its_share_all_leave_it(tmp_path, pool):

@@ -142,7 +142,7 @@ def test_a_gradient_that_is_not_finite_in_the_last_step_fails(tmp_path, precisio
     ("fields", "words"),
     [
         ({"encoder.name": "resnet18", "train.precision": "bf16"}, "train.precision: got bf16, expected fp32"),
-        ({"train.compile": True}, "train.compile: got true, but there is no C++ compiler here (/no/such/compiler"),
+        ({"train.compile": True}, "train.compile: got true, but no C++ compiler was found (/no/such/compiler"),
     ],
 )
 def test_what_torch_cannot_do_on_a_cpu_is_one_line(tmp_path, monkeypatch, fields, words):
@@ -215,14 +215,12 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
     assert known["count"] == 64 and len(known["means"]) == 64
     near, far = [mean + 1 for mean in known["means"]], [known["means"][0] + 3, *known["means"][1:]]
     for change, words in (
-        ({"count": 65}, "64 of them, not 65"),
-        ({"classes": 1}, "their classes have other names"),
-        ({"labels": 1}, "they have other labels, or another order"),
-        ({"means": far}, "the pictures are others"),
+        ({"count": 65}, "64 images now, 65 then"),
+        ({"classes": 1}, "the class names differ"),
+        ({"labels": 1}, "the labels or their order differ"),
+        ({"means": far}, "the pixels differ"),
     ):
-        with pytest.raises(
-            RunFailed, match=f"^data.root: these are not the images that this run was started with: {words}"
-        ):
+        with pytest.raises(RunFailed, match=f"^data.root: the run was started with other images: {words}"):
             run.restore(state | {"images": known | change})
     for same in (known, known | {"means": near}, None):  # moved, decoded by another library, of version 0.1
         assert run.restore(state | {"images": same}) == 1

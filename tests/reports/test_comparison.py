@@ -40,20 +40,20 @@ def test_a_level_reached_by_the_first_measured_epoch_makes_bounds():
     found = compare([run(), rotated(fast)])
     reach = row_of(found, "rotation weight 1").reach["epochs"]
     assert (reach.bound, reach.at_most, reach.baseline_at_most) == ("at least", True, False)
-    assert "epochs to the baseline's final accuracy: at least 4.00x (one seed), at most 1.0 in place of 4.0" in words(
+    assert "epochs to the baseline's final accuracy: at least 4.00x (one seed), at most 1.0 instead of 4.0" in words(
         found
     )
     (table, *_) = tables.tables_of(found)
-    assert table.rows[1][4] == "at least\n4.00x\n(one seed)\n≤1.0 vs 4.0" and "≤: there by the first" in table.caption
+    assert table.rows[1][4] == "at least\n4.00x\n(one seed)\n≤1.0 vs 4.0" and "≤: already reached" in table.caption
 
     found = compare([run((0.7, 0.4, 0.5, 0.6)), rotated(slow)], target=0.6)
     assert row_of(found, "rotation weight 1").reach["flops"].bound == "at most"
-    assert "at most 0.40x (one seed), 2.5 in place of at most 1.0" in words(found)
+    assert "at most 0.40x (one seed), 2.5 instead of at most 1.0" in words(found)
 
     found = compare([run((0.7, 0.4, 0.5, 0.6)), rotated(fast)], target=0.6)
     reach = row_of(found, "rotation weight 1").reach["epochs"]
     assert (reach.bound, reach.speed_up) == ("none", None)
-    assert "both are there by their first measured epoch" in words(found) and "1.00x" not in words(found)
+    assert "both reach it by their first measured epoch" in words(found) and "1.00x" not in words(found)
     assert tables.tables_of(found)[0].rows[1][4] == "both by their first\nmeasured epoch\n≤1.0 vs ≤1.0"
 
     found = compare(seeds())
@@ -158,7 +158,7 @@ def test_a_metric_of_the_last_epoch_has_no_crossing_within_a_run():
     assert row.gain.value == pytest.approx(0.2) and row.reach is None
     reach = found.cheapest[1].reach["epochs"]
     assert (reach.ours, reach.bound) == (2, None)  # but over runs there is one, at the cost of a whole run
-    assert "at the end of the runs only" in tables.tables_of(found)[1].caption
+    assert "only at the end of the runs" in tables.tables_of(found)[1].caption
 
 
 @pytest.mark.parametrize("seed", range(4))

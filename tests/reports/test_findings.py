@@ -25,7 +25,7 @@ def test_the_recommendation_when_they_do_not():
     found = compare(records)
     (choice,) = found.recommendations
     assert (choice.best.variant, choice.separated, choice.cheaper) == ("rotation weight 1", False, "plain")
-    assert "do not separate it from plain" in words(found) and "plain takes fewer FLOPs" in words(found)
+    assert "do not separate it from plain" in words(found) and "plain needs fewer FLOPs" in words(found)
     (choice,) = compare([run(), rotated((0.3, 0.5, 0.7, 0.8))]).recommendations
     assert not choice.separated  # one seed separates nothing
 
@@ -35,7 +35,7 @@ def test_the_recommendation_when_the_task_hurts_and_when_there_is_one_variant():
     found = compare([*seeds()[:3], *worse])
     assert found.recommendations[0].best.variant == "plain" and "do not help here" in words(found)
     found = compare([run(), run((0.3, 0.4), method__name="simclr")])
-    assert all(choice.second is None for choice in found.recommendations) and "nothing to choose" in words(found)
+    assert all(choice.second is None for choice in found.recommendations) and "no choice to make" in words(found)
 
 
 def test_a_variant_of_which_the_strong_seed_alone_survived_is_not_ranked():
@@ -77,14 +77,14 @@ def test_the_best_at_equal_compute_is_the_one_with_the_highest_paired_gain_of_th
 def test_variants_that_share_no_seed_are_not_ranked():
     found = compare([ended(0.6, 0), ended(0.7, 1, 1)])
     (choice,) = found.recommendations
-    assert choice.second is None and "too few seeds are shared" in words(found)
+    assert choice.second is None and "too few shared seeds" in words(found)
     assert "not ranked: plain (1 of 2 seeds)" in words(found)
 
 
 def test_a_tie_at_the_top_is_called_equal():
     found = compare([ended(0.6, seed, weight) for weight in (0, 1) for seed in range(3)])
     assert found.recommendations[0].best.variant == "plain"
-    assert "plain (kNN top-1 60.0%) is equal to rotation weight 1 (3 paired seeds)" in words(found)
+    assert "plain (kNN top-1 60.0%) and rotation weight 1 are equal (3 paired seeds)" in words(found)
     assert "+0.0 (+0.0 to +0.0)" not in words(found).split("Speed-up")[0]
 
 
@@ -96,7 +96,7 @@ def test_runs_that_a_scheduler_stopped_are_a_warning():
     _, left_out = sift([*left, LEFT["interrupted"][0], LEFT["failed"][0]], "knn/top1")
     (warning,) = findings.facts(cells_of(seeds()), "knn/top1", left_out)[1]
     assert warning == (
-        "2 runs were stopped early by a scheduler; their variants are represented by the seeds that went on."
+        "2 runs were stopped early by a scheduler; their variants are represented by the seeds that ran to the end."
     )
     assert findings.facts(cells_of(seeds()), "knn/top1", left_out[:2])[1] == []
 

@@ -15,7 +15,9 @@ def test_names_and_remarks_are_broken_rather_than_numbers(capsys):
 
 def test_names_stay_legible_where_words_take_the_room(capsys):
     words = ["both by their first\nmeasured epoch\n≤1.0 vs ≤1.0"] * 3
-    table = tables.Table("title", "", list("abcdefg"), [["rotation weight 1", "100.0%", "(95% interval)" * 2, "1", *words]])
+    table = tables.Table(
+        "title", "", list("abcdefg"), [["rotation weight 1", "100.0%", "(95% interval)" * 2, "1", *words]]
+    )
     terminal.show(terminal.rich_table(table))
     printed = capsys.readouterr().out
     assert "rotation" in printed and printed.count("≤1.0 vs ≤1.0") == 3

@@ -168,7 +168,7 @@ def test_a_run_that_is_interrupted_and_loses_a_worker_equals_an_uninterrupted_on
     # Finished: the same command prints the table, another configuration is refused; both without any cluster.
     nowhere = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
     again = job(*given, env=nowhere)
-    assert again.returncode == 0 and "finished already" in again.stdout and "kNN top-1" in again.stdout
+    assert again.returncode == 0 and "already finished" in again.stdout and "kNN top-1" in again.stdout
     other = job(*given, "--rotation.weight", "2", env=nowhere)
     assert other.returncode == 2 and "rotation.weight: got 2.0" in other.stderr and len(other.stderr.splitlines()) == 1
 

@@ -63,7 +63,7 @@ TOO_MUCH = [
     ([node(1), node(8, 8, False)], {"scaling.num_workers": 2}, "scaling.num_workers: got 2"),
     ([node(8, 2)], {"scaling.num_workers": 4}, "scaling.num_workers: got 4"),
     ([node(8, 2)], {"scaling.num_workers": 2, "sweep.gpus_per_trial": 0.5}, "sweep.gpus_per_trial: got 0.5"),
-    ([], {}, "scaling.cpus_per_worker: got 1, but the cluster (0 CPUs, 0 GPUs) holds no trial"),
+    ([], {}, "scaling.cpus_per_worker: got 1, but a trial of 1 x 1 CPU does not fit into the cluster (0 CPUs, 0 GPUs)"),
 ]
 
 

@@ -77,7 +77,7 @@ def test_a_machine_without_mlflow_trains_stops_and_goes_on(tmp_path):
 
     first, second = (job(*given, *OFF, env=env) for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert second.stdout.splitlines()[0].endswith("is finished already:")
+    assert second.stdout.splitlines()[0].endswith("is already finished:")
     for done in (first, second):
         assert "kNN top-1 on validation" in done.stdout and "MLflow" not in done.stdout
         assert done.stdout.splitlines()[-1] == f"metrics      {folder / 'metrics.jsonl'}"
@@ -185,10 +185,10 @@ def test_the_test_split_is_measured_once_without_a_store_and_goes_to_one_that_co
         assert evaluate(None, folder, ("knn",), "") == 0
         first = capsys.readouterr().out
         assert "kNN top-1 on test" in first and "linear" not in first
-        assert f"not recorded in MLflow, as the run is not; kept in {file}" in first
+        assert f"not recorded in MLflow, because the run is not; saved in {file}" in first
         assert evaluate(None, folder, ("linear", "knn"), "") == 0
         both = capsys.readouterr().out
-        assert "measured before:" not in both and "linear probe top-1 on test" in both
+        assert "already measured:" not in both and "linear probe top-1 on test" in both
     entries = json.loads(file.read_text())
     assert [sorted(entry["facts"]) for entry in entries] == [["knn_protocol"], ["linear_protocol"]]
 
@@ -197,13 +197,13 @@ def test_the_test_split_is_measured_once_without_a_store_and_goes_to_one_that_co
 
     monkeypatch.setattr(datasets, "load_test", measured_again)
     assert evaluate(None, folder, ("linear", "knn"), "") == 0
-    assert capsys.readouterr().out == "measured before:\n" + both
+    assert capsys.readouterr().out == "already measured:\n" + both
     assert start(tmp_path, None)[1] == 0
     for _ in range(2):
         capsys.readouterr()
         assert evaluate(None, folder, ("linear", "knn"), "") == 0
         shown = capsys.readouterr().out
-        assert shown.startswith("measured before:\n") and "not recorded" not in shown
+        assert shown.startswith("already measured:\n") and "not recorded" not in shown
         children = [run for _, _, run in runs(tmp_path) if run.data.tags.get("kind") == "evaluation"]
         logged = sorted((sorted(run.data.params.items()), sorted(run.data.metrics.items())) for run in children)
         assert logged == sorted((sorted(e["facts"].items()), sorted(e["metrics"].items())) for e in entries)
@@ -218,5 +218,5 @@ def test_off_is_a_word_of_its_own():
     with pytest.raises(ConfigError, match=r"tracking\.uri: got False, expected 'off' or text"):
         cfg.build(cfg.flat_dict(yaml.safe_load("tracking: {uri: off}")))
     store.check_store("off", 3)  # a cluster of any size
-    with pytest.raises(ConfigError, match="sqlite is for one machine"):
+    with pytest.raises(ConfigError, match="sqlite works on one machine only"):
         store.check_store("sqlite:///off", 3)
