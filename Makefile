@@ -53,6 +53,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Hours. The last two need CIFAR-10 below ROTSSL_DATA.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/augmentation.py
 	$(BIN)/python benchmarks/end_to_end.py

@@ -36,10 +36,12 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def parser(method: str, program: str, description: str, usage: str) -> argparse.ArgumentParser:
+def parser(
+    method: str, program: str, description: str, usage: str, file: str = "recipe (YAML)"
+) -> argparse.ArgumentParser:
     """A parser for --config, --dry-run and every field of a run with the given method."""
     made = Parser(prog=program, usage=usage, description=description, allow_abbrev=False)
-    made.add_argument("--config", action="append", metavar="FILE", help="YAML file; flags override it")
+    made.add_argument("--config", action="append", metavar="FILE", help=f"{file}; flags override it")
     made.add_argument("--dry-run", action="store_true", help="check everything, print the estimated cost and exit")
     add_fields(made, cfg.schema(method), {"method": f"method: fields of {method}"})
     return made

@@ -101,7 +101,7 @@ def parse(argv: Sequence[str], program: str, description: str) -> SweepCommand:
     every = dict.fromkeys(key for name in METHODS for key in cfg.schema(name))
 
     def make(method: str) -> argparse.ArgumentParser:
-        parser = cli.parser(method, program, description, usage)
+        parser = cli.parser(method, program, description, usage, "sweep file (YAML)")
         parser.add_argument("--resume", action="store_true", help="fail if the sweep was never started")
         cli.add_fields(parser, known)
         # Fields of all methods are flags; each trial's configuration checks that they belong to its method.

@@ -60,7 +60,7 @@ def read_runs(uri: str, experiment: str, metrics: Sequence[str]) -> list[Tracked
     if uri.startswith("sqlite:///") and len(uri) > len("sqlite:///"):
         file = Path(uri.removeprefix("sqlite:///"))
         if not file.is_file():
-            raise ConfigError(f"tracking.uri: no file {file}")
+            raise ConfigError(f"tracking.uri: no file {file}: nothing has been recorded there yet")
     else:
         check_uri(uri)
     try:
