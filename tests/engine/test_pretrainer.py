@@ -125,6 +125,7 @@ def passes(overrides):
         ({"rotation.weight": 0}, [16, 16], [32]),
         ({}, [16, 16], [32]),
         (PAPER, [16, 16, 16, 16], [32, 16, 16]),
+        (JOINT, [64], [64]),  # two owners whose views have one shape
         ({**JOINT, "rotation.fraction": 0.5}, [48], [48]),  # which is a pass for all by itself
         ({**JOINT, "rotation.resolution": 0.5}, [32, 32], [32, 32]),
         ({**JOINT, "rotation.views": 1, "views.local_count": 2}, [48, 32], [48, 32]),

@@ -63,6 +63,24 @@ def test_rooms_import_only_to_their_left():
     assert wrong == []
 
 
+def test_no_circle_of_files():
+    arrows = {module_name(file): {name for name in imported(file) if name.startswith("rotssl.")} for file in FILES}
+
+    def circle(module, above):
+        if module in above:
+            return [*above[above.index(module) :], module]
+        if module in clear:
+            return []
+        for name in sorted(arrows.get(module, ())):
+            if found := circle(name, [*above, module]):
+                return found
+        clear.add(module)
+        return []
+
+    clear = set()
+    assert [found for module in sorted(arrows) if (found := circle(module, []))] == []
+
+
 def room(module):
     """Place of a module's room in the house."""
     return ROOMS.index(module.split(".")[1])
