@@ -1,5 +1,6 @@
 """The commands behind the programs in jobs/, one module each."""
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -16,6 +17,11 @@ def say(line: str) -> None:
 
 def run_command(body: Callable[[], int]) -> NoReturn:
     """Run the body and exit with its code; a ConfigError prints one line to stderr and exits with 2, an interrupt with 130."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logger = logging.getLogger("rotssl")
+    logger.addHandler(handler)
     try:
         code = body()
     except ConfigError as error:
@@ -24,5 +30,7 @@ def run_command(body: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    finally:
+        logger.removeHandler(handler)
     sys.stdout.flush()
     sys.exit(code)

@@ -61,7 +61,7 @@ def _start(sweep: SweepRun, todo: list[Trial], dry_run: bool) -> int:
     from rotssl.runtimes import ray_cluster, ray_tune
 
     settings, config = sweep.sweep.settings, todo[0].config
-    with ray_cluster.connected(config) as cluster:
+    with ray_cluster.connected(config) as cluster, _sigterm_interrupts():  # Ray sets a handler of its own
         slots = ray_tune.plan_slots(config, settings, ray_cluster.nodes())
         store.check_store(sweep.uri, cluster.nodes)
         kind = "in Tune's workers" if slots.workers == 1 else f"on {slots.workers} Ray Train workers"

@@ -130,7 +130,10 @@ def _find_sweep(records: Sequence[TrackedRun], name: str) -> str:
 def _axes(records: Sequence[TrackedRun], sweep: str | None) -> list[str] | None:
     """The fields varied by a sweep; None if unknown, or if recipes were varied, which may differ in any field."""
     tags = next((record.tags for record in records if record.run_id == sweep), {})
-    axes = json.loads(tags["sweep.axes"]) if "sweep.axes" in tags else ["recipe"]
+    try:
+        axes = [str(axis) for axis in json.loads(tags["sweep.axes"])]
+    except (KeyError, ValueError, TypeError):  # a sweep of before, or no sweep; tags can be edited
+        return None
     return None if "recipe" in axes else axes
 
 

@@ -45,7 +45,9 @@ def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], u
         raise ConfigError(f"--checkpoint: {place} does not hold a finished run (status: {record.status})")
     if not off and (reason := store.reachable(record.uri)):
         raise ConfigError(reason)
-    config = cfg.from_dict(recipes.read_yaml(place / "config.yaml"))
+    built = cfg.build(recipes.load_recipe(place / "config.yaml"))
+    # Fields that the run's version did not have are open; the others are resolved, whatever the size of the data set.
+    config = cfg.resolve(built, 224, sys.maxsize)
     logged = {} if off else reader.evaluations_of(record.uri, str(record.run_id), "test")
     kept = _kept(place / KEPT)
     known = {key: value for entry in kept for key, value in entry["metrics"].items()} | logged

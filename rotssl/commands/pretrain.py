@@ -75,7 +75,7 @@ def pretrain(config: ResolvedConfig) -> int:
         run.track(workers)
         with ProgressView(config.train.epochs, run.name) as view:
             status = run.train(workers, view.handle)
-    return _conclude(run, status)
+        return _conclude(run, status)
 
 
 def _conclude(run: Run, status: str) -> int:

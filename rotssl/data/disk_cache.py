@@ -133,7 +133,7 @@ def load(
 def _alone(part: Path, say: Callable[[str], None]) -> Iterator[BinaryIO]:
     """Lock and open the empty file to decode into, overwriting that of a killed process; it is removed at the end."""
     part.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(part.with_suffix(".lock"), mode=0o666)  # users may share a cache
+    lock = FileLock(part.with_suffix(".lock"))
     try:
         held = lock.acquire(timeout=0)
     except Timeout:

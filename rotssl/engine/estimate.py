@@ -47,7 +47,7 @@ def report(config: ResolvedConfig, train_size: int, labelled: bool) -> str:
         labelled: whether they have labels.
     """
     batch, asked = config.train.batch_size, config.scaling.num_workers
-    share = math.ceil(batch / max(1, asked if isinstance(asked, int) else 1))
+    share = config.train.share(asked if isinstance(asked, int) else 1)
     speed = time_steps(config, batch // share)
     place = "GPU" if speed.device == "cuda" else f"CPU worker with {speed.threads} thread{'s' * (speed.threads > 1)}"
     counts = {*WORKERS, *([asked] if isinstance(asked, int) and asked else [])}
@@ -62,7 +62,7 @@ def report(config: ResolvedConfig, train_size: int, labelled: bool) -> str:
         whole = (training + evaluation) * config.train.epochs
         shown = f"{training:.3g} s", f"{evaluation:.3g} s", duration(whole), f"{workers * whole / 3600:.3g}"
         row = "# {:>7}  {:>8}  {:>10}  {:>9}  {:>12}".format(workers, *shown)
-        if speed.too_many and math.ceil(batch / workers) >= speed.too_many:
+        if speed.too_many and config.train.share(workers) >= speed.too_many:
             row = f"# {workers:>7}  out of memory: steps of {speed.too_many} images did not fit here"
         lines.append(row + (" (requested)" if workers == asked else ""))
     added = f"{speed.gradient / 1e6:.3g} MB of gradients are reduced at {BANDWIDTH[speed.device] / 1e9:g} GB/s"

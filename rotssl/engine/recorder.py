@@ -75,14 +75,35 @@ class EpochRecorder:
     def resume(self, cost: Cost) -> None:
         """Restore the cost from a checkpoint, and the seconds trained by all earlier starts.
 
-        The file of trained seconds is updated about once per second; it may be missing or older than the checkpoint.
+        The file of trained seconds is updated about once per second. It may be missing; what the checkpoint and the last line of
+        the journal know was trained all the same.
         """
         self.cost = cost
+        last = self.journal.last()
         try:
             noted = float(self._spent_file.read_text())
         except (OSError, ValueError):
             noted = 0.0
-        self.spent = max(noted, cost.train_seconds + cost.lost_seconds)
+        known = (
+            cost.train_seconds + cost.lost_seconds,
+            *(last.get(f"cost/{key}", 0.0) for key in ("train_seconds", "lost_seconds")),
+        )
+        self.spent = max(noted, known[0], sum(known[1:])) + self._noted_by_earlier_versions()
+
+    def _noted_by_earlier_versions(self) -> float:
+        """Seconds of an epoch that was cut short, from the file in which versions before 0.2 noted them; read once."""
+        file = self.journal.folder / "unfinished"
+        if self.runtime.rank != 0 or not file.exists():
+            return 0.0
+        try:
+            cut, seconds, again, unsaved = map(float, file.read_text().split())
+        except ValueError:
+            return 0.0
+        file.unlink()
+        recorded = not again and self.journal.point(int(cut) + 1) is not None
+        if recorded or cut < self.cost.epochs:
+            return 0.0
+        return seconds + (unsaved if cut > self.cost.epochs else 0.0)
 
     def note(self, seconds: float) -> None:
         """Save the seconds that the current epoch has taken so far, unless the last save is still pending.

@@ -202,11 +202,14 @@ def axes_of(params: Sequence[tuple[Params, int]]) -> list[str]:
     ]
 
 
-def _given(asked: Collection[str], params: Sequence[tuple[Params, int]], seeds: Sequence[int]) -> list[str] | None:
-    """The fields varied by a sweep that differ between runs; None if they do not distinguish all runs."""
+def _given(asked: Collection[str], params: Sequence[tuple[Params, int]]) -> list[str] | None:
+    """The fields varied by a sweep that differ between runs; None if runs that agree in them differ in others."""
     axes = [key for key in sorted(asked) if len({fields.get(key) for fields, _ in params if _matters(key, fields)}) > 1]
-    told = {(seed, budget, *map(fields.get, axes)) for (fields, budget), seed in zip(params, seeds, strict=True)}
-    return axes if len(told) == len(params) else None
+    seen: dict[object, Params] = {}
+    for fields, budget in params:
+        if seen.setdefault((budget, *map(fields.get, axes)), fields) != fields:
+            return None
+    return axes
 
 
 def cells_of(runs: Sequence[TrackedRun], asked: Collection[str] | None = None) -> list[Variant]:
@@ -218,7 +221,7 @@ def cells_of(runs: Sequence[TrackedRun], asked: Collection[str] | None = None) -
             sweep was changed), the separating fields are inferred from the runs (``axes_of``).
     """
     known = [(active(run.params), budget_of(run)) for run in runs]
-    axes = _given(asked, known, [seed_of(run) for run in runs]) if asked is not None else None
+    axes = _given(asked, known) if asked is not None else None
     axes = axes_of(known) if axes is None else axes
     grouped: dict[tuple[str | None, ...], list[tuple[TrackedRun, Params]]] = {}
     for run, (fields, _) in zip(runs, known, strict=True):

@@ -32,6 +32,10 @@ class Journal:
         """The metrics of an epoch (1-based), or None if it is not recorded."""
         return self._points.get(epoch)
 
+    def last(self) -> dict[str, float]:
+        """The metrics of the last epoch; empty before the first."""
+        return self._points[max(self._points)] if self._points else {}
+
     def append(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add an epoch's metrics unless the epoch is recorded already: a repeated epoch keeps its first point."""
         if epoch not in self._points:

@@ -1,5 +1,7 @@
 """How a command ends."""
 
+import logging
+
 import pytest
 
 from rotssl.commands import run_command
@@ -17,3 +19,10 @@ def test_errors_are_one_line_and_a_code(capsys):
         assert ended.value.code == code
         assert (written.out, written.err.count("\n")) == ("", 1)
         assert shown in written.err
+
+
+def test_a_warning_of_ours_is_a_line_that_says_so(capsys):
+    for _ in range(2):  # the second command does not print it twice
+        with pytest.raises(SystemExit):
+            run_command(lambda: logging.getLogger("rotssl.lifecycle").warning("the disk is full") or 0)
+        assert capsys.readouterr().err == "warning: the disk is full\n"

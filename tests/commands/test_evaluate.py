@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from rotssl import config as cfg
@@ -44,6 +45,24 @@ def logged(config):
     runs = client.search_runs([client.get_experiment_by_name("rotssl").experiment_id])
     (run,) = [run for run in runs if "kind" not in run.data.tags]
     return run, [other for other in runs if other.data.tags.get("kind") == "evaluation"]
+
+
+def test_a_run_that_a_version_without_some_fields_recorded_is_measured(tmp_path, capsys):
+    config = pretrain(tmp_path, **{"tracking.uri": "off"})
+    file = config.run_dir / "config.yaml"
+    content = yaml.safe_load(file.read_text())
+    for section, leaf in (
+        ("rotation", "fraction_end"),
+        ("rotation", "crop_size"),
+        ("views", "local_size"),
+        ("data", "store"),
+    ):
+        del content[section][leaf]
+    file.write_text(yaml.safe_dump(content))
+    assert evaluate(None, str(config.run_dir), ("knn",), "") == 0 and "kNN top-1 on test" in capsys.readouterr().out
+    file.write_text("train: 5\n")
+    with pytest.raises(ConfigError, match=r"^train: got 5"):
+        evaluate(None, str(config.run_dir), ("linear",), "")
 
 
 def test_the_test_split_is_measured_once_below_the_run(finished, capsys, monkeypatch):

@@ -241,6 +241,27 @@ def test_a_run_that_nothing_cut_short_has_lost_nothing_however_often_it_was_stop
     assert run.saved[-1].lost_seconds == 0.0
 
 
+def test_an_epoch_of_the_journal_was_trained_even_if_the_note_is_gone(tmp_path):
+    run = Crashes(tmp_path)
+    run.train(20.0, "unsaved")
+    (tmp_path / "trained_seconds").unlink()
+    run.start()
+    run.train(15.0)
+    assert run.lost == (15.0, 15.0)
+
+
+# Epoch under way (0-based), its seconds, whether the journal had it already, and those of the epoch before if that was repeated.
+@pytest.mark.parametrize(
+    ("noted", "lost"), [("2 40.0 0 0.0", 40.0), ("3 7.0 0 5.0", 12.0), ("1 9.0 0 0.0", 0.0), ("torn", 0.0)]
+)
+def test_what_an_earlier_version_had_noted_is_lost_once(recorder, tmp_path, noted, lost):
+    (tmp_path / "unfinished").write_text(noted)
+    for _ in range(2):
+        again = restarted(recorder, {"epochs": 2, "train_seconds": 20.0})
+        again._spent_file.write_text(str(again.spent))
+        assert again.spent == 20.0 + lost
+
+
 @pytest.mark.parametrize("left", ["", "none", "3.0"])
 def test_what_a_checkpoint_knows_to_be_lost_stays_lost_where_the_note_is_gone_or_old(recorder, tmp_path, left):
     if left:

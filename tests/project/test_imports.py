@@ -32,7 +32,8 @@ def imported(file):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import, in line {node.lineno}"
             for alias in node.names:
                 path = ROOT / node.module.replace(".", "/") / alias.name
                 submodule = path.with_suffix(".py").exists() or path.is_dir()
@@ -89,7 +90,7 @@ def room(module):
 def test_no_worker_loads_what_writes_to_mlflow():
     # Importing mlflow takes seconds, which a worker would spend before its first step; the driver has it open already.
     for file in FILES:
-        if module_name(file) == "rotssl.runtimes.ray_train" or ".engine." in module_name(file):
+        if ".engine." in module_name(file) or module_name(file).startswith("rotssl.runtimes.ray_"):
             assert not [name for name in imported(file) if name.startswith("rotssl.tracking")]
 
 

@@ -165,3 +165,12 @@ def test_what_a_sweep_varied_separates_and_what_follows_from_it_does_not():
     # Started again with another decay: what was varied tells these from the others no more.
     other = run(**sizes[0], optim__weight_decay=0.5, rotation__weight=0, train__seed=0)
     assert cells_of([*records, other], asked) == cells_of([*records, other])
+    # Also where the seeds are others: two rates are not two seeds.
+    changed = [
+        run(**sizes[0] | {"optim__lr": 0.1 + seed}, rotation__weight=weight, train__seed=seed)
+        for weight in (0, 1)
+        for seed in (0, 1)
+    ]
+    assert cells_of(changed, asked) == cells_of(changed) and {
+        len(cell.runs[4]) for cell in cells_of(changed, asked)
+    } == {1}
