@@ -179,7 +179,7 @@ def test_asha_closes_what_it_stops_and_a_wider_sweep_goes_on_with_what_was_inter
     ablation = Ablation(cluster, tmp_path, **sections)
     with ablation.started() as process:
         wait_for(lambda: sum(len(journal.read(folder)) for folder in ablation.runs().values()) >= 5, process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # as `ray job stop` does
         assert process.wait() == 130, process.told()
     (cut,) = [name for name in ablation.runs() if ablation.record(name)["status"] == "interrupted"]
     assert ablation.logged()[0][cut].info.status == "KILLED"
