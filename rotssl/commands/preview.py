@@ -25,7 +25,7 @@ def preview(argv: Sequence[str], description: str = "") -> int:
     if given.output.suffix.lower() != ".png":
         raise ConfigError(f"--output: got '{given.output}', expected a file name that ends in .png")
     asked = parse(rest, "jobs/preview.py", description).config
-    batch = max(ROWS, *(math.ceil(2 / task.least_share) for task in asked.active().values()), 2)
+    batch = max([ROWS, *(math.ceil(2 / task.least_share) for task in asked.active().values())])
     few = {"data.limit": max(64, batch), "data.store": "memory", "train.batch_size": batch, "train.accumulate": 1}
     ends = [f"{name}.{leaf}" for name, task in asked.active().items() for leaf in task.ENDS]
     few |= {"scaling.num_workers": 0, **dict.fromkeys(ends)}  # as in the first step

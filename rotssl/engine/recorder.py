@@ -52,9 +52,8 @@ class EpochRecorder:
         self._noting: Future[None] | None = None
         self._kept: Future[Path] | None = None  # the newest checkpoint
         self._booked: Future[None] | None = None  # its journal line
-        self._untold: tuple[list[Future[Any]], EpochDone] | None = (
-            None  # pending writes, and the event that waits for them
-        )
+        # Pending writes, and the event that waits for them.
+        self._untold: tuple[list[Future[Any]], EpochDone] | None = None
 
     def __enter__(self) -> "EpochRecorder":
         return self
@@ -84,11 +83,9 @@ class EpochRecorder:
             noted = float(self._spent_file.read_text())
         except (OSError, ValueError):
             noted = 0.0
-        known = (
-            cost.train_seconds + cost.lost_seconds,
-            *(last.get(f"cost/{key}", 0.0) for key in ("train_seconds", "lost_seconds")),
-        )
-        self.spent = max(noted, known[0], sum(known[1:])) + self._noted_by_earlier_versions()
+        saved = cost.train_seconds + cost.lost_seconds
+        journaled = last.get("cost/train_seconds", 0.0) + last.get("cost/lost_seconds", 0.0)
+        self.spent = max(noted, saved, journaled) + self._noted_by_earlier_versions()
 
     def _noted_by_earlier_versions(self) -> float:
         """Seconds of an epoch that was cut short, from the file in which versions before 0.2 noted them; read once."""
