@@ -41,6 +41,8 @@ def make_config(folder, method, **fields):
         "storage.path": str(folder),
         **SMALL.get(method, {}),
     }
+    if "method.queue_size" in small:
+        small["method.queue_size"] = 5 * fields.get("train.batch_size", 16) // 2
     return cfg.resolve(cfg.build(small | fields), 32, 512)
 
 

@@ -89,7 +89,8 @@ def canonical(config: AnyConfig) -> AnyConfig:
     """The config with the fields of inactive tasks reset to their defaults, so that equivalent runs share one identity."""
     off: dict[str, Any] = {}
     for name, spec in TASKS.items():
-        if getattr(config, name).weight == 0:
+        section = getattr(config, name)
+        if not section.on:
             off |= {f"{name}.{leaf}": value for leaf, value in vars(spec.config(weight=0.0)).items()}
     if is_baseline(config):
         off |= {f"tasks.{leaf}": value for leaf, value in vars(sections.TasksConfig()).items()}
@@ -98,11 +99,11 @@ def canonical(config: AnyConfig) -> AnyConfig:
 
 def run_name(config: Config) -> str:
     """Name of a trial: its most important settings and the hash of its resolved configuration."""
+    own = {name: getattr(config, name) for name in TASKS}
     tasks = "".join(
-        f"-{name}{getattr(config, name).weight:g}"
-        for name in TASKS
-        if name in config.active()
-        or name == next(iter(TASKS))  # so that a baseline's name says which task it is the baseline of
+        f"-{name}{f'-share{section.share:g}' if section.weight == 'auto' else f'{section.weight:g}'}"
+        for name, section in own.items()
+        if section.on or name == next(iter(TASKS))  # so that a baseline's name says which task it is the baseline of
     )
     train = config.train
     return f"{config.method.name}{tasks}-{train.epochs}ep-seed{train.seed}-{fingerprint(config)}"

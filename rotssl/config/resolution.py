@@ -30,6 +30,9 @@ def build(overrides: Mapping[str, Any]) -> Config:
         raise ConfigError(
             f"method.name: got {name!r}, expected one of {', '.join(METHODS)}{nearest(str(name), METHODS)}"
         )
+    # A share without a weight asks for the weight that it sets.
+    shares = {f"{task}.weight": "auto" for task in TASKS if f"{task}.share" in overrides}
+    overrides = shares | dict(overrides)
     known = schema(name)
     values: dict[str, dict[str, Any]] = {section.name: {} for section in dataclasses.fields(Config)}
     for key, value in overrides.items():

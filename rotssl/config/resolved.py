@@ -41,9 +41,10 @@ class ResolvedEncoder(EncoderConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRotation(RotationConfig):
-    """The rotation section with a known crop size and a known share of rotated images at the end (None: constant)."""
+    """The rotation section with a known crop size and known shares of rotated images (at the end None: constant)."""
 
     crop_size: int
+    fraction: float
     fraction_end: float | None
 
 

@@ -18,7 +18,10 @@ def check(c: Config) -> None:
     _check_views(c)
     _check_encoder(c.encoder)
     for name in TASKS:
-        getattr(c, name).check()
+        _check_task(c, name)
+    turned = c.rotation.on and c.rotation.mode == "in_place" and c.rotation.angles == "independent"
+    expected = "shared with views.local_count: local views turn with their image"
+    require(not turned or c.views.local_count == 0, "rotation.angles", "independent", expected)
     _check_training(c)
     _check_results(c)
     if c.scaling.num_workers != "auto":
@@ -70,6 +73,13 @@ def _check_encoder(encoder: sections.EncoderConfig) -> None:
             encoder.stem != "cifar", "encoder.stem", "cifar", "imagenet or auto: timm's encoders keep their own stem"
         )
         require(not encoder.zero_init, "encoder.zero_init", "true", "false: timm initialises its encoders itself")
+
+
+def _check_task(c: Config, name: str) -> None:
+    task = getattr(c, name)
+    task.check()
+    fits = task.share == type(task).share or not task.on or task.weight == "auto"
+    require(fits, f"{name}.share", task.share, f"no share with {name}.weight {task.weight}; it sets the weight auto")
 
 
 def _check_training(c: Config) -> None:

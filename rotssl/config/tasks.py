@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
+from rotssl.base.schedules import cosine
 from rotssl.config.fields import Auto, load_class, opt, require
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # Tiles of 64 pixels in cells of 75, as in section 4.2 of the paper: the gap keeps edges from giving the order away.
 TILE_SHARE = 0.85
+SIXTEENTHS = 16  # parts of the batch that rotation's mode disjoint divides
 
 
 def part_of(side: int) -> int:
@@ -30,17 +32,43 @@ class TaskConfig:
     Attributes:
         FOLLOWS: field -> the fields from which ``auto`` derives it. A value that follows from them does not distinguish runs.
         ENDS: fields with the value at the end of the run of what changes over it; None: it stays constant.
-        weight: of its loss; 0: off.
+        weight: of its loss; 0: off; auto: set by ``share``.
         schedule: how the weight changes over the run.
     """
 
     FOLLOWS: ClassVar[dict[str, tuple[str, ...]]] = {}
     ENDS: ClassVar[tuple[str, ...]] = ()
 
-    weight: float
+    weight: float | Auto
     schedule: Literal["constant", "linear", "cosine"] = opt(
-        "constant", "How the weight falls to 0 over the run, if at all."
+        "constant", "How the weight (or the share) falls to 0 until the task ends, if at all."
     )
+    share: float = opt(
+        0.2,
+        "With weight auto: the task's share of the gradient where its head branches off; given alone, it sets weight to auto.",
+        gt=0,
+        lt=1,
+        later=True,
+    )
+    until: float = opt(1.0, "Share of the run after which the task ends.", gt=0, le=1, later=True)
+    every: int = opt(1, "Take the task only in every N-th step.", ge=1, later=True)
+
+    @property
+    def on(self) -> bool:
+        """Whether the task is part of the run."""
+        return self.weight == "auto" or self.weight > 0
+
+    def part(self, progress: float) -> float:
+        """Return the share of the task's time that is over at a progress of the run, 0 to 1."""
+        return min(1.0, progress / self.until)
+
+    def active(self, step: int, progress: float) -> bool:
+        """Return whether the task takes part in a step, given its number and the run's progress; needs a resolved section."""
+        return progress < self.until and step % self.every == 0 and self.share_of_images(progress) > 0
+
+    def share_of_images(self, progress: float) -> float:
+        """Return the share of the images that enter its loss at a progress of the run; needs a resolved section."""
+        return 1.0
 
     def check(self) -> None:
         """Check the rules between its fields.
@@ -83,38 +111,55 @@ class RotationConfig(TaskConfig):
         "fraction_end": (
             *("rotation.mode", "rotation.angles", "rotation.fraction"),
             *("train.batch_size", "train.accumulate"),
-        )
+        ),
+        "fraction": ("rotation.mode",),
     }
     ENDS: ClassVar[tuple[str, ...]] = ("fraction_end",)
 
-    weight: float = opt(1.0, "Weight of the mean cross-entropy over the rotated views; 0: off.", ge=0)
-    mode: Literal["extra", "in_place", "four_way"] = opt(
+    weight: float | Auto = opt(
+        1.0, "Weight of the mean cross-entropy over the rotated views; 0: off; auto: set by rotation.share.", ge=0
+    )
+    mode: Literal["extra", "in_place", "disjoint", "four_way"] = opt(
         "in_place",
-        "in_place: rotate the method's own views, no extra forward pass; extra: a separate forward pass on rotated views (the "
-        "paper's recipe); four_way: a separate small crop at all four angles (E-SSL, arXiv 2111.00899).",
+        "in_place: rotate the method's own views, no extra forward pass; disjoint: likewise, but the rotated images enter "
+        "only the task's loss; extra: a separate forward pass on rotated views (the paper's recipe); four_way: a separate "
+        "small crop at all four angles (E-SSL, arXiv 2111.00899).",
     )
     angles: Literal["shared", "independent"] = opt(
         "shared",
         "In mode in_place: one angle for all views of an image, or one per student view (the teacher's stay upright).",
+    )
+    degrees: tuple[int, ...] = opt((0, 90, 180, 270), "Angles to tell apart, of 0, 90, 180 and 270.", later=True)
+    conditioned: bool = opt(
+        False,
+        "In mode in_place: tell the projector each view's angle, so that the method need not ignore it.",
+        later=True,
     )
     views: int = opt(2, "Number of rotated views per image in mode extra.", ge=1, le=2)
     resolution: float = opt(1.0, "Side of the extra views relative to the method's.", gt=0, le=1)
     joint: bool = opt(
         False, "Whether the extra views share a forward pass, and so BatchNorm's statistics, with the method's."
     )
-    fraction: float = opt(1.0, "Share of the images that is rotated and enters the loss.", gt=0, le=1)
+    fraction: float | Auto = opt(
+        "auto",
+        "Share of the images that is rotated and enters the loss; auto: 1/4 in mode disjoint, else 1. In mode disjoint it is "
+        "rounded to sixteenths.",
+        gt=0,
+        le=1,
+    )
     fraction_end: float | Auto | None = opt(
         "auto",
-        "This share at the end of the run, approached along a cosine; none: constant; auto: 1/8 (at least 16 images per step) in "
-        "mode in_place with shared angles and fraction 1, else constant.",
-        gt=0,
+        "This share when the task ends, approached along a cosine; none: constant; auto: 1/16 in mode disjoint, 1/8 (at least 16 "
+        "images per step) in mode in_place with shared angles and fraction 1, else constant.",
+        ge=0,
         le=1,
     )
     update_bn: bool = opt(True, "Whether the extra forward pass also updates BatchNorm's running statistics.")
     hidden_dim: int = opt(128, "Width of the head's hidden layer.", ge=1)
-    head_on: Literal["encoder", "projector"] = opt(
+    head_on: Literal["encoder", "projector", "stage"] = opt(
         "encoder",
-        "Input of the head: the encoder's features (the official code) or the projector's output (the paper, eq. 1).",
+        "Input of the head: the encoder's features (the official code), the projector's output (the paper, eq. 1), or the "
+        "mean of the encoder's last stage but one.",
         later=True,
     )
     crop_size: int | Auto = opt(
@@ -131,25 +176,34 @@ class RotationConfig(TaskConfig):
         return max(1, round(side * self.resolution))
 
     def check(self) -> None:
-        """Check that no field belongs to another mode, and the shares of area."""
+        """Check that no field belongs to another mode, the angles, and the shares of area."""
         low, high = self.crop_scale
         require(low <= high, "rotation.crop_scale", f"({low}, {high})", "the smaller share first")
         modes = {"views": ("extra",), "resolution": ("extra",), "joint": ("extra",), "update_bn": ("extra", "four_way")}
-        modes["angles"] = ("in_place",)
+        modes |= {"angles": ("in_place",), "conditioned": ("in_place",)}
         for key, takes in modes.items():
             given, value = getattr(self, key), getattr(RotationConfig, key)
-            fits = self.mode in takes or given == value or self.weight == 0
+            fits = self.mode in takes or given == value or not self.on
             expected = f"{value} in mode {self.mode}; it is for rotation.mode {' and '.join(takes)}"
             require(fits, f"rotation.{key}", given, expected)
-        fits = self.update_bn or not self.joint or self.weight == 0
+        fits = self.update_bn or not self.joint or not self.on
         require(fits, "rotation.update_bn", "false", "true: with rotation.joint all views share one forward pass")
+        known = set(self.degrees) <= {0, 90, 180, 270} and 2 <= len(set(self.degrees)) == len(self.degrees)
+        require(known, "rotation.degrees", self.degrees, "two to four different angles of 0, 90, 180 and 270")
+        fits = self.conditioned is False or self.head_on != "projector"
+        require(fits, "rotation.head_on", "projector", "encoder or stage: a conditioned projector is told the angle")
 
     def check_share(self, each: int) -> None:
         """Check that each worker rotates at least two images, because the head normalises over them."""
+        if self.mode == "disjoint":
+            fits, expected = each % SIXTEENTHS == 0, f"a multiple of {SIXTEENTHS} in rotation.mode disjoint"
+            require(fits, "train.batch_size", f"{each} images per worker and pass", expected)
         expected = f"at least {2 / each:g}: two rotated images per worker and step"
         for key, stays in (("fraction", ""), ("fraction_end", ", or none for a constant share")):
             share = getattr(self, key)
-            enough = share in (None, "auto") or int(each * share) >= 2
+            if share in (None, "auto") or (key == "fraction_end" and share == 0):
+                continue
+            enough = int(each * (self._rounded(share))) >= 2
             require(enough, f"rotation.{key}", share, expected + stays)
 
     def resolve(self, side: int, batch: int) -> dict[str, Any]:
@@ -158,12 +212,29 @@ class RotationConfig(TaskConfig):
         benchmarks/rotation_variants.py measured that. At least 16 rotated images remain in each step.
         """
         crop = max(4, side // 2) if side <= 64 else part_of(side)
-        falls = self.mode == "in_place" and self.angles == "shared" and self.fraction == 1
-        end = max(0.125, 16 / batch) if falls and batch > 16 else None
+        disjoint = self.mode == "disjoint"
+        start = (0.25 if disjoint else 1.0) if self.fraction == "auto" else self.fraction
+        falls = self.mode == "in_place" and self.angles == "shared" and start == 1 and batch > 16
+        end = min(start, 1 / SIXTEENTHS) if disjoint else max(0.125, 16 / batch) if falls else None
         return {
             "crop_size": crop if self.crop_size == "auto" else self.crop_size,
+            "fraction": start,
             "fraction_end": end if self.fraction_end == "auto" else self.fraction_end,
         }
+
+    def _rounded(self, share: float) -> float:
+        if self.mode != "disjoint" or share == 0:
+            return share
+        # Whole sixteenths, so that every worker's part of the batch has as many of them.
+        return max(1, round(share * SIXTEENTHS)) / SIXTEENTHS
+
+    def share_of_images(self, progress: float) -> float:
+        """Return the share of the images that is rotated."""
+        assert self.fraction != "auto" and self.fraction_end != "auto"
+        start, end = self.fraction, self.fraction_end
+        if end is None:
+            return self._rounded(start)
+        return self._rounded(cosine(start, end, self.part(progress)))
 
     def sides(self, side: int) -> dict[str, int]:
         """Return the side of the views that get a separate forward pass."""
@@ -175,7 +246,8 @@ class RotationConfig(TaskConfig):
     @property
     def least_share(self) -> float:
         """The smaller of the shares at the start and at the end."""
-        return self.fraction if self.fraction_end in (None, "auto") else min(self.fraction, float(self.fraction_end))
+        shares = [float(share) for share in (self.fraction, self.fraction_end) if share not in (None, "auto", 0)]
+        return min(shares, default=1 / SIXTEENTHS if self.mode == "disjoint" else 1.0)
 
     @property
     def changes(self) -> bool:
@@ -187,7 +259,9 @@ class RotationConfig(TaskConfig):
 class JigsawConfig(TaskConfig):
     """The auxiliary task of predicting the order of shuffled tiles, Noroozi and Favaro 2016 (arXiv 1603.09246)."""
 
-    weight: float = opt(0.0, "Weight of the cross-entropy over the tile orders; 0: off.", ge=0)
+    weight: float | Auto = opt(
+        0.0, "Weight of the cross-entropy over the tile orders; 0: off; auto: set by jigsaw.share.", ge=0
+    )
     grid: int = opt(3, "Cut the image into grid x grid cells.", ge=2, le=3)
     permutations: int = opt(100, "Number of tile orders to tell apart; grid 2 has 24.", ge=2, le=1000)
     update_bn: bool = opt(True, "Whether its forward pass also updates BatchNorm's running statistics.")
@@ -223,7 +297,7 @@ class TaskSections:
     def active(self) -> dict[str, TaskConfig]:
         """Return the sections of the tasks that are on, by name."""
         sections = {name: getattr(self, name) for name in TASKS}
-        return {name: section for name, section in sections.items() if section.weight > 0}
+        return {name: section for name, section in sections.items() if section.on}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Means over an epoch of the logs of its steps, kept on the device so that the host waits only once."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from rotssl.base import distributed
+from rotssl.engine.runtime import RunFailed
 
 
 class Averages:
@@ -46,3 +48,25 @@ class Averages:
         whole = [torch.stack([torch.stack(pair) for pair in parts[key]]).sum(0) for key in sorted(parts)]
         found = distributed.mean(torch.stack(whole)).cpu().tolist()
         return {key: value / count for key, (value, count) in zip(sorted(parts), found, strict=True) if count}
+
+
+def check_finite(metrics: Mapping[str, float], epoch: int, lr: float, backing_off: bool) -> None:
+    """Check the metrics of an epoch (0-based).
+
+    Args:
+        metrics: of the epoch's training.
+        epoch: 0-based.
+        lr: peak learning rate, for the message.
+        backing_off: whether steps may be skipped because the scale of half precision is still being lowered.
+
+    Raises:
+        RunFailed: one is infinite or NaN, or all steps were skipped.
+    """
+    bad = [key for key, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise RunFailed(
+            f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {lr:g})"
+            + ("; the last checkpoint was kept" if epoch else "")
+        )
+    if "loss/total" not in metrics or (metrics.get("optim/skipped_steps") == 1.0 and not backing_off):
+        raise RunFailed(f"all steps of epoch {epoch + 1} were skipped for non-finite gradients (optim.lr {lr:g})")

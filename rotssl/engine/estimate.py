@@ -120,7 +120,7 @@ def estimate_runs(
 def _kind(config: ResolvedConfig) -> str:
     """A key of all fields that affect the time of a step: all except seed, length, rates and the size of a weight."""
     same = {key: value for key, value in cfg.identity_of(config).items() if not key.startswith("optim.")}
-    same |= {key: value > 0 for key, value in same.items() if key in WEIGHTS}
+    same |= {key: value != 0 for key, value in same.items() if key in WEIGHTS}
     return repr(sorted((k, v) for k, v in same.items() if k not in ("train.seed", "train.epochs")))
 
 

@@ -2,10 +2,9 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from itertools import groupby, islice
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,13 @@ from rotssl.config import ResolvedConfig
 from rotssl.config.methods import METHODS
 from rotssl.config.tasks import TASKS
 from rotssl.data.augment import Crop, Views
+from rotssl.engine.balance import Balance
+from rotssl.engine.encoding import encode, encode_segments, frozen_bn_statistics
 from rotssl.evaluation.collapse import feature_std
 from rotssl.methods.base import Method
 from rotssl.models import norm
 from rotssl.models.encoders import build_encoder
+from rotssl.models.tap import Tap, stage
 from rotssl.tasks.base import Targets, Task
 
 METHOD = "ssl"  # name of the method's loss among the parts
@@ -43,60 +45,26 @@ class Output:
     new_views: dict[str, list[Tensor]]
 
 
-def encode(encoder: nn.Module, views: list[Tensor], joint: bool) -> list[Tensor]:
-    """Features of each view, encoding consecutive views of one size in one pass if possible.
-
-    Args:
-        encoder: any network.
-        views: each (n, ...).
-        joint: whether views of one size form one batch for BatchNorm. Otherwise each view is normalised separately; views still
-            share a pass if the network supports per-view statistics.
-    """
-    features: list[Tensor] = []
-    apart = not joint and norm.keeps_views_apart(encoder)
-    for _, group in groupby(views, key=lambda view: view.shape[1:] if joint else view.shape):
-        alike = list(group)
-        if len(alike) == 1 or not (joint or apart):
-            features += [encoder(view) for view in alike]
-            continue
-        with norm.per_view_statistics(len(alike)) if apart else nullcontext():
-            features += encoder(torch.cat(alike)).split([len(view) for view in alike])
-    return features
-
-
-def encode_segments(
-    encoder: nn.Module, segments: Sequence[tuple[str, list[Tensor]]], joint: bool
-) -> dict[str, list[Tensor]]:
-    """Features of the views of several owners, encoded together; the features of an owner's segments are concatenated.
-
-    Args:
-        encoder: any network.
-        segments: owner and views, in the order in which they are encoded.
-        joint: as for ``encode``.
-    """
-    features = iter(encode(encoder, [view for _, views in segments for view in views], joint))
-    found: dict[str, list[Tensor]] = {}
-    for owner, views in segments:
-        found.setdefault(owner, []).extend(islice(features, len(views)))
-    return found
-
-
 def _spread(z: list[Tensor]) -> Tensor:
     return torch.stack([feature_std(view.detach()) for view in z]).mean()
 
 
-@contextmanager
-def frozen_bn_statistics(module: nn.Module) -> Iterator[None]:
-    """Within the body, BatchNorm normalises by batch statistics as usual but does not update the running ones."""
-    layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+def _rows(views: list[Tensor], rows: Tensor | None) -> list[Tensor]:
+    return views if rows is None else [view[rows] for view in views]
+
+
+@dataclass
+class _Inputs:
+    """The inputs of a step; ``rest`` and ``angles`` are those of the task that works in place (see Targets)."""
+
+    student: list[Tensor]
+    teacher: list[Tensor]
+    local: list[Tensor]
+    rest: Tensor | None = None
+    angles: list[Tensor] | None = None
+    teacher_angles: list[Tensor] | None = None
+    made: dict[str, list[Tensor]] = field(default_factory=dict)
+    targets: dict[str, Targets] = field(default_factory=dict)
 
 
 class Pretrainer(nn.Module):
@@ -107,15 +75,23 @@ class Pretrainer(nn.Module):
         method: the pretraining method.
         tasks: name -> auxiliary task.
         joint_views: whether the method's views share passes; None: the method's default.
+        layer: stage of the encoder that tasks with ``reads == "stage"`` get, and its number of channels.
     """
 
     def __init__(
-        self, encoder: nn.Module, method: Method, tasks: dict[str, Task], joint_views: bool | None = None
+        self,
+        encoder: nn.Module,
+        method: Method,
+        tasks: dict[str, Task],
+        joint_views: bool | None = None,
+        layer: tuple[nn.Module, int] | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.method = encoder, method
         self.joint_views = method.joint_views if joint_views is None else joint_views
         self.tasks: nn.ModuleDict = nn.ModuleDict(tasks)
+        self.balance = Balance(tasks)
+        self.tells = sum(task.tells for task in tasks.values())
         self.teacher: nn.ModuleList | None = None
         if method.uses_teacher:
             parts = [copy.deepcopy(encoder), copy.deepcopy(method.projector)]
@@ -125,6 +101,8 @@ class Pretrainer(nn.Module):
                     module.p = 0.0
                 elif isinstance(getattr(module, "drop_prob", None), float):  # timm's DropPath
                     module.drop_prob = 0.0  # type: ignore[assignment]
+        # After the copy: the teacher's stages are not watched.
+        self.tap = None if layer is None else Tap(encoder, *layer, self._fork_stage)
 
     def forward(self, views: Views, ctx: StepContext) -> Output:
         """The losses of a batch.
@@ -133,43 +111,104 @@ class Pretrainer(nn.Module):
             views: views of the batch.
             ctx: context of the step.
         """
-        made: dict[str, list[Tensor]] = {}
-        targets: dict[str, Targets] = {}
-        student = teacher = views.full
-        for name, task in self.named_tasks():
-            made[name], targets[name] = task.transform(views.own.get(name, views.full), ctx)
-            if task.in_place:
-                student = made[name]
-                teacher = student if task.teacher_too else views.full
-        if self.method.asymmetric:
-            student, teacher = student[:1], teacher[1:2]
-        joint = [name for name, task in self.named_tasks() if task.joint]  # their views share the method's pass
-        segments = [(METHOD, student), *((name, made[name]) for name in joint), (METHOD, views.local)]
-        features = encode_segments(self.encoder, segments, self.joint_views or bool(joint))
-        z = encode(self.method.projector, features[METHOD], self.joint_views)
-        out = self.method.loss(z, self._teach(teacher), ctx)
+        on = {name: task for name, task in self.named_tasks() if task.config.active(ctx.step, ctx.progress)}
+        inputs = self._inputs(views, ctx, on)
+        count, rest = len(inputs.student), inputs.rest
+        joint = [name for name, task in on.items() if task.joint]  # their views share the method's pass
+        segments = [(METHOD, inputs.student), *((name, inputs.made[name]) for name in joint)]
+        segments.append((METHOD, _rows(inputs.local, rest)))
+        seen = self._encode(segments, self.joint_views or bool(joint), on)
+        # In place, tasks see all rows; the method may see only some, and does not normalise over others in its projector, unless
+        # the task reads that.
+        whole = {place: features[METHOD][:count] for place, features in seen.items()}
+        late = any(task.in_place and task.reads == "projector" for task in on.values())
+        own = _rows(whole["encoder"], None if late else rest) + seen["encoder"][METHOD][count:]
+        own = [self._fork("encoder", view) for view in own]
+        z = encode(self.method.projector, self._told(own, inputs.angles), self.joint_views)
+        whole["projector"] = z[:count]
+        z = [self._fork("projector", view) for view in (_rows(z[:count], rest) + z[count:] if late else z)]
+        out = self.method.loss(z, self._teach(inputs), ctx)
         parts = {METHOD: out.loss}
         logs = {"loss/ssl": out.loss.detach(), "feature/std": _spread(z)}
         logs.update(out.logs)
-        for name, task in self.named_tasks():
-            if task.in_place:
-                judged = (z if task.on_projector else features[METHOD])[: len(student)]
-            else:
-                judged = self._judged(task, made[name], features.get(name))
-            part = task.loss(judged, targets[name])
-            parts[name] = task.weight(ctx.progress) * part.loss
+        for name, task in on.items():
+            joined = {place: features[name] for place, features in seen.items()} if name in joint else None
+            judged = whole[task.reads] if task.in_place else self._judged(task, inputs.made[name], joined)
+            if task.reads != "stage":  # there the gradients are told apart at the stage itself
+                judged = [self.balance.fork(name, view) for view in judged]
+            part = task.loss(judged, inputs.targets[name])
+            parts[name] = self.balance.weight(name, ctx.progress) * part.loss
             logs[f"loss/{name}"] = part.loss.detach()
             logs.update({f"{name}/{key}": value for key, value in part.logs.items()})
-        loss = torch.stack(list(parts.values())).sum()
+        loss = torch.stack(list(parts.values())).sum() + self._idle(on)
         logs["loss/total"] = loss.detach()
-        whole = {name: made[name] for name, task in self.named_tasks() if task.in_place or targets[name].rows is None}
-        return Output(loss, parts, logs, whole)
+        kept = {name for name, task in on.items() if task.in_place or inputs.targets[name].rows is None}
+        return Output(loss, parts, logs, {name: made for name, made in inputs.made.items() if name in kept})
 
-    def _judged(self, task: Task, made: list[Tensor], features: list[Tensor] | None) -> list[Tensor]:
-        """The head inputs of a task for its own views; ``features`` if these already shared the method's pass."""
+    def _inputs(self, views: Views, ctx: StepContext, on: Mapping[str, Task]) -> _Inputs:
+        inputs = _Inputs(views.full, views.full, views.local)
+        for name, task in on.items():
+            made, targets = task.transform(views.own.get(name, views.full), ctx)
+            inputs.made[name], inputs.targets[name] = made, targets
+            if task.in_place:
+                inputs.student, inputs.local = made, task.transform_local(views.local, ctx)
+                inputs.rest, inputs.angles = targets.rest, targets.angles
+                if task.teacher_too:
+                    inputs.teacher, inputs.teacher_angles = made, targets.angles
+        if self.method.asymmetric:
+            inputs.student, inputs.teacher = inputs.student[:1], inputs.teacher[1:2]
+            inputs.teacher_angles = inputs.teacher_angles and inputs.teacher_angles[1:2]
+        return inputs
+
+    def _encode(
+        self, segments: Sequence[tuple[str, list[Tensor]]], joint: bool, on: Mapping[str, Task]
+    ) -> dict[str, dict[str, list[Tensor]]]:
+        """What a head may read before the projector, ``encoder`` and perhaps ``stage``: the features of each owner's views."""
+        tap = self.tap if any(task.reads == "stage" for task in on.values()) else None
+        found = encode_segments(self.encoder, segments, joint, tap)
+        if tap is None:
+            return {"encoder": found}
+        cut = {owner: [tap.split(view) for view in views] for owner, views in found.items()}
+        return {
+            place: {owner: [pair[i] for pair in pairs] for owner, pairs in cut.items()}
+            for i, place in enumerate(("encoder", "stage"))
+        }
+
+    def _fork(self, place: str, x: Tensor) -> Tensor:
+        """The method's branch at a place where a task's head branches off; elsewhere, the tensor itself."""
+        meets = any(task.reads == place for _, task in self.named_tasks())
+        return self.balance.fork(f"{METHOD} at {place}", x) if meets else x
+
+    def _fork_stage(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        (reader,) = (name for name, task in self.named_tasks() if task.reads == "stage")
+        return self._fork("stage", x), self.balance.fork(reader, x)
+
+    def _told(self, features: list[Tensor], angles: list[Tensor] | None) -> list[Tensor]:
+        """The projector's inputs: features, and the angle of each view if a task tells it; local views have the last one's."""
+        if not self.tells:
+            return features
+        upright = torch.zeros(self.tells, dtype=torch.long, device=features[0].device)
+        upright[0] = 1
+        told = [upright.expand(len(view), -1) for view in features]
+        if angles is not None:
+            told = [angles[min(v, len(angles) - 1)] for v in range(len(features))]
+        return [torch.cat([view, angle.to(view.dtype)], 1) for view, angle in zip(features, told, strict=True)]
+
+    def _judged(self, task: Task, made: list[Tensor], joined: Mapping[str, list[Tensor]] | None) -> list[Tensor]:
+        """The head inputs of a task for its own views; ``joined`` if these already shared the method's pass."""
         with nullcontext() if task.update_bn else frozen_bn_statistics(self):
-            seen = encode(self.encoder, made, joint=False) if features is None else features
-            return encode(self.method.projector, seen, joint=False) if task.on_projector else seen
+            seen = joined
+            if seen is None:
+                alone = self._encode([(METHOD, made)], False, {METHOD: task})
+                seen = {place: features[METHOD] for place, features in alone.items()}
+            if task.reads != "projector":
+                return seen[task.reads]
+            return encode(self.method.projector, self._told(seen["encoder"], None), joint=False)
+
+    def _idle(self, on: Mapping[str, Task]) -> Tensor | float:
+        """Zero, with zero gradients for the heads of tasks that sit out the step: DDP expects one for every parameter."""
+        idle = [p.sum() for name, task in self.named_tasks() if name not in on for p in task.parameters()]
+        return torch.stack(idle).sum() * 0.0 if idle else 0.0
 
     def compile_networks(self) -> None:
         """Compile the encoders and projectors of student and teacher with torch.compile; keys of the state do not change."""
@@ -188,15 +227,16 @@ class Pretrainer(nn.Module):
         return {name: task.crop for name, task in self.named_tasks() if task.crop is not None}
 
     @torch.no_grad()
-    def _teach(self, views: list[Tensor]) -> list[Tensor] | None:
+    def _teach(self, inputs: _Inputs) -> list[Tensor] | None:
         if self.teacher is None:
             return None
         encoder, projector = self.teacher
-        return encode(projector, encode(encoder, views, self.joint_views), self.joint_views)
+        features = encode(encoder, _rows(inputs.teacher, inputs.rest), self.joint_views)
+        return encode(projector, self._told(features, inputs.teacher_angles), self.joint_views)
 
     @torch.no_grad()
-    def after_step(self, ctx: StepContext, skipped: Tensor | None = None) -> None:
-        """Move the teacher towards the student, then call the method's ``after_step``.
+    def after_step(self, ctx: StepContext, skipped: Tensor | None = None) -> dict[str, Tensor]:
+        """Move the teacher towards the student, then call the method's ``after_step``; returns scalars of the tasks to log.
 
         Args:
             ctx: context of the step.
@@ -214,6 +254,7 @@ class Pretrainer(nn.Module):
                 torch._foreach_mul_(way, torch.where(skipped, 0.0, share))
                 torch._foreach_add_(theirs, way)
         self.method.after_step(ctx)
+        return self.balance.update(skipped)
 
 
 def encoder_gradients(parts: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
@@ -254,14 +295,22 @@ def build_pretrainer(config: ResolvedConfig, device: torch.device) -> Pretrainer
     seed = config.train.seed
     with rng.seeded(seed, "encoder"):
         encoder, dim = build_encoder(image_size=config.data.image_size, **vars(config.encoder))
-    with rng.seeded(seed, "method"):
-        method = METHODS[config.method.name].load()(config.method, dim)
-    tasks = {}
+    told = 0
+    tasks, layer = dict[str, Task](), None
     for name, section in config.active().items():
         task = TASKS[name].load()
+        place, width = task.place(section), dim
+        if place == "stage":
+            layer = stage(encoder, config.encoder.name)
+            width = layer[1]
+        elif place == "projector":
+            width = config.method.out_dim
         with rng.seeded(seed, "tasks", name):
-            tasks[name] = task(section, config.method.out_dim if task.sees_projector(section) else dim)
+            tasks[name] = task(section, width)
+        told += tasks[name].tells
+    with rng.seeded(seed, "method"):
+        method = METHODS[config.method.name].load()(config.method, dim + told)
     for module in (encoder, method, *tasks.values()):  # before the frozen teacher is copied
         norm.convert_norm(module, config.model.norm, device)
     joint = None if config.model.joint_views == "auto" else config.model.joint_views
-    return Pretrainer(encoder, method, tasks, joint).to(device)
+    return Pretrainer(encoder, method, tasks, joint, layer).to(device)

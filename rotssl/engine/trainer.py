@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -22,7 +21,7 @@ from rotssl.data.datasets import Splits, normalization
 from rotssl.data.images import other_images, sketch
 from rotssl.data.loader import Loader
 from rotssl.data.views_grid import save_views
-from rotssl.engine.averages import Averages
+from rotssl.engine.averages import Averages, check_finite
 from rotssl.engine.evaluator import Evaluator
 from rotssl.engine.events import Facts, Missing, Note, StepDone
 from rotssl.engine.flops import count_ends
@@ -108,6 +107,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "balance": self.model.balance.state(),
             "cost": vars(self.recorder.cost),
             "config": json.dumps(cfg.to_dict(self.config)),
             "images": self.images,
@@ -130,6 +130,7 @@ class Trainer:
                 {key: torch.empty_like(param, dtype=value.dtype).copy_(value) for key, value in moments.items()}
             )
         self.scaler.load_state_dict(state["scaler"])
+        self.model.balance.restore(state.get("balance", {}))
         self.recorder.resume(Cost(**state["cost"]))
         return int(state["epoch"])
 
@@ -191,7 +192,8 @@ class Trainer:
         seconds = time.perf_counter() - started
         metrics["throughput/input_wait"] /= seconds
         metrics.update(memory_held(self.runtime.device))
-        self._check_finite(metrics, epoch)
+        backing_off = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        check_finite(metrics, epoch, self.config.optim.lr, backing_off)
         samples = self.steps_per_epoch * train.batch_size
         flops_per_step = cosine(*flops, (epoch + 0.5) / train.epochs)
         metrics.update(self.recorder.book(epoch, samples, seconds, self.steps_per_epoch * flops_per_step))
@@ -240,7 +242,7 @@ class Trainer:
 
     def _may_break(self, name: str) -> bool:
         """Whether this metric may be non-finite in a step; with fp16, too large a scale breaks gradients, never a loss."""
-        return self.config.train.on_nan == "skip" or (self.scaler.is_enabled() and name == "optim/grad_norm")
+        return self.config.train.on_nan == "skip" or (self.scaler.is_enabled() and "grad_" in name)
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
         """This worker's uint8 images of each step, with the step's context."""
@@ -285,7 +287,7 @@ class Trainer:
             # with a host sync for optimizers that do not support found_inf.)
             self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.model.after_step(ctx, skipped)
+        logs.update(self.model.after_step(ctx, skipped))
         if skipped is not None:
             # Undo the updates of running statistics and of the method, which saw the broken batch.
             for value, kept in zip(held, before, strict=True):
@@ -311,23 +313,12 @@ class Trainer:
             save_views(seen, self.augment.mean, self.augment.std, path)
         if every and ctx.step % every == 0:
             parts = {name: self.scaler.scale(part) for name, part in out.parts.items()}
-            for name, gradient in encoder_gradients(parts, self.model.encoder).items():
+            with self.model.balance.pause():
+                found = encoder_gradients(parts, self.model.encoder)
+            for name, gradient in found.items():
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
         self.scaler.scale(out.loss / ctx.passes).backward()
         return out.logs
-
-    def _check_finite(self, metrics: dict[str, float], epoch: int) -> None:
-        bad = [key for key, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            raise RunFailed(
-                f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {self.config.optim.lr:g})"
-                + ("; the last checkpoint was kept" if epoch else "")
-            )
-        backing_off = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        if "loss/total" not in metrics or (metrics.get("optim/skipped_steps") == 1.0 and not backing_off):
-            raise RunFailed(
-                f"all steps of epoch {epoch + 1} were skipped for non-finite gradients (optim.lr {self.config.optim.lr:g})"
-            )
 
     # --- the end of it -----------------------------------------------------------------------------------------------------
 

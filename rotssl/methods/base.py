@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from rotssl.base.step import StepContext, StepOutput
@@ -28,6 +29,11 @@ class Pending:
 def other_views(views: int, targets: int) -> list[tuple[int, int]]:
     """Pairs (view, target) of every view with each of the first ``targets`` views except itself."""
     return [(i, j) for j in range(targets) for i in range(views) if i != j]
+
+
+def enqueue(queue: Tensor, new: Tensor) -> None:
+    """Append the newest rows (n, D) to a queue (K, D), in place; as many of the oldest, at its front, drop out."""
+    queue.copy_(torch.cat([queue, new.to(queue.dtype)])[-len(queue) :])
 
 
 class Method(nn.Module, ABC):

@@ -9,7 +9,7 @@ from rotssl.base.precision import full_precision
 from rotssl.base.schedules import cosine
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import Mocov2Config
-from rotssl.methods.base import Method, Pending
+from rotssl.methods.base import Method, Pending, enqueue
 from rotssl.methods.losses import info_nce
 from rotssl.models.heads import mlp
 
@@ -51,5 +51,4 @@ class MoCoV2(Method):
     def after_step(self, ctx: StepContext) -> None:
         """Replace the oldest keys in the queue by the keys of all workers."""
         for keys in self.keys.take():
-            place = ctx.step * ctx.batch_size + torch.arange(ctx.batch_size, device=keys.device)
-            self.queue[place % len(self.queue)] = distributed.gather(keys).to(self.queue.dtype)
+            enqueue(self.queue, distributed.gather(keys))

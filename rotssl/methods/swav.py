@@ -8,7 +8,7 @@ from rotssl.base import distributed
 from rotssl.base.precision import full_precision
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import SwavConfig
-from rotssl.methods.base import Method, Pending, other_views
+from rotssl.methods.base import Method, Pending, enqueue, other_views
 from rotssl.methods.losses import similarity, sinkhorn, swapped_prediction
 from rotssl.models.heads import mlp
 
@@ -17,7 +17,7 @@ class SwAV(Method):
     """Each view predicts the code (soft assignment to prototypes) of every other global view.
 
     Codes are balanced over the global batch and, if enabled, over a queue of earlier embeddings. It is filled from the first
-    step and used after ``queue_after`` epochs. Its write position is a function of the step, so the queue is the only state.
+    step and used after ``queue_after`` epochs.
 
     Args:
         config: section of the method.
@@ -73,6 +73,5 @@ class SwAV(Method):
         """Normalise the prototypes, and replace the oldest embeddings in the queue by those of all workers."""
         self._normalize()
         for recent in self.recent.take():
-            everyone = torch.stack([distributed.gather(view) for view in recent])
-            place = ctx.step * ctx.batch_size + torch.arange(ctx.batch_size, device=recent.device)
-            self.queue[:, place % self.config.queue_size] = everyone.to(self.queue.dtype)
+            for queue, view in zip(self.queue, recent, strict=True):
+                enqueue(queue, distributed.gather(view))

@@ -26,7 +26,7 @@ class SmallResNet(nn.Module):
 
     def __init__(self, stem: str, zero_init: bool = False) -> None:
         super().__init__()
-        width = 24
+        self.width = width = 24
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 3, stride=2 if stem == "imagenet" else 1, padding=1, bias=False),
             nn.BatchNorm2d(width),

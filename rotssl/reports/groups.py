@@ -19,6 +19,7 @@ TASKS = tuple(sorted(REGISTRY))
 _NOT_COMPARED = (*NOT_IDENTITY, "train.seed", "train.epochs", "evaluation.knn_every", "evaluation.linear")
 # Fields that determine others; a field that follows from one of them is not an axis.
 _ANCHORS = ("method.name", "data.name", "encoder.name")
+AUTO = "auto"
 _FOLLOWS_BUDGET = ("method.", "optim.")  # such as a warm-up that is a share of the run
 # Fields that ``auto`` derives from others.
 _FOLLOWS_TASK = {f"{task}.{leaf}": of for task in TASKS for leaf, of in REGISTRY[task].config.FOLLOWS.items()}
@@ -117,14 +118,18 @@ def active(params: Mapping[str, str]) -> Params:
 
 def _matters(key: str, fields: Params) -> bool:
     """Whether a field has an effect on such a run; fields of an inactive task have none."""
-    section = key.split(".")[0]
-    if key.endswith(".weight") or section not in (*TASKS, "tasks"):
+    section, _, leaf = key.partition(".")
+    if leaf == "weight" or section not in (*TASKS, "tasks"):
         return True
+    if leaf == "share" and fields.get(f"{section}.weight") != AUTO:
+        return False
     return any(_weight(fields, task) > 0 for task in TASKS if section in (task, "tasks"))
 
 
 def _weight(params: Mapping[str, str | None], task: str) -> float:
-    return float(params.get(f"{task}.weight") or 0)
+    """The weight of a task; infinite if its share sets it."""
+    weight = params.get(f"{task}.weight") or "0"
+    return math.inf if weight == AUTO else float(weight)
 
 
 def sift(records: Iterable[TrackedRun], metric: str) -> tuple[list[TrackedRun], list[LeftOut]]:
@@ -269,8 +274,10 @@ def _variant(values: Params, params: Params) -> str:
     parts = []
     for task in TASKS:
         if _weight(params, task) > 0:
-            words = [f"{task} weight {shown(params[f'{task}.weight'])}"]
-            others = [axis for axis in values if axis.startswith(f"{task}.") and not axis.endswith(".weight")]
+            size = "share" if params[f"{task}.weight"] == AUTO else "weight"
+            words = [f"{task} {size} {shown(params.get(f'{task}.{size}'))}"]
+            told = f"{task}.weight", f"{task}.share"
+            others = [axis for axis in values if axis.startswith(f"{task}.") and axis not in told]
             words += [f"{axis.split('.')[1]} {shown(values[axis])}" for axis in others if values[axis] is not None]
             parts.append(", ".join(words))
     if not parts:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.tasks import TaskConfig
 from rotssl.data.augment import Crop
 
+Reads = Literal["encoder", "projector", "stage"]
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -23,12 +26,16 @@ class Targets:
         rows: the rows of each view that count, (b,), or None for all of them.
         count: number of images in the step's whole batch that count, so that the mean does not depend on their distribution.
         passes: number of forward passes that the step's batch is split into; their losses are averaged.
+        rest: the rows that the method uses, if not all of them: the others are the task's alone.
+        angles: what the projector is told about each student view, one-hot (B, K), or None if nothing.
     """
 
     labels: list[Tensor]
     rows: Tensor | None
     count: int
     passes: int = 1
+    rest: Tensor | None = None
+    angles: list[Tensor] | None = None
 
 
 def send(device: torch.device, array: npt.NDArray[np.int64]) -> Tensor:
@@ -45,18 +52,23 @@ class Task(nn.Module, ABC):
         dim: dimension of its head's input, the encoder's features or the projector's output.
 
     Attributes:
-        on_projector: whether its head gets the output of the method's projector instead of the encoder's features.
+        chance: accuracy of a head that knows nothing; 0 if the task has no accuracy.
+        reads: where its head gets its input, and its gradient meets the method's: ``encoder``, the features; ``projector``, the
+            output of the method's projector; ``stage``, the mean of an intermediate map of the encoder.
         in_place: whether the method uses the transformed views too, in one forward pass shared by both. Otherwise the
             transformed views get a separate forward pass, after the method's.
         teacher_too: with ``in_place``, whether the teacher gets the transformed views too.
+        tells: number of values that the method's projector gets beside the features, from ``Targets.angles``.
         joint: whether the separate forward pass is merged with the method's, for views of the same size.
         update_bn: whether the separate pass updates BatchNorm's running statistics.
         crop: an additional view of each image, made for this task only; None: it works on the global views.
     """
 
-    on_projector: bool = False
+    chance: float = 0.0
+    reads: Reads = "encoder"
     in_place: bool = False
     teacher_too: bool = False
+    tells: int = 0
     joint: bool = False
     update_bn: bool = True
     crop: Crop | None = None
@@ -65,12 +77,12 @@ class Task(nn.Module, ABC):
     def __init__(self, config: TaskConfig, dim: int) -> None:
         super().__init__()
         self.config = config
-        self.on_projector = self.sees_projector(config)
+        self.reads = self.place(config)
 
     @classmethod
-    def sees_projector(cls, config: TaskConfig) -> bool:
-        """Whether a configuration puts the head on the projector's output; false for tasks without the field ``head_on``."""
-        return getattr(config, "head_on", "encoder") == "projector"
+    def place(cls, config: TaskConfig) -> Reads:
+        """Where a configuration puts the head: ``encoder`` for tasks without the field ``head_on``."""
+        return getattr(config, "head_on", "encoder")
 
     @abstractmethod
     def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
@@ -85,10 +97,16 @@ class Task(nn.Module, ABC):
             each image in one tensor are blocks of B rows.
         """
 
+    def transform_local(self, views: list[Tensor], ctx: StepContext) -> list[Tensor]:
+        """The local views that go with transformed global ones; called only with ``in_place``."""
+        return views
+
     @abstractmethod
     def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
         """The unweighted loss, given the head's inputs, one (n, dim) per tensor; in place, of the student's global views."""
 
     def weight(self, progress: float) -> float:
-        """Weight of the loss at a progress of the run from 0 to 1, along its schedule."""
-        return task_weight(self.config.weight, progress, self.config.schedule)
+        """Weight of the loss at a progress of the run from 0 to 1, along its schedule; with weight auto, its share."""
+        config = self.config
+        full = config.share if config.weight == "auto" else config.weight
+        return task_weight(full, config.part(progress), config.schedule)

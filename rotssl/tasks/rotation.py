@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from rotssl.base import distributed, rng
 from rotssl.base.precision import full_precision
 from rotssl.base.rng import Positions
-from rotssl.base.schedules import cosine
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.resolved import ResolvedRotation
 from rotssl.data.augment import Crop
 from rotssl.models.heads import mlp
 from rotssl.tasks.base import Targets, Task, send
+
+QUARTERS = 4  # quarter turns that a projector may be told
 
 
 @functools.cache
@@ -51,43 +52,42 @@ def chosen(positions: Positions, fraction: float) -> npt.NDArray[np.bool_]:
 
 
 class Rotation(Task):
-    """Four-way classification of the angle; see the section ``rotation`` of the configuration for its modes.
+    """Classification of the angle; see the section ``rotation`` of the configuration for its modes.
 
-    The head is that of the official code: Linear(dim, hidden), BN, ReLU, Linear(hidden, 4), on the encoder's features; the paper
-    puts it on the projector's output (eq. 1; ``head_on``). The loss is the *mean* over the rotated views; the official code sums
-    its two, so its weight of 0.1 is 0.2 here.
+    The head is that of the official code: Linear(dim, hidden), BN, ReLU, Linear(hidden, angles), on the encoder's features; the
+    paper puts it on the projector's output (eq. 1; ``head_on``). The loss is the *mean* over the rotated views; the official code
+    sums its two, so its weight of 0.1 is 0.2 here.
     """
 
     config: ResolvedRotation
 
     def __init__(self, config: ResolvedRotation, dim: int) -> None:
         super().__init__(config, dim)
-        self.head = mlp([dim, config.hidden_dim, 4])
+        self.quarters = np.array(config.degrees) // 90
+        self.chance = 1 / len(config.degrees)
+        self.head = mlp([dim, config.hidden_dim, len(config.degrees)])
         if config.mode == "four_way":
             self.crop = Crop(config.crop_size, config.crop_scale)
-        self.in_place = config.mode == "in_place"
-        self.teacher_too = self.in_place and config.angles == "shared"
+        self.disjoint = config.mode == "disjoint"
+        self.in_place = config.mode in ("in_place", "disjoint")
+        self.teacher_too = config.mode == "in_place" and config.angles == "shared"
+        self.tells = QUARTERS if config.conditioned else 0
         self.update_bn, self.joint = config.update_bn, config.joint
 
-    def fraction(self, progress: float) -> float:
-        """Share of the images that are rotated at a progress of the run from 0 to 1."""
-        start, end = self.config.fraction, self.config.fraction_end
-        return start if end is None else cosine(start, end, progress)
-
-    def turns(self, view: int, ctx: StepContext) -> Positions:
-        """Quarter turns of a view's images, (B,) in 0..3: a function of (seed, epoch, position, view)."""
+    def labels(self, view: int, ctx: StepContext) -> Positions:
+        """Index of the angle of a view's images among ``degrees``, (B,): a function of (seed, epoch, position, view)."""
         shared = self.teacher_too
         stream = rng.key(ctx.seed, ctx.epoch, "rotation", 0 if shared else view)
-        return np.floor(4 * rng.uniform(stream, ctx.positions, 1)[:, 0]).astype(np.int64)
+        return np.floor(len(self.quarters) * rng.uniform(stream, ctx.positions, 1)[:, 0]).astype(np.int64)
 
     def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
         """The rotated views and their targets.
 
-        Mode extra: the first one or two views, resized and rotated, chosen rows only. Mode in_place: all views, chosen rows
-        rotated. Mode four_way: the chosen rows of the task's crop at 0, 90, 180 and 270 degrees, in one tensor.
+        Mode extra: the first one or two views, resized and rotated, chosen rows only. Modes in_place and disjoint: all views,
+        chosen rows rotated. Mode four_way: the chosen rows of the task's crop at every angle, in one tensor.
         """
         device = views[0].device
-        fraction = self.fraction(ctx.progress)
+        fraction = self.config.share_of_images(ctx.progress)
         picked = chosen(ctx.positions, fraction)
         rows = None if fraction == 1 else send(device, np.flatnonzero(picked))
         if not self.in_place:
@@ -95,22 +95,37 @@ class Rotation(Task):
         if self.config.resolution < 1:
             side = self.config.extra_side(views[0].shape[-1])
             views = [F.interpolate(view, (side, side), mode="bilinear", antialias=True) for view in views]
-        turned, labels = [], []
+        turned, labels, angles = [], [], []
         for v, view in enumerate(views):
             if self.crop is not None:
-                labels.append(torch.arange(4, device=device).repeat_interleave(len(view)))
-                turned.append(rotate(view.repeat(4, 1, 1, 1), labels[-1]))
+                each = torch.arange(len(self.quarters), device=device).repeat_interleave(len(view))
+                labels.append(each)
+                turned.append(rotate(view.repeat(len(self.quarters), 1, 1, 1), send(device, self.quarters)[each]))
                 continue
-            turns = self.turns(v, ctx)
-            labels.append(send(device, turns[picked]))
-            turned.append(rotate(view, send(device, turns * picked) if self.in_place else labels[-1]))
+            known = self.labels(v, ctx)
+            labels.append(send(device, known[picked]))
+            quarters = self.quarters[known]
+            turns = send(device, quarters * picked if self.in_place else quarters[picked])
+            turned.append(rotate(view, turns))
+            if self.tells:
+                angles.append(F.one_hot(turns, self.tells))
         batch = np.arange(ctx.batch_start, ctx.batch_start + ctx.batch_size)
-        return turned, Targets(labels, rows, int(chosen(batch, fraction).sum()), ctx.passes)
+        rest = send(device, np.flatnonzero(~picked)) if self.disjoint else None
+        count = int(chosen(batch, fraction).sum())
+        return turned, Targets(labels, rows, count, ctx.passes, rest, angles or None)
+
+    def transform_local(self, views: list[Tensor], ctx: StepContext) -> list[Tensor]:
+        """The local views, turned as the global ones of their image if these share an angle."""
+        if not (views and self.teacher_too):
+            return views
+        picked = chosen(ctx.positions, self.config.share_of_images(ctx.progress))
+        turns = send(views[0].device, self.quarters[self.labels(0, ctx)] * picked)
+        return [rotate(view, turns) for view in views]
 
     def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
         """Cross-entropy averaged over the chosen rows of all workers and over the views; logs the accuracy."""
         # DDP averages over workers: world x local sum / global count is then the mean over the global batch.
-        versions = 1 if self.crop is None else 4
+        versions = 1 if self.crop is None else len(self.quarters)
         share = distributed.world_size() * targets.passes / max(1, targets.count) / len(features) / versions
         loss = correct = torch.zeros((), device=features[0].device)
         for view, labels in zip(features, targets.labels, strict=False):  # the student may see only the first view

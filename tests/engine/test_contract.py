@@ -19,6 +19,7 @@ from tests.small_runs import CPU, PAPER, arithmetic, batch, make_config, run_to,
 
 pytestmark = pytest.mark.contract
 JIGSAW = {"jigsaw.weight": 1.0, "jigsaw.grid": 2, "jigsaw.permutations": 10}
+DISJOINT = {"rotation.mode": "disjoint", "rotation.fraction_end": 0.125, "train.batch_size": 64}
 TASKS = {
     "off": {"rotation.weight": 0},
     "extra": PAPER,
@@ -34,6 +35,15 @@ TASKS = {
     "independent": {"rotation.angles": "independent"},
     "shared, fewer": {"rotation.fraction": 0.5, "rotation.fraction_end": 0.25},
     "shared and jigsaw": JIGSAW,
+    "disjoint": DISJOINT,
+    "disjoint on the projector": {**DISJOINT, "rotation.head_on": "projector"},
+    "conditioned": {"rotation.conditioned": True},
+    "conditioned, independent": {"rotation.conditioned": True, "rotation.angles": "independent"},
+    "on a stage": {"rotation.head_on": "stage"},
+    "extra on a stage": {**PAPER, "rotation.head_on": "stage"},
+    "two angles": {"rotation.degrees": (0, 180)},
+    "shared, by share": {"rotation.share": 0.2},
+    "extra and jigsaw, by share": {**PAPER, **JIGSAW, "rotation.share": 0.3, "jigsaw.weight": "auto"},
 }
 # A task that has no form of its own above is tried as it comes.
 for name in REGISTRY:
@@ -43,7 +53,7 @@ ON = {name: task for name, task in TASKS.items() if name != "off"}
 EXTRA = {
     name: task
     for name, task in ON.items()
-    if ("rotation.mode" in task or task.get("rotation.weight") == 0) and "rotation.joint" not in task
+    if (task.get("rotation.mode") in ("extra", "four_way") or task.get("rotation.weight") == 0) and "rotation.joint" not in task
 }
 PER_IMAGE = [method for method, spec in METHODS.items() if spec.per_image]
 MULTI_CROP = [method for method, spec in METHODS.items() if spec.multi_crop]
@@ -79,7 +89,7 @@ def test_extra_task_leaves_the_method_alone(tmp_path, method, task):
     views, ctx = batch(on, joined)
     a, b = plain(views, ctx), joined(views, ctx)
     assert torch.equal(a.logs["loss/ssl"], b.logs["loss/ssl"])
-    tasks = [b.logs[f"loss/{name}"] for name, _ in joined.named_tasks()]
+    tasks = [b.logs[f"loss/{name}"] * joined.balance.weight(name, 0.0) for name, _ in joined.named_tasks()]
     assert len(tasks) >= 1 and torch.allclose(b.loss, b.logs["loss/ssl"] + sum(tasks))
     # At the end of a linear schedule the tasks weigh 0: what is left of the gradient is the method's part.
     end = dataclasses.replace(ctx, progress=1.0)
