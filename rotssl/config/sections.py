@@ -121,6 +121,13 @@ class TasksConfig:
     log_gradients_every: int = opt(
         0, "Compare each task's gradient with the method's, at the encoder, every N steps; 0: never.", ge=0
     )
+    guard: int = opt(
+        200,
+        "Judge each task after the warm-up and N more steps, by its accuracy over the last half of these: one that has not "
+        "left chance, or is solved, is switched off; 0: never.",
+        ge=0,
+        later=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -76,6 +76,9 @@ class Pretrainer(nn.Module):
         tasks: name -> auxiliary task.
         joint_views: whether the method's views share passes; None: the method's default.
         layer: stage of the encoder that tasks with ``reads == "stage"`` get, and its number of channels.
+
+    Attributes:
+        off: names of the tasks that no longer take part.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Pretrainer(nn.Module):
         self.joint_views = method.joint_views if joint_views is None else joint_views
         self.tasks: nn.ModuleDict = nn.ModuleDict(tasks)
         self.balance = Balance(tasks)
+        self.off: Container[str] = ()
         self.tells = sum(task.tells for task in tasks.values())
         self.teacher: nn.ModuleList | None = None
         if method.uses_teacher:
@@ -111,7 +115,7 @@ class Pretrainer(nn.Module):
             views: views of the batch.
             ctx: context of the step.
         """
-        on = {name: task for name, task in self.named_tasks() if task.config.active(ctx.step, ctx.progress)}
+        on = {name: task for name, task in self.named_tasks() if self._takes_part(name, task, ctx)}
         inputs = self._inputs(views, ctx, on)
         count, rest = len(inputs.student), inputs.rest
         joint = [name for name, task in on.items() if task.joint]  # their views share the method's pass
@@ -144,6 +148,9 @@ class Pretrainer(nn.Module):
         logs["loss/total"] = loss.detach()
         kept = {name for name, task in on.items() if task.in_place or inputs.targets[name].rows is None}
         return Output(loss, parts, logs, {name: made for name, made in inputs.made.items() if name in kept})
+
+    def _takes_part(self, name: str, task: Task, ctx: StepContext) -> bool:
+        return name not in self.off and task.config.active(ctx.step, ctx.progress)
 
     def _inputs(self, views: Views, ctx: StepContext, on: Mapping[str, Task]) -> _Inputs:
         inputs = _Inputs(views.full, views.full, views.local)

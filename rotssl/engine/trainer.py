@@ -25,6 +25,7 @@ from rotssl.engine.averages import Averages, check_finite
 from rotssl.engine.evaluator import Evaluator
 from rotssl.engine.events import Facts, Missing, Note, StepDone
 from rotssl.engine.flops import count_ends
+from rotssl.engine.guard import Guard
 from rotssl.engine.hardware import (
     be_deterministic,
     emulates_bf16,
@@ -86,6 +87,10 @@ class Trainer:
         self.loader = Loader(config, splits.train.images, device, runtime.rank, runtime.world_size)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
         self.recorder = EpochRecorder(journal, runtime)
+        self.warmup = round(config.optim.warmup_epochs * self.steps_per_epoch)
+        steps = config.tasks.guard
+        self.guard = Guard(dict(self.model.named_tasks()), steps and self.warmup + steps, steps // 2)
+        self.model.off = self.guard.off
         self.images = sketch(splits.train, splits.classes)
         self.evaluator = Evaluator(config, splits, self.augment, self.layout, runtime)
 
@@ -96,7 +101,7 @@ class Trainer:
         if self.splits.test is not None:
             protocols = {"knn_protocol": KNN_PROTOCOL, "linear_protocol": LINEAR_PROTOCOL}
             found |= {name: text.replace("queries validation", "queries test") for name, text in protocols.items()}
-        return found
+        return found | ({"switched_off": "; ".join(self.guard.off.values())} if self.guard.off else {})
 
     # --- state -------------------------------------------------------------------------------------------------------------
 
@@ -108,6 +113,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "balance": self.model.balance.state(),
+            "guard": self.guard.state(),
             "cost": vars(self.recorder.cost),
             "config": json.dumps(cfg.to_dict(self.config)),
             "images": self.images,
@@ -131,6 +137,7 @@ class Trainer:
             )
         self.scaler.load_state_dict(state["scaler"])
         self.model.balance.restore(state.get("balance", {}))
+        self.guard.restore(state.get("guard", {}), self.runtime.device)
         self.recorder.resume(Cost(**state["cost"]))
         return int(state["epoch"])
 
@@ -250,8 +257,7 @@ class Trainer:
 
     def set_rates(self, ctx: StepContext) -> None:
         """Set the learning rate and the weight decay of a step."""
-        warmup = round(self.config.optim.warmup_epochs * self.steps_per_epoch)
-        schedule_rates(self.optimizer, self.config.optim, ctx, self.total_steps, warmup)
+        schedule_rates(self.optimizer, self.config.optim, ctx, self.total_steps, self.warmup)
 
     def step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
         """Take one step of the optimizer; returns the scalars to log, on the device."""
@@ -293,7 +299,10 @@ class Trainer:
             for value, kept in zip(held, before, strict=True):
                 value.detach().copy_(kept.where(skipped, value.detach()))
         self.scaler.update()
-        return logs
+        for reason in self.guard.see(ctx, logs):
+            self.runtime.progress(Note(reason))
+            self.runtime.progress(Facts(self.facts()))
+        return logs | {f"{name}/off": torch.ones_like(norm) for name in self.guard.off}
 
     def _pass(self, images: Tensor, ctx: StepContext, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Forward and backward pass of one part of a step's batch; returns its logs and adds to the gradients to compare."""

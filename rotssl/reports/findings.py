@@ -21,6 +21,7 @@ _FACTS = {
     "precision": "precision",
     "git_commit": "git commit",
 }
+SWITCHED_OFF = "switched_off"
 _TIMING = ("device", "world_size", "precision")
 
 
@@ -145,6 +146,9 @@ def facts(
     mixed = [_FACTS[key] for key in _TIMING if len(_counts(runs, key)) > 1]
     if mixed:
         warnings.append(f"The runs differ in {', '.join(mixed)}: their times may not be comparable.")
+    off = Counter(run.tags[SWITCHED_OFF] for run in runs if SWITCHED_OFF in run.tags)
+    if off:
+        warnings.append(f"In {sum(off.values())} of {len(runs)} runs a task was switched off: {next(iter(off))}.")
     stopped = sum(entry.run.tags.get("status_reason", "").startswith("stopped by ") for entry in left_out)
     if stopped:
         whose = "runs were stopped early by a scheduler; their variants are"

@@ -53,7 +53,8 @@ ON = {name: task for name, task in TASKS.items() if name != "off"}
 EXTRA = {
     name: task
     for name, task in ON.items()
-    if (task.get("rotation.mode") in ("extra", "four_way") or task.get("rotation.weight") == 0) and "rotation.joint" not in task
+    if (task.get("rotation.mode") in ("extra", "four_way") or task.get("rotation.weight") == 0)
+    and "rotation.joint" not in task
 }
 PER_IMAGE = [method for method, spec in METHODS.items() if spec.per_image]
 MULTI_CROP = [method for method, spec in METHODS.items() if spec.multi_crop]
@@ -184,25 +185,30 @@ def first_steps(overrides, steps):
 
 OVER_TWO = {
     "extra on the projector, local views": {**PAPER, "views.local_count": 2, "rotation.head_on": "projector"},
-    "shared, fewer": TASKS["shared, fewer"],
+    "shared, fewer": TASKS["shared, fewer"] | {"rotation.share": 0.2, "views.local_count": 2},
+    "disjoint": DISJOINT | {"data.limit": 256},
     "four way and jigsaw": TASKS["four way"] | JIGSAW,
 }
 # Each norm with a form that the other has not; in whole, all pairs, and longer.
 PAIRS = [("sync", "extra on the projector, local views", 6), ("group", "shared, fewer", 6)]
 LONGER = [(norm, form, 10) for norm in ("sync", "group") for form in OVER_TWO]
+PARTED = [("sync", "disjoint", 6)]  # rows that only the task uses, and a queue that gets the others
 
 
-@every
-@pytest.mark.parametrize(
-    ("norm", "form", "steps"),
-    [*PAIRS, *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in LONGER)],
-)
+def over_two():
+    cases = [(method, *case, ()) for method in METHODS for case in PAIRS]
+    cases += [(m, *case, () if m in KINDS else pytest.mark.exhaustive) for m in METHODS for case in PARTED]
+    cases += [(method, *case, pytest.mark.exhaustive) for method in METHODS for case in LONGER]
+    return [pytest.param(*case, id=f"{case[0]}-{case[1]}-{case[2]}-{case[3]}", marks=marks) for *case, marks in cases]
+
+
+@pytest.mark.parametrize(("method", "norm", "form", "steps"), over_two())
 def test_two_workers_equal_one(tmp_path, pool, method, norm, form, steps):
     # Training amplifies rounding (a ReLU that flips moves the next steps), so this is in double precision, where 1e-16 has room
     # to grow, at a rate that trains. Four steps an epoch: by the sixth queues take part, and what was frozen moves.
     task = {key: value for key, value in OVER_TWO[form].items() if method in MULTI_CROP or key != "views.local_count"}
     overrides = {"folder": tmp_path, "method": method, "model.norm": norm, "optim.lr": METHODS[method].lr, **task}
-    overrides |= {"data.limit": 64}
+    overrides = {"data.limit": 64} | overrides
     alone, seen_alone, _ = first_steps(overrides, steps)
     (losses, seen_first, first), (_, seen_second, second) = pool.run(first_steps, overrides, steps)
     assert first == second  # queues, prototypes and centres are the same on all ranks
@@ -303,6 +309,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, request, method, work
 
     def execute(**fields):
         overrides = {"method": method, "data.limit": 64, "evaluation.knn_every": int(measured), **fields}
+        overrides["rotation.share"] = 0.2  # whose averages are part of the state
         return run_to(overrides) if workers == 1 else request.getfixturevalue("pool").run(run_to, overrides)[0]
 
     whole = execute(folder=tmp_path / "whole")

@@ -7,11 +7,13 @@ import torch
 from rotssl.base.step import StepContext
 from rotssl.engine.pretrainer import build_pretrainer
 from rotssl.tasks.rotation import rotate
-from tests.small_runs import CPU, PAPER, make_config
+from tests.small_runs import CPU, PAPER, batch, make_config, trainer
+
+DISJOINT = {"rotation.mode": "disjoint", "train.batch_size": 32}
 
 
-def context(size, progress=0.0):
-    return StepContext(0, 0, 0, progress, np.arange(size), 0, size)
+def context(size, progress=0.0, step=0):
+    return StepContext(0, 0, step, progress, np.arange(size), 0, size)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -41,3 +43,108 @@ def test_the_share_of_rotated_images_changes_over_the_run(tmp_path):
     made, targets = task.transform(views, context(16, 1.0))
     same = [i for i in range(16) if torch.equal(made[0][i], views[0][i])]
     assert set(range(16)) - set(targets.rows.tolist()) <= set(same)
+
+
+def test_two_angles_are_told_apart(tmp_path):
+    model = build_pretrainer(make_config(tmp_path, "byol", **{"rotation.degrees": (0, 180)}), CPU)
+    views, ctx = [torch.randn(16, 3, 8, 8)] * 2, context(16)
+    (made, _), targets = model.tasks["rotation"].transform(views, ctx)
+    assert set(targets.labels[0].tolist()) == {0, 1}
+    for image, turned, label in zip(views[0], made, targets.labels[0], strict=True):
+        assert torch.equal(turned, torch.rot90(image, 2 * int(label), (1, 2)))
+
+
+def test_a_disjoint_share_is_in_whole_sixteenths(tmp_path):
+    task = make_config(tmp_path, "byol", **DISJOINT).rotation
+    shares = [task.share_of_images(progress) for progress in np.linspace(0, 0.999, 50)]
+    assert {16 * share for share in shares} == {4.0, 3.0, 2.0, 1.0} and sorted(shares, reverse=True) == shares
+
+
+@pytest.mark.parametrize("method", ["simclr", "mocov2", "byol", "swav"])
+@pytest.mark.parametrize("head", ["encoder", "projector"])
+def test_disjoint_rows_are_the_task_s_alone(tmp_path, method, head):
+    fields = {**DISJOINT, "rotation.head_on": head}
+    fields |= {"views.local_count": 1} if method in ("simclr", "byol", "swav") else {}
+    config = make_config(tmp_path, method, **fields)
+    model = build_pretrainer(config, CPU)
+    views, ctx = batch(config, model)
+    (made, _), targets = model.tasks["rotation"].transform(views.full, ctx)
+    assert sorted([*targets.rows.tolist(), *targets.rest.tolist()]) == list(range(32)) and len(targets.rows) == 8
+    assert torch.equal(made[targets.rest], views.full[0][targets.rest])
+    assert not torch.equal(*targets.labels)  # each view by its own angle
+    given = {}
+
+    def loss(z, z_teacher, ctx, own=model.method.loss):
+        given.update(z=z, teacher=z_teacher)
+        return own(z, z_teacher, ctx)
+
+    model.method.loss = loss
+    leaves = [view.requires_grad_() for view in (*views.full, *views.local)]
+    out = model(views, ctx)
+    assert {len(z) for z in (*given["z"], *(given["teacher"] or []))} == {24}
+    out.loss.backward()
+    student = leaves[:1] if model.method.asymmetric else leaves[:2]
+    assert all(leaf.grad.flatten(1).norm(dim=1).gt(0).all() for leaf in student)  # all rows are trained on
+    for local in leaves[2:]:
+        assert set(local.grad.flatten(1).norm(dim=1).nonzero().flatten().tolist()) == set(targets.rest.tolist())
+    model.after_step(ctx)
+    if method == "mocov2":  # keys of the others only
+        assert torch.allclose(model.method.queue[-24:], torch.nn.functional.normalize(given["teacher"][0], dim=1))
+
+
+def test_local_views_turn_with_their_image(tmp_path):
+    config = make_config(tmp_path, "byol", **{"views.local_count": 2, "rotation.fraction": 0.5})
+    model = build_pretrainer(config, CPU)
+    views, ctx = batch(config, model)
+    task = model.tasks["rotation"]
+    _, targets = task.transform(views.full, ctx)
+    for local, turned in zip(views.local, task.transform_local(views.local, ctx), strict=True):
+        turns = torch.zeros(16, dtype=torch.int64).index_put((targets.rows,), targets.labels[0])
+        assert torch.equal(turned, rotate(local, turns)) and turns.any()
+
+
+def test_the_projector_is_told_the_angle(tmp_path):
+    for angles, teacher_too in (("shared", True), ("independent", False)):
+        model_config = make_config(tmp_path, "byol", **{"rotation.conditioned": True, "rotation.angles": angles})
+        model = build_pretrainer(model_config, CPU)
+        views, ctx = batch(model_config, model)
+        _, targets = model.tasks["rotation"].transform(views.full, ctx)
+        seen, taught = [], []
+        model.method.projector.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0][:, -4:]))
+        model.teacher[1].register_forward_pre_hook(lambda _, args, taught=taught: taught.append(args[0][:, -4:]))
+        model(views, ctx)
+        labels = torch.cat(targets.labels)
+        assert torch.equal(torch.cat(seen).argmax(1), labels) and (torch.cat(seen).sum(1) == 1).all()
+        assert torch.equal(torch.cat(taught).argmax(1), labels if teacher_too else torch.zeros_like(labels))
+
+
+@pytest.mark.parametrize(
+    ("fields", "step", "progress"),
+    [({"rotation.every": 3}, 1, 0.1), ({"rotation.until": 0.5}, 0, 0.5), ({"rotation.fraction_end": 0.0}, 0, 1.0)],
+)
+@pytest.mark.parametrize("form", [{}, PAPER, DISJOINT])
+def test_where_the_task_sits_out_the_method_is_alone(tmp_path, form, fields, step, progress):
+    size = form.get("train.batch_size", 16)
+    ctx = context(size, progress, step)
+    on = make_config(tmp_path, "byol", **form, **fields)
+    off = make_config(tmp_path, "byol", **{"rotation.weight": 0, "train.batch_size": size})
+    models = [build_pretrainer(config, CPU) for config in (on, off)]
+    views, _ = batch(off, models[1])
+    outs = [model(views, ctx) for model in models]
+    assert torch.equal(outs[0].loss, outs[1].loss) and set(outs[0].logs) == set(outs[1].logs)
+    for out in outs:
+        out.loss.backward()
+    for (name, ours), (_, theirs) in zip(
+        models[0].encoder.named_parameters(), models[1].encoder.named_parameters(), strict=True
+    ):
+        assert torch.equal(ours.grad, theirs.grad), name
+    # Distributed training wants a gradient of every parameter.
+    assert all(p.grad is not None and not p.grad.any() for p in models[0].tasks.parameters())
+
+
+def test_the_last_part_of_a_run_is_upright(tmp_path):
+    fields = {"rotation.until": 0.5, "rotation.fraction_end": 0.0, "tasks.guard": 0, "evaluation.knn_every": 0}
+    run = trainer(make_config(tmp_path, "byol", **fields, **{"data.limit": 64}))
+    run.run()
+    shares = [run.journal.point(epoch).get("rotation/accuracy") for epoch in (1, 2, 3, 4)]
+    assert None not in shares[:2] and shares[2:] == [None, None]
