@@ -300,7 +300,7 @@ class Trainer:
         # worker and pass; nothing else draws from torch's generator.
         torch.manual_seed(rng.key(ctx.seed, "model", ctx.step, int(ctx.positions[0])) >> 1)
         with torch.no_grad():
-            views = self.augment(images, ctx.epoch, ctx.positions)
+            views = self.augment(images, ctx)
             views = views.map(lambda view: view.contiguous(memory_format=self.layout))
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         with nullcontext() if kind is None else torch.autocast(device.type, kind):
