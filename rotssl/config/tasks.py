@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
+from rotssl.base.schedules import cosine
 from rotssl.config.fields import Auto, load_class, opt, require
 
 if TYPE_CHECKING:
@@ -69,10 +70,22 @@ class TaskConfig:
         """Smallest share of the images that enters its loss in a step."""
         return 1.0
 
+    def share_at(self, progress: float) -> float:
+        """Return the share of the images in its loss at a progress of the run, 0 to 1; needs a resolved section.
+
+        The cost of a step is linear in it. Between two breaks it is continuous, and rises, falls or is constant.
+        """
+        return 1.0
+
     @property
-    def changes(self) -> bool:
-        """Whether its cost per step changes over the run, along a cosine; needs a resolved section."""
-        return False
+    def breaks(self) -> tuple[float, ...]:
+        """Values of progress from which on a step costs another amount than just before; needs a resolved section."""
+        return ()
+
+    @property
+    def period(self) -> int:
+        """It does its work in every step whose number is a multiple of this."""
+        return 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,10 +190,10 @@ class RotationConfig(TaskConfig):
         """The smaller of the shares at the start and at the end."""
         return self.fraction if self.fraction_end in (None, "auto") else min(self.fraction, float(self.fraction_end))
 
-    @property
-    def changes(self) -> bool:
-        """Whether the share of rotated images falls or rises."""
-        return self.fraction_end is not None
+    def share_at(self, progress: float) -> float:
+        """Return the share of the images that is rotated: it changes along a cosine."""
+        assert self.fraction_end != "auto"
+        return self.fraction if self.fraction_end is None else cosine(self.fraction, self.fraction_end, progress)
 
 
 @dataclass(frozen=True, kw_only=True)

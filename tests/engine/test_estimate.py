@@ -12,6 +12,7 @@ from rotssl import config as cfg
 from rotssl.base import distributed
 from rotssl.config.fields import ConfigError
 from rotssl.config.sweep import expand, parse
+from rotssl.config.tasks import RotationConfig
 from rotssl.engine import estimate, flops, timing
 from rotssl.engine import trainer as engine
 from rotssl.engine.estimate import duration, epoch_seconds
@@ -86,6 +87,21 @@ def test_what_is_measured_is_what_steps_take_and_nothing_is_left_on_disk(tmp_pat
     timing.time_steps(resolved(**{**paper, "train.batch_size": 64}))
     assert sorted(set(sizes)) == [4, 8]  # larger ones would take too long
     assert list(tmp_path.iterdir()) == []
+
+
+def test_times_are_means_over_the_phases_and_the_period_of_a_run(monkeypatch):
+    def slow(trainer, images, ctx):
+        assert ctx.step > 0  # which writes a picture
+        each = 0.001 if ctx.progress < 0.6 else 0.004
+        now[0] += 0.01 + each * len(images) + (0.08 if ctx.step % 4 == 0 else 0)
+
+    now = [0.0]
+    monkeypatch.setattr(RotationConfig, "period", 4)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.Trainer, "step", slow)
+    monkeypatch.setattr(timing, "matmul_rate", lambda device, kind: 1e9)
+    speed = timing.time_steps(resolved(**{"views.size_start": 8, "views.size_until": 0.6}))
+    assert (speed.fixed, speed.each) == pytest.approx((0.01 + 0.08 / 4, 0.6 * 0.001 + 0.4 * 0.004))
 
 
 @pytest.mark.parametrize("method", ["mocov2", "swav", "dino"])
