@@ -111,6 +111,7 @@ def make(args: argparse.Namespace) -> tuple[Callable[[int], None], dict[str, Any
         return work, {}
     import numpy as np
 
+    from rotssl.base.step import StepContext
     from rotssl.config.sections import ViewsConfig
     from rotssl.data.augment import Augment
 
@@ -122,7 +123,8 @@ def make(args: argparse.Namespace) -> tuple[Callable[[int], None], dict[str, Any
     @torch.no_grad()
     def ours(times: int) -> None:
         for _ in range(times):
-            augment(batch, 0, np.arange(args.batch) + args.batch * next(steps))
+            first = args.batch * next(steps)
+            augment(batch, StepContext(0, 0, 0, 0.0, np.arange(first, first + args.batch), first, args.batch))
 
     return ours, {}
 

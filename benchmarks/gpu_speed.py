@@ -142,7 +142,7 @@ class Rotssl:
         """Make the views of so many batches, which are on the device already."""
         images, ctx = self.images
         for _ in range(steps):
-            self.trainer.augment(images, ctx.epoch, ctx.positions)
+            self.trainer.augment(images, ctx)
 
     def flops(self) -> float:
         """Of a step, for each image."""

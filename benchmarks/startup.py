@@ -76,7 +76,7 @@ def watch_engine(clock: Clock) -> None:
     clock.note("torch and engine imported", start, time.time())
     clock.wrap(trainer, "build_pretrainer", "model and optimizer")
     clock.wrap(trainer, "build_optimizer", "model and optimizer")
-    clock.wrap(trainer, "count_ends", "FLOPs counted")
+    clock.wrap(trainer, "CostCurve", "FLOPs counted")
     clock.wrap(trainer.Trainer, "step", "step")
     clock.wrap(distributed, "data_parallel", "DDP")
 

@@ -59,15 +59,31 @@ def prepare(
 
 
 def _check_encoder(config: ResolvedConfig) -> None:
-    sides = {"data.image_size": config.data.image_size}
-    sides |= {"views.local_size": config.views.local_size} if config.views.local_count else {}
+    encoder, whole, start = config.encoder, config.data.image_size, config.views.size_start
+    for key, side in _sides(config, 1.0).items():
+        if reason := _objection(encoder, whole, side):
+            raise ConfigError(f"{key}: got {side}, but {encoder.name} does not accept images of this size ({reason})")
+    if start is None:
+        return
+    _objection(encoder, start, start)  # raises if a patch is larger than the first views
+    for side in _sides(config, 0.0).values():
+        if reason := _objection(encoder, whole, side):
+            words = f"but {encoder.name} does not accept images of {side} pixels ({reason})"
+            raise ConfigError(f"views.size_start: got {start}, {words}")
+
+
+def _sides(config: ResolvedConfig, progress: float) -> dict[str, int]:
+    """Sides in pixels of all kinds of views at a progress of the run, by the field that sets them."""
+    views, whole = config.views, config.data.image_size
+    now = views.side_at(progress, whole, whole)
+    sides = {"data.image_size": now}
+    sides |= {"views.local_size": views.side_at(progress, views.local_size, whole)} if views.local_count else {}
     for name, task in config.active().items():
-        sides |= {f"{name}.{leaf}": side for leaf, side in task.sides(config.data.image_size).items()}
-    for key, side in sides.items():
-        if reason := _objection(config.encoder, config.data.image_size, side):
-            raise ConfigError(
-                f"{key}: got {side}, but {config.encoder.name} does not accept images of this size ({reason})"
-            )
+        at_end = task.sides(whole)
+        for leaf, side in task.sides(now).items():
+            # A side that does not follow that of the global views is that of a crop of the task's own.
+            sides[f"{name}.{leaf}"] = views.side_at(progress, side, whole) if side == at_end[leaf] else side
+    return sides
 
 
 @functools.cache  # a sweep asks for every trial

@@ -47,8 +47,8 @@ def preview(argv: Sequence[str], description: str = "") -> int:
     images = datasets.load(config.data, config.evaluation.holdout).train.images
     order = rng.permutation(rng.key(config.train.seed, 0, "order"), len(images))[:batch]
     positions = np.arange(batch)
-    views = augment(torch.from_numpy(images[order]), 0, positions)
     ctx = StepContext(config.train.seed, 0, 0, 0.0, positions, 0, batch, config.views.global_count)
+    views = augment(torch.from_numpy(images[order]), ctx)
     seen = {"global": views.full, "local": views.local}
     for name, task in model.named_tasks():
         made, targets = task.transform(views.own.get(name, views.full), ctx)

@@ -156,6 +156,7 @@ def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
         # A new folder each time, because a finished run would not run again.
         "storage.path": os.path.join(tempfile.gettempdir(), f"rotssl-smoke-{uuid.uuid4().hex[:8]}"),
         **({"method.queue_size": batch} if _number(overrides.get("method.queue_size"), 0) else {}),
+        **({"views.size_until": 0.5} if "views.size_start" in overrides else {}),  # one step of each side
     }
 
 

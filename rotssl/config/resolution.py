@@ -71,6 +71,8 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     spec, batch = METHODS[config.method.name], config.train.batch_size
     require(batch <= train_size, "train.batch_size", batch, f"at most the {train_size} training images")
     side = image_size if config.data.image_size == "auto" else config.data.image_size
+    start = config.views.size_start
+    require(start is None or start <= side, "views.size_start", start, f"at most data.image_size ({side})")
     stem = config.encoder.stem
     if stem == "auto":
         stem = "cifar" if config.encoder.name in sections.RESNETS and side <= 64 else "imagenet"

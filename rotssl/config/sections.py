@@ -80,6 +80,28 @@ class ViewsConfig:
         le=1,
     )
     flip: float = opt(0.5, "Probability of a horizontal flip.", ge=0, le=1)
+    size_start: int | None = opt(
+        None,
+        "Side of the global views at the start of the run, which saves time; local views and crops of tasks shrink by the same "
+        "factor. none: data.image_size throughout.",
+        ge=8,
+        later=True,
+    )
+    size_until: float = opt(
+        0.75, "With size_start: share of the run after which views have their full side.", gt=0, le=1, later=True
+    )
+
+    def side_at(self, progress: float, side: int, whole: int) -> int:
+        """Return the side of a view in pixels at a progress of the run, of at least 4 if it is reduced.
+
+        Args:
+            progress: progress of the run, from 0 to 1.
+            side: side of this view at the end of the run.
+            whole: side of the global views at the end of the run.
+        """
+        if self.size_start is None or progress >= self.size_until:
+            return side
+        return min(side, max(4, round(side * self.size_start / whole)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,11 +64,7 @@ class TaskConfig:
 
     def active(self, step: int, progress: float) -> bool:
         """Return whether the task takes part in a step, given its number and the run's progress; needs a resolved section."""
-        return progress < self.until and step % self.every == 0 and self.share_of_images(progress) > 0
-
-    def share_of_images(self, progress: float) -> float:
-        """Return the share of the images that enter its loss at a progress of the run; needs a resolved section."""
-        return 1.0
+        return progress < self.until and step % self.every == 0 and self.share_at(progress) > 0
 
     def check(self) -> None:
         """Check the rules between its fields.
@@ -97,10 +93,12 @@ class TaskConfig:
         """Smallest share of the images that enters its loss in a step."""
         return 1.0
 
-    @property
-    def changes(self) -> bool:
-        """Whether its cost per step changes over the run, along a cosine; needs a resolved section."""
-        return False
+    def share_at(self, progress: float) -> float:
+        """Return the share of the images in its loss at a progress of the run, 0 to 1; needs a resolved section.
+
+        The cost of a step is linear in it. Until the task ends, it only rises, only falls or is constant.
+        """
+        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +226,7 @@ class RotationConfig(TaskConfig):
         # Whole sixteenths, so that every worker's part of the batch has as many of them.
         return max(1, round(share * SIXTEENTHS)) / SIXTEENTHS
 
-    def share_of_images(self, progress: float) -> float:
+    def share_at(self, progress: float) -> float:
         """Return the share of the images that is rotated."""
         assert self.fraction != "auto" and self.fraction_end != "auto"
         start, end = self.fraction, self.fraction_end
@@ -248,11 +246,6 @@ class RotationConfig(TaskConfig):
         """The smaller of the shares at the start and at the end."""
         shares = [float(share) for share in (self.fraction, self.fraction_end) if share not in (None, "auto", 0)]
         return min(shares, default=1 / SIXTEENTHS if self.mode == "disjoint" else 1.0)
-
-    @property
-    def changes(self) -> bool:
-        """Whether the share of rotated images falls or rises."""
-        return self.fraction_end is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ random order for each sample); the parameters are pure functions of (seed, epoch
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from rotssl.base import rng
 from rotssl.base.rng import Floats, Positions
+from rotssl.base.step import StepContext
 from rotssl.config.resolved import ResolvedViews
 from rotssl.data.pixels import BLUR, GRAYSCALE, NOTHING, SOLARIZE, Steps, apply_steps, sort_steps
 
@@ -150,7 +151,7 @@ class Augment:
 
     Args:
         views: the resolved section of the configuration.
-        size: side of the global views in pixels.
+        size: side of the global views in pixels; at the start of the run views may be smaller, see ``crop_at``.
         mean: channel means of images in [0, 1], for the normalisation.
         std: channel standard deviations.
         seed: seed of the run.
@@ -177,6 +178,11 @@ class Augment:
             self.local = [Crop(views.local_size, views.local_scale, views.local_blur)] * views.local_count
         self.own = dict(own or {})
 
+    def crop_at(self, crop: Crop, progress: float) -> Crop:
+        """The crop with the side that it has at a progress of the run."""
+        side = self.views.side_at(progress, crop.size, self.size)
+        return crop if side == crop.size else replace(crop, size=side)
+
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise by the data set's mean and standard deviation: (B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W)."""
         mean, std = _send(images.device, *np.array([self.mean, self.std]).reshape(2, 1, -1, 1, 1))
@@ -189,18 +195,17 @@ class Augment:
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         return self.normalize(x)
 
-    def __call__(self, images: Tensor, epoch: int, positions: Positions) -> Views:
-        """The views of a batch.
+    def __call__(self, images: Tensor, ctx: StepContext) -> Views:
+        """The views of a batch: functions of the seed, the epoch and the samples' positions, with the step's sides.
 
         Args:
             images: uint8 (B, C, H, W), on the device of the views.
-            epoch: 0-based.
-            positions: position of each sample in the epoch's global order, (B,).
+            ctx: context of the step, with the positions of these B samples.
         """
         x = images.float() / 255
 
         def make(crop: Crop, *name: int | str) -> Tensor:
-            return self._view(x, crop, (self.seed, epoch, *name), positions)
+            return self._view(x, self.crop_at(crop, ctx.progress), (self.seed, ctx.epoch, *name), ctx.positions)
 
         return Views(
             [make(crop, "view", v) for v, crop in enumerate(self.full)],

@@ -86,7 +86,8 @@ class Balance(nn.Module):
         if not names:
             return {}
         pairs = [torch.stack([squares[f"ssl at {self.tasks[name].reads}"], squares[name]]) for name in names]
-        norms = distributed.all_reduce(torch.stack(pairs)).sqrt()
+        # Where no weight follows from the norms, each worker logs its own, and the logs of workers are averaged.
+        norms = (distributed.all_reduce(torch.stack(pairs)) if self.auto else torch.stack(pairs)).sqrt()
         logs = {}
         for name, pair in zip(names, norms, strict=True):
             logs[f"{name}/grad_share"] = pair[1] / pair.sum()

@@ -8,8 +8,8 @@ from rotssl import config as cfg
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.tasks import WEIGHTS
-from rotssl.engine.flops import count_step
-from rotssl.engine.timing import BANDWIDTH, MIDDLE, WAIT, Speed, time_steps
+from rotssl.engine.flops import count_mean
+from rotssl.engine.timing import BANDWIDTH, WAIT, Speed, time_steps
 
 WORKERS = (1, 2, 4, 8)
 
@@ -95,7 +95,7 @@ def estimate_runs(
     """
     kinds = [_kind(config) for config in configs]
     flops = {
-        kind: count_step(config, MIDDLE) / config.train.batch_size
+        kind: count_mean(config) / config.train.batch_size
         for kind, config in dict(zip(kinds, configs, strict=True)).items()
     }
     ends = sorted(flops, key=lambda kind: flops[kind])

@@ -58,7 +58,7 @@ class Guard:
             if accuracy is None:
                 continue
             # Views of an image are not independent: each image counts once.
-            images = round(task.config.share_of_images(ctx.progress) * ctx.batch_size)
+            images = round(task.config.share_at(ctx.progress) * ctx.batch_size)
             part = accuracy.detach().double() * images
             self._sums[name] = self._sums[name] + part if name in self._sums else part
             self._images[name] = self._images.get(name, 0) + images

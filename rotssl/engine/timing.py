@@ -23,13 +23,11 @@ from rotssl.config.fields import ConfigError
 from rotssl.data.datasets import Splits
 from rotssl.data.decoding import MARGIN
 from rotssl.data.images import ImageSet
-from rotssl.engine.flops import count_step
+from rotssl.engine.flops import count_mean, period, samples
 from rotssl.engine.runtime import LocalRuntime, RunFailed, indexed
 from rotssl.engine.trainer import Trainer
 from rotssl.evaluation.measure import extract
 from rotssl.runs import journal
-
-MIDDLE = 0.5  # progress at which a share of rotated images that changes along a cosine equals its mean
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by precision; fp32 has none
 
@@ -58,7 +56,7 @@ class Speed:
         matmul: FLOPs per second in the product of two large matrices, at this precision.
         flops: FLOPs of a training step per image.
         gradient: bytes that the workers reduce per step.
-        exchanges: number of exchanges of BatchNorm's statistics per step.
+        exchanges: number of small exchanges per step, of BatchNorm's statistics and of gradient norms, rounded.
         too_many: smallest number of images per step that did not fit into memory; None: all tried sizes fitted.
     """
 
@@ -135,7 +133,8 @@ def _threads(config: ResolvedConfig) -> Iterator[int]:
 def time_steps(config: ResolvedConfig, workers: int = 1) -> Speed:
     """Time steps of growing batches, up to a worker's share of the run's, until one takes a second or does not fit into memory.
 
-    The images are synthetic, of the run's size.
+    The images are synthetic, of the run's size. Times are means over the run, whose steps differ in the sides of views and in the
+    tasks' work.
 
     Args:
         config: resolved.
@@ -178,7 +177,7 @@ def time_steps(config: ResolvedConfig, workers: int = 1) -> Speed:
         assert found is not None
         fixed, each = fit_line(times)
         rate = matmul_rate(device, DTYPES.get(found.precision, torch.float32))
-    flops = count_step(config, MIDDLE) / config.train.batch_size
+    flops = count_mean(config) / config.train.batch_size
     return dataclasses.replace(found, fixed=fixed, each=each, matmul=rate, flops=flops)
 
 
@@ -192,13 +191,18 @@ def _sizes(config: ResolvedConfig, workers: int) -> list[int]:
 
 
 def _time(config: ResolvedConfig, size: int, folder: str, device: torch.device, threads: int) -> tuple[float, Speed]:
-    """Seconds of a step of a number of images, and a Speed with the other facts about it but no rates yet."""
+    """Seconds of a step of a number of images, as a mean over the run, and a Speed with the other facts but no rates yet."""
     trainer = _trainer(config, size, folder, device)
     images, ctx = next(trainer.batches(1))  # the run's first step writes a picture, and compares gradients
-    ctx = dataclasses.replace(ctx, progress=MIDDLE)
-    with _exchanges(trainer, config.model.norm) as exchanges:
-        taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1)  # warms up
-    taken = _seconds(functools.partial(trainer.step, images, ctx), device, 1 if taken[0] > 1 else TIMED)
+    seconds = exchanged = 0.0
+    for sample in samples(config):
+        at = dataclasses.replace(ctx, progress=sample.progress, step=period(config) + sample.step)
+        step = functools.partial(trainer.step, images, at)
+        with _exchanges(trainer, config.model.norm) as exchanges:
+            taken = _seconds(step, device, 1)  # warms up
+        taken = _seconds(step, device, 1 if taken[0] > 1 else TIMED)
+        seconds += sample.share * statistics.median(taken)
+        exchanged += sample.share * (sum(exchanges) + bool(trainer.model.balance.auto))
     part, encoder = trainer.splits.train, trainer.model.encoder
     encoding = functools.partial(extract, encoder, part, trainer.augment, device, trainer.layout)
     seen = Speed(
@@ -211,9 +215,9 @@ def _time(config: ResolvedConfig, size: int, folder: str, device: torch.device, 
         matmul=math.nan,
         flops=math.nan,
         gradient=sum(4.0 * p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        exchanges=sum(exchanges),
+        exchanges=round(exchanged),
     )
-    return statistics.median(taken), seen
+    return seconds, seen
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from rotssl import config as cfg
 from rotssl.base import distributed, memory, rng
-from rotssl.base.schedules import cosine
 from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
 from rotssl.data.augment import Augment
@@ -24,7 +23,7 @@ from rotssl.data.views_grid import save_views
 from rotssl.engine.averages import Averages, check_finite
 from rotssl.engine.evaluator import Evaluator
 from rotssl.engine.events import Facts, Missing, Note, StepDone
-from rotssl.engine.flops import count_ends
+from rotssl.engine.flops import CostCurve
 from rotssl.engine.guard import Guard
 from rotssl.engine.hardware import (
     be_deterministic,
@@ -161,7 +160,7 @@ class Trainer:
                 raise RunFailed(
                     f"storage.path: the workers see different checkpoints ({seen.tolist()}); all nodes must share this folder"
                 )
-        flops = count_ends(self.config) if self.runtime.rank == 0 else (0.0, 0.0)
+        flops = CostCurve(self.config).epochs(self.steps_per_epoch) if self.runtime.rank == 0 else [0.0] * train.epochs
         if done:
             self.runtime.progress(Note(f"resuming after epoch {done}"))
         bank = len(self.splits.train.images)
@@ -176,13 +175,13 @@ class Trainer:
             if done:
                 self._evaluate_late(done - 1)
             for epoch in range(done, end):
-                self._epoch(epoch, flops, first=epoch == done)
+                self._epoch(epoch, flops[epoch], first=epoch == done)
         if end == train.epochs and self.runtime.rank == 0:
             self.export()
             last = self.journal.point(train.epochs) or {}
             self.runtime.progress(Missing(sorted(self.evaluator.wanted(train.epochs - 1) - last.keys())))
 
-    def _epoch(self, epoch: int, flops: tuple[float, float], first: bool) -> None:
+    def _epoch(self, epoch: int, flops: float, first: bool) -> None:
         """Train an epoch, save it, evaluate it and report it; ``first``: whether it is the first epoch of this start."""
         train, started = self.config.train, time.perf_counter()
         try:
@@ -202,8 +201,7 @@ class Trainer:
         backing_off = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         check_finite(metrics, epoch, self.config.optim.lr, backing_off)
         samples = self.steps_per_epoch * train.batch_size
-        flops_per_step = cosine(*flops, (epoch + 0.5) / train.epochs)
-        metrics.update(self.recorder.book(epoch, samples, seconds, self.steps_per_epoch * flops_per_step))
+        metrics.update(self.recorder.book(epoch, samples, seconds, flops))
         metrics["throughput/images_per_second"] = samples / seconds
         metrics["optim/lr"] = self.optimizer.param_groups[0]["lr"]
         self.recorder.keep(epoch, metrics, self.state(epoch + 1))
@@ -311,7 +309,7 @@ class Trainer:
         # worker and pass; nothing else draws from torch's generator.
         torch.manual_seed(rng.key(ctx.seed, "model", ctx.step, int(ctx.positions[0])) >> 1)
         with torch.no_grad():
-            views = self.augment(images, ctx.epoch, ctx.positions)
+            views = self.augment(images, ctx)
             views = views.map(lambda view: view.contiguous(memory_format=self.layout))
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         with nullcontext() if kind is None else torch.autocast(device.type, kind):

@@ -87,7 +87,7 @@ class Rotation(Task):
         chosen rows rotated. Mode four_way: the chosen rows of the task's crop at every angle, in one tensor.
         """
         device = views[0].device
-        fraction = self.config.share_of_images(ctx.progress)
+        fraction = self.config.share_at(ctx.progress)
         picked = chosen(ctx.positions, fraction)
         rows = None if fraction == 1 else send(device, np.flatnonzero(picked))
         if not self.in_place:
@@ -118,7 +118,7 @@ class Rotation(Task):
         """The local views, turned as the global ones of their image if these share an angle."""
         if not (views and self.teacher_too):
             return views
-        picked = chosen(ctx.positions, self.config.share_of_images(ctx.progress))
+        picked = chosen(ctx.positions, self.config.share_at(ctx.progress))
         turns = send(views[0].device, self.quarters[self.labels(0, ctx)] * picked)
         return [rotate(view, turns) for view in views]
 

@@ -120,6 +120,36 @@ def test_a_second_start_of_the_same_run_is_refused(tmp_path):
             start(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "fields", "words"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            {"data.image_size": 32, "views.size_start": 15},
+            "encoder.patch_size: got 16.*views .15.",
+        ),
+        (
+            "mixer_s32_224",
+            {"data.image_size": 224, "views.size_start": 96},
+            "views.size_start: got 96, .* of 96 pixels",
+        ),
+    ],
+)
+def test_an_encoder_that_does_not_take_the_first_views_is_refused_at_the_start(tmp_path, encoder, fields, words):
+    with pytest.raises(ConfigError, match=f"^{words}"):
+        start(tmp_path, **{"encoder.name": f"timm/{encoder}", **fields})
+
+
+def test_an_encoder_is_asked_about_all_sides_of_views_that_a_run_has(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(lifecycle, "_objection", lambda encoder, whole, side: asked.append(side) or "")
+    tasks = {"rotation.mode": "four_way", "rotation.crop_size": 20, "jigsaw.weight": 1, "views.local_count": 1}
+    fields = {"encoder.name": "timm/resnet18", "data.image_size": 48, "views.local_size": 16, "views.size_start": 24}
+    lifecycle.prepare(cfg.build({**SMALL, **tasks, **fields}))
+    # Global and local views, the crop, and tiles of 0.85 of a third; each at the end and at the start.
+    assert asked == [48, 16, 20, 14, 24, 24, 8, 10, 7]
+
+
 def test_dead_tracking_server_is_refused_at_the_start(tmp_path):
     with pytest.raises(ConfigError, match=r"^tracking\.uri: "):
         start(tmp_path, **{"tracking.uri": "http://127.0.0.1:9"})

@@ -53,6 +53,13 @@ def test_preview_shows_every_kind_of_view(tmp_path, capsys, flags, columns):
     assert (width, height) == (columns * 34 * 3, 8 * 34 * 3 + 16)
 
 
+@pytest.mark.contract
+def test_preview_shows_the_small_views_of_the_first_step(tmp_path):
+    file = tmp_path / "views.png"
+    assert preview([*SMOKE, "--views.size_start", "16", "--rotation.mode", "four_way", "--output", str(file)]) == 0
+    assert Image.open(file).size == (6 * 18 * 6, 8 * 18 * 6 + 16)
+
+
 @pytest.mark.parametrize(
     ("output", "why"),
     [

@@ -82,6 +82,11 @@ def test_smoke_shrinks_any_recipe_to_two_steps(tmp_path, content, flags, batch, 
             assert after[key] == before[key], key
 
 
+def test_a_smoke_run_has_a_step_of_each_side_of_the_views():
+    shrunk = [parse([*flags, "--smoke"]).config.views for flags in ([], ["--views.size_start", "16"])]
+    assert [(views.size_start, views.size_until) for views in shrunk] == [(None, 0.75), (16, 0.5)]
+
+
 def test_every_smoke_run_is_a_new_one(tmp_path):
     first, second = (parse(["--smoke"]).config.storage.path for _ in range(2))
     assert first != second

@@ -30,6 +30,13 @@ def test_the_identity_is_what_is_computed_and_nothing_else(given):
     assert (key in cfg.identity_of(before)) is not same
 
 
+@pytest.mark.parametrize("given", ["views.size_start=16", "rotation.head_on=projector"])
+def test_a_field_that_came_later_is_in_the_identity_of_runs_that_use_it_only(given):
+    key, value = given.split("=")
+    before, after = (cfg.identity_of(cfg.resolve(cfg.build(given), 28, 5000)) for given in ({}, {key: value}))
+    assert set(after) - set(before) == {key}
+
+
 def test_names_of_runs_are_those_of_before():
     # Another hash would start every run and sweep anew that has no name of its own; only a change of what is computed may.
     assert cfg.fingerprint(cfg.resolve(cfg.build({}), 28, 5000)) == "4d43d1e4"

@@ -20,6 +20,7 @@ data.image_size=224 | views.local_size=96 rotation.crop_size=96
 data.image_size=32 | views.local_size=14 rotation.crop_size=16
 data.image_size=28 | views.local_size=12 rotation.crop_size=14
 data.image_size=8 | views.local_size=4 rotation.crop_size=4
+views.size_start=28 | views.size_start=28 views.size_until=0.75 views.local_size=12
  | rotation.mode=in_place rotation.angles=shared rotation.fraction=1 rotation.fraction_end=0.125
 train.batch_size=64 | rotation.fraction_end=0.25
 train.batch_size=64 train.accumulate=2 | rotation.fraction_end=0.25
@@ -46,6 +47,15 @@ def test_resolve_fills_in_what_was_auto(line):
     for key, value in expected.items():
         number = value != "null" and not isinstance(values[key], str)
         assert values[key] == (pytest.approx(float(value)) if number else None if value == "null" else value), key
+
+
+@pytest.mark.parametrize(("given", "side"), [({}, 28), ({"data.image_size": 20}, 20)])
+def test_views_do_not_start_larger_than_they_end(given, side):
+    config = cfg.build({"views.size_start": side + 1, **given})
+    with pytest.raises(
+        ConfigError, match=rf"^views.size_start: got {side + 1}, expected at most data.image_size \({side}\)$"
+    ):
+        cfg.resolve(config, 28, 5000)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -58,6 +58,8 @@ train.epochs=3 | 'train.epochs=3'
 --views.global_count 3 --views.blur 1,0 | views.blur: got 2 values | each of 3 views
 --views.solarize 0,0,0.2 | views.solarize: got 3 values | each of 2 views
 --views.local_scale 0.4,0.1 | views.local_scale: got (0.4, 0.1) | smaller share first
+--views.size_start 7 | views.size_start: got '7', expected an integer at least 8
+--views.size_start 16 --views.size_until 0 | views.size_until: got '0', expected a number greater than 0 and at most 1
 --rotation.crop_scale 0.4,0.1 | rotation.crop_scale: got (0.4, 0.1) | smaller share first
 --encoder.name timm/resnet18 --encoder.stem cifar | encoder.stem: got cifar | timm's encoders keep their own stem
 --encoder.name timm/resnet18 --encoder.zero_init true | encoder.zero_init: got true, expected false | timm
@@ -102,6 +104,7 @@ GOOD_FLAGS = """
 --encoder.name timm/vit_small_patch16_224 --encoder.patch_size 8 --encoder.drop_path 0.1
 --encoder.name resnet18 --encoder.stem cifar --encoder.zero_init true
 --jigsaw.grid 2 --jigsaw.permutations 24
+--views.size_start 8 --views.size_until 1.0
 --rotation.mode extra --rotation.views 1
 --rotation.weight 0.0 --rotation.views 1 --rotation.update_bn false
 --rotation.weight 0.0 --rotation.mode extra --rotation.joint true --rotation.update_bn false --rotation.angles independent

@@ -13,22 +13,14 @@ from rotssl.base import rng
 from rotssl.config.sections import ViewsConfig
 from rotssl.data import augment, pixels
 from rotssl.data.augment import Augment, Crop, Crops
+from tests.data.views import POSITIONS, pictures, step_at
 
 PLAIN = ViewsConfig(global_scale=(1.0, 1.0), jitter_p=0.0, grayscale=0.0, blur=(0.0,), solarize=(0.0,), flip=0.0)
-POSITIONS = np.arange(12)
-
-
-def pictures(count=12, channels=3, height=28, width=28, seed=0):
-    """Smooth, so that a shift by a part of a pixel shows, with noise on top; uint8."""
-    gen = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, channels, 5, 5, generator=gen)
-    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
-    return (255 * (smooth + 0.1 * torch.rand(smooth.shape, generator=gen)).clamp(0, 1)).byte()
 
 
 def views(config, images, size=28, epoch=0, positions=POSITIONS, seed=0):
     """Views in [0, 1]: mean 0 and deviation 1 leave out the normalisation."""
-    return Augment(config, size, (0.0,), (1.0,), seed)(images, epoch, positions).full
+    return Augment(config, size, (0.0,), (1.0,), seed)(images, step_at(0.0, epoch, positions)).full
 
 
 def close(a, b, atol=1e-5):
@@ -321,7 +313,7 @@ def test_evaluation_sees_the_whole_image_resized_and_normalised():
 
 def test_views_are_normalised():
     images, (mean, std) = pictures(), ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-    got = Augment(PLAIN, 28, mean, std, 0)(images, 0, POSITIONS).full[1]
+    got = Augment(PLAIN, 28, mean, std, 0)(images, step_at()).full[1]
     close(got, tvf.normalize(images.float() / 255, mean, std))
 
 
@@ -336,7 +328,7 @@ def test_local_views_and_crops_of_tasks_have_their_own_size_and_scale_and_leave_
 
     monkeypatch.setattr(augment, "draw_crops", spy)
     images, config = pictures(), replace(ALL, local_count=3, local_size=12, local_scale=(0.05, 0.14))
-    made = Augment(config, 28, (0.0,), (1.0,), 0, {"puzzle": Crop(16, (0.4, 0.5))})(images, 0, POSITIONS)
+    made = Augment(config, 28, (0.0,), (1.0,), 0, {"puzzle": Crop(16, (0.4, 0.5))})(images, step_at())
     assert [view.shape[2] for view in made.local] == [12, 12, 12] and made.own["puzzle"][0].shape == (12, 3, 16, 16)
     assert not torch.equal(made.local[0], made.local[1])
     assert len(boxes[0.05, 0.14]) == 3 and np.min(boxes[0.05, 0.14]) > 0.03 and np.max(boxes[0.05, 0.14]) < 0.17

@@ -18,6 +18,7 @@ from rotssl.runs import journal
 from tests.small_runs import CPU, PAPER, arithmetic, batch, make_config, run_to, trainer
 
 pytestmark = pytest.mark.contract
+GROWS = {"views.size_start": 12, "views.size_until": 0.3}  # of 16 steps the first 5 are small
 JIGSAW = {"jigsaw.weight": 1.0, "jigsaw.grid": 2, "jigsaw.permutations": 10}
 DISJOINT = {"rotation.mode": "disjoint", "rotation.fraction_end": 0.125, "train.batch_size": 64}
 TASKS = {
@@ -172,7 +173,7 @@ def first_steps(overrides, steps):
         losses, seen = [], []
         batches = (item for epoch in range(4) for item in run.batches(epoch))
         for images, ctx in islice(batches, steps):
-            views = run.augment(images, ctx.epoch, ctx.positions)
+            views = run.augment(images, ctx)
             made = [*views.full, *views.local]
             for name, task in run.model.named_tasks():
                 made += task.transform(views.own.get(name, views.full), ctx)[0]
@@ -184,7 +185,7 @@ def first_steps(overrides, steps):
 
 
 OVER_TWO = {
-    "extra on the projector, local views": {**PAPER, "views.local_count": 2, "rotation.head_on": "projector"},
+    "extra on the projector, local views": {**PAPER, "views.local_count": 2, "rotation.head_on": "projector", **GROWS},
     "shared, fewer": TASKS["shared, fewer"] | {"rotation.share": 0.2, "views.local_count": 2},
     "disjoint": DISJOINT | {"data.limit": 256},
     "four way and jigsaw": TASKS["four way"] | JIGSAW,
@@ -221,7 +222,7 @@ def test_two_workers_equal_one(tmp_path, pool, method, norm, form, steps):
 def gradient_of_step(overrides):
     run = trainer(make_config(**overrides))
     images, ctx = next(iter(run.batches(0)))
-    run.parallel(run.augment(images, 0, ctx.positions), ctx).loss.backward()
+    run.parallel(run.augment(images, ctx), ctx).loss.backward()
     return {name: grad.numpy() for name, grad in gradients(run.model).items()}
 
 
@@ -306,9 +307,10 @@ IN_PAIRS = ("byol", "mocov2")
 )
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, request, method, workers):
     measured = method == "byol"  # no method has a part in evaluation
+    small = GROWS | {"views.size_until": 0.6}  # up to the middle of the third epoch
 
     def execute(**fields):
-        overrides = {"method": method, "data.limit": 64, "evaluation.knn_every": int(measured), **fields}
+        overrides = {"method": method, "data.limit": 64, "evaluation.knn_every": int(measured), **small, **fields}
         overrides["rotation.share"] = 0.2  # whose averages are part of the state
         return run_to(overrides) if workers == 1 else request.getfixturevalue("pool").run(run_to, overrides)[0]
 

@@ -88,6 +88,20 @@ def test_what_is_measured_is_what_steps_take_and_nothing_is_left_on_disk(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_times_are_means_over_the_phases_and_the_period_of_a_run(monkeypatch):
+    def slow(trainer, images, ctx):
+        assert ctx.step > 0  # which writes a picture
+        each = 0.001 if ctx.progress < 0.6 else 0.004
+        now[0] += 0.01 + each * len(images) + (0.08 if ctx.step % 4 == 0 else 0)
+
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.Trainer, "step", slow)
+    monkeypatch.setattr(timing, "matmul_rate", lambda device, kind: 1e9)
+    speed = timing.time_steps(resolved(**{"views.size_start": 8, "views.size_until": 0.6, "rotation.every": 4}))
+    assert (speed.fixed, speed.each) == pytest.approx((0.01 + 0.08 / 4, 0.6 * 0.001 + 0.4 * 0.004))
+
+
 @pytest.mark.parametrize("method", ["mocov2", "swav", "dino"])
 def test_methods_with_a_memory_and_accumulation_are_measured_too(method, monkeypatch):
     monkeypatch.setattr(timing, "matmul_rate", lambda device, kind: 1e9)
@@ -109,13 +123,16 @@ def test_methods_with_a_memory_and_accumulation_are_measured_too(method, monkeyp
 @pytest.mark.parametrize(
     ("norm", "method"), [("sync", "byol"), ("sync", "simclr"), ("batch", "byol"), ("group", "byol")]
 )
-def test_exchanges_are_those_that_a_step_makes(monkeypatch, norm, method):
+@pytest.mark.parametrize("share", [{}, {"rotation.share": 0.2}])
+def test_exchanges_are_those_that_a_step_makes(monkeypatch, norm, method, share):
     seen = []
     monkeypatch.setattr(distributed, "all_reduce", lambda sums: seen.append(len(sums)) or sums)
     monkeypatch.setattr(timing, "matmul_rate", lambda device, kind: 1e9)
     monkeypatch.setattr(timing, "TIMED", 1)
     monkeypatch.setattr(timing, "ENOUGH_S", 0)
-    speed = timing.time_steps(resolved(**{"model.norm": norm, "method.name": method}))  # two steps of the least size
+    speed = timing.time_steps(
+        resolved(**{"model.norm": norm, "method.name": method, **share})
+    )  # two steps of the least size
     assert 2 * speed.exchanges == len(seen) and (speed.exchanges > 10) == (norm == "sync")
     with_wait = dataclasses.replace(SPEED, exchanges=10)
     assert with_wait.communication(1) == SPEED.communication(1) == 0

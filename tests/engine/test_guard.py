@@ -88,6 +88,6 @@ def test_after_the_verdict_the_method_is_alone(tmp_path):
     plain = trainer(make_config(tmp_path, "byol", **FIELDS, **{"rotation.weight": 0}))
     plain.model.load_state_dict({k: v for k, v in run.model.state_dict().items() if not k.startswith("tasks.")})
     images, ctx = batches[6]
-    views = run.augment(images, ctx.epoch, ctx.positions)
+    views = run.augment(images, ctx)
     ours, theirs = run.model(views, ctx), plain.model(views, ctx)
     assert torch.equal(ours.loss, theirs.loss) and "loss/rotation" not in ours.logs

@@ -56,7 +56,7 @@ def test_two_angles_are_told_apart(tmp_path):
 
 def test_a_disjoint_share_is_in_whole_sixteenths(tmp_path):
     task = make_config(tmp_path, "byol", **DISJOINT).rotation
-    shares = [task.share_of_images(progress) for progress in np.linspace(0, 0.999, 50)]
+    shares = [task.share_at(progress) for progress in np.linspace(0, 0.999, 50)]
     assert {16 * share for share in shares} == {4.0, 3.0, 2.0, 1.0} and sorted(shares, reverse=True) == shares
 
 
