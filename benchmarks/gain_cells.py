@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import shutil
@@ -24,7 +25,6 @@ from rotssl.data.images import ImageSet
 from rotssl.engine.hardware import emulates_bf16
 from rotssl.runs import journal
 
-CELLS = Path(__file__).parent / "results" / "gain" / "cells"
 PRECISION = "fp32" if emulates_bf16() else "bf16"
 TURNED = "-turned"  # suffix of a data set whose pictures were each turned once by a random quarter turn
 
@@ -84,9 +84,10 @@ def data_fields(data: str, final: bool, work: Path) -> dict[str, Any]:
     return {"data.name": "imagefolder", "data.root": str(root)}
 
 
-def load(data: str, final: bool, work: Path) -> Splits:
+def load(data: str, final: bool, work: Path, common: Mapping[str, Any]) -> Splits:
     """The images of a cell: of the official training split all or 9 in 10, and as validation the test split or the tenth."""
-    config = cfg.build(data_fields(data, final, work))
+    limits = {key: value for key, value in common.items() if key.startswith("data.")}
+    config = cfg.build({**data_fields(data, final, work), **limits})
     holdout = 0.0 if final and config.data.name == "fashion-mnist" else 0.1
     info = datasets.inspect(config.data, holdout)
     splits = datasets.load(cfg.resolve(config, info.image_size, info.train_size).data, holdout)
@@ -122,7 +123,7 @@ def _run(cell: Cell, path: Path, work: Path, common: Mapping[str, Any]) -> str:
     key = cell.data, cell.final
     if key not in _loaded:
         _loaded.clear()
-        _loaded[key] = load(*key, work)
+        _loaded[key] = load(*key, work, common)
     values = {
         "model.norm": "batch",
         "train.precision": PRECISION,
@@ -133,8 +134,10 @@ def _run(cell: Cell, path: Path, work: Path, common: Mapping[str, Any]) -> str:
         "train.epochs": cell.epochs,
         "train.seed": cell.seed,
         "tracking.run_name": cell.name,
-        "storage.path": str(work / "runs"),
     }
+    # An interrupted run goes on from its checkpoint, which must not be one of other fields.
+    kind = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    values["storage.path"] = str(work / "runs" / kind)
     started = datetime.datetime.now(datetime.UTC)
     engine = trainer(values, _loaded[key])
     error = ""
@@ -161,7 +164,7 @@ def _run(cell: Cell, path: Path, work: Path, common: Mapping[str, Any]) -> str:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1) + "\n")
     part.rename(path)
-    shutil.rmtree(run_dir)
+    shutil.rmtree(values["storage.path"])
     last = content["points"][max(content["points"])] if content["points"] else {}
     scores = " ".join(
         f"{key} {last[key]:.4f}" for key in ("knn/top1", "linear/top1", "rotation/accuracy") if key in last
@@ -175,7 +178,7 @@ def _hits(run_dir: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     with np.load(path) as hits:
-        return {name.replace("_", "/", 1): base64.b64encode(np.packbits(hits[name])).decode() for name in hits}
+        return {f"{name}/top1": base64.b64encode(np.packbits(hits[name])).decode() for name in hits}
 
 
 def hits_of(content: Mapping[str, Any], metric: str) -> np.ndarray[Any, np.dtype[np.bool_]]:

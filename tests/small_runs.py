@@ -68,8 +68,9 @@ class Group(LocalRuntime):
         return distributed.data_parallel(model, self.device)
 
 
-def trainer(config):
-    run = Trainer(config, datasets.load(config.data, 0.1), Group(config.run_dir), journal.Journal(config.run_dir))
+def trainer(config, splits=None):
+    splits = splits or datasets.load(config.data, 0.1)
+    run = Trainer(config, splits, Group(config.run_dir), journal.Journal(config.run_dir))
     normalize, kind = run.augment.normalize, torch.get_default_dtype()
     run.augment.normalize = lambda images: normalize(images).to(kind)  # views as the weights are
     return run

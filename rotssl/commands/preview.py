@@ -10,6 +10,7 @@ from rotssl.commands import EXIT_OK, say
 from rotssl.config import replace
 from rotssl.config.cli import parse
 from rotssl.config.fields import ConfigError
+from rotssl.config.tasks import SIXTEENTHS
 from rotssl.lifecycle import prepare
 
 ROWS = 8
@@ -26,6 +27,7 @@ def preview(argv: Sequence[str], description: str = "") -> int:
         raise ConfigError(f"--output: got '{given.output}', expected a file name that ends in .png")
     asked = parse(rest, "jobs/preview.py", description).config
     batch = max([ROWS, *(math.ceil(2 / task.least_share) for task in asked.active().values())])
+    batch = math.ceil(batch / SIXTEENTHS) * SIXTEENTHS  # rotation's mode disjoint divides it
     few = {"data.limit": max(64, batch), "data.store": "memory", "train.batch_size": batch, "train.accumulate": 1}
     ends = [f"{name}.{leaf}" for name, task in asked.active().items() for leaf in task.ENDS]
     few |= {"scaling.num_workers": 0, **dict.fromkeys(ends)}  # as in the first step
@@ -54,6 +56,8 @@ def preview(argv: Sequence[str], description: str = "") -> int:
         made, targets = task.transform(views.own.get(name, views.full), ctx)
         if task.in_place or targets.rows is None:
             seen[name] = made
+            if task.in_place and task.teacher_too and views.local:
+                seen[f"{name}, local"] = task.transform_local(views.local, ctx)
         else:
             print(f"{name}: not shown, because it uses only a fraction of the images", file=sys.stderr)
     try:

@@ -147,8 +147,8 @@ class RotationConfig(TaskConfig):
     )
     fraction_end: float | Auto | None = opt(
         "auto",
-        "This share when the task ends, approached along a cosine; none: constant; auto: 1/16 in mode disjoint, 1/8 (at least 16 "
-        "images per step) in mode in_place with shared angles and fraction 1, else constant.",
+        "This share when the task ends, approached along a cosine; none: constant; 0: none below 1/16; auto: 1/16 in mode "
+        "disjoint, 1/8 (at least 16 images per step) in mode in_place with shared angles and fraction 1, else constant.",
         ge=0,
         le=1,
     )
@@ -199,9 +199,9 @@ class RotationConfig(TaskConfig):
         expected = f"at least {2 / each:g}: two rotated images per worker and step"
         for key, stays in (("fraction", ""), ("fraction_end", ", or none for a constant share")):
             share = getattr(self, key)
-            if share in (None, "auto") or (key == "fraction_end" and share == 0):
+            if share in (None, "auto"):
                 continue
-            enough = int(each * (self._rounded(share))) >= 2
+            enough = int(each * (self._rounded(share) or 1 / SIXTEENTHS)) >= 2
             require(enough, f"rotation.{key}", share, expected + stays)
 
     def resolve(self, side: int, batch: int) -> dict[str, Any]:
@@ -232,7 +232,9 @@ class RotationConfig(TaskConfig):
         start, end = self.fraction, self.fraction_end
         if end is None:
             return self._rounded(start)
-        return self._rounded(cosine(start, end, self.part(progress)))
+        share = cosine(start, end, self.part(progress))
+        # A share that ends at 0 does so below a sixteenth: the head needs two images.
+        return 0.0 if end == 0 and share < 1 / SIXTEENTHS else self._rounded(share)
 
     def sides(self, side: int) -> dict[str, int]:
         """Return the side of the views that get a separate forward pass."""
@@ -244,7 +246,11 @@ class RotationConfig(TaskConfig):
     @property
     def least_share(self) -> float:
         """The smaller of the shares at the start and at the end."""
-        shares = [float(share) for share in (self.fraction, self.fraction_end) if share not in (None, "auto", 0)]
+        shares = [
+            float(share) or 1 / SIXTEENTHS
+            for share in (self.fraction, self.fraction_end)
+            if share not in (None, "auto")
+        ]
         return min(shares, default=1 / SIXTEENTHS if self.mode == "disjoint" else 1.0)
 
 

@@ -11,6 +11,7 @@ from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits
 from rotssl.data.images import ImageSet
 from rotssl.engine.runtime import RunFailed, Runtime
+from rotssl.evaluation import hits
 from rotssl.evaluation.measure import encode_share, measures
 
 log = logging.getLogger(__name__)
@@ -80,14 +81,19 @@ class Evaluator:
         labels = [torch.from_numpy(part.labels).to(self.runtime.device) for part in sets]
         kind = torch.bfloat16 if self.config.evaluation.knn_bf16 else torch.float32
         probe = self._probes(epoch)
-        found: dict[str, float] = {}
-        for name, compute in measures(features[0], labels[0], features[1], labels[1], probe, kind).items():
+        found, right = dict[str, float](), dict[str, Tensor]()
+        for name, compute in measures(features[0], labels[0], features[1], labels[1], probe, kind, right).items():
             try:
                 found[self.prefix + name] = compute()
                 continue
             except Exception as error:  # as above
                 log.warning("%s could not be measured (%s); the run continues", self.prefix + name, _in_a_line(error))
             self._give_back()
+        if right and epoch + 1 == self.config.train.epochs:
+            try:
+                hits.save(right, self.config.run_dir)
+            except Exception as error:  # as above
+                log.warning("%s could not be written (%s); the run continues", hits.FILE, _in_a_line(error))
         return found
 
     def _give_back(self) -> None:

@@ -37,7 +37,7 @@ class Output:
         loss: total loss.
         parts: its summands, with gradient: ``ssl`` and the weighted loss of each task.
         logs: scalars of the step: ``loss/*`` (unweighted parts), ``<task>/accuracy``, ``feature/std``.
-        new_views: the views that each task made of a whole batch, in blocks of B rows.
+        new_views: the views that each task made of a whole batch, in blocks of B rows, and the local views that it turned.
     """
 
     loss: Tensor
@@ -153,8 +153,10 @@ class Pretrainer(nn.Module):
             logs.update({f"{name}/{key}": value for key, value in part.logs.items()})
         loss = torch.stack(list(parts.values())).sum() + self._idle(on)
         logs["loss/total"] = loss.detach()
-        kept = {name for name, task in on.items() if task.in_place or inputs.targets[name].rows is None}
-        return Output(loss, parts, logs, {name: made for name, made in inputs.made.items() if name in kept})
+        whole_batch = {name for name, task in on.items() if task.in_place or inputs.targets[name].rows is None}
+        shown = {name: made for name, made in inputs.made.items() if name in whole_batch}
+        shown |= {f"{name}, local": inputs.local for name in shown if inputs.local is not views.local}
+        return Output(loss, parts, logs, shown)
 
     def _takes_part(self, name: str, task: Task, ctx: StepContext) -> bool:
         return name not in self.off and task.config.active(ctx.step, ctx.progress)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rotssl.evaluation.hits import top1
 from rotssl.evaluation.protocol import LINEAR_GRADIENT, LINEAR_HELD_OUT, LINEAR_ITERATIONS, LINEAR_L2
 
 HISTORY = 50  # with 10, fits of 5,000 features took 1.5 times as many passes
@@ -13,8 +14,8 @@ CONSTANT = 1e-5  # a spread below this share of a dimension's largest value is r
 
 
 @torch.no_grad()
-def linear_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor) -> float:
-    """Share of the queries that a linear classifier, fitted to the bank, classifies correctly.
+def linear_hits(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor) -> Tensor | None:
+    """Which queries a linear classifier, fitted to the bank, classifies correctly.
 
     Deterministic: the held-out part is fixed, and every fit has a unique optimum. The queries do not affect any choice.
 
@@ -25,17 +26,21 @@ def linear_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels
         query_labels: (M,) int64.
 
     Returns:
-        Accuracy from 0 to 1; nan if a feature is not finite.
+        (M,) bool; None if a feature is not finite.
     """
     bank, queries = bank.float(), queries.float()
     if not (bank.isfinite().all() and queries.isfinite().all()):
-        return math.nan
+        return None
     mean, spread = bank.mean(0), bank.std(0, correction=0)
     # Dividing by infinity removes a constant dimension; dividing by its rounding error could make a query's value explode.
     spread = spread.masked_fill(spread <= CONSTANT * bank.abs().amax(0), math.inf)
     weights = _fit_with_best_l2((bank - mean) / spread, bank_labels)
-    found = logits((queries - mean) / spread, weights).argmax(1)
-    return int((found == query_labels).sum()) / len(queries)
+    return logits((queries - mean) / spread, weights).argmax(1) == query_labels
+
+
+def linear_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor) -> float:
+    """Share of the queries that ``linear_hits`` says are classified correctly; nan if a feature is not finite."""
+    return top1(linear_hits(bank, bank_labels, queries, query_labels))
 
 
 def logits(features: Tensor, weights: Tensor) -> Tensor:

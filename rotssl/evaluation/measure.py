@@ -10,8 +10,9 @@ from rotssl.base import distributed
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet
 from rotssl.evaluation.collapse import effective_rank
-from rotssl.evaluation.knn import knn_top1
-from rotssl.evaluation.linear import linear_top1
+from rotssl.evaluation.hits import top1
+from rotssl.evaluation.knn import knn_hits
+from rotssl.evaluation.linear import linear_hits
 
 
 @torch.no_grad()
@@ -58,6 +59,7 @@ def measures(
     query_labels: Tensor,
     probe: bool,
     kind: torch.dtype = torch.float32,
+    hits: dict[str, Tensor] | None = None,
 ) -> dict[str, Callable[[], float]]:
     """Functions that compute ``knn/top1``, ``feature/effective_rank`` and, with a probe, ``linear/top1``.
 
@@ -68,11 +70,18 @@ def measures(
         query_labels: (M,) int64.
         probe: whether to train a linear probe.
         kind: data type of kNN's cosines.
+        hits: where the functions put which queries were classified correctly, (M,) bool, as ``knn`` and ``linear``.
     """
-    found: dict[str, Callable[[], float]] = {
-        "knn/top1": lambda: knn_top1(bank, bank_labels, queries, query_labels, kind),
+
+    def accuracy(name: str, found: Tensor | None) -> float:
+        if hits is not None and found is not None:
+            hits[name] = found
+        return top1(found)
+
+    computed: dict[str, Callable[[], float]] = {
+        "knn/top1": lambda: accuracy("knn", knn_hits(bank, bank_labels, queries, query_labels, kind)),
         "feature/effective_rank": lambda: effective_rank(queries),
     }
     if probe:
-        found["linear/top1"] = lambda: linear_top1(bank, bank_labels, queries, query_labels)
-    return found
+        computed["linear/top1"] = lambda: accuracy("linear", linear_hits(bank, bank_labels, queries, query_labels))
+    return computed

@@ -85,6 +85,7 @@ def test_a_task_that_came_later_leaves_the_identity_of_runs_without_it_alone(mon
     monkeypatch.setitem(TASKS, "rotation", dataclasses.replace(TASKS["rotation"], later=True))
     kept = {key for key in cfg.identity_of(config) if key.startswith("rotation.")}
     assert kept == {
+        "rotation.fraction",
         "rotation.fraction_end",
         "rotation.crop_size",
-    }  # the others have their defaults, pairs of numbers too
+    }  # resolved; the others have their defaults, pairs of numbers too

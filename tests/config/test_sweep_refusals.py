@@ -256,4 +256,4 @@ run_command(lambda: len(list(expand(parse(sys.argv[1:], "jobs/ablate.py", "").sw
     command = [sys.executable, "-c", code, "--config", write(folder, "grid: {rotation.weight: [1, big]}")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout) == (2, "[]\n")
-    assert done.stderr.splitlines() == ["error: rotation.weight: got 'big', expected a number at least 0"]
+    assert done.stderr.splitlines() == ["error: rotation.weight: got 'big', expected a number at least 0 or 'auto'"]

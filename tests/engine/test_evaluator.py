@@ -1,12 +1,15 @@
-"""An evaluation that fails, or ends the process, and what that may cost."""
+"""What an evaluation leaves, and what it may cost if it fails or ends the process."""
 
+import dataclasses
 import threading
 
+import numpy as np
 import pytest
 import torch
 
 from rotssl.base import distributed
 from rotssl.commands import pretrain
+from rotssl.data import datasets
 from rotssl.engine import evaluator
 from rotssl.engine.events import EpochDone
 from rotssl.runs import checkpoint, journal
@@ -24,8 +27,8 @@ class Killed(BaseException):
 PLACES = {
     "encoding": "rotssl.engine.evaluator.encode_share",
     "room": "rotssl.base.distributed.room_for_all",
-    "knn": "rotssl.evaluation.measure.knn_top1",
-    "probe": "rotssl.evaluation.measure.linear_top1",
+    "knn": "rotssl.evaluation.measure.knn_hits",
+    "probe": "rotssl.evaluation.measure.linear_hits",
 }
 
 
@@ -47,6 +50,36 @@ def test_an_evaluation_that_fails_costs_a_warning(tmp_path, monkeypatch, caplog,
     assert len(caplog.records) == {"encoding": 3, "room": 3, "knn": 3, "probe": 1}[where]
     assert all("OutOfMemoryError: CUDA out of memory." in record.message for record in caplog.records)
     assert next(checkpoint.latest(run.config.run_dir))["epoch"] == 3 and (tmp_path / "rotssl/run/encoder.json").exists()
+
+
+@pytest.mark.parametrize("holdout", [0.1, 0.0], ids=["validation", "test"])
+def test_the_last_evaluation_leaves_its_hits(tmp_path, holdout):
+    config = make_config(tmp_path, "simclr", **SHORT, **{"evaluation.holdout": holdout, "train.stop_after": 2})
+    splits = datasets.load(config.data, 0.1)
+    if not holdout:
+        splits = dataclasses.replace(splits, validation=None, test=splits.validation)
+    for stop in (2, None):
+        train = dataclasses.replace(config.train, stop_after=stop)
+        run = trainer(dataclasses.replace(config, train=train), splits)
+        run.run()
+        assert (config.run_dir / "hits.npz").exists() == (stop is None)
+    last = journal.read(config.run_dir)[3]
+    with np.load(config.run_dir / "hits.npz") as hits:
+        assert {name: (hits[name].dtype, hits[name].shape) for name in hits} == dict.fromkeys(
+            ("knn", "linear"), (np.dtype(bool), (len(run.evaluator.queries),))
+        )
+        for name in hits:
+            assert np.mean(hits[name]) == pytest.approx(last[f"{run.evaluator.prefix}{name}/top1"], abs=1e-12)
+    assert not list(config.run_dir.glob("*.part"))
+
+
+def test_hits_that_cannot_be_written_cost_a_warning(tmp_path, caplog):
+    run = trainer(make_config(tmp_path, "simclr", **SHORT))
+    (run.config.run_dir / "hits.npz.part").mkdir()
+    run.run()
+    assert {"knn/top1", "linear/top1"} < journal.read(run.config.run_dir)[3].keys()
+    assert [record.message.split(" (")[0] for record in caplog.records] == ["hits.npz could not be written"]
+    assert not (run.config.run_dir / "hits.npz").exists()
 
 
 def test_what_could_not_be_measured_at_the_end_is_said_and_made_up_for(tmp_path, monkeypatch, capsys):

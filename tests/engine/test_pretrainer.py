@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rotssl.base import distributed
-from rotssl.engine.pretrainer import build_pretrainer, compare_gradients, encoder_gradients
+from rotssl.engine.pretrainer import _Inputs, build_pretrainer, compare_gradients, encoder_gradients
 from rotssl.models import norm as norms
 from tests.small_runs import CPU, PAPER, arithmetic, batch, make_config, trainer
 
@@ -59,7 +59,7 @@ def compared(overrides, every=2):
     with arithmetic(torch.float64):
         run = trainer(make_config(**overrides, **{"tasks.log_gradients_every": every, "data.limit": 64}))
         return [
-            {key: float(distributed.mean(value)) for key, value in run.step(images, ctx).items() if "/grad_" in key}
+            {key: float(distributed.mean(value)) for key, value in run.step(images, ctx).items() if key in KEYS}
             for images, ctx in run.batches(0)
         ]
 
@@ -104,7 +104,8 @@ def test_the_teacher_s_targets_are_without_noise_and_the_student_s_features_with
     fields = {"encoder.name": "timm/vit_tiny_patch16_224", "encoder.patch_size": 4, "encoder.drop_path": 0.5}
     model = build_pretrainer(make_config(tmp_path, "dino", **fields), CPU).train()
     images = torch.randn(8, 3, 16, 16)
-    assert torch.equal(model._teach([images])[0], model._teach([images])[0])
+    inputs = _Inputs([], [images], [])
+    assert torch.equal(model._teach(inputs)[0], model._teach(inputs)[0])
     assert not torch.equal(model.encoder(images), model.encoder(images))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rotssl.evaluation.linear import fit, linear_top1, logits
+from rotssl.evaluation.linear import fit, linear_hits, linear_top1, logits
 from rotssl.evaluation.protocol import LINEAR_HELD_OUT, LINEAR_L2
 from tests.evaluation.features import features
 
@@ -66,6 +66,7 @@ def test_linear_asks_each_query_by_itself():
     (bank, labels), (queries, asked) = blobs(300), blobs(40, seed=1)
     alone = [linear_top1(bank, labels, queries[[i]], asked[[i]]) for i in range(40)]
     assert 0 < np.mean(alone) < 1
+    assert linear_hits(bank, labels, queries, asked).tolist() == alone
     assert linear_top1(bank, labels, queries, asked) == pytest.approx(np.mean(alone))
 
 

@@ -37,10 +37,6 @@ def test_moco_s_queue_is_first_in_first_out(size):
         torch.testing.assert_close(loss, info_nce(F.normalize(query, dim=1), unit, before, 0.2))
         assert torch.equal(method.queue, before)
         method.after_step(ctx)
-        places = [(4 * step + i) % size for i in range(4)]
-        torch.testing.assert_close(method.queue[places], unit)
         line.extend(unit)
-        torch.testing.assert_close(
-            torch.stack(sorted(method.queue, key=lambda row: row[0])), torch.stack(sorted(line, key=lambda row: row[0]))
-        )
+        torch.testing.assert_close(method.queue, torch.stack(list(line)))
     torch.testing.assert_close(method.queue.norm(dim=1), torch.ones(size))

@@ -42,7 +42,7 @@ def test_swav_s_queue_takes_part_once_it_is_full_and_its_epoch_has_come():
         method.after_step(ctx)
         assert torch.equal(method.prototypes.weight, weight)
         for row, view in zip(method.queue, z, strict=True):
-            torch.testing.assert_close(row[[(4 * step + i) % 10 for i in range(4)]], F.normalize(view, dim=1))
+            torch.testing.assert_close(row[-4:], F.normalize(view, dim=1))
 
 
 def test_swav_starts_close_to_ln_k():

@@ -26,6 +26,7 @@ METRICS = {
         "loss/ssl",
         "loss/rotation",
         "rotation/accuracy",
+        "rotation/grad_share",
         "knn/top1",
         "linear/top1",
         "feature/std",

@@ -1,0 +1,234 @@
+"""The tables of gain.py: every run of every stage, beside plain's."""
+
+import itertools
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gain_cells import hits_of
+from gain_picture import draw
+from gain_plan import METRICS, PLAIN, Content, Plan, Results, Row, Stage, last
+from gain_stats import Difference, bootstrap, cost_to, t_difference
+from gain_steps import CHEAP
+from numpy.typing import NDArray
+
+INTRODUCTION = f"""# Does the rotation task gain at equal compute?
+
+Command: `python benchmarks/gain.py report`; the plan is `benchmarks/gain_plan.yaml`, each run a file in `cells/`.
+
+- step: seconds of a step over plain's. At equal compute a form has 1/step of plain's epochs, rounded; steps up to {CHEAP:g} count
+  as 1.
+- gain: over plain, in points, mean over paired seeds (95% interval). *Seeds*: Student's t over the seeds. *Seeds and images*:
+  percentiles of a bootstrap that draws seeds and measured images anew. For seeds it is too narrow, by sqrt(1 - 1 / seeds).
+- p: one-sided, of no gain; not corrected for the number of rows.
+- mean: over all methods of the table; seeds and images are drawn for all of them together.
+- s to plain's kNN: training seconds until a run has the final kNN of plain's run with its seed, on lines between epochs, mean
+  over the seeds (plain's own in brackets); "2 of 3" if not all reach it. What else the machine did is in these seconds, and not
+  in the plain epochs beside them, which are epochs times step.
+- A row with a failed run has no numbers.
+"""
+COLUMNS = "| method | form | plain epochs | epochs | step | lr | seeds |"
+
+
+def write(plan: Plan, results: Results) -> str:
+    """Write README.md and the pictures; returns the text."""
+    lines, named = [INTRODUCTION], set[str]()
+    for stage in plan.stages.values():
+        each = itertools.product(stage.data, stage.methods)
+        rows = [row for data, method in each for row in plan.rows(stage, data, method, results)]
+        named |= {cell.name for row in rows for cell in row.cells}
+        lines += _stage(stage, rows, results)
+    lines += _steps(results)
+    others = sorted({path.stem for path in results.cells.glob("*.json")} - named)
+    if others:
+        lines += ["", "## Runs of no stage", "", *(f"- {name}" for name in others)]
+    text = "\n".join(lines) + "\n"
+    results.folder.mkdir(parents=True, exist_ok=True)
+    (results.folder / "README.md").write_text(text)
+    return text
+
+
+def _stage(stage: Stage, rows: Sequence[Row], results: Results) -> list[str]:
+    """The section of a stage."""
+    contents = [content for row in rows for content in _contents(row, results)]
+    total = sum(max(len(row.cells), len(stage.seeds)) for row in rows)
+    lines = ["", f"## {stage.name}", "", *([stage.question, ""] if stage.question else [])]
+    lines += [f"{len(contents)} of {total} runs{' that are known to be needed' if stage.halving else ''}."]
+    if not contents:
+        return lines
+    measured = "the test split" if stage.final else "images held out of the training split"
+    sizes = Counter(f"{c['train_images']:,} training and {c['measured_images']:,} measured images" for c in contents)
+    lines += [
+        f"Measured on {measured}, at equal {stage.equal}. Seeds {', '.join(map(str, stage.seeds))}.",
+        f"Images: {_counted(sizes)}.",
+        f"Commits: {_counted(Counter(c['commit'] for c in contents))}.",
+        f"Machines: {_counted(Counter(map(_machine, contents)))}.",
+    ]
+    failed = [f"{c['data']} {c['method']} {c['form']}, seed {c['seed']}: {c['error']}" for c in contents if c["error"]]
+    lines += ["", *(f"- failed: {line}" for line in failed)] if failed else []
+    for data in stage.data:
+        own = [row for row in rows if row.candidate.data == data and _contents(row, results)]
+        if own and stage.halving:
+            lines += _path(data, own, results)
+        for metric in METRICS if own else ():
+            lines += _table(stage, data, own, metric, results)
+    if stage.final:
+        draw(rows, results, results.folder / f"{stage.name}.png")
+        lines += ["", f"![kNN against training seconds, mean over the seeds]({stage.name}.png)"]
+    return lines
+
+
+def _table(stage: Stage, data: str, rows: Sequence[Row], metric: str, results: Results) -> list[str]:
+    """All rows of a data set, then the means over the methods."""
+    curve = metric == "kNN" and (stage.final if stage.curve is None else stage.curve)
+    title = f"{COLUMNS} {metric}, % | gain (seeds) | p | gain (seeds and images) | p |"
+    title += " s to plain's kNN | plain epochs to it |" if curve else ""
+    lines = ["", f"### {data}: {metric}", "", title, "|---" * (title.count("|") - 1) + "|"]
+    plains = {(r.candidate.method, r.candidate.label, r.budget): r for r in rows if r.candidate.form == PLAIN}
+    together: dict[tuple[str, int], list[Pairs]] = {}
+    for row in rows:
+        candidate, contents = row.candidate, _contents(row, results)
+        plain = plains.get((candidate.method, candidate.reference, row.budget))
+        scores = [last(content).get(METRICS[metric], math.nan) for content in contents]
+        failed = any(map(math.isnan, scores))
+        pairs = None if plain is None or plain is row or failed else Pairs(row, plain, METRICS[metric], results)
+        seeds = f"{len(contents)}" + (f" of {len(row.cells)}" if len(contents) < len(row.cells) else "")
+        lr = ", ".join(f"{value:g}" for value in sorted({content["lr"] for content in contents}))
+        cells = [candidate.method, candidate.label, row.budget, row.cells[0].epochs]
+        cells += [f"{row.ratio:.2f}" if row.ratio is not None else "", lr, seeds + (", failed" if failed else "")]
+        cells += ["" if failed else f"{100 * statistics.mean(scores):.2f}", *_gains(pairs)]
+        if curve:
+            cells += _costs(row, plain, results) if plain is not None and not failed else ["", ""]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+        if pairs is not None and len(pairs.ours) == len(stage.seeds):
+            together.setdefault((candidate.label, row.budget), []).append(pairs)
+    for (label, budget), several in together.items():
+        if len(several) == len(stage.methods) > 1:
+            cells = [f"mean of {len(several)}", label, budget, "", "", "", len(stage.seeds), "", *_mean(several)]
+            lines.append(f"| {' | '.join(map(str, cells + [''] * 2 * curve))} |")
+    return lines
+
+
+class Pairs:
+    """Runs of a form and of plain, by seeds that both have.
+
+    Args:
+        row: the form.
+        plain: plain.
+        metric: of the accuracies.
+        results: the runs.
+    """
+
+    def __init__(self, row: Row, plain: Row, metric: str, results: Results) -> None:
+        ours, theirs = ({c["seed"]: c for c in _contents(each, results)} for each in (row, plain))
+        pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs and not theirs[seed]["error"]]
+        self.ours, self.theirs = ([last(pair[side])[metric] for pair in pairs] for side in (0, 1))
+        self.gains: NDArray[Any] | None = None  # (seeds, images)
+        if pairs and all(metric in content["hits"] for pair in pairs for content in pair):
+            hits = [[hits_of(pair[side], metric).astype(np.int8) for pair in pairs] for side in (0, 1)]
+            for scores, found in zip((self.ours, self.theirs), hits, strict=True):
+                assert np.allclose(scores, [row.mean() for row in found], atol=1e-9), f"hits are not those of {metric}"
+            self.gains = np.stack(hits[0]) - np.stack(hits[1])
+
+
+def _gains(pairs: Pairs | None) -> list[str]:
+    """Gain and p over seeds, and over seeds and images."""
+    if pairs is None or not pairs.ours:
+        return [""] * 4
+    found = _shown(t_difference(pairs.ours, pairs.theirs))
+    return found + (["", ""] if pairs.gains is None else _shown(bootstrap(pairs.gains)))
+
+
+def _mean(several: Sequence[Pairs]) -> list[str]:
+    """The same of the mean over the methods."""
+    ours, theirs = (np.mean(side, axis=0).tolist() for side in zip(*((p.ours, p.theirs) for p in several), strict=True))
+    found = _shown(t_difference(ours, theirs))
+    gains = [pairs.gains for pairs in several if pairs.gains is not None]
+    return found + (_shown(bootstrap(np.mean(gains, axis=0))) if len(gains) == len(several) else ["", ""])
+
+
+def _shown(difference: Difference) -> list[str]:
+    if difference.low is None or difference.high is None or difference.p is None:
+        return [f"{100 * difference.mean:+.2f}", ""]
+    interval = f"({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
+    mean = round(100 * difference.mean, 6)  # so that equal means round alike
+    return [f"{mean:+.2f} {interval}", f"{difference.p:.4f}"]
+
+
+def _costs(row: Row, plain: Row, results: Results) -> list[str]:
+    """Seconds, and plain epochs, to plain's final kNN, beside plain's own."""
+    theirs, metric = {c["seed"]: c for c in _contents(plain, results)}, METRICS["kNN"]
+    pairs = [(c, theirs[c["seed"]]) for c in _contents(row, results) if c["seed"] in theirs]
+    pairs = [pair for pair in pairs if metric in last(pair[1])]
+    found = []
+    for cost, places in (("cost/train_seconds", 0), ("cost/plain_epochs", 1)):
+        taken: list[list[float]] = [[], []]
+        for pair in pairs:
+            for side, ratio in enumerate((row.ratio or math.nan, 1.0)):
+                points = {e: {**p, "cost/plain_epochs": e * ratio} for e, p in pair[side]["points"].items()}
+                value = cost_to(points, last(pair[1])[metric], metric, cost)
+                taken[side] += [] if value is None else [value]
+        ours, own = (f"{statistics.mean(side):.{places}f}" if side else "" for side in taken)
+        whole = pairs and len(taken[0]) == len(pairs)
+        found.append(f"{ours} ({own})" if whole else f"{len(taken[0])} of {len(pairs)}" if pairs else "")
+    return found
+
+
+def _path(data: str, rows: Sequence[Row], results: Results) -> list[str]:
+    """Who went on to which budget, with the score that decided."""
+    budgets = list(dict.fromkeys(row.budget for row in rows))
+    lines = [
+        "",
+        f"### {data}: the halving",
+        "",
+        "Mean of kNN and linear, %, after so many plain epochs or their equal.",
+        "",
+    ]
+    lines += [f"| method | form | {' | '.join(map(str, budgets))} |", "|---" * (2 + len(budgets)) + "|"]
+    scores: dict[tuple[str, str], dict[int, str]] = {}
+    for row in rows:
+        key = row.candidate.method, row.candidate.label
+        whole = len(_contents(row, results)) == len(row.cells)
+        score = results.score(row) if whole else math.nan
+        scores.setdefault(key, {})[row.budget] = (
+            f"{100 * score:.2f}" if math.isfinite(score) else "failed" if whole else "..."
+        )
+    for key, each in scores.items():
+        lines.append(f"| {' | '.join([*key, *(each.get(budget, '') for budget in budgets)])} |")
+    return lines
+
+
+def _steps(results: Results) -> list[str]:
+    """The measured steps."""
+    if not results.steps.entries:
+        return []
+    lines = ["", "## Seconds of a step over plain's", ""]
+    lines += ["Medians of paired ratios at positions in the run: their mean, lowest and highest.", ""]
+    lines += [
+        "| data | method | form | step | lowest | highest | plain, s | date | commit | machine |",
+        "|---" * 10 + "|",
+    ]
+    for e in sorted(results.steps.entries, key=lambda e: (e["data"], e["method"], e["form"])):
+        numbers = [f"{e[name]:.3f}" for name in ("ratio", "lowest", "highest", "plain_seconds")]
+        row = [e["data"], e["method"], e["form"], *numbers, e["date"], e["commit"], _machine(e)]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def _contents(row: Row, results: Results) -> list[Content]:
+    """The runs of a row that are there."""
+    return [content for content in map(results.read, row.cells) if content is not None]
+
+
+def _machine(content: Content) -> str:
+    return f"{content['machine']}, {content['precision']}"
+
+
+def _counted(found: Counter[str]) -> str:
+    """``a`` or ``a (3 runs), b (1)``."""
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{name} ({count} runs)" for name, count in found.most_common())
