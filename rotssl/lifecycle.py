@@ -78,6 +78,7 @@ def _sides(config: ResolvedConfig, progress: float) -> dict[str, int]:
     now = views.side_at(progress, whole, whole)
     sides = {"data.image_size": now}
     sides |= {"views.local_size": views.side_at(progress, views.local_size, whole)} if views.local_count else {}
+    sides |= {"views.split": now // 2} if views.split == 2 else {}
     for name, task in config.active().items():
         at_end = task.sides(whole)
         for leaf, side in task.sides(now).items():

@@ -21,6 +21,7 @@ class StepContext:
         batch_size: size of the global batch, over all workers.
         global_views: number of global views, which precede the local ones.
         passes: number of forward passes that the step's batch is split into; this is one of them.
+        repeat: whether the method's loss is called again for the same pass, with other projections of its views.
     """
 
     seed: int
@@ -32,6 +33,7 @@ class StepContext:
     batch_size: int
     global_views: int = 2
     passes: int = 1
+    repeat: bool = False
 
 
 @dataclass(frozen=True)

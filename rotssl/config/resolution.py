@@ -73,6 +73,8 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     side = image_size if config.data.image_size == "auto" else config.data.image_size
     start = config.views.size_start
     require(start is None or start <= side, "views.size_start", start, f"at most data.image_size ({side})")
+    even = config.views.split == 1 or side % 2 == 0
+    require(even, "data.image_size", side, "an even side: views.split 2 halves it")
     stem = config.encoder.stem
     if stem == "auto":
         stem = "cifar" if config.encoder.name in sections.RESNETS and side <= 64 else "imagenet"

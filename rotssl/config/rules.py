@@ -16,6 +16,7 @@ def check(c: Config) -> None:
     """
     _check_data(c.data)
     _check_views(c)
+    _check_split(c)
     _check_encoder(c.encoder)
     for name in TASKS:
         _check_task(c, name)
@@ -59,6 +60,21 @@ def _check_views(c: Config) -> None:
     )
     fits = count == 2 or not METHODS[name].two_views
     require(fits, "views.global_count", count, f"2: {name} needs exactly two")
+
+
+def _check_split(c: Config) -> None:
+    if c.views.split == 1:
+        return
+    start, rotation = c.views.size_start, c.rotation
+    require(start is None or start % 2 == 0, "views.size_start", start, "an even side: views.split 2 halves it")
+    if not rotation.on:
+        return
+    modes = "in_place, extra or four_way with views.split 2"
+    require(rotation.mode != "disjoint", "rotation.mode", "disjoint", modes)
+    require(not rotation.conditioned, "rotation.conditioned", "true", "false with views.split 2")
+    fits = rotation.mode != "in_place" or rotation.head_on != "projector"
+    places = "encoder or stage with views.split 2: no projection is of a whole view"
+    require(fits, "rotation.head_on", "projector", places)
 
 
 def _check_encoder(encoder: sections.EncoderConfig) -> None:

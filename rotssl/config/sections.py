@@ -91,6 +91,15 @@ class ViewsConfig:
         0.75, "With size_start: share of the run after which views have their full side.", gt=0, le=1, later=True
     )
 
+    split: int = opt(
+        1,
+        "2: cut each global view of the student into 2 x 2 tiles, and average the features of each pair of them before the "
+        "projector (Fast-MoCo, arXiv 2207.08220); 1: whole views.",
+        ge=1,
+        le=2,
+        later=True,
+    )
+
     def side_at(self, progress: float, side: int, whole: int) -> int:
         """Return the side of a view in pixels at a progress of the run, of at least 4 if it is reduced.
 

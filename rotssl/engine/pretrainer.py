@@ -18,6 +18,7 @@ from rotssl.config.tasks import TASKS
 from rotssl.data.augment import Crop, Views
 from rotssl.engine.balance import Balance
 from rotssl.engine.encoding import encode, encode_segments, frozen_bn_statistics
+from rotssl.engine.split import Split
 from rotssl.evaluation.collapse import feature_std
 from rotssl.methods.base import Method
 from rotssl.models import norm
@@ -76,6 +77,7 @@ class Pretrainer(nn.Module):
         tasks: name -> auxiliary task.
         joint_views: whether the method's views share passes; None: the method's default.
         layer: stage of the encoder that tasks with ``reads == "stage"`` get, and its number of channels.
+        split: number of tiles along a side of the student's global views; 1: they stay whole.
 
     Attributes:
         off: names of the tasks that no longer take part.
@@ -88,12 +90,14 @@ class Pretrainer(nn.Module):
         tasks: dict[str, Task],
         joint_views: bool | None = None,
         layer: tuple[nn.Module, int] | None = None,
+        split: int = 1,
     ) -> None:
         super().__init__()
         self.encoder, self.method = encoder, method
         self.joint_views = method.joint_views if joint_views is None else joint_views
         self.tasks: nn.ModuleDict = nn.ModuleDict(tasks)
         self.balance = Balance(tasks)
+        self.split = Split(split)
         self.off: Container[str] = ()
         self.tells = sum(task.tells for task in tasks.values())
         self.teacher: nn.ModuleList | None = None
@@ -119,7 +123,8 @@ class Pretrainer(nn.Module):
         inputs = self._inputs(views, ctx, on)
         count, rest = len(inputs.student), inputs.rest
         joint = [name for name, task in on.items() if task.joint]  # their views share the method's pass
-        segments = [(METHOD, inputs.student), *((name, inputs.made[name]) for name in joint)]
+        tiles = [self.split.cut(view) for view in inputs.student]
+        segments = [(METHOD, tiles), *((name, inputs.made[name]) for name in joint)]
         segments.append((METHOD, _rows(inputs.local, rest)))
         seen = self._encode(segments, self.joint_views or bool(joint), on)
         # In place, tasks see all rows; the method may see only some, and does not normalise over others in its projector, unless
@@ -127,11 +132,11 @@ class Pretrainer(nn.Module):
         whole = {place: features[METHOD][:count] for place, features in seen.items()}
         late = any(task.in_place and task.reads == "projector" for task in on.values())
         own = _rows(whole["encoder"], None if late else rest) + seen["encoder"][METHOD][count:]
-        own = [self._fork("encoder", view) for view in own]
+        own = self.split.combine([self._fork("encoder", view) for view in own], count)
         z = encode(self.method.projector, self._told(own, inputs.angles), self.joint_views)
         whole["projector"] = z[:count]
         z = [self._fork("projector", view) for view in (_rows(z[:count], rest) + z[count:] if late else z)]
-        out = self.method.loss(z, self._teach(inputs), ctx)
+        out = self.split.loss(self.method, z, self._teach(inputs), ctx, count)
         parts = {METHOD: out.loss}
         logs = {"loss/ssl": out.loss.detach(), "feature/std": _spread(z)}
         logs.update(out.logs)
@@ -140,6 +145,8 @@ class Pretrainer(nn.Module):
             judged = whole[task.reads] if task.in_place else self._judged(task, inputs.made[name], joined)
             if task.reads != "stage":  # there the gradients are told apart at the stage itself
                 judged = [self.balance.fork(name, view) for view in judged]
+            if task.in_place:
+                judged = [self.split.mean(view) for view in judged]
             part = task.loss(judged, inputs.targets[name])
             parts[name] = self.balance.weight(name, ctx.progress) * part.loss
             logs[f"loss/{name}"] = part.loss.detach()
@@ -322,4 +329,4 @@ def build_pretrainer(config: ResolvedConfig, device: torch.device) -> Pretrainer
     for module in (encoder, method, *tasks.values()):  # before the frozen teacher is copied
         norm.convert_norm(module, config.model.norm, device)
     joint = None if config.model.joint_views == "auto" else config.model.joint_views
-    return Pretrainer(encoder, method, tasks, joint, layer).to(device)
+    return Pretrainer(encoder, method, tasks, joint, layer, config.views.split).to(device)

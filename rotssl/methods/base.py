@@ -15,7 +15,9 @@ class Pending:
         self.step, self.parts = -1, list[Tensor]()
 
     def add(self, part: Tensor, ctx: StepContext) -> None:
-        """Keep a tensor, without gradient."""
+        """Keep a tensor, without gradient; what a repeated call of the loss in the same pass adds is left out."""
+        if ctx.repeat:
+            return
         if ctx.step != self.step:
             self.step, self.parts = ctx.step, []
         self.parts.append(part.detach())
@@ -61,7 +63,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
-        """The loss of a step.
+        """The loss of a step; called again, with ``ctx.repeat``, for other combinations of the tiles of views (views.split).
 
         Args:
             z: projections of the student, one (B, out_dim) per view, the global ones first.

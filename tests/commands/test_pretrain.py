@@ -145,9 +145,10 @@ def test_an_encoder_is_asked_about_all_sides_of_views_that_a_run_has(tmp_path, m
     monkeypatch.setattr(lifecycle, "_objection", lambda encoder, whole, side: asked.append(side) or "")
     tasks = {"rotation.mode": "four_way", "rotation.crop_size": 20, "jigsaw.weight": 1, "views.local_count": 1}
     fields = {"encoder.name": "timm/resnet18", "data.image_size": 48, "views.local_size": 16, "views.size_start": 24}
+    fields |= {"views.split": 2}
     lifecycle.prepare(cfg.build({**SMALL, **tasks, **fields}))
-    # Global and local views, the crop, and tiles of 0.85 of a third; each at the end and at the start.
-    assert asked == [48, 16, 20, 14, 24, 24, 8, 10, 7]
+    # Global and local views, halves, the crop, and tiles of 0.85 of a third; each at the end and at the start.
+    assert asked == [48, 16, 24, 20, 14, 24, 24, 8, 12, 10, 7]
 
 
 def test_dead_tracking_server_is_refused_at_the_start(tmp_path):

@@ -30,7 +30,7 @@ def test_the_identity_is_what_is_computed_and_nothing_else(given):
     assert (key in cfg.identity_of(before)) is not same
 
 
-@pytest.mark.parametrize("given", ["views.size_start=16", "rotation.head_on=projector"])
+@pytest.mark.parametrize("given", ["views.size_start=16", "views.split=2", "rotation.head_on=projector"])
 def test_a_field_that_came_later_is_in_the_identity_of_runs_that_use_it_only(given):
     key, value = given.split("=")
     before, after = (cfg.identity_of(cfg.resolve(cfg.build(given), 28, 5000)) for given in ({}, {key: value}))

@@ -58,6 +58,14 @@ def test_views_do_not_start_larger_than_they_end(given, side):
         cfg.resolve(config, 28, 5000)
 
 
+@pytest.mark.parametrize(("given", "native", "side"), [({}, 27, 27), ({"data.image_size": 21}, 28, 21)])
+def test_a_side_that_cannot_be_halved_is_not_split(given, native, side):
+    config = cfg.build({"views.split": 2, **given})
+    with pytest.raises(ConfigError, match=rf"^data.image_size: got {side}, expected an even side: views.split 2"):
+        cfg.resolve(config, native, 5000)
+    cfg.resolve(cfg.replace(config, {"views.split": 1}), native, 5000)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_auto_rate_is_the_method_s_at_its_own_optimizer_scaled_by_the_batch(method):
     config = cfg.build({"method.name": method, "train.batch_size": 64})

@@ -60,6 +60,11 @@ train.epochs=3 | 'train.epochs=3'
 --views.local_scale 0.4,0.1 | views.local_scale: got (0.4, 0.1) | smaller share first
 --views.size_start 7 | views.size_start: got '7', expected an integer at least 8
 --views.size_start 16 --views.size_until 0 | views.size_until: got '0', expected a number greater than 0 and at most 1
+--views.split 3 | views.split: got '3', expected an integer at least 1 and at most 2
+--views.split 2 --views.size_start 15 | views.size_start: got 15, expected an even side: views.split 2
+--views.split 2 --rotation.mode disjoint --train.batch_size 64 | rotation.mode: got disjoint, expected in_place, extra
+--views.split 2 --rotation.conditioned true | rotation.conditioned: got true, expected false with views.split 2
+--views.split 2 --rotation.head_on projector | rotation.head_on: got projector, expected encoder or stage with views.split 2
 --rotation.crop_scale 0.4,0.1 | rotation.crop_scale: got (0.4, 0.1) | smaller share first
 --encoder.name timm/resnet18 --encoder.stem cifar | encoder.stem: got cifar | timm's encoders keep their own stem
 --encoder.name timm/resnet18 --encoder.zero_init true | encoder.zero_init: got true, expected false | timm
@@ -105,6 +110,10 @@ GOOD_FLAGS = """
 --encoder.name resnet18 --encoder.stem cifar --encoder.zero_init true
 --jigsaw.grid 2 --jigsaw.permutations 24
 --views.size_start 8 --views.size_until 1.0
+--views.split 2 --views.size_start 10 --rotation.angles independent
+--views.split 2 --rotation.mode extra --rotation.head_on projector
+--views.split 2 --rotation.head_on stage
+--views.split 2 --rotation.weight 0.0 --rotation.mode disjoint --rotation.conditioned false
 --rotation.mode extra --rotation.views 1
 --rotation.weight 0.0 --rotation.views 1 --rotation.update_bn false
 --rotation.weight 0.0 --rotation.mode extra --rotation.joint true --rotation.update_bn false --rotation.angles independent

@@ -7,6 +7,14 @@ from rotssl.engine.pretrainer import build_pretrainer
 from tests.small_runs import CPU, PAPER, batch, make_config, trainer
 
 SHARE = {"rotation.share": 0.3}
+FORMS = [
+    {},
+    PAPER,
+    {"rotation.head_on": "projector"},
+    {"rotation.head_on": "stage"},
+    {"views.split": 2},
+    {"views.split": 2, "rotation.head_on": "stage"},
+]
 
 
 def prepared(tmp_path, method="simclr", **fields):
@@ -15,7 +23,7 @@ def prepared(tmp_path, method="simclr", **fields):
     return model, *batch(config, model)
 
 
-@pytest.mark.parametrize("form", [{}, PAPER, {"rotation.head_on": "projector"}, {"rotation.head_on": "stage"}])
+@pytest.mark.parametrize("form", FORMS)
 def test_shares_are_those_of_the_gradients_at_the_branch(tmp_path, form):
     model, views, ctx = prepared(tmp_path, **form, **{"rotation.weight": 0.7, "rotation.fraction": 0.5})
     place = form.get("rotation.head_on", "encoder")

@@ -57,6 +57,19 @@ def test_a_run_books_the_flops_of_its_small_and_of_its_full_views(tmp_path):
     assert (first, second) == (4 * low, 5 * low + 3 * high)
 
 
+def test_the_flops_of_tiles_are_those_of_whole_views_in_the_encoder_and_six_times_those_in_the_heads(tmp_path):
+    def count(split, hidden):
+        return count_step(make_config(tmp_path, "byol", **PLAIN, **{"views.split": split, "method.hidden_dim": hidden}))
+
+    # Projector and predictor are linear in the width of their hidden layer.
+    whole, cut = ({width: count(split, width) for width in (32, 64)} for split in (1, 2))
+    assert 2 * whole[32] - whole[64] == 2 * cut[32] - cut[64] > whole[64] - whole[32]
+    rows, projector, predictor = 2 * 16, 96 + 16, 16 + 16  # of two views; weights per hidden unit, of 2 FLOPs each
+    student, teacher = 3 * 2 * rows * (projector + predictor), 2 * rows * projector  # 3: forward, and backward twice
+    assert whole[64] - whole[32] == 32 * (student + teacher)
+    assert cut[64] - cut[32] == 32 * (6 * student + teacher)
+
+
 @pytest.mark.parametrize("until", [0.07, 0.29, 0.57, 0.75, 0.999, 1.0])
 def test_a_step_is_counted_with_the_side_that_it_has(tmp_path, monkeypatch, until):
     config = make_config(tmp_path, "byol", **{**PLAIN, "views.size_start": 8, "views.size_until": until})

@@ -60,6 +60,9 @@ def test_pending_keeps_the_passes_of_one_step_and_drops_those_of_a_skipped_one()
     assert [part[0].item() for part in kept] == [2, 3]
     assert not any(part.requires_grad for part in kept)
     assert pending.take() == []
+    pending.add(leaf * 4, context(step=2))
+    pending.add(leaf * 5, context(step=2, repeat=True))
+    assert [part[0].item() for part in pending.take()] == [4]
 
 
 @pytest.mark.parametrize("name", ["mocov2", "swav"])
