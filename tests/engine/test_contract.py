@@ -21,6 +21,7 @@ pytestmark = pytest.mark.contract
 GROWS = {"views.size_start": 12, "views.size_until": 0.3}  # of 16 steps the first 5 are small
 JIGSAW = {"jigsaw.weight": 1.0, "jigsaw.grid": 2, "jigsaw.permutations": 10}
 DISJOINT = {"rotation.mode": "disjoint", "rotation.fraction_end": 0.125, "train.batch_size": 64}
+EQUIVARIANCE = {"rotation.weight": 0, "equivariance.weight": 1.0, "train.batch_size": 64}
 TASKS = {
     "off": {"rotation.weight": 0},
     "extra": PAPER,
@@ -44,6 +45,9 @@ TASKS = {
     "extra on a stage": {**PAPER, "rotation.head_on": "stage"},
     "two angles": {"rotation.degrees": (0, 180)},
     "shared, by share": {"rotation.share": 0.2},
+    "equivariance": EQUIVARIANCE,
+    "equivariance, by share": {**EQUIVARIANCE, "equivariance.weight": "auto", "equivariance.share": 0.2},
+    "equivariance and jigsaw, extra": {**EQUIVARIANCE, **JIGSAW, **PAPER, "rotation.weight": 1.0},
     "extra and jigsaw, by share": {**PAPER, **JIGSAW, "rotation.share": 0.3, "jigsaw.weight": "auto"},
 }
 # A task that has no form of its own above is tried as it comes.
@@ -56,6 +60,7 @@ EXTRA = {
     for name, task in ON.items()
     if (task.get("rotation.mode") in ("extra", "four_way") or task.get("rotation.weight") == 0)
     and "rotation.joint" not in task
+    and "equivariance.weight" not in task  # it takes images from the method
 }
 PER_IMAGE = [method for method, spec in METHODS.items() if spec.per_image]
 MULTI_CROP = [method for method, spec in METHODS.items() if spec.multi_crop]
@@ -189,11 +194,14 @@ OVER_TWO = {
     "shared, fewer": TASKS["shared, fewer"] | {"rotation.share": 0.2, "views.local_count": 2},
     "disjoint": DISJOINT | {"data.limit": 256},
     "four way and jigsaw": TASKS["four way"] | JIGSAW,
+    "equivariance": EQUIVARIANCE | {"data.limit": 256},
 }
 # Each norm with a form that the other has not; in whole, all pairs, and longer.
 PAIRS = [("sync", "extra on the projector, local views", 6), ("group", "shared, fewer", 6)]
 LONGER = [(norm, form, 10) for norm in ("sync", "group") for form in OVER_TWO]
-PARTED = [("sync", "disjoint", 6)]  # rows that only the task uses, and a queue that gets the others
+PARTED = [
+    ("sync", form, 6) for form in ("disjoint", "equivariance")
+]  # rows that only the task uses, and a queue that gets the others
 
 
 def over_two():
