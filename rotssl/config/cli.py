@@ -16,7 +16,7 @@ from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError, describe, nearest
 from rotssl.config.methods import METHODS
 from rotssl.config.recipes import load_recipe
-from rotssl.config.tasks import TASKS
+from rotssl.config.tasks import SIXTEENTHS, TASKS
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,9 @@ def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
     shares = [f"{task}.{leaf}" for task in TASKS for leaf in ("fraction", "fraction_end")]
     fraction = min(_number(overrides.get(key), 1) for key in shares)
     passes = math.ceil(_number(overrides.get("train.accumulate"), 1))
-    batch = max(2, math.ceil(2 / fraction)) * passes  # two rotated images per pass
+    parted = overrides.get("rotation.mode") == "disjoint" or any(key.startswith("equivariance.") for key in overrides)
+    unit = SIXTEENTHS if parted else 1
+    batch = math.ceil(max(2, math.ceil(2 / fraction)) / unit) * unit * passes  # two rotated images per pass
     return {
         "data.name": "synthetic",
         "data.image_size": native if side == "auto" else side,

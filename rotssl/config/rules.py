@@ -23,6 +23,7 @@ def check(c: Config) -> None:
     turned = c.rotation.on and c.rotation.mode == "in_place" and c.rotation.angles == "independent"
     expected = "shared with views.local_count: local views turn with their image"
     require(not turned or c.views.local_count == 0, "rotation.angles", "independent", expected)
+    _check_equivariance(c)
     _check_training(c)
     _check_results(c)
     if c.scaling.num_workers != "auto":
@@ -67,6 +68,8 @@ def _check_split(c: Config) -> None:
         return
     start, rotation = c.views.size_start, c.rotation
     require(start is None or start % 2 == 0, "views.size_start", start, "an even side: views.split 2 halves it")
+    weight = c.equivariance.weight
+    require(not c.equivariance.on, "equivariance.weight", weight, "0 with views.split 2: it needs maps of whole views")
     if not rotation.on:
         return
     modes = "in_place, extra or four_way with views.split 2"
@@ -96,6 +99,15 @@ def _check_task(c: Config, name: str) -> None:
     task.check()
     fits = task.share == type(task).share or not task.on or task.weight == "auto"
     require(fits, f"{name}.share", task.share, f"no share with {name}.weight {task.weight}; it sets the weight auto")
+
+
+def _check_equivariance(c: Config) -> None:
+    if not (c.equivariance.on and c.rotation.on):
+        return
+    mode, read = c.rotation.mode, c.rotation.head_on
+    expected = "extra or four_way with equivariance, which takes images for itself, or rotation.weight 0"
+    require(mode in ("extra", "four_way"), "rotation.mode", mode, expected)
+    require(read != "stage", "rotation.head_on", read, "encoder or projector with equivariance, which reads the stage")
 
 
 def _check_training(c: Config) -> None:

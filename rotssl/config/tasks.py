@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 # Tiles of 64 pixels in cells of 75, as in section 4.2 of the paper: the gap keeps edges from giving the order away.
 TILE_SHARE = 0.85
 SIXTEENTHS = 16  # parts of the batch that rotation's mode disjoint divides
+EIGHTHS = 8  # likewise equivariance: sixteen images are whole pairs
+
+
+def _in_parts(share: float, parts: int) -> float:
+    """A share in whole parts, at least one unless it is 0, so that every worker's part of the batch has as many of them."""
+    return max(1, round(share * parts)) / parts if share else 0.0
 
 
 def part_of(side: int) -> int:
@@ -221,10 +227,7 @@ class RotationConfig(TaskConfig):
         }
 
     def _rounded(self, share: float) -> float:
-        if self.mode != "disjoint" or share == 0:
-            return share
-        # Whole sixteenths, so that every worker's part of the batch has as many of them.
-        return max(1, round(share * SIXTEENTHS)) / SIXTEENTHS
+        return _in_parts(share, SIXTEENTHS) if self.mode == "disjoint" else share
 
     def share_at(self, progress: float) -> float:
         """Return the share of the images that is rotated."""
@@ -246,11 +249,8 @@ class RotationConfig(TaskConfig):
     @property
     def least_share(self) -> float:
         """The smaller of the shares at the start and at the end."""
-        shares = [
-            float(share) or 1 / SIXTEENTHS
-            for share in (self.fraction, self.fraction_end)
-            if share not in (None, "auto")
-        ]
+        given = (share for share in (self.fraction, self.fraction_end) if share not in (None, "auto"))
+        shares = [float(share) or 1 / SIXTEENTHS for share in given]
         return min(shares, default=1 / SIXTEENTHS if self.mode == "disjoint" else 1.0)
 
 
@@ -281,6 +281,36 @@ class JigsawConfig(TaskConfig):
         return {"grid": self.tile_side(side)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class EquivarianceConfig(TaskConfig):
+    """The auxiliary task of turning an intermediate map of the encoder with the image, after SER (arXiv 2603.06693)."""
+
+    ENDS: ClassVar[tuple[str, ...]] = ("fraction_end",)
+
+    weight: float | Auto = opt(
+        0.0, "Weight of 1 - the mean cosine of the two maps; 0: off; auto: set by equivariance.share.", ge=0
+    )
+    fraction: float = opt(0.25, "Share of the images in pairs, in eighths; half are copies.", gt=0, le=0.875)
+    fraction_end: float | None = opt(
+        0.125, "This share when the task ends, approached along a cosine; none: constant.", ge=0, le=0.875
+    )
+
+    def check_share(self, each: int) -> None:
+        """Check that an eighth of each worker's images is whole pairs."""
+        fits, expected = each % (2 * EIGHTHS) == 0, f"a multiple of {2 * EIGHTHS} with equivariance"
+        require(fits, "train.batch_size", f"{each} images per worker and pass", expected)
+
+    def share_at(self, progress: float) -> float:
+        """Return the share of the images that make pairs, in eighths."""
+        start, end = self.fraction, self.fraction_end
+        return _in_parts(start if end is None else cosine(start, end, self.part(progress)), EIGHTHS)
+
+    @property
+    def least_share(self) -> float:
+        """An eighth, of which a worker's smallest batch is one pair."""
+        return 1 / EIGHTHS
+
+
 def _task(config: type[TaskConfig], target: str, *, later: bool = False) -> Any:
     """A task of ``TaskSections``; ``later``: it came after runs had been recorded, whose identity it must not change."""
     return field(default_factory=config, metadata={"target": target, "later": later})
@@ -292,6 +322,7 @@ class TaskSections:
 
     rotation: RotationConfig = _task(RotationConfig, "rotssl.tasks.rotation:Rotation")
     jigsaw: JigsawConfig = _task(JigsawConfig, "rotssl.tasks.jigsaw:Jigsaw")
+    equivariance: EquivarianceConfig = _task(EquivarianceConfig, "rotssl.tasks.equivariance:Equivariance", later=True)
 
     def active(self) -> dict[str, TaskConfig]:
         """Return the sections of the tasks that are on, by name."""

@@ -23,7 +23,7 @@ from rotssl.evaluation.collapse import feature_std
 from rotssl.methods.base import Method
 from rotssl.models import norm
 from rotssl.models.encoders import build_encoder
-from rotssl.models.tap import Tap, stage
+from rotssl.models.tap import Tap, map_stage, stage
 from rotssl.tasks.base import Targets, Task
 
 METHOD = "ssl"  # name of the method's loss among the parts
@@ -76,7 +76,7 @@ class Pretrainer(nn.Module):
         method: the pretraining method.
         tasks: name -> auxiliary task.
         joint_views: whether the method's views share passes; None: the method's default.
-        layer: stage of the encoder that tasks with ``reads == "stage"`` get, and its number of channels.
+        layer: stage of the encoder that the task with ``inside`` gets, and its number of channels.
         split: number of tiles along a side of the student's global views; 1: they stay whole.
 
     Attributes:
@@ -110,7 +110,8 @@ class Pretrainer(nn.Module):
                 elif isinstance(getattr(module, "drop_prob", None), float):  # timm's DropPath
                     module.drop_prob = 0.0  # type: ignore[assignment]
         # After the copy: the teacher's stages are not watched.
-        self.tap = None if layer is None else Tap(encoder, *layer, self._fork_stage)
+        whole = any(task.reads == "map" for task in tasks.values())
+        self.tap = None if layer is None else Tap(encoder, *layer, self._fork_stage, whole)
 
     def forward(self, views: Views, ctx: StepContext) -> Output:
         """The losses of a batch.
@@ -143,7 +144,7 @@ class Pretrainer(nn.Module):
         for name, task in on.items():
             joined = {place: features[name] for place, features in seen.items()} if name in joint else None
             judged = whole[task.reads] if task.in_place else self._judged(task, inputs.made[name], joined)
-            if task.reads != "stage":  # there the gradients are told apart at the stage itself
+            if not task.inside:  # there the gradients are told apart at the stage itself
                 judged = [self.balance.fork(name, view) for view in judged]
             if task.in_place:
                 judged = [self.split.mean(view) for view in judged]
@@ -179,15 +180,16 @@ class Pretrainer(nn.Module):
     def _encode(
         self, segments: Sequence[tuple[str, list[Tensor]]], joint: bool, on: Mapping[str, Task]
     ) -> dict[str, dict[str, list[Tensor]]]:
-        """What a head may read before the projector, ``encoder`` and perhaps ``stage``: the features of each owner's views."""
-        tap = self.tap if any(task.reads == "stage" for task in on.values()) else None
+        """What a task may read before the projector, ``encoder`` and one from inside it: the features of each owner's views."""
+        inside = [task.reads for task in on.values() if task.inside]
+        tap = self.tap if inside else None
         found = encode_segments(self.encoder, segments, joint, tap)
         if tap is None:
             return {"encoder": found}
         cut = {owner: [tap.split(view) for view in views] for owner, views in found.items()}
         return {
             place: {owner: [pair[i] for pair in pairs] for owner, pairs in cut.items()}
-            for i, place in enumerate(("encoder", "stage"))
+            for i, place in enumerate(("encoder", *inside))
         }
 
     def _fork(self, place: str, x: Tensor) -> Tensor:
@@ -196,8 +198,8 @@ class Pretrainer(nn.Module):
         return self.balance.fork(f"{METHOD} at {place}", x) if meets else x
 
     def _fork_stage(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        (reader,) = (name for name, task in self.named_tasks() if task.reads == "stage")
-        return self._fork("stage", x), self.balance.fork(reader, x)
+        ((reader, task),) = (pair for pair in self.named_tasks() if pair[1].inside)
+        return self._fork(task.reads, x), self.balance.fork(reader, x)
 
     def _told(self, features: list[Tensor], angles: list[Tensor] | None) -> list[Tensor]:
         """The projector's inputs: features, and the angle of each view if a task tells it; local views have the last one's."""
@@ -316,8 +318,9 @@ def build_pretrainer(config: ResolvedConfig, device: torch.device) -> Pretrainer
     for name, section in config.active().items():
         task = TASKS[name].load()
         place, width = task.place(section), dim
-        if place == "stage":
-            layer = stage(encoder, config.encoder.name)
+        if place in ("stage", "map"):
+            asked = config.encoder.name
+            layer = stage(encoder, asked) if place == "stage" else map_stage(encoder, asked, config.data.image_size)
             width = layer[1]
         elif place == "projector":
             width = config.method.out_dim

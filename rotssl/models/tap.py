@@ -10,13 +10,17 @@ from torchvision.models.resnet import ResNet
 from rotssl.config.fields import ConfigError
 from rotssl.models.encoders import SmallResNet
 
+HEAD = "rotation.head_on: got stage, expected encoder or projector"
+MAP = "equivariance.weight: expected 0"
 
-def stage(encoder: nn.Module, name: str) -> tuple[nn.Module, int]:
+
+def stage(encoder: nn.Module, name: str, refusal: str = HEAD) -> tuple[nn.Module, int]:
     """The last stage but one of an encoder (in vision transformers the block at three quarters), and its number of channels.
 
     Args:
         encoder: as built by ``build_encoder``.
         name: its name, for the message.
+        refusal: the beginning of the message.
 
     Raises:
         ConfigError: the encoder has no known stages.
@@ -27,11 +31,40 @@ def stage(encoder: nn.Module, name: str) -> tuple[nn.Module, int]:
         return encoder.layer3, encoder.layer4[0].conv1.in_channels
     known = getattr(encoder, "feature_info", None) or []  # timm's
     if len(known) < 2:
-        raise ConfigError(
-            f"rotation.head_on: got stage, expected encoder or projector: {name} does not name its stages"
-        )
+        raise ConfigError(f"{refusal}: {name} does not name its stages")
     chosen = known[math.ceil(0.75 * len(known)) - 1]
     return encoder.get_submodule(chosen["module"]), chosen["num_chs"]
+
+
+def map_stage(encoder: nn.Module, name: str, side: int) -> tuple[nn.Module, int]:
+    """The ``stage`` of an encoder whose output is a map (B, C, h, h), h > 1, and its number of channels.
+
+    Args:
+        encoder: as built by ``build_encoder``; it encodes one image, and is left as it was.
+        name: its name, for the message.
+        side: side of the views in pixels.
+
+    Raises:
+        ConfigError: the encoder has no such stage.
+    """
+    if hasattr(encoder, "patch_embed"):  # timm's vision transformers
+        raise ConfigError(f"{MAP}: {name} has no maps (B, C, h, w)")
+    layer, channels = stage(encoder, name, MAP)
+    shapes: list[tuple[int, ...]] = []
+    handle = layer.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            encoder(torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device))
+    finally:
+        encoder.train()
+        handle.remove()
+    shape = shapes[0]
+    if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3]:
+        raise ConfigError(f"{MAP}: {name} has no square maps (B, C, h, h)")
+    if shape[3] < 2:
+        raise ConfigError(f"{MAP}: views of {side} pixels leave {name} a map of one place, which cannot turn")
+    return layer, channels
 
 
 def pooled(x: Tensor) -> Tensor:
@@ -40,20 +73,27 @@ def pooled(x: Tensor) -> Tensor:
 
 
 class Tap:
-    """An encoder that appends to its features the mean of one of its stages, while that stage is watched.
+    """An encoder that appends to its features the mean of one of its stages, or all of it, while that stage is watched.
 
     Args:
         encoder: (B, 3, S, S) -> (B, D).
         layer: the stage, a submodule of the encoder.
         channels: of the stage.
-        fork: called with the output of the stage; returns what the next stage gets and what is averaged. Both are equal to it.
+        fork: called with the output of the stage; returns what the next stage gets and what is appended. Both are equal to it.
+        whole: whether the stage's square map is appended, not its mean.
     """
 
     def __init__(
-        self, encoder: nn.Module, layer: nn.Module, channels: int, fork: Callable[[Tensor], tuple[Tensor, Tensor]]
+        self,
+        encoder: nn.Module,
+        layer: nn.Module,
+        channels: int,
+        fork: Callable[[Tensor], tuple[Tensor, Tensor]],
+        whole: bool = False,
     ) -> None:
-        self.encoder, self.channels, self.fork = encoder, channels, fork
+        self.encoder, self.channels, self.fork, self.whole = encoder, channels, fork, whole
         self.open = False
+        self.dim = 0  # D, known after a call
         self.seen: list[Tensor] = []
         layer.register_forward_hook(self._keep)
 
@@ -65,15 +105,21 @@ class Tap:
         return onward
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, D + C)."""
+        """(B, 3, S, S) -> (B, D + C), or (B, D + h h C)."""
         self.open = True
         try:
-            return torch.cat([self.encoder(x), pooled(self.seen[-1])], 1)
+            features, own = self.encoder(x), self.seen[-1]
+            self.dim = features.shape[1]
+            # Channels last: in that layout nothing moves, and whole places can be gathered.
+            return torch.cat([features, own.permute(0, 2, 3, 1).flatten(1) if self.whole else pooled(own)], 1)
         finally:
             self.open = False
             self.seen.clear()
 
     def split(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``__call__`` returned, in its parts: features (B, D) and the mean of the stage (B, C)."""
-        features, mean = y.split([y.shape[1] - self.channels, self.channels], 1)
-        return features, mean
+        """What ``__call__`` returned, in its parts: features (B, D) and the mean of the stage (B, C), or its map (B, C, h, h)."""
+        features, own = y[:, : self.dim], y[:, self.dim :]
+        if not self.whole:
+            return features, own
+        side = math.isqrt(own.shape[1] // self.channels)
+        return features, own.unflatten(1, (side, side, self.channels)).permute(0, 3, 1, 2)

@@ -28,6 +28,7 @@ _ROWS = (
         for label, key, form in (
             ("loss, {}", "loss/{}", "{:.4f}"),
             ("{} accuracy (training views)", "{}/accuracy", "{:.1%}"),
+            ("{} cosine (training views)", "{}/similarity", "{:.3f}"),
             ("{} gradient norm / method's", "{}/grad_ratio", "{:.3g}"),
             ("cosine of the two gradients", "{}/grad_cosine", "{:.3f}"),
         )

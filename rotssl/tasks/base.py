@@ -14,7 +14,7 @@ from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.tasks import TaskConfig
 from rotssl.data.augment import Crop
 
-Reads = Literal["encoder", "projector", "stage"]
+Reads = Literal["encoder", "projector", "stage", "map"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Task(nn.Module, ABC):
     Attributes:
         chance: accuracy of a head that knows nothing; 0 if the task has no accuracy.
         reads: where its head gets its input, and its gradient meets the method's: ``encoder``, the features; ``projector``, the
-            output of the method's projector; ``stage``, the mean of an intermediate map of the encoder.
+            output of the method's projector; ``stage``, the mean of an intermediate map of the encoder; ``map``, that map.
         in_place: whether the method uses the transformed views too, in one forward pass shared by both. Otherwise the
             transformed views get a separate forward pass, after the method's.
         teacher_too: with ``in_place``, whether the teacher gets the transformed views too.
@@ -78,6 +78,11 @@ class Task(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.reads = self.place(config)
+
+    @property
+    def inside(self) -> bool:
+        """Whether it reads from within the encoder; only one task can."""
+        return self.reads in ("stage", "map")
 
     @classmethod
     def place(cls, config: TaskConfig) -> Reads:
@@ -103,7 +108,10 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
-        """The unweighted loss, given the head's inputs, one (n, dim) per tensor; in place, of the student's global views."""
+        """The unweighted loss, given the head's inputs, one (n, dim) per tensor; in place, of the student's global views.
+
+        With ``reads`` at ``map`` they are (n, dim, h, h).
+        """
 
     def weight(self, progress: float) -> float:
         """Weight of the loss at a progress of the run from 0 to 1, along its schedule; with weight auto, its share."""

@@ -37,6 +37,8 @@ def test_grid_has_a_row_an_image_a_column_a_version_and_small_views_in_the_middl
         (["--rotation.fraction_end", "0.125"], 4),
         (["--rotation.mode", "extra"], 4),
         (["--rotation.mode", "four_way"], 6),
+        (["--rotation.mode", "disjoint"], 4),
+        (["--rotation.weight", "0", "--equivariance.weight", "1"], 4),
         (["--views.local_count", "3", "--method.name", "swav"], 10),
         (
             ["--jigsaw.weight", "1", "--jigsaw.grid", "2", "--jigsaw.permutations", "9"],

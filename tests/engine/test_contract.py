@@ -21,6 +21,7 @@ pytestmark = pytest.mark.contract
 GROWS = {"views.size_start": 12, "views.size_until": 0.3}  # of 16 steps the first 5 are small
 JIGSAW = {"jigsaw.weight": 1.0, "jigsaw.grid": 2, "jigsaw.permutations": 10}
 DISJOINT = {"rotation.mode": "disjoint", "rotation.fraction_end": 0.125, "train.batch_size": 64}
+EQUIVARIANCE = {"rotation.weight": 0, "equivariance.weight": 1.0, "train.batch_size": 64}
 TASKS = {
     "off": {"rotation.weight": 0},
     "extra": PAPER,
@@ -45,6 +46,9 @@ TASKS = {
     "split": {"views.split": 2},
     "two angles": {"rotation.degrees": (0, 180)},
     "shared, by share": {"rotation.share": 0.2},
+    "equivariance": EQUIVARIANCE,
+    "equivariance, by share": {**EQUIVARIANCE, "equivariance.weight": "auto", "equivariance.share": 0.2},
+    "equivariance and jigsaw, extra": {**EQUIVARIANCE, **JIGSAW, **PAPER, "rotation.weight": 1.0},
     "extra and jigsaw, by share": {**PAPER, **JIGSAW, "rotation.share": 0.3, "jigsaw.weight": "auto"},
 }
 # A task that has no form of its own above is tried as it comes.
@@ -57,20 +61,30 @@ EXTRA = {
     for name, task in ON.items()
     if (task.get("rotation.mode") in ("extra", "four_way") or task.get("rotation.weight") == 0)
     and "rotation.joint" not in task
+    and "equivariance.weight" not in task  # it takes images from the method
 }
 PER_IMAGE = [method for method, spec in METHODS.items() if spec.per_image]
 MULTI_CROP = [method for method, spec in METHODS.items() if spec.multi_crop]
 every = pytest.mark.parametrize("method", METHODS)
 # Methods never see tasks (test_imports.py holds that), so a covering set stands for the product of the two: one method of each
 # kind (negatives, a queue and a student that sees one view, a teacher) with each form, and each method with a form of each kind.
+# Variations of a form do with one method.
 KINDS, FORMS = ("simclr", "mocov2", "byol"), ("extra", "shared", "jigsaw")
+VARIATIONS = {
+    *("one small view", "extra, BN kept", "four way, half", "disjoint on the projector", "conditioned, independent"),
+    *("extra on a stage", "two angles", "equivariance, by share", "equivariance and jigsaw, extra", "shared, fewer"),
+}
 
 
 def covering(forms, methods=METHODS):
     """Each method with each form of a task; what is not in the covering set is for ``make test-all``."""
-    rest = pytest.mark.exhaustive
+
+    def marks(form, method):
+        whole = form in FORMS or method in (KINDS[-1:] if form in VARIATIONS else KINDS)
+        return () if whole else pytest.mark.exhaustive
+
     cases = [
-        pytest.param(method, task, id=f"{form}-{method}", marks=() if method in KINDS or form in FORMS else rest)
+        pytest.param(method, task, id=f"{form}-{method}", marks=marks(form, method))
         for form, task in forms.items()
         for method in methods
     ]
@@ -191,12 +205,13 @@ OVER_TWO = {
     "disjoint": DISJOINT | {"data.limit": 256},
     "split": TASKS["split"] | {"views.local_count": 2},
     "four way and jigsaw": TASKS["four way"] | JIGSAW,
+    "equivariance": EQUIVARIANCE | {"data.limit": 256},
 }
 # Each norm with a form that the other has not; in whole, all pairs, and longer.
 PAIRS = [("sync", "extra on the projector, local views", 6), ("group", "shared, fewer", 6)]
 LONGER = [(norm, form, 10) for norm in ("sync", "group") for form in OVER_TWO]
 # Rows that only the task uses, and a queue that gets the others; several losses of a pass, of which a queue gets one.
-PARTED = [("sync", "disjoint", 6), ("sync", "split", 6)]
+PARTED = [("sync", form, 6) for form in ("disjoint", "equivariance", "split")]
 
 
 def over_two():
