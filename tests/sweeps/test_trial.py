@@ -13,6 +13,7 @@ from rotssl import lifecycle
 from rotssl.commands import ablate, pretrain
 from rotssl.config.fields import ConfigError
 from rotssl.config.sweep import parse
+from rotssl.config.tasks import WEIGHTS
 from rotssl.data import datasets
 from rotssl.runs import journal
 from rotssl.runtimes import preflight, ray_cluster, ray_train, ray_tune
@@ -41,7 +42,7 @@ def sweep(tmp_path, monkeypatch):
     made.folder.mkdir(parents=True)
     made.open()
     tags = mlflow_client(made.uri).get_run(made.state.run_id).data.tags
-    assert json.loads(tags["sweep.axes"]) == ["rotation.weight", "jigsaw.weight"]
+    assert json.loads(tags["sweep.axes"]) == list(WEIGHTS)
 
     def fetch(images):
         assert images is not None
