@@ -30,8 +30,6 @@ from gain_cells import Cell
 from gain_plan import PLAIN, Plan, Results, Stage
 from gain_report import write
 
-REST = 20.0  # seconds until a cell that another process runs is looked at again
-
 
 def untimed(plan: Plan, stage: Stage, results: Results) -> list[str]:
     """Forms that need a ratio of their steps and have none, by data and method."""
@@ -67,29 +65,30 @@ def run(plan: Plan, stages: Sequence[Stage], results: Results, work: Path, jobs:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=8) as pool:
         flying: dict[Future[str], Cell] = {}
-        resting, broken = dict[str, float](), set[str]()
+        elsewhere, broken = set[str](), set[str]()
         while True:
             now, needed = time.monotonic(), list[Cell]()
             if now < until:
                 needed = [cell for stage in stages for cell in plan.needed(stage, results) if cell.name not in broken]
-            busy = {cell.name for cell in flying.values()} | {name for name, end in resting.items() if end > now}
+            busy = {cell.name for cell in flying.values()}
             free = list({cell.name: cell for cell in needed if cell.name not in busy}.values())
-            for cell in free[: jobs - len(flying)]:
-                flying[pool.submit(gain_cells.run, cell, results.cells, work, plan.common)] = cell
-            if not flying and not needed:
-                return len(broken)
+            # Last come those that another process runs, to be there if it ends early, or to go on when it is done.
+            for cell in sorted(free, key=lambda cell: cell.name in elsewhere)[: jobs - len(flying)]:
+                patience = until - now if cell.name in elsewhere else 0.0
+                flying[pool.submit(gain_cells.run, cell, results.cells, work, plan.common, patience)] = cell
             if not flying:
-                time.sleep(min(REST, max(0.0, until - now)))
-            for future in wait(flying, timeout=REST, return_when=FIRST_COMPLETED).done if flying else ():
+                return len(broken)
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
                 cell = flying.pop(future)
                 try:
                     line = future.result()
                 except Exception as error:
                     broken.add(cell.name)
                     line = f"{cell.name}: {type(error).__name__}: {error}"
-                resting[cell.name] = time.monotonic() + REST
                 if line:
                     print(line, flush=True)
+                else:
+                    elsewhere.add(cell.name)
 
 
 def main() -> int:

@@ -104,12 +104,12 @@ def load(data: str, final: bool, work: Path, common: Mapping[str, Any]) -> Split
 _loaded: dict[tuple[str, bool], Splits] = {}
 
 
-def run(cell: Cell, folder: Path, work: Path, common: Mapping[str, Any]) -> str:
-    """Run a cell unless its file is there or another process runs it; says what happened in a line."""
+def run(cell: Cell, folder: Path, work: Path, common: Mapping[str, Any], patience: float = 0.0) -> str:
+    """Run a cell unless its file is there or another process runs it, for so many seconds; says what happened in a line."""
     path = folder / f"{cell.name}.json"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(work / f"{cell.name}.lock", timeout=0):
+        with FileLock(work / f"{cell.name}.lock", timeout=patience):
             if path.exists():
                 return ""
             return _run(cell, path, work, common)

@@ -20,9 +20,6 @@ def check(c: Config) -> None:
     _check_encoder(c.encoder)
     for name in TASKS:
         _check_task(c, name)
-    turned = c.rotation.on and c.rotation.mode == "in_place" and c.rotation.angles == "independent"
-    expected = "shared with views.local_count: local views turn with their image"
-    require(not turned or c.views.local_count == 0, "rotation.angles", "independent", expected)
     _check_equivariance(c)
     _check_training(c)
     _check_results(c)
@@ -61,6 +58,9 @@ def _check_views(c: Config) -> None:
     )
     fits = count == 2 or not METHODS[name].two_views
     require(fits, "views.global_count", count, f"2: {name} needs exactly two")
+    apart = c.rotation.on and c.rotation.mode == "in_place" and c.rotation.angles == "independent"
+    expected = "shared with views.local_count: local views turn with their image"
+    require(not apart or views.local_count == 0, "rotation.angles", "independent", expected)
 
 
 def _check_split(c: Config) -> None:

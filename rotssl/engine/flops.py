@@ -7,6 +7,7 @@ tasks' losses, and is averaged over the steps in which tasks do and do not work.
 import functools
 import math
 from bisect import bisect
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -192,6 +193,23 @@ class CostCurve:
             # A step belongs to the phase in which it begins, even if the middle of all does not.
             flops += (end - begin) * self.flops_at(min((begin + end) / 2 / total, phase.last)) if begin < end else 0.0
         return flops
+
+
+def epoch_flops(config: ResolvedConfig, epoch: int, steps: int, off: Collection[str] = (), at: int = 0) -> float:
+    """FLOPs of an epoch of a run, some of whose tasks may have been switched off.
+
+    Args:
+        config: resolved.
+        epoch: 0-based.
+        steps: number of steps of an epoch.
+        off: names of the tasks that were switched off. What a projector is told about angles counts as absent, too.
+        at: number of steps of the run that were taken with them.
+    """
+    first, last = epoch * steps, (epoch + 1) * steps
+    middle = min(max(at, first), last) if off else last
+    alone = cfg.replace(config, {f"{name}.weight": 0.0 for name in off})
+    parts = (config, first, middle), (alone, middle, last)
+    return sum(CostCurve(c)._between(a, b, steps * config.train.epochs) for c, a, b in parts if a < b)
 
 
 def _steps_before(progress: float, total: int) -> int:

@@ -156,7 +156,8 @@ class Pretrainer(nn.Module):
         logs["loss/total"] = loss.detach()
         whole_batch = {name for name, task in on.items() if task.in_place or inputs.targets[name].rows is None}
         shown = {name: made for name, made in inputs.made.items() if name in whole_batch}
-        shown |= {f"{name}, local": inputs.local for name in shown if inputs.local is not views.local}
+        turned = inputs.local is not views.local
+        shown |= {f"{name}, local": inputs.local for name, task in on.items() if task.in_place and turned}
         return Output(loss, parts, logs, shown)
 
     def _takes_part(self, name: str, task: Task, ctx: StepContext) -> bool:

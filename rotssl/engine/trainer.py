@@ -23,7 +23,7 @@ from rotssl.data.views_grid import save_views
 from rotssl.engine.averages import Averages, check_finite
 from rotssl.engine.evaluator import Evaluator
 from rotssl.engine.events import Facts, Missing, Note, StepDone
-from rotssl.engine.flops import CostCurve
+from rotssl.engine.flops import epoch_flops
 from rotssl.engine.guard import Guard
 from rotssl.engine.hardware import (
     be_deterministic,
@@ -160,7 +160,6 @@ class Trainer:
                 raise RunFailed(
                     f"storage.path: the workers see different checkpoints ({seen.tolist()}); all nodes must share this folder"
                 )
-        flops = CostCurve(self.config).epochs(self.steps_per_epoch) if self.runtime.rank == 0 else [0.0] * train.epochs
         if done:
             self.runtime.progress(Note(f"resuming after epoch {done}"))
         bank = len(self.splits.train.images)
@@ -175,13 +174,13 @@ class Trainer:
             if done:
                 self._evaluate_late(done - 1)
             for epoch in range(done, end):
-                self._epoch(epoch, flops[epoch], first=epoch == done)
+                self._epoch(epoch, first=epoch == done)
         if end == train.epochs and self.runtime.rank == 0:
             self.export()
             last = self.journal.point(train.epochs) or {}
             self.runtime.progress(Missing(sorted(self.evaluator.wanted(train.epochs - 1) - last.keys())))
 
-    def _epoch(self, epoch: int, flops: float, first: bool) -> None:
+    def _epoch(self, epoch: int, first: bool) -> None:
         """Train an epoch, save it, evaluate it and report it; ``first``: whether it is the first epoch of this start."""
         train, started = self.config.train, time.perf_counter()
         try:
@@ -201,6 +200,9 @@ class Trainer:
         backing_off = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         check_finite(metrics, epoch, self.config.optim.lr, backing_off)
         samples = self.steps_per_epoch * train.batch_size
+        guard = self.guard
+        rank_0 = self.runtime.rank == 0
+        flops = epoch_flops(self.config, epoch, self.steps_per_epoch, guard.off, guard.at) if rank_0 else 0.0
         metrics.update(self.recorder.book(epoch, samples, seconds, flops))
         metrics["throughput/images_per_second"] = samples / seconds
         metrics["optim/lr"] = self.optimizer.param_groups[0]["lr"]

@@ -14,6 +14,7 @@ FORMS = [
     {"rotation.head_on": "stage"},
     {"views.split": 2},
     {"views.split": 2, "rotation.head_on": "stage"},
+    {"rotation.weight": 0, "equivariance.weight": 1.0, "train.batch_size": 32, "views.local_count": 1},
 ]
 
 
@@ -25,11 +26,12 @@ def prepared(tmp_path, method="simclr", **fields):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_shares_are_those_of_the_gradients_at_the_branch(tmp_path, form):
-    model, views, ctx = prepared(tmp_path, **form, **{"rotation.weight": 0.7, "rotation.fraction": 0.5})
-    place = form.get("rotation.head_on", "encoder")
-    module = {"encoder": model.encoder, "projector": model.method.projector, "stage": model.encoder.blocks[1]}[place]
+    model, views, ctx = prepared(tmp_path, **{"rotation.weight": 0.7, "rotation.fraction": 0.5, **form})
+    ((name, own),) = model.named_tasks()
+    block = model.encoder.blocks[1]
+    places = {"encoder": model.encoder, "projector": model.method.projector, "stage": block, "map": block}
     seen = []
-    module.register_forward_hook(lambda module, args, out: seen.append(out), prepend=True)
+    places[own.reads].register_forward_hook(lambda module, args, out: seen.append(out), prepend=True)
     out = model(views, ctx)
 
     def norm(part):
@@ -37,10 +39,10 @@ def test_shares_are_those_of_the_gradients_at_the_branch(tmp_path, form):
         return torch.cat([grad.flatten() for grad in found if grad is not None]).norm()
 
     with model.balance.pause():
-        ssl, task = norm("ssl"), norm("rotation")
+        ssl, task = norm("ssl"), norm(name)
     out.loss.backward()
     logs = model.balance.update()
-    torch.testing.assert_close(logs["rotation/grad_share"], task / (task + ssl))
+    torch.testing.assert_close(logs[f"{name}/grad_share"], task / (task + ssl))
     assert model.balance.update() == {}  # those of a step count once
 
 

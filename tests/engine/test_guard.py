@@ -9,7 +9,7 @@ import torch
 from rotssl.base.step import StepContext
 from rotssl.engine.guard import Guard, wilson
 from rotssl.engine.pretrainer import build_pretrainer
-from tests.small_runs import CPU, make_config, run_to, trainer
+from tests.small_runs import CPU, PAPER, make_config, run_to, trainer
 
 
 def test_wilson_s_interval():
@@ -91,3 +91,15 @@ def test_after_the_verdict_the_method_is_alone(tmp_path):
     views = run.augment(images, ctx)
     ours, theirs = run.model(views, ctx), plain.model(views, ctx)
     assert torch.equal(ours.loss, theirs.loss) and "loss/rotation" not in ours.logs
+
+
+def test_the_flops_of_a_task_end_with_it(tmp_path):
+    flops = {}
+    for name, fields in {"judged": FIELDS, "on": {"tasks.guard": 0}, "off": {"rotation.weight": 0}}.items():
+        given = {**FIELDS, **PAPER, "evaluation.knn_every": 0, **fields}
+        run = trainer(make_config(tmp_path / name, "byol", **given))
+        run.run()
+        flops[name] = [run.journal.point(epoch)["cost/flops"] for epoch in (1, 2, 3)]
+    on, off = flops["on"][0], flops["off"][0]
+    # Judged after the sixth step, in the middle of the second epoch of four.
+    assert flops["judged"] == pytest.approx([on, 1.5 * on + 0.5 * off, 1.5 * on + 1.5 * off]) and off < 0.7 * on
