@@ -18,13 +18,13 @@ def test_wilson_s_interval():
     assert wilson(0.0, 100)[0] == pytest.approx(0.0, abs=1e-12) and 0.05 < wilson(0.0, 100)[1] < 0.12
 
 
-def judged(tmp_path, accuracy, fields=None):
-    """A guard that saw ten steps of 16 x 512 images with an accuracy in each."""
+def judged(tmp_path, accuracy, fields=None, images=512):
+    """What a guard says after ten steps of so many images, of which the last eight had an accuracy."""
     config = make_config(tmp_path, "byol", **(fields or {}))
     guard = Guard(dict(build_pretrainer(config, CPU).named_tasks()), 10, 8)
     said = []
     for step in range(12):
-        ctx = StepContext(0, 0, step, 0.0, np.arange(16), 0, 512)
+        ctx = StepContext(0, 0, step, 0.0, np.arange(16), 0, images)
         before = 0.25 if step < 2 else accuracy
         said += guard.see(ctx, {"rotation/accuracy": torch.tensor(before)})
     assert said == list(guard.off.values())
@@ -39,6 +39,10 @@ def test_a_task_at_chance_or_solved_is_switched_off(tmp_path, accuracy, told):
     assert reason.startswith(f"rotation switched off after step 10: accuracy {accuracy:.1%} (") and reason.endswith(
         told
     )
+
+
+def test_a_little_above_chance_is_chance_however_many_images_say_so(tmp_path):
+    assert "(25.8% to 26.6%), chance is 25.0%" in judged(tmp_path, 0.262, images=16_384)
 
 
 @pytest.mark.parametrize("accuracy", [0.3, 0.6, 0.99])

@@ -81,8 +81,9 @@ def test_every_so_many_steps_are_compared_with_the_weighted_losses(tmp_path):
 
 def test_comparing_changes_nothing(tmp_path):
     weights = []
-    for every in (0, 1):
-        run = trainer(make_config(tmp_path, "byol", **{"tasks.log_gradients_every": every, "data.limit": 64}))
+    for every in (0, 2):
+        fields = {"tasks.log_gradients_every": every, "data.limit": 64, "rotation.share": 0.2}
+        run = trainer(make_config(tmp_path, "byol", **fields))
         for images, ctx in run.batches(0):
             run.step(images, ctx)
         weights.append(run.model.state_dict())
