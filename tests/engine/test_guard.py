@@ -9,7 +9,7 @@ import torch
 from rotssl.base.step import StepContext
 from rotssl.engine.guard import Guard, wilson
 from rotssl.engine.pretrainer import build_pretrainer
-from tests.small_runs import CPU, PAPER, make_config, run_to, trainer
+from tests.small_runs import CPU, PAPER, arithmetic, make_config, trainer
 
 
 def test_wilson_s_interval():
@@ -65,22 +65,40 @@ def told(folder):
     return [point.get("rotation/off") for point in points if "loss/ssl" in point]
 
 
+def verdict(overrides):
+    """Why tasks were switched off, and the last weights, of a run in double precision."""
+    with arithmetic(torch.float64):
+        run = trainer(make_config(**overrides))
+        run.run()
+        return dict(run.guard.off), {name: value.numpy().copy() for name, value in run.model.state_dict().items()}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_resumed_run_repeats_the_verdict(tmp_path, request, workers):
-    def execute(folder, **fields):
-        overrides = {"folder": tmp_path / folder, "method": "byol", "evaluation.knn_every": 0, **FIELDS, **fields}
-        return run_to(overrides) if workers == 1 else request.getfixturevalue("pool").run(run_to, overrides)[0]
+    # Judged after the tenth step by the last three, of which the first is in the second epoch.
+    late = {"method": "byol", "evaluation.knn_every": 0, **FIELDS, "tasks.guard": 6}
 
-    whole = execute("whole")
-    for stop in (1, 2):
-        execute(f"stop{stop}", **{"train.stop_after": stop})
-        resumed = execute(f"stop{stop}")
-        for name, value in whole.items():
-            np.testing.assert_array_equal(value, resumed[name], err_msg=name)
-    for folder in ("whole", "stop1", "stop2"):
-        assert told(tmp_path / folder) == [None, 1.0, 1.0]
-    never = execute("never", **{"tasks.guard": 0})
+    def execute(folder, **fields):
+        overrides = {"folder": tmp_path / folder, **late, **fields}
+        if workers == 1:
+            return verdict(overrides)
+        first, second = request.getfixturevalue("pool").run(verdict, overrides)
+        assert first[0] == second[0]
+        return first
+
+    reason, whole = execute("whole")
+    assert reason == verdict({"folder": tmp_path / "alone", **late})[0] and list(reason) == ["rotation"]
+    execute("halves", **{"train.stop_after": 2})
+    again, resumed = execute("halves")
+    assert again == reason
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, resumed[name], err_msg=name)
+    for folder in ("whole", "halves"):
+        assert told(tmp_path / folder) == [None, None, 1.0]
+    never = execute("never", **{"tasks.guard": 0})[1]
     assert any(not np.array_equal(value, never[name]) for name, value in whole.items())
+    execute("judged", **{"train.stop_after": 3, "train.epochs": 4})
+    assert execute("judged", **{"train.epochs": 4})[0] != {}  # known to a start after it
 
 
 def test_after_the_verdict_the_method_is_alone(tmp_path):

@@ -93,14 +93,17 @@ def test_disjoint_rows_are_the_task_s_alone(tmp_path, method, head):
 
 
 def test_local_views_turn_with_their_image(tmp_path):
-    config = make_config(tmp_path, "byol", **{"views.local_count": 2, "rotation.fraction": 0.5})
+    fields = {"views.local_count": 2, "rotation.fraction": 0.5, "model.norm": "batch"}
+    config = make_config(tmp_path, "byol", **fields)
     model = build_pretrainer(config, CPU)
     views, ctx = batch(config, model)
-    task = model.tasks["rotation"]
-    _, targets = task.transform(views.full, ctx)
-    for local, turned in zip(views.local, task.transform_local(views.local, ctx), strict=True):
-        turns = torch.zeros(16, dtype=torch.int64).index_put((targets.rows,), targets.labels[0])
-        assert torch.equal(turned, rotate(local, turns)) and turns.any()
+    _, targets = model.tasks["rotation"].transform(views.full, ctx)
+    turns = torch.zeros(16, dtype=torch.int64).index_put((targets.rows,), targets.labels[0])
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    shown = model(views, ctx).new_views["rotation, local"]
+    for local, encoded, drawn in zip(views.local, seen[2:], shown, strict=True):
+        assert torch.equal(encoded, rotate(local, turns)) and torch.equal(drawn, encoded) and turns.any()
 
 
 def test_the_projector_is_told_the_angle(tmp_path):
