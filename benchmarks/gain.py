@@ -1,11 +1,11 @@
 """Does the rotation task gain at equal compute, for every method?
 
-    python benchmarks/gain.py time STAGE... [--work FOLDER] [--again]
+    python benchmarks/gain.py time STAGE... [--work FOLDER] [--again] [--rounds 5]
     python benchmarks/gain.py run STAGE... [--jobs 2] [--work FOLDER] [--limit-minutes M]
     python benchmarks/gain.py report
 
 The stages are those of gain_plan.yaml. ``time`` measures the seconds of a step of their forms over plain's: at equal compute a
-form whose step takes r plain ones has 1/r of the epochs, rounded, where r up to 1.05 counts as 1. ``run`` runs the cells of the
+form whose step takes r plain ones has 1/r of the epochs, rounded, where r within 5% of 1 counts as 1. ``run`` runs the cells of the
 stages that are not there yet, each in one process and thread. Called again it goes on where it was ended, also within a run;
 several may work on the same folders. ``report`` writes README.md and a picture of each final stage.
 
@@ -37,7 +37,7 @@ def untimed(plan: Plan, stage: Stage, results: Results) -> list[str]:
     return [f"{r.candidate.data} {r.candidate.method} {r.candidate.label}" for r in rows if not r.cells]
 
 
-def take_times(plan: Plan, stages: Sequence[Stage], results: Results, work: Path, again: bool) -> None:
+def take_times(plan: Plan, stages: Sequence[Stage], results: Results, work: Path, again: bool, rounds: int) -> None:
     """Measure the ratios of the stages' forms."""
     done = list[tuple[str, str, dict[str, object]]]()
     for stage in stages:
@@ -53,7 +53,7 @@ def take_times(plan: Plan, stages: Sequence[Stage], results: Results, work: Path
             if forms and not plain:
                 raise SystemExit(f"{stage.name}: has no plain form to time the others against")
             if forms:
-                found = gain_steps.measure(data, method, plain, forms, work, plan.common)
+                found = gain_steps.measure(data, method, plain, forms, work, plan.common, rounds)
                 results.steps.add(found)
                 shown = ", ".join(f"{entry['form']} {entry['ratio']:.3f}" for entry in found)
                 print(f"{data} {method}: {shown}", flush=True)
@@ -105,6 +105,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     timing = commands.add_parser("time", parents=[shared, several])
     timing.add_argument("--again", action="store_true", help="also what was timed before")
+    timing.add_argument("--rounds", type=int, default=5, help="how often each step is timed")
     running = commands.add_parser("run", parents=[shared, several])
     running.add_argument("--jobs", type=int, default=2)
     running.add_argument("--limit-minutes", type=float, default=float("inf"), help="start no run after so many minutes")
@@ -121,7 +122,7 @@ def main() -> int:
     stages, work = [plan.stages[name] for name in args.stages], args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     if args.command == "time":
-        take_times(plan, stages, results, work, args.again)
+        take_times(plan, stages, results, work, args.again, args.rounds)
         return 0
     if missing := [form for stage in stages for form in untimed(plan, stage, results)]:
         parser.error(f"not timed: {missing[0]} and {len(missing) - 1} more; gain.py time measures them")

@@ -19,8 +19,8 @@ INTRODUCTION = f"""# Does the rotation task gain at equal compute?
 
 Command: `python benchmarks/gain.py report`; the plan is `benchmarks/gain_plan.yaml`, each run a file in `cells/`.
 
-- step: seconds of a step over plain's. At equal compute a form has 1/step of plain's epochs, rounded; steps up to {CHEAP:g} count
-  as 1.
+- step: seconds of a step over plain's. At equal compute a form has 1/step of plain's epochs, rounded; steps from
+  1/{CHEAP:g} to {CHEAP:g} count as 1.
 - gain: over plain, in points, mean over paired seeds (95% interval). *Seeds*: Student's t over the seeds. *Seeds and images*:
   percentiles of a bootstrap that draws seeds and measured images anew. For seeds it is too narrow, by sqrt(1 - 1 / seeds).
 - p: one-sided, of no gain; not corrected for the number of rows.

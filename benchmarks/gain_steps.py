@@ -13,8 +13,8 @@ from typing import Any
 from common import commit, machine, trainer
 from gain_cells import PRECISION, TURNED, data_fields
 
-CHEAP = 1.05  # a step up to so many times as long counts as no longer
-EPOCHS, STEPS, ROUNDS = 6, 4, 5  # steps in the middle of each of so many epochs, since forms may change over a run
+CHEAP = 1.05  # a step up to so many times as long, or as short, counts as equal
+EPOCHS, STEPS = 6, 2  # steps in the middle of each of so many epochs, since forms may change over a run
 IMAGES = 5000
 # Fields that do not change what a step computes: forms that differ in nothing else are timed once.
 FREE = ("optim.lr", "rotation.weight", "method.momentum", "method.momentum_end", "evaluation.knn_every")
@@ -24,7 +24,7 @@ Fields = Mapping[str, Any]
 
 def length(epochs: int, ratio: float) -> int:
     """Epochs that take as long as so many plain ones, with steps of ``ratio`` plain steps."""
-    return epochs if ratio <= CHEAP else max(1, round(epochs / ratio))
+    return epochs if 1 / CHEAP <= ratio <= CHEAP else max(1, round(epochs / ratio))
 
 
 class Steps:
@@ -66,7 +66,7 @@ class Steps:
 
 
 def measure(
-    data: str, method: str, plain: Fields, forms: Mapping[str, Fields], work: Path, common: Fields
+    data: str, method: str, plain: Fields, forms: Mapping[str, Fields], work: Path, common: Fields, rounds: int
 ) -> list[dict[str, Any]]:
     """Time forms, interleaved in rotated order: of each position in the run the median of the paired ratios, of these the mean.
 
@@ -77,6 +77,7 @@ def measure(
         forms: label -> fields, the method's among them.
         work: folder for the images.
         common: fields of all runs.
+        rounds: times that each step is timed.
     """
     with tempfile.TemporaryDirectory() as scratch:
         engines = []
@@ -98,7 +99,7 @@ def measure(
             first = max(0, (engine.steps_per_epoch - STEPS) // 2)
             parts = (itertools.islice(engine.batches(epoch), first, first + STEPS) for epoch in range(EPOCHS))
             engines.append((engine, list(itertools.chain.from_iterable(parts))))
-        taken = _seconds(engines)
+        taken = _seconds(engines, rounds)
     about = {"machine": machine(), "precision": PRECISION, "date": str(datetime.date.today()), "commit": commit()}
     entries = []
     for (form, fields), own in zip(forms.items(), taken[1:], strict=True):
@@ -114,11 +115,11 @@ def measure(
     return entries
 
 
-def _seconds(engines: Sequence[tuple[Any, Sequence[Any]]]) -> list[list[list[float]]]:
+def _seconds(engines: Sequence[tuple[Any, Sequence[Any]]], rounds: int) -> list[list[list[float]]]:
     """Engine -> position -> seconds of a step in each round."""
     positions = range(len(engines[0][1]))
     taken: list[list[list[float]]] = [[[] for _ in positions] for _ in engines]
-    for r in range(ROUNDS + 1):  # the first is not counted
+    for r in range(rounds + 1):  # the first is not counted
         for p in positions:
             for k in range(len(engines)):
                 i = (k + r + p) % len(engines)

@@ -189,7 +189,10 @@ def test_a_run_of_other_fields_is_refused(study):
         plan.needed(plan.stages["finals"], results)
 
 
-def test_equal_compute_shortens_runs_of_dearer_steps(study):
+def test_equal_compute_sets_the_epochs(study):
+    from gain_steps import length
+
+    assert [length(10, ratio) for ratio in (0.5, 0.94, 0.96, 1.04, 1.06, 2, 30)] == [20, 11, 10, 10, 9, 5, 1]
     plan, results, _ = study
     rows = plan.rows(plan.stages["finals"], "cifar10", "byol", results)
     assert {row.candidate.label: row.cells[0].epochs for row in rows} == {"plain": 10, "paper": 5, "own": 10}
@@ -249,4 +252,4 @@ def test_the_registered_plan_holds(tmp_path):
 
     plan = Plan(FOLDER / "gain_plan.yaml")
     names = {cell.name for cell in plan.needed(plan.stages["rates"], Results(tmp_path, plan.common))}
-    assert len(names) == 3 * 8 + 4 + 2 and "cifar10_byol_plain-ema0.95-1_5ep_seed100_held-out" in names
+    assert len(names) == 3 * 5 + 6 + 3 + 1 + 1 and "cifar10_byol_plain-ema0.95-1_5ep_seed100_held-out" in names
