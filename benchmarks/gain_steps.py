@@ -81,7 +81,7 @@ def measure(
     """
     with tempfile.TemporaryDirectory() as scratch:
         engines = []
-        for i, fields in enumerate((plain, *forms.values())):
+        for i, fields in enumerate((plain, *map(_dense, forms.values()))):
             values = {
                 "model.norm": "batch",
                 "train.precision": PRECISION,
@@ -103,8 +103,9 @@ def measure(
     about = {"machine": machine(), "precision": PRECISION, "date": str(datetime.date.today()), "commit": commit()}
     entries = []
     for (form, fields), own in zip(forms.items(), taken[1:], strict=True):
+        every = next((value for key, value in fields.items() if key.endswith(".every")), 1)
         ratios = [
-            statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+            1 + (statistics.median(a / b for a, b in zip(ours, theirs, strict=True)) - 1) / every
             for ours, theirs in zip(own, taken[0], strict=True)
         ]
         name, _, kept = Steps.key(data, method, fields)
@@ -113,6 +114,11 @@ def measure(
         numbers["plain_seconds"] = statistics.median(itertools.chain.from_iterable(taken[0]))
         entries.append(entry | {key: round(value, 4) for key, value in numbers.items()} | about)
     return entries
+
+
+def _dense(fields: Fields) -> Fields:
+    """The fields with the task in every step: those in which it is left out are plain ones."""
+    return {key: value for key, value in fields.items() if not key.endswith(".every")}
 
 
 def _seconds(engines: Sequence[tuple[Any, Sequence[Any]]], rounds: int) -> list[list[list[float]]]:
