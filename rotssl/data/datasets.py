@@ -19,7 +19,7 @@ from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import DataConfig
 from rotssl.data import decoding, disk_cache
 from rotssl.data.folders import Folder
-from rotssl.data.images import DataError, ImageSet, choose
+from rotssl.data.images import DataError, ImageSet, choose, hold_out
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def _inspect_folders(config: DataConfig, holdout: float) -> DataInfo:
     if "validation" not in splits and classes and holdout == 0:
         held = len(_test_files(config, "evaluation.holdout: got 0, expected more, as"))
     elif "validation" not in splits and classes:
-        held = round(size * holdout)
+        labels = splits["train"].labels
+        held = 0 if labels is None else len(hold_out(labels, holdout))
         if held < 1:
             raise ConfigError(f"evaluation.holdout: got {holdout}, which holds out no image of {size}")
         size -= held
@@ -173,7 +174,7 @@ def load(config: ResolvedData, holdout: float, say: Callable[[str], None] = lamb
 
     Args:
         config: the data section, with ``image_size`` resolved.
-        holdout: share of train held out (class-balanced, fixed seed) if the data set has no validation split; 0: read test
+        holdout: share of each class of train held out (fixed seed) if the data set has no validation split; 0: read test
             instead.
         say: called with a line about anything that takes time.
 
@@ -258,7 +259,7 @@ def _divide(train: Part, validation: Part | None, limit: int | None, holdout: fl
     size = len(train)
     everything = np.arange(size)
     if validation is None and train.labels is not None and holdout > 0:
-        held = choose(train.labels, size, round(size * holdout))
+        held = hold_out(train.labels, holdout)
         validation, train = train.take(held), train.take(np.setdiff1d(everything, held))
         size -= len(held)
     if limit is not None and limit < size:
