@@ -109,7 +109,7 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
 
 def _inspect_folders(config: DataConfig, holdout: float) -> DataInfo:
     splits, classes = _scan(config)
-    native = decoding.probe(splits)
+    native = decoding.probe(splits, config.on_bad == "skip")
     size, held = len(splits["train"].files), len(splits.get("validation", ()))
     if "validation" not in splits and classes and holdout == 0:
         held = len(_test_files(config, "evaluation.holdout: got 0, expected more, as"))
@@ -205,16 +205,21 @@ def _files(config: ResolvedData, holdout: float) -> tuple[list[Folder], Native, 
     """Train and possibly validation of a data set in folders, the common size of the images, and the classes."""
     found, classes = _scan(config)
     train, validation = _divide(found["train"], found.get("validation"), config.limit, holdout)
-    return [part for part in (train, validation) if part is not None], decoding.probe(found), classes
+    return (
+        [part for part in (train, validation) if part is not None],
+        decoding.probe(found, config.on_bad == "skip"),
+        classes,
+    )
 
 
 def _read(
     config: ResolvedData, parts: Sequence[Folder], native: Native, say: Callable[[str], None] = lambda line: None
 ) -> list[ImageSet]:
+    skip = config.on_bad == "skip"
     size = math.prod(decoding.stored_shape(sum(map(len, parts)), native, config.image_size))
     if where(config, size) == "memory":
-        return decoding.load(parts, native, config.image_size)
-    return disk_cache.load(parts, native, config.image_size, disk_cache.folder(config.cache), say)
+        return decoding.load(parts, native, config.image_size, skip)[0]
+    return disk_cache.load(parts, native, config.image_size, disk_cache.folder(config.cache), say, skip)[0]
 
 
 def load_test(config: ResolvedData) -> ImageSet:
@@ -229,7 +234,7 @@ def load_test(config: ResolvedData) -> ImageSet:
     """
     spec = DATASETS[config.name]
     if spec.kind == "folders":
-        return _read(config, [_test_files(config)], decoding.probe(_scan(config)[0]))[0]
+        return _read(config, [_test_files(config)], decoding.probe(_scan(config)[0], config.on_bad == "skip"))[0]
     test: ImageSet = (_torchvision(config, "test") if spec.kind == "torchvision" else spec.load()())[0]["test"]
     return test
 

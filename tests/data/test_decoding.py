@@ -44,23 +44,6 @@ def test_one_late_picture_of_another_size_makes_all_squares(tmp_path, held_out):
     assert got.validation.images.shape == (80, 3, 19, 19)
 
 
-def test_gray_and_turned_pictures_are_taken_as_they_are_stored(tmp_path):
-    turned = Image.fromarray(np.arange(768, dtype=np.uint32).astype(np.uint8).reshape(16, 16, 3))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "turn by 90 degrees to show": torchvision's readers do not, and neither do we
-    turned.save(tmp_path / "b.png", exif=exif)
-    draw(tmp_path / "a.png", colour=77)
-    gray, coloured = datasets.load(config(tmp_path), 0.1).train.images
-    assert (gray == 77).all()
-    assert np.array_equal(coloured, np.asarray(turned).transpose(2, 0, 1))
-
-
-def test_gray_pictures_of_16_bits_keep_their_shades(tmp_path):
-    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257).save(tmp_path / "a.png")
-    (image,) = datasets.load(config(tmp_path), 0.1).train.images
-    assert np.array_equal(image[0], np.arange(256).reshape(16, 16))
-
-
 @pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut short"])
 def test_a_corrupt_file_is_named_before_the_start_or_where_it_is_met(tmp_path, content):
     folder(tmp_path, classes=("ant",), each=70)
