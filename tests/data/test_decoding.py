@@ -33,9 +33,9 @@ def test_a_square_is_the_centre_of_the_picture_with_its_short_side_whole(tmp_pat
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_one_late_picture_of_another_size_makes_all_squares(tmp_path, held_out):
-    folder(tmp_path, classes=("ant",), each=200)
-    files, labels = folders.scan(str(tmp_path))[0]["train"].files, np.zeros(200, np.int64)
-    probed, held = (set(images.choose(labels, 200, count).tolist()) for count in (decoding.PROBED, 80))
+    folder(tmp_path, each=100)
+    files, labels = vars(folders.scan(str(tmp_path)).splits["train"]).values()
+    probed, held = set(images.choose(labels, 200, decoding.PROBED).tolist()), set(images.hold_out(labels, 0.4).tolist())
     late = sorted((held if held_out else set(range(200)) - held) - probed)[0]
     draw(Path(files[late]), (20, 24))
     assert datasets.inspect(config(tmp_path), 0.4).image_size == 16
@@ -46,9 +46,9 @@ def test_one_late_picture_of_another_size_makes_all_squares(tmp_path, held_out):
 
 @pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut short"])
 def test_a_corrupt_file_is_named_before_the_start_or_where_it_is_met(tmp_path, content):
-    folder(tmp_path, classes=("ant",), each=70)
-    files = folders.scan(str(tmp_path))[0]["train"].files
-    probed = images.choose(np.zeros(70, np.int64), 70, decoding.PROBED).tolist()
+    folder(tmp_path, each=35)
+    files, labels = vars(folders.scan(str(tmp_path)).splits["train"]).values()
+    probed = images.choose(labels, 70, decoding.PROBED).tolist()
     late = sorted(set(range(70)) - set(probed))[0]
     whole = Path(files[late]).read_bytes()
     bad = whole[: len(whole) // 2] if content is None else content
