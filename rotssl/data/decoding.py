@@ -186,6 +186,13 @@ def decode(
     return Decoded(seen, np.array(kept, np.int64), np.array(sums, np.uint64))
 
 
+def squares(files: Sequence[str], side: int) -> Pixels:
+    """A few images (N, 3, side, side), fitted and cropped; unreadable ones are black."""
+    block = _read_block(files, (len(files), 3, side, side), None)
+    assert block is not None  # without a native size all sizes fit
+    return block[0]
+
+
 def recall(files: Sequence[str], seen: Seen, sums: Sums, skip: bool) -> Decoded:
     """What decoding found earlier, for a store.
 

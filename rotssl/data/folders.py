@@ -216,18 +216,18 @@ def scan(root: str) -> Scan:
     top, skipped = Path(root), Counter[str]()
     where, lines = _split_folders(top, _subfolders(top))
     train = where["train"]
-    classes = tuple(_subfolders(train))
-    lines += _check_nesting(train, classes)
-    if len(classes) == 1:
-        lines.append(_only_one(train, classes[0]))
-        classes = ()
+    found = _subfolders(train)
+    lines += _check_nesting(train, found)
+    if len(found) == 1:
+        lines.append(_only_one(train, found[0]))
+    classes = tuple(found) if len(found) > 1 else ()
     splits = {"train": _scan_split(train, classes, skipped)}
     if not splits["train"].files:
-        raise ConfigError(f"data.root: {train} contains {_NO_IMAGES}")
+        raise ConfigError(f"data.root: {train / found[0] if len(found) == 1 else train} contains {_NO_IMAGES}")
     if "validation" in where and classes:
         folder = where["validation"]
-        found = splits["validation"] = _scan_labelled(folder, train, classes, skipped)
-        present = set() if found.labels is None else set(found.labels.tolist())
+        validation = splits["validation"] = _scan_labelled(folder, train, classes, skipped)
+        present = set() if validation.labels is None else set(validation.labels.tolist())
         absent = [name for label, name in enumerate(classes) if label not in present]
         lines += _check_nesting(folder, [name for name in classes if name not in absent])
         lines += [f"{folder} has no images of {len(absent)} of {len(classes)} classes ({absent[0]})"] if absent else []

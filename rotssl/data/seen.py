@@ -57,14 +57,17 @@ class Seen:
             parts.append(f"{total:,} skipped ({kinds})")
         return ", ".join(parts)
 
-    def warnings(self) -> list[str]:
-        """Lines about shades that are squeezed together, and about files that were left out."""
-        lines = [
+    def shade_warnings(self) -> list[str]:
+        """Lines about shades that are squeezed together."""
+        return [
             f"warning: all shades of the images of {depth} are between {low} and {high} of 255; stretch them in the files"
             for depth, (low, high) in self.shades.items()
             if high - low < NARROW
         ]
-        return lines + ([f"warning: left out: {listing(self.bad)}"] if self.bad else [])
+
+    def warnings(self) -> list[str]:
+        """Lines about shades that are squeezed together, and about files that were left out."""
+        return self.shade_warnings() + ([f"warning: left out: {listing(self.bad)}"] if self.bad else [])
 
 
 def listing(bad: Iterable[Sequence[str]]) -> str:
