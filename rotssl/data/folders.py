@@ -161,7 +161,7 @@ def _check_nesting(folder: Path, classes: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: a class folder contains the splits.
     """
-    lines = []
+    lines, known = [], set(classes)
     for name in classes:
         inner = _subfolders(folder / name)
         if _are_splits(inner):
@@ -172,7 +172,7 @@ def _check_nesting(folder: Path, classes: Sequence[str]) -> list[str]:
             )
         lines += [
             f"{folder / name} contains {odd}/, the name of another class; its images count as {name}"
-            for odd in sorted(set(inner) & (set(classes) - {name}))
+            for odd in sorted((set(inner) & known) - {name})
         ]
     return lines
 

@@ -58,8 +58,9 @@ class Record:
 
     def differences(self, before: "Record") -> str:
         """How these images differ from those of an earlier start, in words; empty if they are the same."""
-        gone = [name for name in before.classes if name not in self.classes]
-        new = [name for name in self.classes if name not in before.classes]
+        now, then = set(self.classes), set(before.classes)
+        gone = [name for name in before.classes if name not in now]
+        new = [name for name in self.classes if name not in then]
         if len(gone) == len(new) and gone and np.array_equal(np.sort(self.contents), np.sort(before.contents)):
             return "classes were renamed: " + ", ".join(f"{a} to {b}" for a, b in zip(gone, new, strict=True))
         words = [f"class {name} was removed" for name in gone] + [f"class {name} was added" for name in new]

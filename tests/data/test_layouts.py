@@ -112,6 +112,16 @@ def test_validation_may_lack_a_class_which_is_said(tmp_path, empty):
     assert np.bincount(datasets.load_test(config(tmp_path)).labels).tolist() == [3, 0, 3]
 
 
+def test_classes_too_small_for_the_holdout_are_said(tmp_path):
+    folder(tmp_path, each=20)
+    folder(tmp_path, classes=("cow", "dog"), each=1)
+    got = datasets.load(config(tmp_path), 0.1)
+    assert np.bincount(got.train.labels).tolist() == [18, 18, 1, 1]
+    assert got.lines[1] == (
+        "warning: nothing is held out of 2 of 4 classes (cow), which have too few images for evaluation.holdout"
+    )
+
+
 def test_a_class_within_another_and_a_split_among_classes_are_said(tmp_path):
     folder(tmp_path, classes=("ant", "bee", "valid"))
     draw(tmp_path / "ant" / "bee" / "x.png")
