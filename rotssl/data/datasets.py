@@ -224,10 +224,10 @@ def _load_folders(config: ResolvedData, holdout: float, say: Callable[[str], Non
     pixels = found.sums[:, 1]
     others = pixels[len(sets[0]) :] if more is None else more.sums[:, 1]
     lines = [line, *found.seen.warnings(), *(more.seen.warnings() if more else [])]
-    if "validation" not in scan.splits and validation is not None and validation.labels is not None:
-        if absent := sorted(set(range(len(classes))) - set(validation.labels.tolist())):
-            few = f"{len(absent)} of {len(classes)} classes ({classes[absent[0]]})"
-            lines.append(f"warning: nothing is held out of {few}, which have too few images for evaluation.holdout")
+    held = None if "validation" in scan.splits or validation is None else validation.labels
+    if held is not None and (absent := sorted(set(range(len(classes))) - set(held.tolist()))):
+        few = f"{len(absent)} of {len(classes)} classes ({classes[absent[0]]})"
+        lines.append(f"warning: nothing is held out of {few}, which have too few images for evaluation.holdout")
     if twins := int(np.isin(others, pixels[: len(sets[0])]).sum()):
         name = "test" if more else "validation"
         lines.append(f"warning: {twins} images of {name} are also in train (identical pixels)")
