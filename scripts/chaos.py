@@ -28,7 +28,6 @@ import psutil
 from chaos_faults import KINDS, NAME, ROOT, Chaos, Unsound
 
 SAME = ("loss/total", "loss/ssl", "loss/rotation", "rotation/accuracy", "knn/top1", "feature/std", "optim/lr")
-SHARED_MEMORY = Path("/dev/shm")
 
 
 def weights(run_dir: Path) -> str:
@@ -56,11 +55,6 @@ def weights(run_dir: Path) -> str:
     return found.hexdigest()
 
 
-def shared_memory() -> set[str]:
-    """What lies in shared memory."""
-    return {path.name for path in SHARED_MEMORY.iterdir()} if SHARED_MEMORY.is_dir() else set()
-
-
 def quiet(chaos: Chaos) -> float:
     """Run without faults; returns its seconds."""
     started = time.monotonic()
@@ -84,6 +78,7 @@ def disturb(chaos: Chaos, kinds: Sequence[str]) -> Iterator[tuple[str, int, floa
         due = 2 * number + 1
         chaos.wait(lambda due=due: chaos.epoch() >= due, f"epoch {due}", tend=True)
         time.sleep(chaos.random.uniform(0, pace))
+        chaos.note_memory()
         before, starts, hit = chaos.epoch(), chaos.starts, time.monotonic()
         KINDS[kind](chaos)
         if before < chaos.epochs:
@@ -93,7 +88,7 @@ def disturb(chaos: Chaos, kinds: Sequence[str]) -> Iterator[tuple[str, int, floa
         yield kind, before, time.monotonic() - hit, chaos.starts - starts
 
 
-def check(chaos: Chaos, memory: set[str]) -> list[str]:
+def check(chaos: Chaos) -> list[str]:
     """What is not as after a quiet run; once all programs have ended."""
     from mlflow.tracking import MlflowClient
 
@@ -119,7 +114,7 @@ def check(chaos: Chaos, memory: set[str]) -> list[str]:
             if steps != list(range(1, chaos.epochs + 1)):
                 wrong.append(f"MLflow has {key} at {steps}")
     wrong += [f"process {p.pid} is left: {' '.join(p.cmdline())[:80]}" for p in chaos.processes()]
-    wrong += [f"shared memory is left: {name}" for name in sorted(shared_memory() - memory)]
+    wrong += [f"shared memory is left: {name}" for name in sorted(chaos.memory) if Path(name).exists()]
     wrong += [f"a file is left: {path}" for path in chaos.run_dir.rglob("*.part")]
     return wrong
 
@@ -160,7 +155,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     folder = args.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
-    started, memory = time.monotonic(), shared_memory()
+    started = time.monotonic()
     chaos = Chaos(folder.resolve(), args.faults, args.seed, started + 60 * args.minutes)
     seconds: dict[str, list[float]] = {}
     try:
@@ -169,6 +164,7 @@ def main() -> int:
             print(f"quiet run: {chaos.epochs} epochs, {calm:.0f} s", flush=True)
             begun = time.monotonic()
             chaos.start_server()
+            chaos.wait(chaos.answers, "the server's answer")
             chaos.start_driver()
             for number, (kind, epoch, taken, starts) in enumerate(disturb(chaos, args.kinds.split(",")), 1):
                 seconds.setdefault(kind, []).append(taken)
@@ -176,7 +172,7 @@ def main() -> int:
             chaos.wait(chaos.tend, "the end of the run")
             disturbed = time.monotonic() - begun
             gone(chaos)
-        wrong = check(chaos, memory)
+        wrong = check(chaos)
     except Unsound as error:
         wrong = [str(error)]
         disturbed = calm = float("nan")

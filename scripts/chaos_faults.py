@@ -16,6 +16,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 NAME, MARK = "chaos", "ROTSSL_CHAOS"
+SHARED_MEMORY = Path("/dev/shm")
 PAUSE_S = 3.0  # that a stopped process stays stopped, and a killed server away
 RETRY_S = 1.0  # between starts while workers of the last one still hold the run
 
@@ -44,6 +45,7 @@ class Chaos:
         self.driver: subprocess.Popen[bytes] | None = None
         self.server: subprocess.Popen[bytes] | None = None
         self.starts, self.ends = 0, list[int]()
+        self.memory = set[str]()
         kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         self.env = kept | {MARK: self.mark, "RAY_TMPDIR": str(folder / "ray"), "OMP_NUM_THREADS": "1"}
 
@@ -56,7 +58,7 @@ class Chaos:
         """The command of the run."""
         fields = {
             "data.name": "synthetic",
-            "data.limit": 640,
+            "data.limit": 2560,
             "data.image_size": 16,
             "method.hidden_dim": 32,
             "method.out_dim": 16,
@@ -71,7 +73,7 @@ class Chaos:
         return [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *flags]
 
     def start_server(self) -> None:
-        """Start MLflow's server, and wait until it answers."""
+        """Start MLflow's server."""
         store = f"sqlite:///{self.folder}/server.db"
         command = [str(Path(sys.executable).with_name("mlflow")), "server", "--backend-store-uri", store]
         command += [
@@ -87,12 +89,11 @@ class Chaos:
                 command, env=self.env, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
             )
 
-        def answers() -> bool:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                return True
-            return False
-
-        self.wait(answers, "the server's answer")
+    def answers(self) -> bool:
+        """Whether the server takes connections."""
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
 
     def start_driver(self) -> None:
         """Start the run, or go on with it."""
@@ -146,6 +147,13 @@ class Chaos:
                 if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
+
+    def note_memory(self) -> None:
+        """Remember the files in shared memory that the processes have mapped now."""
+        for process in self.processes():
+            with suppress(OSError):
+                maps = Path(f"/proc/{process.pid}/maps").read_text()
+                self.memory |= {line.split()[-1] for line in maps.splitlines() if f" {SHARED_MEMORY}/" in line}
 
     def named(self, *words: str) -> list[psutil.Process]:
         """Those with a word in their command."""
@@ -216,6 +224,7 @@ def kill_gcs(chaos: Chaos) -> None:
 def kill_server(chaos: Chaos) -> None:
     """Kill -9 of MLflow's server, which is back after some seconds."""
     assert chaos.server is not None
+    chaos.wait(chaos.answers, "the server's answer", tend=True)
     os.killpg(chaos.server.pid, signal.SIGKILL)
     chaos.server.wait()
     time.sleep(PAUSE_S)
@@ -225,6 +234,7 @@ def kill_server(chaos: Chaos) -> None:
 def freeze_server(chaos: Chaos) -> None:
     """MLflow's server stands still for some seconds."""
     assert chaos.server is not None
+    chaos.wait(chaos.answers, "the server's answer", tend=True)
     os.killpg(chaos.server.pid, signal.SIGSTOP)
     time.sleep(PAUSE_S)
     os.killpg(chaos.server.pid, signal.SIGCONT)
