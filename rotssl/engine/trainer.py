@@ -20,6 +20,7 @@ from rotssl.data.datasets import Splits, normalization
 from rotssl.data.images import other_images, sketch
 from rotssl.data.loader import Loader
 from rotssl.data.views_grid import save_views
+from rotssl.engine import resume
 from rotssl.engine.averages import Averages, check_finite
 from rotssl.engine.evaluator import Evaluator
 from rotssl.engine.events import Facts, Missing, Note, StepDone
@@ -40,7 +41,6 @@ from rotssl.engine.recorder import Cost, EpochRecorder
 from rotssl.engine.runtime import RunFailed, Runtime
 from rotssl.evaluation.protocol import KNN_K, KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.models.encoders import save_encoder
-from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
 
 
@@ -122,22 +122,16 @@ class Trainer:
         """Restore a state; returns the number of epochs done.
 
         Raises:
-            RunFailed: the state belongs to other images.
+            RunFailed: the state belongs to other images or to another model.
         """
         if reason := other_images(self.images, state.get("images")):
             raise RunFailed(f"data.root: the run was started with other images: {reason}")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        # A run may resume on another kind of device with another weight layout; fused kernels assume the same for moments.
-        for param, kept in self.optimizer.state.items():
-            moments = {key: v for key, v in kept.items() if torch.is_tensor(v) and v.shape == param.shape}
-            kept.update(
-                {key: torch.empty_like(param, dtype=value.dtype).copy_(value) for key, value in moments.items()}
-            )
-        self.scaler.load_state_dict(state["scaler"])
-        self.model.balance.restore(state.get("balance", {}))
-        self.guard.restore(state.get("guard", {}), self.runtime.device)
-        self.recorder.resume(Cost(**state["cost"]))
+        with resume.fitting(self.journal.folder, state):
+            resume.load_tensors(self.model, self.optimizer, state)
+            self.scaler.load_state_dict(state["scaler"])
+            self.model.balance.restore(state.get("balance", {}))
+            self.guard.restore(state.get("guard", {}), self.runtime.device)
+            self.recorder.resume(Cost(**state["cost"]))
         return int(state["epoch"])
 
     # --- the loop ----------------------------------------------------------------------------------------------------------
@@ -147,10 +141,10 @@ class Trainer:
 
         Raises:
             RunFailed: a loss or gradient became infinite or NaN; a step does not fit into memory; views shrink to one pixel in
-                bf16 on a CPU; the checkpoint belongs to other images.
+                bf16 on a CPU; the checkpoint belongs to another run.
         """
         train = self.config.train
-        state = next(checkpoint.latest(self.journal.folder), None)
+        state = resume.newest(self.journal.folder, self.config)
         self.recorder.resume(Cost())
         done = self.restore(state) if state is not None else 0
         if distributed.world_size() > 1:

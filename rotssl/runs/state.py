@@ -56,12 +56,8 @@ class RunState:
             raise ConfigError(
                 f"storage.path: {config.run_dir} has checkpoints but no run.json; move the folder away to start again"
             )
-        record, late = cls.read(path, ours), cfg.later_defaults(config)
-        for key in sorted(ours.keys() | record.config.keys()):
-            # Fields that were added later are not recorded at their defaults.
-            before, now = (fields.get(key, late.get(key)) for fields in (record.config, ours))
-            if before == now:
-                continue
+        record = cls.read(path, ours)
+        for key, before, now in cfg.changes(record.config, config):
             if key not in cfg.MAY_CHANGE:
                 raise ConfigError(
                     f"{key}: got {now}, but run {config.tracking.run_name!r} was started with {before}; choose another run_name"
