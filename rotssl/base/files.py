@@ -34,15 +34,15 @@ def put(part: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole.
 
     Raises:
         OSError: it cannot be written; the old file is unchanged.
     """
-    part = path.with_name(f"{path.stem}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())  # a name that came to the disk before its content would leave an empty file
     put(part, path)

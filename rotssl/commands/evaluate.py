@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
+from rotssl.base.files import write_whole
 from rotssl.commands import EXIT_FAILED, EXIT_OK
 from rotssl.config import recipes
 from rotssl.config.fields import ConfigError
@@ -48,6 +49,11 @@ def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], u
     built = cfg.build(recipes.load_recipe(place / "config.yaml"))
     # Fields that the run's version did not have are open; the others are resolved, whatever the size of the data set.
     config = cfg.resolve(built, 224, sys.maxsize)
+    done = max(journal.read(place), default=0)
+    if done < config.train.epochs:
+        raise ConfigError(
+            f"--checkpoint: the journal in {place} has {done} of {config.train.epochs} epochs; run it again first"
+        )
     logged = {} if off else reader.evaluations_of(record.uri, str(record.run_id), "test")
     kept = _kept(place / KEPT)
     known = {key: value for entry in kept for key, value in entry["metrics"].items()} | logged
@@ -63,14 +69,12 @@ def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], u
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_FAILED
-        missing.append(dict(zip(ENTRY, (max(journal.read(place)), found, shown), strict=True)))
+        missing.append(dict(zip(ENTRY, (done, found, shown), strict=True)))
         known |= found
     else:
         print("already measured:")
     if off and new:
-        part = place / f"{KEPT}.part"
-        part.write_text(json.dumps(missing, indent=2) + "\n")
-        part.replace(place / KEPT)  # atomic
+        write_whole(place / KEPT, json.dumps(missing, indent=2) + "\n")
     for entry in [] if off else missing:
         writer.log_evaluation(record.uri, str(record.run_id), "test", *(entry[key] for key in ENTRY))
     terminal.show(terminal.measures(f"{config.tracking.run_name} on the test split", known, "test"))
@@ -89,7 +93,7 @@ def _kept(file: Path) -> list[dict[str, Any]]:
         return []
     try:
         return [{key: entry[key] for key in ENTRY} for entry in json.loads(file.read_text())]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"--checkpoint: {file} cannot be read ({type(error).__name__}: {error})") from error
 
 

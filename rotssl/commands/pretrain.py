@@ -52,6 +52,8 @@ def pretrain(config: ResolvedConfig) -> int:
     """
     with ExitStack() as stack:
         run = stack.enter_context(Run.held(config))
+        if run.state.doubt:
+            say(run.state.doubt)
         for line in run.state.changes:
             say(f"{line}{' (no effect: the run is finished)' if run.state.is_done else ' from now on'}")
         if run.state.is_done:

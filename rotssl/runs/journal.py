@@ -8,6 +8,8 @@ import json
 import os
 from pathlib import Path
 
+from rotssl.base.files import sync_folder
+
 COLLAPSED = 0.1  # collapsed if feature/std is below it; evenly spread features have 1, a single direction has 0
 
 
@@ -47,6 +49,7 @@ class Journal:
         new = {key: value for key, value in metrics.items() if key not in point}
         if not new:
             return
+        made = not self.path.exists()
         with self.path.open("a+b") as file:
             # Terminate a line that a crash cut short, so that it does not corrupt the next one.
             file.seek(0, os.SEEK_END)
@@ -58,6 +61,8 @@ class Journal:
             file.write((b"\n" if torn else b"") + json.dumps({"epoch": epoch, **new}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        if made:
+            sync_folder(self.folder)
         self._points[epoch] = point | new
 
 
@@ -70,7 +75,7 @@ def read(folder: Path) -> Points:
             point = json.loads(line)
             epoch = int(point.pop("epoch"))
             points[epoch] = point | points.get(epoch, {})
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             continue
     return points
 

@@ -11,9 +11,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rotssl import config as cfg
+from rotssl.base.files import write_whole
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
-from rotssl.runs import checkpoint
+from rotssl.runs import checkpoint, journal
+
+NOT_SAVED = ("path", "changes", "doubt")
 
 
 class Busy(ConfigError):
@@ -26,7 +29,7 @@ class RunState:
 
     ``status`` is new, running, finished, failed, interrupted, stopped (``train.stop_after``) or pruned (by a sweep's scheduler).
     ``missing`` names measures that failed at the end of the run. ``changes`` lists, in lines, requested fields that differ
-    from the recorded ones and do not affect what is computed.
+    from the recorded ones and do not affect what is computed. ``doubt`` is a line that says why the file was not believed.
     """
 
     path: Path
@@ -38,6 +41,7 @@ class RunState:
     synced: bool = False
     missing: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
+    doubt: str = ""
 
     @property
     def is_done(self) -> bool:
@@ -46,17 +50,21 @@ class RunState:
 
     @classmethod
     def of(cls, config: ResolvedConfig) -> "RunState":
-        """The state of a run, read from its folder if it was started before.
+        """The state of a run, read from its folder if it was started before; without a record, from its newest checkpoint.
 
         Raises:
-            ConfigError: it was started with another configuration, or run.json can't be read.
+            ConfigError: it was started with another configuration, or neither run.json nor a checkpoint can be read.
         """
-        path, ours = config.run_dir / "run.json", cfg.identity_of(config)
-        if not path.exists() and checkpoint.found(config.run_dir):
-            raise ConfigError(
-                f"storage.path: {config.run_dir} has checkpoints but no run.json; move the folder away to start again"
+        ours = cfg.identity_of(config)
+        record = cls.read(config.run_dir / "run.json", ours)
+        if record.status == "new" and checkpoint.found(config.run_dir):
+            record._rebuild(config)
+        done, epochs = max(journal.read(config.run_dir), default=0), config.train.epochs
+        if record.status == "finished" and done < epochs:
+            record.status = "interrupted"
+            record.doubt = (
+                f"run.json says that the run is finished, but its journal has {done} of {epochs} epochs: going on"
             )
-        record = cls.read(path, ours)
         for key, before, now in cfg.changes(record.config, config):
             if key not in cfg.MAY_CHANGE:
                 raise ConfigError(
@@ -68,32 +76,44 @@ class RunState:
             record.config = ours
         return record
 
+    def _rebuild(self, config: ResolvedConfig) -> None:
+        """Take the configuration of the newest checkpoint: the record of a run that has some is lost."""
+        state = checkpoint.newest(config.run_dir, config)
+        if state is None or "config" not in state:
+            raise ConfigError(
+                f"storage.path: {config.run_dir} has no run.json and no checkpoint that can be read; move the folder away to "
+                "start again"
+            )
+        self.config = dict(cfg.flat_dict(json.loads(state["config"])))
+        self.status, place = "interrupted", checkpoint.name(state["epoch"])
+        self.doubt = f"run.json of {config.tracking.run_name!r} was lost: rebuilt from {place}"
+
     @classmethod
     def read(cls, path: Path, config: dict[str, Any]) -> "RunState":
-        """The state in a file, or a new one with this configuration if there is no file.
+        """The state in a file, or a new one with this configuration if there is no file or nothing in it.
 
         Raises:
             ConfigError: the file can't be read.
         """
-        if not path.exists():
-            return cls(path, config)
         try:
-            record = cls(path, **json.loads(path.read_text()))
+            content = path.read_bytes() if path.exists() else b""
+            if not content.strip(b"\0 \n"):  # what a crash of the machine leaves of a file that was not yet on the disk
+                return cls(path, config)
+            record = cls(path, **json.loads(content))
             if not isinstance(record.config, dict):
                 raise ValueError("no configuration in it")
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            saved = "remove it to go on from the newest checkpoint, or " if checkpoint.found(path.parent) else ""
             raise ConfigError(
-                f"storage.path: {path} cannot be read ({error}); move the folder away to start again"
+                f"storage.path: {path} cannot be read ({error}); {saved}move the folder away to start again"
             ) from error
         return record
 
     def write(self, status: str, reason: str = "") -> None:
         """Save atomically with a new status and its reason."""
         self.status, self.reason = status, reason
-        content = {key: value for key, value in vars(self).items() if key not in ("path", "changes")}
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(content, indent=2) + "\n")
-        part.replace(self.path)
+        content = {key: value for key, value in vars(self).items() if key not in NOT_SAVED}
+        write_whole(self.path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rotssl import config as cfg
 from rotssl import lifecycle
+from rotssl.base.files import write_whole
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 from rotssl.config.sweep import Sweep
@@ -157,7 +158,7 @@ class SweepRun:
             ids: ids of its trials in MLflow, which records only one parent for trials shared by sweeps.
         """
         listed = self.folder / "trials.json"
-        listed.write_text(json.dumps(ids) + "\n")
+        write_whole(listed, json.dumps(ids) + "\n")
         tracker = writer.Tracker(self.state.uri, str(self.state.run_id))
         self.state.synced = tracker.finish(lifecycle.MLFLOW_STATUS[status], reason, [self.sweep.file, listed])
         self.state.write(status, reason)

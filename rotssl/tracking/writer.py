@@ -31,6 +31,7 @@ def open_run(
     params: dict[str, Any],
     tags: dict[str, str],
     artifacts: Path,
+    lost: bool = False,
 ) -> str:
     """Create store, experiment and run, or reopen the run.
 
@@ -44,6 +45,7 @@ def open_run(
         params: dotted name -> value; they never change.
         tags: facts that may change between starts.
         artifacts: folder for the artifacts of a new experiment on sqlite (a server has its own).
+        lost: whether the id of an earlier start is lost; the run of the same folder is then reopened.
 
     Returns:
         The run's id.
@@ -64,7 +66,7 @@ def open_run(
         else:
             experiment_id = found.experiment_id
         if run_id is None:
-            run_id = _orphan(client, experiment_id, run_name, tags)
+            run_id = _orphan(client, experiment_id, run_name, tags, lost)
         if run_id is None or not _alive(client, run_id):
             run_id = str(client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id)
         else:
@@ -85,14 +87,17 @@ def open_run(
     return run_id
 
 
-def _orphan(client: Any, experiment_id: str, run_name: str, tags: dict[str, str]) -> str | None:
-    """The run of a start that was killed before it saved the id and before its first epoch, or None."""
+def _orphan(client: Any, experiment_id: str, run_name: str, tags: dict[str, str], lost: bool) -> str | None:
+    """The run of a start whose id was not saved, or None.
+
+    Without ``lost`` it was killed before its first epoch; a run with metrics may be that of a folder that was deleted since.
+    """
     if "'" in run_name or "run_dir" not in tags:
         return None
-    running = f"attributes.run_name = '{run_name}' and attributes.status = 'RUNNING'"
-    for run in client.search_runs([experiment_id], running):
+    wanted = f"attributes.run_name = '{run_name}'" + ("" if lost else " and attributes.status = 'RUNNING'")
+    for run in client.search_runs([experiment_id], wanted):
         same = all(run.data.tags.get(key) == tags.get(key) for key in ("run_dir", "config_hash"))
-        if same and not run.data.metrics:
+        if same and (lost or not run.data.metrics):
             return str(run.info.run_id)
     return None
 
