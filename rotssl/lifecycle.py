@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
+from rotssl.base.address import is_gone
 from rotssl.base.files import write_whole
 from rotssl.config import Config, ResolvedConfig
 from rotssl.config.fields import ConfigError
@@ -24,7 +25,7 @@ from rotssl.runs.curve import save_convergence
 from rotssl.runs.journal import Points
 from rotssl.runs.state import RunState, run_folder
 from rotssl.runtimes.ray_cluster import Workers
-from rotssl.tracking import store, untracked, writer
+from rotssl.tracking import moved, store, untracked, writer
 
 log = logging.getLogger(__name__)
 ARTIFACTS = ("config.yaml", "convergence.png", "views.png", "encoder.safetensors", "encoder.json")
@@ -38,7 +39,7 @@ def prepare(
     Args:
         config: from ``build``.
         info: facts about its data, if already inspected.
-        say: called with a line for each reduced size.
+        say: called with a line for each reduced size, and if MLFLOW_TRACKING_URI is not used.
 
     Returns:
         The resolved configuration, and the facts about its data.
@@ -54,9 +55,7 @@ def prepare(
         say(line)
     if config.encoder.name.startswith("timm/"):  # only timm knows its encoders and their input sizes
         _check_encoder(resolved)
-    if resolved.tracking.uri is not None:
-        store.check_uri(resolved.tracking.uri)
-    return resolved, info
+    return cfg.replace(resolved, {"tracking.uri": store.chosen_uri(resolved.tracking.uri, say)}), info
 
 
 def _check_encoder(config: ResolvedConfig) -> None:
@@ -283,8 +282,9 @@ def open_in_mlflow(
 ) -> None:
     """Create or reopen the MLflow run of a folder with these parameters and tags, and save its id in the state."""
     # The id belongs to the store last used, even if the run continued without MLflow; another store does not know it.
-    known = state.run_id if state.uri in (uri, OFF) else None
-    artifacts = folder.parent.parent / "mlartifacts" / experiment
+    # So does a store that was moved: its id is looked for in the one that is used now.
+    known = state.run_id if state.uri in (uri, OFF) or is_gone(state.uri) else None
+    artifacts = folder.parent.parent / moved.ARTIFACTS / experiment
     lost = known is None and bool(state.doubt)
     state.run_id = writer.open_run(uri, experiment, folder.name, known, dict(params), dict(tags), artifacts, lost)
     state.uri = uri

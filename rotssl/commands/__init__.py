@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from rotssl.base.address import without_login
 from rotssl.config.fields import ConfigError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -17,9 +18,14 @@ _DISK = (
 )
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return without_login(super().format(record))
+
+
 def say(line: str) -> None:
     """Print a line that is not part of the result to stderr, and flush it."""
-    print(line, file=sys.stderr, flush=True)
+    print(without_login(line), file=sys.stderr, flush=True)
 
 
 def run_command(body: Callable[[], int]) -> NoReturn:
@@ -29,13 +35,13 @@ def run_command(body: Callable[[], int]) -> NoReturn:
     """
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.setFormatter(_Formatter("warning: %(message)s"))
     logger = logging.getLogger("rotssl")
     logger.addHandler(handler)
     try:
         code = body()
     except ConfigError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(without_login(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         code = EXIT_BAD_CONFIG
     except OSError as error:
         if error.errno not in _DISK:

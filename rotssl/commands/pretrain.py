@@ -7,6 +7,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+from rotssl.base.address import is_gone
 from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, say
 from rotssl.config import ResolvedConfig
 from rotssl.config.cli import Command
@@ -100,7 +101,7 @@ def _catch_up(run: Run) -> None:
     if store.store_of(run.config) == OFF:
         return
     state = run.state
-    if state.uri == OFF:
+    if state.uri == OFF or state.moved or is_gone(state.uri):
         # Use the run's saved tags, but its current folder, which may have moved.
         run.track(None, untracked.kept_tags(run.folder) | {"run_dir": str(run.folder)})
         state.synced = False

@@ -3,20 +3,20 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from rotssl import config as cfg
+from rotssl.base.address import file_of, is_gone, without_login
 from rotssl.base.files import write_whole
+from rotssl.base.lock import Held, locked
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.runs import checkpoint, journal
 
-NOT_SAVED = ("path", "changes", "doubt")
+NOT_SAVED = ("path", "changes", "doubt", "moved")
 
 
 class Busy(ConfigError):
@@ -30,6 +30,7 @@ class RunState:
     ``status`` is new, running, finished, failed, interrupted, stopped (``train.stop_after``) or pruned (by a sweep's scheduler).
     ``missing`` names measures that failed at the end of the run. ``changes`` lists, in lines, requested fields that differ
     from the recorded ones and do not affect what is computed. ``doubt`` is a line that says why the file was not believed.
+    ``moved`` tells that the store is looked for in another place than the recorded one, where it is gone.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class RunState:
     missing: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
     doubt: str = ""
+    moved: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -102,6 +104,9 @@ class RunState:
             record = cls(path, **json.loads(content))
             if not isinstance(record.config, dict):
                 raise ValueError("no configuration in it")
+            before = without_login(record.uri)
+            record.uri = _found_again(before, path.parent)
+            record.moved = record.uri != before
         except (OSError, ValueError, TypeError, RecursionError) as error:
             saved = "remove it to go on from the newest checkpoint, or " if checkpoint.found(path.parent) else ""
             raise ConfigError(
@@ -128,15 +133,22 @@ def run_folder(folder: Path, patience: float = 0) -> Iterator[Path]:
         ConfigError: the folder can't be written.
         Busy: another process holds it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=patience).acquire()
-    except Timeout as error:
-        raise Busy(f"tracking.run_name: another process is currently running {folder.name!r}") from error
-    except OSError as error:
-        raise ConfigError(f"storage.path: cannot write to {error.filename or folder}: {error.strerror}") from error
-    with lock:
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / ".lock", patience))
+        except Held as error:
+            raise Busy(f"tracking.run_name: another process is currently running {folder.name!r}") from error
+        except OSError as error:
+            raise ConfigError(f"storage.path: cannot write to {error.filename or folder}: {error.strerror}") from error
         yield folder
+
+
+def _found_again(uri: str, folder: Path) -> str:
+    """The store of a run; that in its storage.path if it was moved there with the run's folder."""
+    file = file_of(uri)
+    beside = folder.absolute().parent.parent / (file.name if file else "")
+    return f"sqlite:///{beside}" if is_gone(uri) and beside.is_file() else uri
 
 
 def check_writable(folder: Path) -> None:

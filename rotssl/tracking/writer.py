@@ -35,8 +35,6 @@ def open_run(
 ) -> str:
     """Create store, experiment and run, or reopen the run.
 
-    A new store or experiment must be created by one process before others use it.
-
     Args:
         uri: URI of the tracking store.
         experiment: name of the experiment; created if missing.
@@ -54,17 +52,14 @@ def open_run(
         ConfigError: the store can't be reached.
     """
     try:
-        client = client_of(uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage != "active":
+        client = client_of(uri, create=True)
+        location = artifacts.absolute().as_uri() if uri.startswith("sqlite") else None
+        found = _experiment(client, experiment, location)
+        if found.lifecycle_stage != "active":
             raise ConfigError(
                 f"tracking.experiment: {experiment!r} was deleted in MLflow; restore it or choose another name"
             )
-        if found is None:
-            location = artifacts.absolute().as_uri() if uri.startswith("sqlite") else None
-            experiment_id = client.create_experiment(experiment, artifact_location=location)
-        else:
-            experiment_id = found.experiment_id
+        experiment_id = found.experiment_id
         if run_id is None:
             run_id = _orphan(client, experiment_id, run_name, tags, lost)
         if run_id is None or not _alive(client, run_id):
@@ -83,8 +78,24 @@ def open_run(
     except ConfigError:
         raise
     except Exception as error:  # of MLflow, sqlalchemy, alembic or requests: in any case the URI is unusable
-        raise ConfigError(f"tracking.uri: {uri} cannot be used: {str(error).splitlines()[0][:200]}") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(f"tracking.uri: {uri} cannot be used: {why}") from error
     return run_id
+
+
+def _experiment(client: Any, name: str, artifacts: str | None) -> Any:
+    """The experiment, created if missing; another process may create it at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException:
+            if client.get_experiment_by_name(name) is None:
+                raise
+        found = client.get_experiment_by_name(name)
+    return found
 
 
 def _orphan(client: Any, experiment_id: str, run_name: str, tags: dict[str, str], lost: bool) -> str | None:
@@ -192,13 +203,20 @@ class Tracker:
         """
         try:
             self._client = self._client or client_of(self.uri)
-            for file in files:
-                if file.exists():
-                    self._client.log_artifact(self.run_id, str(file))
+            # Before the artifacts: what they are kept in may fail alone, and a run must not stay RUNNING for that.
             self._client.set_tag(self.run_id, "status_reason", reason)
             self._client.set_terminated(self.run_id, status)
         except Exception as error:  # as above
             log.warning("could not set the status of the run to %s in MLflow (%s)", status, short(error))
+            return False
+        try:
+            for file in files:
+                if file.exists():
+                    self._client.log_artifact(self.run_id, str(file))
+        except Exception as error:  # as above, or a library of the artifact store is missing
+            log.warning(
+                "could not copy %s to MLflow's artifacts (%s); it stays in the run's folder", file, short(error)
+            )
             return False
         return True
 

@@ -79,7 +79,7 @@ def test_a_run_is_finished_only_if_its_journal_says_so_too(tmp_path, capsys, und
     assert weights(folder) == undisturbed and max(journal.read(folder)) == 2
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "run.json", "trained_seconds"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "run.json"])
 def test_a_disk_that_fails_in_mid_run_is_one_line(tmp_path, capsys, name):
     config = prepared(tmp_path, **{"tracking.uri": "off"})
 

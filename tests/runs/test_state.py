@@ -1,5 +1,7 @@
 """What a run has on record, who holds its folder, and what may change when it goes on."""
 
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -66,6 +68,16 @@ def test_a_run_is_held_by_one_process_and_waited_for(config):
     with run_folder(config.run_dir, patience=30) as folder:
         assert 0.2 < time.monotonic() - started < 20 and folder == config.run_dir
     timer.join()
+
+
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def test_a_run_on_a_file_system_without_flock_is_warned_and_goes_on(config, monkeypatch, caplog, name):
+    number = getattr(errno, name)
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+    with run_folder(config.run_dir) as folder:
+        assert folder == config.run_dir
+    (record,) = caplog.records
+    assert "do not start the same run twice" in record.getMessage()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_and_none_is_made(tmp_path):
