@@ -223,7 +223,8 @@ class Run:
             return "failed", failed
         if done < self.config.train.epochs:
             return "stopped", "stop_after"
-        reason = journal.collapsed(points) or "completed"
+        told = [why for why in (journal.collapsed(points), journal.diverged(points)) if why]
+        reason = "; ".join(told) or "completed"
         if state.missing:
             reason += f", but {' and '.join(state.missing)} could not be measured; the same command tries again"
         return "finished", reason

@@ -119,7 +119,9 @@ def _check_local_gpu(config: ResolvedConfig) -> None:
 
 def report(run: Run) -> None:
     """Print the result table of a run and the paths of its files to stdout."""
-    points, folder = run.points, run.folder
+    points, folder, state = run.points, run.folder, run.state
+    if state.status == "finished" and state.reason != "completed":
+        say(f"warning: {run.name}: {state.reason}")
     if points:
         terminal.show(terminal.result(run.name, points))
     checkpoints = checkpoint.found(folder)

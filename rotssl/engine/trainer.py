@@ -208,7 +208,8 @@ class Trainer:
                 # this epoch first, so that the next start does not repeat it and fail in the same way.
                 self.recorder.wait_for_checkpoint()
                 float(distributed.mean(torch.zeros((), device=self.runtime.device)))  # the others wait for rank 0
-            found = self.evaluate(epoch)
+            skipped = round(metrics.get("optim/skipped_steps", 0.0) * self.steps_per_epoch)
+            found = self.evaluate(epoch, skipped)
         self.recorder.finish(epoch, metrics, self._done(epoch), found)
 
     def _done(self, epoch: int) -> StepDone:
@@ -325,9 +326,9 @@ class Trainer:
 
     # --- the end of it -----------------------------------------------------------------------------------------------------
 
-    def evaluate(self, epoch: int) -> dict[str, float]:
-        """The measures of an epoch (0-based); see Evaluator."""
-        return self.evaluator.evaluate(self.model.encoder, epoch)
+    def evaluate(self, epoch: int, skipped: int = 0) -> dict[str, float]:
+        """The measures of an epoch (0-based), ``skipped`` of whose steps were skipped; see Evaluator."""
+        return self.evaluator.evaluate(self.model.encoder, epoch, skipped)
 
     def export(self) -> None:
         """Save the student encoder, with the facts that are needed to use it."""

@@ -11,7 +11,9 @@ from pathlib import Path
 from rotssl.base.files import sync_folder
 
 COLLAPSED = 0.1  # collapsed if feature/std is below it; evenly spread features have 1, a single direction has 0
-
+DIVERGED = (
+    20  # diverged if a loss is so many times that of the first epoch, and more than this; cross-entropies can't be
+)
 
 Points = dict[int, dict[str, float]]
 
@@ -87,3 +89,12 @@ def collapsed(points: Points) -> str | None:
     if spread is None or spread >= COLLAPSED:
         return None
     return f"collapsed: feature/std {spread:.3g} at epoch {epoch}, below {COLLAPSED:g}"
+
+
+def diverged(points: Points) -> str | None:
+    """Why a run counts as diverged at its last epoch, or None: a loss far above the first epoch's."""
+    first, epoch = points.get(1, {}), max(points, default=0)
+    for key, loss in points.get(epoch, {}).items():
+        if key.startswith("loss/") and key in first and loss > DIVERGED * max(1.0, abs(first[key])):
+            return f"diverged: {key} {loss:.3g} at epoch {epoch}, {first[key]:.3g} at epoch 1"
+    return None

@@ -110,3 +110,21 @@ def test_a_disk_that_fails_at_the_start_is_one_line(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit) as ended:
         run_command(lambda: start(tmp_path, **{"tracking.uri": "off"}))
     assert (ended.value.code, capsys.readouterr().err) == (1, "error: it fails: metrics.jsonl\n")
+
+
+def test_a_run_that_diverged_says_so(tmp_path, capsys):
+    rates = {"optim.lr": 0.5, "optim.weight_decay": 10.0, "train.epochs": 3, "data.limit": 512}
+    assert start(tmp_path, **rates) == 0
+    assert "warning: run: diverged: loss/" in capsys.readouterr().err
+    record = json.loads((tmp_path / "rotssl" / "run" / "run.json").read_text())
+    assert record["status"] == "finished" and record["reason"].startswith("diverged: loss/")
+    client = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
+    tags = client.get_run(record["run_id"]).data.tags
+    assert tags["status_reason"] == record["reason"]
+    assert start(tmp_path, **rates) == 0 and "diverged" in capsys.readouterr().err  # whenever its table is printed
+
+
+def test_skipped_steps_are_counted_where_a_run_fails_by_them(tmp_path, capsys):
+    assert start(tmp_path, **{"tracking.uri": "off", "optim.lr": 1e9, "train.on_nan": "skip", "data.limit": 512}) == 1
+    err = capsys.readouterr().err
+    assert "of epoch 1 skipped for non-finite gradients, and the encoder's features are no longer finite" in err
