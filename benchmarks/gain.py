@@ -5,8 +5,8 @@
     python benchmarks/gain.py report
 
 The stages are those of gain_plan.yaml. ``time`` measures the seconds of a step of their forms over plain's: at equal compute a
-form whose step takes r plain ones has 1/r of the epochs, rounded, where r within 5% of 1 counts as 1. ``run`` runs the cells of the
-stages that are not there yet, each in one process and thread. Called again it goes on where it was ended, also within a run;
+form whose step takes r plain ones has 1/r of the epochs, rounded, where r within 5% of 1 counts as 1. ``run`` runs the cells of
+the stages that are not there yet, each in one process and thread. Called again it goes on where it was ended, also within a run;
 several may work on the same folders. ``report`` writes README.md and a picture of each final stage.
 
 All is in benchmarks/results/gain/ (--results): cells/ has one JSON file a run, with its curve, and which images it classified
