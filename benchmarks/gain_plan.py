@@ -256,12 +256,13 @@ class Plan:
         return found
 
     def needed(self, stage: Stage, results: Results) -> list[Cell]:
-        """The cells to run now: by data set, then by seed."""
+        """The cells to run now: by data set, by seed, by form, so that all methods have the first forms first."""
         found = []
         for data in stage.data:
             rows = [row for method in stage.methods for row in self.rows(stage, data, method, results)]
-            missing = [cell for row in rows for cell in row.cells if results.read(cell) is None]
-            found += sorted(missing, key=lambda cell: stage.seeds.index(cell.seed))
+            each = [(row, cell) for row in rows for cell in row.cells if results.read(cell) is None]
+            each.sort(key=lambda both: (stage.seeds.index(both[1].seed), stage.forms.index(both[0].candidate.form)))
+            found += [cell for _, cell in each]
         return found
 
 

@@ -39,7 +39,8 @@ def prepare(
     Args:
         config: from ``build``.
         info: facts about its data, if already inspected.
-        say: called with a line for each reduced size, and if MLFLOW_TRACKING_URI is not used.
+        say: called with a line for each reduced size, for folders that may be meant otherwise, and if MLFLOW_TRACKING_URI is
+            not used.
 
     Returns:
         The resolved configuration, and the facts about its data.
@@ -48,6 +49,8 @@ def prepare(
         ConfigError: the data, the configuration, the encoder or the tracking URI is unusable.
     """
     info = info or datasets.inspect(config.data, config.evaluation.holdout)
+    for line in info.warnings:
+        say(line)
     resolved = cfg.resolve(config, info.image_size, info.train_size)
     # One answer for all workers, regardless of their machines' memory.
     resolved = cfg.replace(resolved, {"data.store": datasets.where(config.data, info.bytes)})

@@ -38,6 +38,9 @@ class DataConfig:
     limit: int | None = opt(None, "Train on a class-balanced subset of this size.", ge=1)
     image_size: int | Auto = opt("auto", "Side of the global views in pixels; auto: native up to 96, else 224.", ge=8)
     download: bool = opt(False, "Let torchvision download the data set into data.root.")
+    on_bad: Literal["error", "skip"] = opt(
+        "error", "What is done about image files that cannot be read: stop, or leave them out and say so.", later=True
+    )
     store: Literal["auto", "memory", "disk"] = opt(
         "auto",
         "Where decoded images are kept. disk: in one file that all processes of a node map (data sets in folders only). "

@@ -7,7 +7,7 @@ takes any cluster resource.
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,31 +18,40 @@ from rotssl.config.fields import ConfigError, load_class
 from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import DataConfig
 from rotssl.data import decoding, disk_cache
-from rotssl.data.folders import Folder
-from rotssl.data.images import DataError, ImageSet, choose
+from rotssl.data.folders import Folder, Scan
+from rotssl.data.images import DataError, ImageSet, choose, hold_out
+from rotssl.data.record import Record
+from rotssl.data.seen import Seen
 
 
 @dataclass(frozen=True)
 class Splits:
     """The splits that a run reads: train, and validation if there are labels.
 
-    ``test`` replaces validation for a run that holds nothing out; otherwise only evaluation jobs read it.
+    ``test`` replaces validation for a run that holds nothing out; otherwise only evaluation jobs read it. ``lines`` say what the
+    data are, and what is odd about them. ``record`` is what a resumed run compares, for images in files.
     """
 
     train: ImageSet
     validation: ImageSet | None
     classes: tuple[str, ...]
     test: ImageSet | None = None
+    lines: tuple[str, ...] = ()
+    record: Record | None = None
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """Facts about a data set that are known before loading; ``shape`` (N, C, H, W) covers all images that a run reads."""
+    """Facts about a data set that are known before loading.
+
+    ``shape`` (N, C, H, W) covers all images that a run reads; ``warnings`` are lines about folders that may not be meant so.
+    """
 
     train_size: int
     image_size: int
     labelled: bool
     shape: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -60,9 +69,9 @@ Part = TypeVar("Part", Folder, ImageSet)
 Native = tuple[int, int] | None  # height and width of the images, if all have the same size
 
 
-def _scan(config: DataConfig) -> tuple[dict[str, Folder], tuple[str, ...]]:
+def _scan(config: DataConfig) -> Scan:
     """The files by split and the classes of a data set in folders."""
-    scan: Callable[[str], tuple[dict[str, Folder], tuple[str, ...]]] = DATASETS[config.name].load()
+    scan: Callable[[str], Scan] = DATASETS[config.name].load()
     return scan(os.path.expanduser(str(config.root)))
 
 
@@ -108,20 +117,23 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
 
 
 def _inspect_folders(config: DataConfig, holdout: float) -> DataInfo:
-    splits, classes = _scan(config)
-    native = decoding.probe(splits)
+    scan = _scan(config)
+    splits, classes = scan.splits, scan.classes
+    native = decoding.probe(splits, config.on_bad == "skip")
     size, held = len(splits["train"].files), len(splits.get("validation", ()))
     if "validation" not in splits and classes and holdout == 0:
         held = len(_test_files(config, "evaluation.holdout: got 0, expected more, as"))
     elif "validation" not in splits and classes:
-        held = round(size * holdout)
+        labels = splits["train"].labels
+        held = 0 if labels is None else len(hold_out(labels, holdout))
         if held < 1:
             raise ConfigError(f"evaluation.holdout: got {holdout}, which holds out no image of {size}")
         size -= held
     side = min(native) if native else 224
     views = side if config.image_size == "auto" else config.image_size
     stored = decoding.stored_shape(0, native, views)[1:]
-    return _info(config, holdout, size, held, stored, bool(classes), side)
+    info = _info(config, holdout, size, held, stored, bool(classes), side)
+    return replace(info, warnings=scan.warnings)
 
 
 def _info(
@@ -173,7 +185,7 @@ def load(config: ResolvedData, holdout: float, say: Callable[[str], None] = lamb
 
     Args:
         config: the data section, with ``image_size`` resolved.
-        holdout: share of train held out (class-balanced, fixed seed) if the data set has no validation split; 0: read test
+        holdout: share of each class of train held out (fixed seed) if the data set has no validation split; 0: read test
             instead.
         say: called with a line about anything that takes time.
 
@@ -182,17 +194,47 @@ def load(config: ResolvedData, holdout: float, say: Callable[[str], None] = lamb
     """
     spec = DATASETS[config.name]
     if spec.kind == "folders":
-        parts, native, classes = _files(config, holdout)
-        sets = _read(config, parts, native, say)
-        test = _read(config, [_test_files(config)], native, say)[0] if _reads_test(parts, classes, holdout) else None
-        return Splits(sets[0], sets[1] if len(sets) > 1 else None, classes, test)
+        return _load_folders(config, holdout, say)
     if spec.kind == "torchvision":
         splits, classes = _torchvision(config)
         splits |= _torchvision(config, "test")[0] if holdout == 0 else {}
     else:
         splits, classes = spec.load()()
     train, validation = _divide(splits["train"], splits.get("validation"), config.limit, holdout)
-    return Splits(train, validation, classes, splits["test"] if validation is None else None)
+    test = splits["test"] if validation is None else None
+    side = train.images.shape[:1:-1]
+    line = Seen(side, side).line(_counts(train, validation, test), classes, {})
+    return Splits(train, validation, classes, test, (line,))
+
+
+def _counts(train: ImageSet, validation: ImageSet | None, test: ImageSet | None) -> dict[str, int]:
+    parts = {"train": train, "validation": validation, "test": test}
+    return {name: len(part) for name, part in parts.items() if part is not None}
+
+
+def _load_folders(config: ResolvedData, holdout: float, say: Callable[[str], None]) -> Splits:
+    scan = _scan(config)
+    parts, native, classes = _files(config, holdout, scan)
+    sets, found = _read(config, parts, native, say)
+    tested, more = None, None
+    if _reads_test(parts, classes, holdout):
+        (tested,), more = _read(config, [_test_files(config)], native, say)
+    validation = sets[1] if len(sets) > 1 else None
+    line = found.seen.line(_counts(sets[0], validation, tested), classes, scan.skipped)
+    pixels = found.sums[:, 1]
+    others = pixels[len(sets[0]) :] if more is None else more.sums[:, 1]
+    lines = [line, *found.seen.warnings(), *(more.seen.warnings() if more else [])]
+    held = None if "validation" in scan.splits or validation is None else validation.labels
+    if held is not None and (absent := sorted(set(range(len(classes))) - set(held.tolist()))):
+        few = f"{len(absent)} of {len(classes)} classes ({classes[absent[0]]})"
+        lines.append(f"warning: nothing is held out of {few}, which have too few images for evaluation.holdout")
+    if twins := int(np.isin(others, pixels[: len(sets[0])]).sum()):
+        name = "test" if more else "validation"
+        lines.append(f"warning: {twins} images of {name} are also in train (identical pixels)")
+    files = [file for part in decoding.keep(parts, found.kept) for file in part.files]
+    return Splits(
+        sets[0], validation, classes, tested, tuple(lines), Record.of(files, scan.top, classes, found.sums[:, 0])
+    )
 
 
 def where(config: DataConfig, size: int) -> str:
@@ -200,20 +242,24 @@ def where(config: DataConfig, size: int) -> str:
     return disk_cache.kind(config.store, size) if DATASETS[config.name].kind == "folders" else "memory"
 
 
-def _files(config: ResolvedData, holdout: float) -> tuple[list[Folder], Native, tuple[str, ...]]:
+def _files(
+    config: ResolvedData, holdout: float, scan: Scan | None = None
+) -> tuple[list[Folder], Native, tuple[str, ...]]:
     """Train and possibly validation of a data set in folders, the common size of the images, and the classes."""
-    found, classes = _scan(config)
-    train, validation = _divide(found["train"], found.get("validation"), config.limit, holdout)
-    return [part for part in (train, validation) if part is not None], decoding.probe(found), classes
+    scan = scan or _scan(config)
+    train, validation = _divide(scan.splits["train"], scan.splits.get("validation"), config.limit, holdout)
+    native = decoding.probe(scan.splits, config.on_bad == "skip")
+    return [part for part in (train, validation) if part is not None], native, scan.classes
 
 
 def _read(
     config: ResolvedData, parts: Sequence[Folder], native: Native, say: Callable[[str], None] = lambda line: None
-) -> list[ImageSet]:
+) -> tuple[list[ImageSet], decoding.Decoded]:
+    skip = config.on_bad == "skip"
     size = math.prod(decoding.stored_shape(sum(map(len, parts)), native, config.image_size))
     if where(config, size) == "memory":
-        return decoding.load(parts, native, config.image_size)
-    return disk_cache.load(parts, native, config.image_size, disk_cache.folder(config.cache), say)
+        return decoding.load(parts, native, config.image_size, skip)
+    return disk_cache.load(parts, native, config.image_size, disk_cache.folder(config.cache), say, skip)
 
 
 def load_test(config: ResolvedData) -> ImageSet:
@@ -228,7 +274,8 @@ def load_test(config: ResolvedData) -> ImageSet:
     """
     spec = DATASETS[config.name]
     if spec.kind == "folders":
-        return _read(config, [_test_files(config)], decoding.probe(_scan(config)[0]))[0]
+        native = decoding.probe(_scan(config).splits, config.on_bad == "skip")
+        return _read(config, [_test_files(config)], native)[0][0]
     test: ImageSet = (_torchvision(config, "test") if spec.kind == "torchvision" else spec.load()())[0]["test"]
     return test
 
@@ -242,7 +289,7 @@ def _test_files(config: DataConfig, why: str = "data.name:") -> Folder:
     spec, found = DATASETS[config.name], None
     if spec.test_target:
         scan_test: Callable[[str, Sequence[str]], Folder | None] = load_class(spec.test_target)
-        found = scan_test(os.path.expanduser(str(config.root)), _scan(config)[1])
+        found = scan_test(os.path.expanduser(str(config.root)), _scan(config).classes)
     if found is None:
         raise ConfigError(f"{why} {config.name} in {config.root} has no labelled test split")
     return found
@@ -258,7 +305,7 @@ def _divide(train: Part, validation: Part | None, limit: int | None, holdout: fl
     size = len(train)
     everything = np.arange(size)
     if validation is None and train.labels is not None and holdout > 0:
-        held = choose(train.labels, size, round(size * holdout))
+        held = hold_out(train.labels, holdout)
         validation, train = train.take(held), train.take(np.setdiff1d(everything, held))
         size -= len(held)
     if limit is not None and limit < size:

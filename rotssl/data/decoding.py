@@ -5,14 +5,18 @@ import math
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import numpy.typing as npt
+from PIL import Image
 
 from rotssl.config.fields import ConfigError
 from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, Pixels, choose
+from rotssl.data.reading import Facts, digest, read
+from rotssl.data.seen import Seen, listing
 
 NATIVE_LIMIT = 96  # images of equal size up to this side are stored unchanged
 
@@ -24,6 +28,8 @@ BLOCK_BYTES = 4 << 20  # pixels that a thread decodes before it writes them
 
 Shape = tuple[int, ...]
 
+Sums = npt.NDArray[np.uint64]
+
 Write = Callable[[int, Pixels], None]
 
 Begin = Callable[[Shape], Write]
@@ -31,25 +37,48 @@ Begin = Callable[[Shape], Write]
 Result = TypeVar("Result")
 
 
-def _decode(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):  # PIL would clip 16-bit shades to white
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be decoded as an image ({type(error).__name__})") from error
+def probe(splits: dict[str, Folder], skip: bool = False) -> tuple[int, int] | None:
+    """Decode up to 64 files of each split, spread over the classes; returns their common (height, width), or None.
 
+    Args:
+        splits: files by split.
+        skip: whether unreadable files are left out.
 
-def probe(splits: dict[str, Folder]) -> tuple[int, int] | None:
-    """Decode up to 64 files of each split, spread over the classes; returns their common (height, width), or None."""
+    Raises:
+        ConfigError: one of them can't be read; then all files were read, and the message lists the bad ones.
+    """
     files = [folder.files[i] for folder in splits.values() for i in choose(folder.labels, len(folder), PROBED)]
-    try:
-        sizes = {_decode(file).size for file in files}
-    except DataError as error:
-        raise ConfigError(f"data.root: {error}") from error
+    sizes = set()
+    for file in files:
+        try:
+            sizes.add(read(file)[0].size)
+        except DataError as error:
+            if not skip:
+                everything = [file for folder in splits.values() for file in folder.files]
+                raise ConfigError(f"data.root: {_refusal(_bad_among(everything))}") from error
+    if not sizes:
+        raise ConfigError(f"data.root: none of {len(files)} files can be read, {files[0]} among them")
     (width, height), *others = sizes
     return None if others or max(width, height) > NATIVE_LIMIT else (height, width)
+
+
+def _bad_among(files: Sequence[str]) -> list[list[str]]:
+    def attempt(index: int) -> list[str] | None:
+        try:
+            read(files[index])
+        except DataError as error:
+            return _entry(files[index], error)
+        return None
+
+    return [entry for entry in in_threads(attempt, range(len(files))) if entry]
+
+
+def _entry(file: str, error: DataError) -> list[str]:
+    return [file, str(error).removeprefix(f"{file} ")]
+
+
+def _refusal(bad: Sequence[Sequence[str]]) -> str:
+    return f"{listing(bad)}; mend or remove {'it' if len(bad) == 1 else 'them'}, or leave out with data.on_bad skip"
 
 
 def _fit(image: Image.Image, side: int) -> Pixels:
@@ -74,7 +103,42 @@ def stored_shape(count: int, native: tuple[int, int] | None, image_size: int) ->
     return (count, 3, *(native or (side, side)))
 
 
-def decode(files: Sequence[str], native: tuple[int, int] | None, image_size: int, begin: Begin) -> None:
+@dataclass
+class Decoded:
+    """What decoding found: what it saw, the files that it could read, and their checksums.
+
+    ``kept`` are indices of files, ``sums`` (N, 2) of 64 bits are those of the file and of the stored pixels.
+    """
+
+    seen: Seen
+    kept: npt.NDArray[np.int64]
+    sums: Sums
+
+
+def _read_block(
+    files: Sequence[str], shape: Shape, native: tuple[int, int] | None
+) -> tuple[Pixels, list[Facts | DataError]] | None:
+    """Pixels of some files, and what is known of each; None if one does not have the native size."""
+    block, found = np.zeros((len(files), *shape[1:]), np.uint8), list[Facts | DataError]()
+    for i, file in enumerate(files):
+        try:
+            image, facts = read(file)
+        except DataError as error:
+            found.append(error)
+            continue
+        if native is None:
+            block[i] = _fit(image, shape[-1])
+        elif image.size == (native[1], native[0]):
+            block[i] = np.asarray(image).transpose(2, 0, 1)
+        else:
+            return None
+        found.append(facts)
+    return block, found
+
+
+def decode(
+    files: Sequence[str], native: tuple[int, int] | None, image_size: int, begin: Begin, skip: bool = False
+) -> Decoded:
     """Decode images in threads, at the native size if all of them have it, else fitted to the views' side.
 
     Args:
@@ -83,31 +147,62 @@ def decode(files: Sequence[str], native: tuple[int, int] | None, image_size: int
         image_size: side of the views in pixels.
         begin: called with the shape (N, 3, H, W) of all images; returns a function that is called from several threads, in any
             order, with the index of the first image of a block and the block. ``begin`` is called again with another shape if an
-            image does not have the native size.
+            image does not have the native size. Unreadable files leave a gap of zeros.
+        skip: whether unreadable files are left out.
 
     Raises:
-        DataError: a file can't be decoded; the message names it.
+        DataError: files can't be read and are not to be left out, or none can be read; the message lists them.
     """
     shape = stored_shape(len(files), native, image_size)
     write, each = begin(shape), max(1, BLOCK_BYTES // math.prod(shape[1:]))
+    seen, kept, sums = Seen(), list[int](), list[tuple[int, int]]()
 
-    def read(first: int) -> bool:
-        block = np.empty((min(each, len(files) - first), *shape[1:]), np.uint8)
-        for i in range(len(block)):
-            image = _decode(files[first + i])
-            if native is None:
-                block[i] = _fit(image, shape[-1])
-            elif image.size == (native[1], native[0]):
-                block[i] = np.asarray(image).transpose(2, 0, 1)
-            else:
-                return False
-        write(first, block)
-        return True
+    def work(first: int) -> list[tuple[Facts, int, int, int] | DataError] | None:
+        if (done := _read_block(files[first : first + each], shape, native)) is None:
+            return None
+        write(first, done[0])
+        return [
+            facts if isinstance(facts, DataError) else (facts, digest(row.data), int(row.min()), int(row.max()))
+            for row, facts in zip(*done, strict=True)
+        ]
 
-    with contextlib.closing(in_threads(read, range(0, len(files), each))) as done:
-        equal = all(done)
-    if not equal:
-        decode(files, None, image_size, begin)
+    firsts = range(0, len(files), each)
+    with contextlib.closing(in_threads(work, firsts)) as blocks:
+        for first, block in zip(firsts, blocks, strict=True):
+            if block is None:
+                break
+            for index, entry in enumerate(block, first):
+                if isinstance(entry, DataError):
+                    seen.bad.append(_entry(files[index], entry))
+                    continue
+                facts, pixels, low, high = entry
+                seen.add(facts, low, high)
+                kept.append(index)
+                sums.append((facts.content, pixels))
+    if len(kept) + len(seen.bad) < len(files):
+        return decode(files, None, image_size, begin, skip)
+    if seen.bad and (not skip or not kept):
+        raise DataError(_refusal(seen.bad))
+    return Decoded(seen, np.array(kept, np.int64), np.array(sums, np.uint64))
+
+
+def squares(files: Sequence[str], side: int) -> Pixels:
+    """A few images (N, 3, side, side), fitted and cropped; unreadable ones are black."""
+    block = _read_block(files, (len(files), 3, side, side), None)
+    assert block is not None  # without a native size all sizes fit
+    return block[0]
+
+
+def recall(files: Sequence[str], seen: Seen, sums: Sums, skip: bool) -> Decoded:
+    """What decoding found earlier, for a store.
+
+    Raises:
+        DataError: there were unreadable files, which are not to be left out.
+    """
+    if seen.bad and not skip:
+        raise DataError(_refusal(seen.bad))
+    bad = {file for file, _ in seen.bad}
+    return Decoded(seen, np.array([i for i, file in enumerate(files) if file not in bad], np.int64), sums)
 
 
 def in_threads(work: Callable[[int], Result], items: Iterable[int]) -> Generator[Result, None, None]:
@@ -116,16 +211,27 @@ def in_threads(work: Callable[[int], Result], items: Iterable[int]) -> Generator
         yield from pool.map(work, items)
 
 
-def load(parts: Sequence[Folder], native: tuple[int, int] | None, image_size: int) -> list[ImageSet]:
+def close_gaps(images: Pixels, kept: npt.NDArray[np.int64]) -> Pixels:
+    """Move the images with these indices to the front, in place."""
+    for to, index in enumerate(kept):
+        if index > to:
+            images[to] = images[index]
+    return images[: len(kept)]
+
+
+def load(
+    parts: Sequence[Folder], native: tuple[int, int] | None, image_size: int, skip: bool = False
+) -> tuple[list[ImageSet], Decoded]:
     """The images of all parts in memory, in one array.
 
     Args:
         parts: parts to read.
         native: height and width from ``probe``.
         image_size: side of the views in pixels.
+        skip: whether unreadable files are left out.
 
     Raises:
-        DataError: a file can't be decoded; the message names it.
+        DataError: as ``decode``.
     """
     images = np.empty(0, np.uint8)
 
@@ -138,8 +244,18 @@ def load(parts: Sequence[Folder], native: tuple[int, int] | None, image_size: in
 
         return write
 
-    decode([file for part in parts for file in part.files], native, image_size, begin)
-    return divide(images, parts)
+    found = decode([file for part in parts for file in part.files], native, image_size, begin, skip)
+    return divide(close_gaps(images, found.kept), keep(parts, found.kept)), found
+
+
+def keep(parts: Sequence[Folder], kept: npt.NDArray[np.int64]) -> list[Folder]:
+    """The parts without the files that were left out; ``kept`` are indices over all parts."""
+    ends = np.cumsum([0, *(len(part) for part in parts)])
+    edges = np.searchsorted(kept, ends)
+    return [
+        part if stop - start == len(part) else part.take(kept[start:stop] - end)
+        for part, end, start, stop in zip(parts, ends[:-1], edges[:-1], edges[1:], strict=True)
+    ]
 
 
 def divide(images: Pixels, parts: Sequence[Folder]) -> list[ImageSet]:

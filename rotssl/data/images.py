@@ -61,17 +61,36 @@ def other_images(ours: dict[str, Any], theirs: dict[str, Any] | None) -> str:
     return "the pixels differ" if apart > MEANS_APART else ""
 
 
+def _by_rank(labels: Labels, size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """A random order with a fixed seed, and the rank of each image within its class in that order."""
+    order = rng.permutation(rng.key(SPLIT_SEED, "subset"), size)
+    ranks, seen = np.empty(size, np.int64), {label: 0 for label in np.unique(labels)}
+    for index in order:
+        ranks[index] = seen[labels[index]]
+        seen[labels[index]] += 1
+    return order, ranks
+
+
 def choose(labels: Labels | None, size: int, count: int) -> npt.NDArray[np.int64]:
     """Sorted indices of a class-balanced subset with a fixed seed; purely random without labels.
 
     All classes get equal numbers if they are large enough; what a small class lacks is taken from the others.
     """
-    order = rng.permutation(rng.key(SPLIT_SEED, "subset"), size)
-    if labels is not None:
-        # Rank of each sample within its class, in random order: taking the lowest ranks first fills classes evenly.
-        ranks, seen = np.empty(size, np.int64), {label: 0 for label in np.unique(labels)}
-        for index in order:
-            ranks[index] = seen[labels[index]]
-            seen[labels[index]] += 1
-        order = order[np.argsort(ranks[order], kind="stable")]
-    return np.sort(order[:count])
+    if labels is None:
+        return np.sort(rng.permutation(rng.key(SPLIT_SEED, "subset"), size)[:count])
+    order, ranks = _by_rank(labels, size)
+    # Taking the lowest ranks first fills classes evenly.
+    return np.sort(order[np.argsort(ranks[order], kind="stable")][:count])
+
+
+def hold_out(labels: Labels, share: float) -> npt.NDArray[np.int64]:
+    """Sorted indices of a stratified subset with a fixed seed: about the same share of each class, never all of it.
+
+    The seats go to the classes by Sainte-Lague's method. Classes of equal size get what ``choose`` gives them.
+    """
+    size = len(labels)
+    order, ranks = _by_rank(labels, size)
+    sizes = np.bincount(labels)[labels]
+    order = order[np.argsort(((ranks + 0.5) / sizes)[order], kind="stable")]
+    spare = order[(ranks < sizes - 1)[order]]  # all but one of each class
+    return np.sort(spare[: round(size * share)])

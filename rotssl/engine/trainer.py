@@ -17,10 +17,10 @@ from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits, normalization
-from rotssl.data.images import other_images, sketch
+from rotssl.data.images import sketch
 from rotssl.data.loader import Loader
 from rotssl.data.views_grid import save_views
-from rotssl.engine import resume
+from rotssl.engine import opening, resume
 from rotssl.engine.averages import Averages, check_finite
 from rotssl.engine.evaluator import Evaluator
 from rotssl.engine.events import Facts, Missing, Note, StepDone
@@ -28,7 +28,6 @@ from rotssl.engine.flops import epoch_flops
 from rotssl.engine.guard import Guard
 from rotssl.engine.hardware import (
     be_deterministic,
-    emulates_bf16,
     memory_held,
     precision,
     refuse_one_pixel,
@@ -124,8 +123,7 @@ class Trainer:
         Raises:
             RunFailed: the state belongs to other images or to another model.
         """
-        if reason := other_images(self.images, state.get("images")):
-            raise RunFailed(f"data.root: the run was started with other images: {reason}")
+        opening.check_images(self.splits, self.images, state, self.journal.folder)
         with resume.fitting(self.journal.folder, state):
             resume.load_tensors(self.model, self.optimizer, state)
             self.scaler.load_state_dict(state["scaler"])
@@ -154,14 +152,11 @@ class Trainer:
                 raise RunFailed(
                     f"storage.path: the workers see different checkpoints ({seen.tolist()}); all nodes must share this folder"
                 )
-        if done:
-            self.runtime.progress(Note(f"resuming after epoch {done}"))
-        bank = len(self.splits.train.images)
-        if self.evaluator.queries is not None and bank < KNN_K:
-            self.runtime.progress(Note(f"kNN uses k={bank} instead of {KNN_K}: there are no more training images"))
-        if self.precision == "bf16" and self.runtime.device.type == "cpu" and emulates_bf16():
-            note = "train.precision bf16: this processor has no bf16 instructions; fp32 is many times faster here"
-            self.runtime.progress(Note(note))
+        if self.runtime.rank == 0 and self.splits.record is not None:
+            self.splits.record.save(self.journal.folder)
+        emulates = self.precision == "bf16" and self.runtime.device.type == "cpu"
+        for line in opening.lines(self.splits, done, emulates):
+            self.runtime.progress(Note(line))
         end = min(train.epochs, train.stop_after or train.epochs)
         self.runtime.progress(Facts(self.facts()))
         with self.recorder:

@@ -252,4 +252,4 @@ def test_the_registered_plan_holds(tmp_path):
 
     plan = Plan(FOLDER / "gain_plan.yaml")
     names = {cell.name for cell in plan.needed(plan.stages["rates"], Results(tmp_path, plan.common))}
-    assert len(names) == 3 * 5 + 7 + 3 + 2 + 1 and "cifar10_byol_plain-ema0.95-1_5ep_seed100_held-out" in names
+    assert len(names) == 3 * 5 + 7 + 3 + 3 + 1 and "cifar10_byol_plain-ema0.95-1_5ep_seed100_held-out" in names

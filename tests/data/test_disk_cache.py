@@ -40,8 +40,8 @@ def config(root, where="disk", **options):
 
 
 def names(root):
-    """Kinds of files in the cache; the lock may stay, empty."""
-    return sorted(path.suffix for path in (root.parent / "cache").iterdir() if path.suffix != ".lock")
+    """Kinds of files in the cache; the lock may stay, empty, and what says that a store was verified."""
+    return sorted(path.suffix for path in (root.parent / "cache").iterdir() if path.suffix not in (".lock", ".ok"))
 
 
 def same(a, b):
@@ -52,9 +52,9 @@ def same(a, b):
 @pytest.fixture
 def decoded(monkeypatch):
     """Paths of the pictures as they are decoded, without those that are probed."""
-    seen, decode = [], decoding._decode
-    monkeypatch.setattr(decoding, "probe", lambda splits: (16, 16))
-    monkeypatch.setattr(decoding, "_decode", lambda path: seen.append(path) or decode(path))
+    seen, read = [], decoding.read
+    monkeypatch.setattr(decoding, "probe", lambda splits, skip: (16, 16))
+    monkeypatch.setattr(decoding, "read", lambda path: seen.append(path) or read(path))
     return seen
 
 
@@ -68,7 +68,7 @@ def test_disk_and_memory_hold_the_same_pixels_and_a_later_start_decodes_nothing(
     same(disk, ram)
     assert disk.train.images.shape == ((64, 3, 19, 19) if late else (64, 3, 16, 16))
     assert isinstance(disk.train.images, np.memmap) and not disk.train.images.flags.writeable
-    assert names(root) == [".json", ".npy"]
+    assert names(root) == [".json", ".npy", ".sums"]
     (about,) = (root.parent / "cache").glob("*.json")
     assert json.loads(about.read_text())["folder"] == str(root)
     decoded.clear()
@@ -107,20 +107,48 @@ def test_a_damaged_store_is_made_again(root, decoded, damage):
         about.write_text("3" if damage == "broken json" else json.dumps({"checksum": "x", "shape": [80, 3, 16, 16]}))
     decoded.clear()
     same(datasets.load(config(root), 0.2), whole)
-    assert len(decoded) == 80 and names(root) == [".json", ".npy"]
+    assert len(decoded) == 80 and names(root) == [".json", ".npy", ".sums"]
+
+
+def test_one_flipped_bit_of_a_store_is_noticed_and_it_is_made_again(root, decoded):
+    whole = datasets.load(config(root, "memory"), 0.2)
+    datasets.load(config(root), 0.2)
+    (pixels,) = (root.parent / "cache").glob("*.npy")
+    for at, bit in ((-1, 0), (-768 * 40, 7), (128, 3)):  # the last and the first byte among them
+        datasets.load(config(root), 0.2)  # verified, which is believed only of this content
+        content = bytearray(pixels.read_bytes())
+        content[at] ^= 1 << bit
+        pixels.write_bytes(content)
+        decoded.clear()
+        said = []
+        same(datasets.load(config(root), 0.2, said.append), whole)
+        assert said[0] == f"{pixels} is damaged: the pixels of 1 images do not have their checksums"
+        assert said[1].startswith("decoding 80 images") and len(decoded) == 80
+
+
+def test_of_processes_that_start_together_one_verifies(root, decoded, monkeypatch):
+    counted, digest = [], disk_cache.digest
+    monkeypatch.setattr(disk_cache, "digest", lambda row: counted.append(1) or digest(row))
+    for _ in range(3):  # decoded, verified, believed
+        datasets.load(config(root), 0.2)
+    assert len(counted) == 80
+    (stamp,) = (root.parent / "cache").glob("*.ok")
+    os.utime(stamp, (1, 1))
+    datasets.load(config(root), 0.2)
+    assert len(counted) == 160
 
 
 def slow_load(root, ready):
     """Decodes, and hangs in the middle of it."""
-    decode = decoding._decode
+    read = decoding.read
 
     def hang(path):
         if path.endswith("bee/20.png"):
             ready.set()
             time.sleep(60)
-        return decode(path)
+        return read(path)
 
-    decoding.probe, decoding._decode, decoding.BLOCK_BYTES = lambda splits: (16, 16), hang, 7 * 768
+    decoding.probe, decoding.read, decoding.BLOCK_BYTES = lambda splits, skip: (16, 16), hang, 7 * 768
     datasets.load(config(root), 0.2)
 
 
@@ -142,7 +170,7 @@ def test_a_killed_writer_leaves_nothing_that_is_taken_for_whole(root):
     waiter.join(30)
     assert not waiter.is_alive() and said[1].startswith("decoding 80 images into ")
     writer.join()
-    assert names(root) == [".json", ".npy"]
+    assert names(root) == [".json", ".npy", ".sums"]
     same(datasets.load(config(root), 0.2), datasets.load(config(root, "memory"), 0.2))
 
 
@@ -154,7 +182,7 @@ def test_processes_that_start_together_decode_once(root, decoded, attempt):
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert len(found) == 4 and len(decoded) == 80 and names(root) == [".json", ".npy"]
+    assert len(found) == 4 and len(decoded) == 80 and names(root) == [".json", ".npy", ".sums"]
     for splits in found[1:]:
         same(splits, found[0])
 

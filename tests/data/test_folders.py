@@ -50,8 +50,8 @@ def test_missing_and_empty_folders_are_refused_by_path(tmp_path):
     (tmp_path / "some" / "cow").mkdir()
     check_refused(tmp_path / "some", tmp_path / "some" / "cow", "no images")
     folder(tmp_path / "split", "train", "val")
-    (tmp_path / "split" / "val" / "bee").rename(tmp_path / "split" / "val" / "ant" / "bee")
-    check_refused(tmp_path / "split", tmp_path / "split" / "val", "differ", "bee")
+    (tmp_path / "split" / "val" / "bee").rename(tmp_path / "split" / "val" / "wasp")
+    check_refused(tmp_path / "split", tmp_path / "split" / "val", "differ", "wasp")
 
 
 WNIDS = ("n02", "n01", "n03")

@@ -1,0 +1,52 @@
+"""What a start checks and says before its first step: the images, and what follows from them and from the machine."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rotssl.data.datasets import Splits
+from rotssl.data.images import other_images
+from rotssl.data.record import Record
+from rotssl.engine.hardware import emulates_bf16
+from rotssl.engine.runtime import RunFailed
+from rotssl.evaluation.protocol import KNN_K
+
+log = logging.getLogger(__name__)
+
+
+def check_images(splits: Splits, sketch: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
+    """Check that a run resumes with the images that it was started with; runs without a record of them go on.
+
+    Args:
+        splits: the images now.
+        sketch: their sketch.
+        state: the checkpoint that the run resumes from.
+        folder: the run's folder.
+
+    Raises:
+        RunFailed: it has other images; the message says how they differ.
+    """
+    before = None
+    try:
+        before = Record.read(folder)
+    except ValueError as error:
+        log.warning("%s; the images are compared with the checkpoint's sketch only", error)
+    reason = splits.record.differences(before) if splits.record and before else ""
+    if reason := reason or other_images(sketch, state.get("images")):
+        raise RunFailed(
+            f"data.root: the run was started with other images: {reason}; restore them, or choose another tracking.run_name"
+        )
+
+
+def lines(splits: Splits, done: int, emulates: bool) -> Iterator[str]:
+    """What to tell the user; ``done`` epochs were done by earlier starts, ``emulates``: whether bf16 runs on a CPU."""
+    yield from splits.lines
+    if done:
+        yield f"resuming after epoch {done}"
+    bank = len(splits.train)
+    measured = splits.validation if splits.validation is not None else splits.test
+    if measured is not None and bank < KNN_K:
+        yield f"kNN uses k={bank} instead of {KNN_K}: there are no more training images"
+    if emulates and emulates_bf16():
+        yield "train.precision bf16: this processor has no bf16 instructions; fp32 is many times faster here"

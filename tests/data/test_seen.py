@@ -1,0 +1,78 @@
+"""What is said about the data: the line, and the warnings."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rotssl.config.sections import DataConfig
+from rotssl.data import datasets
+from rotssl.data.seen import listing
+from tests.data.pictures import config
+
+
+def noise(path, seed, size=(16, 20), top=256, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, top, (size[1], size[0], options.pop("channels", 3)), np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_the_line_has_sizes_and_counts_also_from_a_finished_store(tmp_path, store):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(20):
+        noise(tmp_path / "data" / "ab"[i % 2] / f"{i}.png", i, (40, 30) if i == 3 else (16, 20))
+    noise(tmp_path / "data" / "a" / "turned.png", 30, (64, 48), exif=exif)
+    noise(tmp_path / "data" / "b" / "clear.png", 31, channels=4)
+    (tmp_path / "data" / "b" / "x.gif").touch()
+    (tmp_path / "data" / "b" / "bad.png").touch()
+    data = config(tmp_path / "data", store=store, cache=str(tmp_path / "cache"), on_bad="skip")
+    for _ in range(2):
+        line, *warnings = datasets.load(data, 0.2).lines
+        assert line == (
+            "data: 22 images in 2 classes (train 17, validation 5), 16 x 20 to 48 x 64, 1 with an orientation tag "
+            "(turned upright), 1 transparent (on white), 1 unreadable (left out), 1 skipped (.gif)"
+        )
+        (warning,) = warnings
+        assert warning == f"warning: left out: {tmp_path}/data/b/bad.png cannot be decoded as an image (empty file)"
+
+
+def test_sets_that_are_not_in_files_are_described_too():
+    assert datasets.load(DataConfig(), 0.1).lines == (
+        "data: 6,000 images in 10 classes (train 5,000, validation 1,000), 28 x 28",
+    )
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_shades_squeezed_into_a_corner_are_said(tmp_path, deep):
+    for i in range(8):
+        noise(tmp_path / "ab"[i % 2] / f"{i}.png", i, top=256 if deep else 16)
+    if deep:  # 12-bit shades in 16-bit files, among others
+        pixels = np.random.default_rng(9).integers(0, 4096, (20, 16)).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "a" / "deep.png")
+    (warning,) = datasets.load(config(tmp_path), 0.2).lines[1:]
+    depth = "more than 8 bits" if deep else "8 bits"
+    assert (
+        warning
+        == f"warning: all shades of the images of {depth} are between 0 and 15 of 255; stretch them in the files"
+    )
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_images_that_are_in_two_splits_are_said(tmp_path, split):
+    for i in range(8):
+        noise(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", i)
+        noise(tmp_path / split / "ab"[i % 2] / f"x{i}.png", i if i < 3 else 100 + i, compress_level=i)
+    name = "validation" if split == "val" else "test"
+    assert datasets.load(config(tmp_path), 0).lines[1:] == (
+        f"warning: 3 images of {name} are also in train (identical pixels)",
+    )
+
+
+def test_a_long_list_of_bad_files_ends_with_a_count():
+    text = listing([[f"{i}.png", "is bad"] for i in range(13)])
+    assert (
+        text.startswith("0.png is bad; 1.png is bad; ")
+        and "9.png is bad; and 3 more (" in text
+        and "10.png" not in text
+    )
