@@ -20,11 +20,12 @@ def main() -> int:
     parser.add_argument("--protocol", metavar="NAMES", default=",".join(PROTOCOLS), help=text)
     text = "URI of the tracking store, for --run; default: MLFLOW_TRACKING_URI, else mlflow.db in ./results"
     parser.add_argument("--uri", metavar="URI", help=text)
+    parser.add_argument("--data.root", metavar="DIR", dest="root", help="folder of the images, if they were moved")
     given = parser.parse_args()
     names = tuple(dict.fromkeys(given.protocol.split(",")))
     if not set(names) <= set(PROTOCOLS):
         raise ConfigError(f"--protocol: got {given.protocol!r}, expected one or more of {', '.join(PROTOCOLS)}")
-    return evaluate(given.run, given.checkpoint, names, asked_uri(given.uri))
+    return evaluate(given.run, given.checkpoint, names, asked_uri(given.uri), given.root)
 
 
 if __name__ == "__main__":

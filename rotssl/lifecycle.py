@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
+from rotssl.base.address import is_gone
+from rotssl.base.files import write_whole
 from rotssl.config import Config, ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.recipes import dump
@@ -23,7 +25,7 @@ from rotssl.runs.curve import save_convergence
 from rotssl.runs.journal import Points
 from rotssl.runs.state import RunState, run_folder
 from rotssl.runtimes.ray_cluster import Workers
-from rotssl.tracking import store, untracked, writer
+from rotssl.tracking import moved, store, untracked, writer
 
 log = logging.getLogger(__name__)
 ARTIFACTS = ("config.yaml", "convergence.png", "views.png", "encoder.safetensors", "encoder.json")
@@ -37,7 +39,8 @@ def prepare(
     Args:
         config: from ``build``.
         info: facts about its data, if already inspected.
-        say: called with a line for each reduced size, and for folders that may be meant otherwise.
+        say: called with a line for each reduced size, for folders that may be meant otherwise, and if MLFLOW_TRACKING_URI is
+            not used.
 
     Returns:
         The resolved configuration, and the facts about its data.
@@ -55,9 +58,7 @@ def prepare(
         say(line)
     if config.encoder.name.startswith("timm/"):  # only timm knows its encoders and their input sizes
         _check_encoder(resolved)
-    if resolved.tracking.uri is not None:
-        store.check_uri(resolved.tracking.uri)
-    return resolved, info
+    return cfg.replace(resolved, {"tracking.uri": store.chosen_uri(resolved.tracking.uri, say)}), info
 
 
 def _check_encoder(config: ResolvedConfig) -> None:
@@ -192,38 +193,44 @@ class Run:
         Returns:
             The new status.
         """
-        state = self.state
-        state.write("running")
-        (self.folder / "config.yaml").write_text(dump(self.config))
         try:
-            with writer.Follower(self.tracker, self.folder) as follower:
-
-                def handle(event: Event) -> None:
-                    if isinstance(event, Missing):
-                        state.missing = event.names
-                    follower.handle(event)
-                    show(event)
-
-                failed = _train(self.config, workers, handle, splits)
+            status, reason = self._train(workers, show, splits)
         except KeyboardInterrupt:
-            return self.close("interrupted", "interrupted")
+            status, reason = "interrupted", "interrupted"
         except OSError as error:
-            failed = f"{type(error).__name__}: {error}"
+            status, reason = "failed", f"{type(error).__name__}: {error}"
         except Exception as error:  # unexpected: record it and raise it with its traceback
             self.close("failed", f"{type(error).__name__}: {error}"[:500])
             raise
+        return self.close(status, reason)
+
+    def _train(self, workers: Workers | None, show: Callable[[Event], None], splits: Any) -> tuple[str, str]:
+        """Train; returns the status of the run and the reason for it."""
+        state = self.state
+        state.write("running")
+        write_whole(self.folder / "config.yaml", dump(self.config))
+        with writer.Follower(self.tracker, self.folder) as follower:
+
+            def handle(event: Event) -> None:
+                if isinstance(event, Missing):
+                    state.missing = event.names
+                follower.handle(event)
+                show(event)
+
+            failed = _train(self.config, workers, handle, splits)
         points = self.points
         done = max(points, default=0)
         if failed is None and done == 0:
             failed = f"{self.folder / journal.Journal.NAME} is missing"
         if failed is not None:
-            return self.close("failed", failed)
+            return "failed", failed
         if done < self.config.train.epochs:
-            return self.close("stopped", "stop_after")
-        reason = journal.collapsed(points) or "completed"
+            return "stopped", "stop_after"
+        told = [why for why in (journal.collapsed(points), journal.diverged(points)) if why]
+        reason = "; ".join(told) or "completed"
         if state.missing:
             reason += f", but {' and '.join(state.missing)} could not be measured; the same command tries again"
-        return self.close("finished", reason)
+        return "finished", reason
 
     def close(self, status: str, reason: str) -> str:
         """Finish a start: plot the curve, sync MLflow with the journal, save the status. Write errors are logged, not raised.
@@ -231,20 +238,32 @@ class Run:
         Returns:
             The status.
         """
-        points, state, tracker = self.points, self.state, self.tracker
-        try:
+        state, tracker = self.state, self.tracker
+        files = [self.folder / name for name in ARTIFACTS]
+        sent = False
+
+        def sync() -> None:
+            nonlocal sent
+            points = self.points
             if points:
                 # Without validation there is only one accuracy, at the end.
                 metric = "knn/top1" if any("knn/top1" in point for point in points.values()) else "loss/total"
                 save_convergence({self.name: points}, self.folder / "convergence.png", metric)
             sent = tracker.sync(points)
-            files = [self.folder / name for name in ARTIFACTS]
+
+        def finish() -> None:
             state.synced = tracker.finish(MLFLOW_STATUS[status], reason, files) and sent
-            state.write(status, reason)
-            checkpoint.prune(self.folder)
-        except OSError as error:
-            state.status, state.reason = status, reason
-            log.warning("could not update %s: %s", self.folder, error)
+
+        failures = []
+        # A disk that fails at one step may fail at the others too: each is tried, so that MLflow hears of the end at least.
+        for step in (sync, finish, lambda: state.write(status, reason), lambda: checkpoint.prune(self.folder)):
+            try:
+                step()
+            except OSError as error:
+                failures.append(error)
+        state.status, state.reason = status, reason
+        if failures:
+            log.warning("could not update %s: %s", self.folder, failures[0])
         return status
 
 
@@ -267,9 +286,11 @@ def open_in_mlflow(
 ) -> None:
     """Create or reopen the MLflow run of a folder with these parameters and tags, and save its id in the state."""
     # The id belongs to the store last used, even if the run continued without MLflow; another store does not know it.
-    known = state.run_id if state.uri in (uri, OFF) else None
-    artifacts = folder.parent.parent / "mlartifacts" / experiment
-    state.run_id = writer.open_run(uri, experiment, folder.name, known, dict(params), dict(tags), artifacts)
+    # So does a store that was moved: its id is looked for in the one that is used now.
+    known = state.run_id if state.uri in (uri, OFF) or is_gone(state.uri) else None
+    artifacts = folder.parent.parent / moved.ARTIFACTS / experiment
+    lost = known is None and bool(state.doubt)
+    state.run_id = writer.open_run(uri, experiment, folder.name, known, dict(params), dict(tags), artifacts, lost)
     state.uri = uri
 
 

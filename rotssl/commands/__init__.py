@@ -1,32 +1,56 @@
 """The commands behind the programs in jobs/, one module each."""
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from rotssl.base.address import without_login
 from rotssl.config.fields import ConfigError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED = 0, 1, 2, 130
 
+# Errors of the disk, not of the program: a line says more than a traceback.
+_DISK = (
+    *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN),
+    *(errno.EHOSTDOWN, errno.EREMOTEIO),
+)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return without_login(super().format(record))
+
 
 def say(line: str) -> None:
     """Print a line that is not part of the result to stderr, and flush it."""
-    print(line, file=sys.stderr, flush=True)
+    print(without_login(line), file=sys.stderr, flush=True)
 
 
 def run_command(body: Callable[[], int]) -> NoReturn:
-    """Run the body and exit with its code; a ConfigError prints one line to stderr and exits with 2, an interrupt with 130."""
+    """Run the body and exit with its code.
+
+    A ConfigError prints one line to stderr and exits with 2, a disk that fails with 1, an interrupt with 130.
+    """
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.setFormatter(_Formatter("warning: %(message)s"))
     logger = logging.getLogger("rotssl")
     logger.addHandler(handler)
     try:
         code = body()
     except ConfigError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(without_login(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         code = EXIT_BAD_CONFIG
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        print(
+            f"error: {error.strerror}: {error.filename or 'a file below storage.path, data.root or data.cache'}",
+            file=sys.stderr,
+        )
+        code = EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         code = EXIT_INTERRUPTED

@@ -39,6 +39,8 @@ def run(command: SweepCommand) -> int:
         raise ConfigError(f"--resume: no sweep was started in {sweep.folder}")
     check_writable(sweep.folder)
     states = [trial.state() for trial in sweep.trials]
+    for line in dict.fromkeys(state.doubt for state in states if state.doubt):
+        say(line)
     changes = Counter((line, state.status == "finished") for state in states for line in state.changes)
     for (line, finished), count in changes.items():
         print(f"{line} in {count} trials" + (" (no effect: they are finished)" if finished else ""))

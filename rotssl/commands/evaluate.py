@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
+from rotssl.base.address import is_gone
+from rotssl.base.files import write_whole
 from rotssl.commands import EXIT_FAILED, EXIT_OK
 from rotssl.config import recipes
 from rotssl.config.fields import ConfigError
@@ -23,7 +25,9 @@ PROTOCOLS = ("knn", "linear")
 KEPT, ENTRY = "test.json", ("epoch", "metrics", "facts")  # in the folder of a run without MLflow
 
 
-def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], uri: str) -> int:
+def evaluate(
+    run_id: str | None, folder: str | None, protocols: Sequence[str], uri: str, root: str | None = None
+) -> int:
     """Carry out jobs/evaluate.py; returns the exit code.
 
     The numbers are logged to a child run of the evaluated one. Existing numbers are printed, not measured again: the test split
@@ -34,20 +38,22 @@ def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], u
         folder: folder of the run, if there is no run_id.
         protocols: some of PROTOCOLS.
         uri: URI of the tracking store that has the run_id.
+        root: folder of the images, if they were moved.
 
     Raises:
         ConfigError: there is no such run, it is not finished, or it has no test split or no store.
     """
     place = Path(folder or reader.run_folder_of(uri, str(run_id)))
-    record = RunState.read(place / "run.json", {})
+    record = _finished(place)
     off = record.uri == OFF
-    if record.status != "finished" or (record.run_id is None and not off) or not (place / "config.yaml").exists():
-        raise ConfigError(f"--checkpoint: {place} does not hold a finished run (status: {record.status})")
-    if not off and (reason := store.reachable(record.uri)):
-        raise ConfigError(reason)
-    built = cfg.build(recipes.load_recipe(place / "config.yaml"))
+    moved = {} if root is None else {"data.root": root}
+    built = cfg.build(recipes.load_recipe(place / "config.yaml") | moved)
     # Fields that the run's version did not have are open; the others are resolved, whatever the size of the data set.
     config = cfg.resolve(built, 224, sys.maxsize)
+    done = max(journal.read(place), default=0)
+    if done < config.train.epochs:
+        count = f"{done} of {config.train.epochs} epochs"
+        raise ConfigError(f"--checkpoint: the journal in {place} has {count}; run it again first")
     logged = {} if off else reader.evaluations_of(record.uri, str(record.run_id), "test")
     kept = _kept(place / KEPT)
     known = {key: value for entry in kept for key, value in entry["metrics"].items()} | logged
@@ -63,20 +69,38 @@ def evaluate(run_id: str | None, folder: str | None, protocols: Sequence[str], u
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_FAILED
-        missing.append(dict(zip(ENTRY, (max(journal.read(place)), found, shown), strict=True)))
+        missing.append(dict(zip(ENTRY, (done, found, shown), strict=True)))
         known |= found
     else:
         print("already measured:")
     if off and new:
-        part = place / f"{KEPT}.part"
-        part.write_text(json.dumps(missing, indent=2) + "\n")
-        part.replace(place / KEPT)  # atomic
+        write_whole(place / KEPT, json.dumps(missing, indent=2) + "\n")
     for entry in [] if off else missing:
         writer.log_evaluation(record.uri, str(record.run_id), "test", *(entry[key] for key in ENTRY))
     terminal.show(terminal.measures(f"{config.tracking.run_name} on the test split", known, "test"))
     if off:
         print(f"not recorded in MLflow, because the run is not; saved in {place / KEPT}")
     return EXIT_OK
+
+
+def _finished(place: Path) -> RunState:
+    """The state of the finished run in a folder, whose store is at hand.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    record = RunState.read(place / "run.json", {})
+    off = record.uri == OFF
+    if record.status != "finished" or (record.run_id is None and not off) or not (place / "config.yaml").exists():
+        raise ConfigError(f"--checkpoint: {place} does not hold a finished run (status: {record.status})")
+    if is_gone(record.uri):
+        raise ConfigError(
+            f"--checkpoint: the store of {place} is not there any more ({record.uri}); move it back, or run "
+            "jobs/pretrain.py with the run's configuration and its new --storage.path, which makes a new one"
+        )
+    if not off and (reason := store.reachable(record.uri)):
+        raise ConfigError(reason)
+    return record
 
 
 def _kept(file: Path) -> list[dict[str, Any]]:
@@ -89,7 +113,7 @@ def _kept(file: Path) -> list[dict[str, Any]]:
         return []
     try:
         return [{key: entry[key] for key in ENTRY} for entry in json.loads(file.read_text())]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"--checkpoint: {file} cannot be read ({type(error).__name__}: {error})") from error
 
 
@@ -101,6 +125,10 @@ def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str])
     from rotssl.evaluation.measure import extract, measures
     from rotssl.models.encoders import load_encoder
 
+    if config.data.root is not None and not Path(config.data.root).exists():
+        raise ConfigError(
+            f"data.root: {config.data.root} is not there any more; give the images' new place: --data.root DIR"
+        )
     test = datasets.load_test(config.data)
     train = datasets.load(config.data, config.evaluation.holdout).train
     assert train.labels is not None and test.labels is not None

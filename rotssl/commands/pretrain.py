@@ -7,6 +7,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+from rotssl.base.address import is_gone
 from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, say
 from rotssl.config import ResolvedConfig
 from rotssl.config.cli import Command
@@ -52,6 +53,8 @@ def pretrain(config: ResolvedConfig) -> int:
     """
     with ExitStack() as stack:
         run = stack.enter_context(Run.held(config))
+        if run.state.doubt:
+            say(run.state.doubt)
         for line in run.state.changes:
             say(f"{line}{' (no effect: the run is finished)' if run.state.is_done else ' from now on'}")
         if run.state.is_done:
@@ -98,7 +101,7 @@ def _catch_up(run: Run) -> None:
     if store.store_of(run.config) == OFF:
         return
     state = run.state
-    if state.uri == OFF:
+    if state.uri == OFF or state.moved or is_gone(state.uri):
         # Use the run's saved tags, but its current folder, which may have moved.
         run.track(None, untracked.kept_tags(run.folder) | {"run_dir": str(run.folder)})
         state.synced = False
@@ -116,7 +119,9 @@ def _check_local_gpu(config: ResolvedConfig) -> None:
 
 def report(run: Run) -> None:
     """Print the result table of a run and the paths of its files to stdout."""
-    points, folder = run.points, run.folder
+    points, folder, state = run.points, run.folder, run.state
+    if state.status == "finished" and state.reason != "completed":
+        say(f"warning: {run.name}: {state.reason}")
     if points:
         terminal.show(terminal.result(run.name, points))
     checkpoints = checkpoint.found(folder)

@@ -4,6 +4,7 @@ from rotssl.config.fields import ConfigError
 from rotssl.config.identity import (
     MAY_CHANGE,
     NOT_IDENTITY,
+    changes,
     described,
     fingerprint,
     flat,
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigError",
     "ResolvedConfig",
     "build",
+    "changes",
     "check_workers",
     "cut_down",
     "default_storage",

@@ -69,6 +69,19 @@ def identity_of(config: Config) -> dict[str, Any]:
     return {key: value for key, value in described(config).items() if key not in late or value != late[key]}
 
 
+def changes(recorded: Mapping[str, Any], config: Config) -> list[tuple[str, Any, Any]]:
+    """Fields that determine what a run computes and that are not as recorded: name, value then, value now.
+
+    Args:
+        recorded: dotted name -> value; of an earlier version, it may lack fields that were added later.
+        config: the configuration now.
+    """
+    ours, late = identity_of(config), later_defaults(config)
+    theirs = {key: value for key, value in recorded.items() if not key.startswith(NOT_IDENTITY)}
+    pairs = ((key, theirs.get(key, late.get(key)), ours.get(key, late.get(key))) for key in sorted(ours | theirs))
+    return [(key, before, now) for key, before, now in pairs if before != now]
+
+
 def fingerprint(config: Config) -> str:
     """A hash of eight hexadecimal digits of what a run computes, and on which images.
 

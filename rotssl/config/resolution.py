@@ -117,7 +117,15 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
         uri = f"sqlite:///{os.path.abspath(uri.removeprefix('sqlite:///'))}"
     path = os.path.abspath(os.path.expanduser(config.storage.path or default_storage()))
     run_name = config.tracking.run_name or f"{config.method.name}-{config.data.name}-{fingerprint(config)}"
-    return narrowed(replace(config, {"storage.path": path, "tracking.run_name": run_name, "tracking.uri": uri}))
+    return _with_text(replace(config, {"storage.path": path, "tracking.run_name": run_name, "tracking.uri": uri}))
+
+
+def _with_text(config: Config) -> ResolvedConfig:
+    """The resolved config; a path with bytes that are no text is refused: Python has surrogates for them, MLflow and YAML not."""
+    for key, value in flat(config).items():
+        broken = isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value)
+        require(not broken, key, repr(value), "a name in UTF-8: rename the folder or use another")
+    return narrowed(config)
 
 
 def from_dict(content: Mapping[str, Mapping[str, Any]]) -> ResolvedConfig:

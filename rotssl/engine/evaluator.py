@@ -46,10 +46,15 @@ class Evaluator:
     def _probes(self, epoch: int) -> bool:
         return self.config.evaluation.linear and epoch + 1 == self.config.train.epochs
 
-    def evaluate(self, encoder: nn.Module, epoch: int) -> dict[str, float]:
+    def evaluate(self, encoder: nn.Module, epoch: int, skipped: int = 0) -> dict[str, float]:
         """The measures after an epoch (0-based), on rank 0; every worker must call it.
 
         Measures that fail, usually for lack of memory, are left out with a warning, so that the training is not lost.
+
+        Args:
+            encoder: the encoder.
+            epoch: 0-based.
+            skipped: steps of the epoch that were skipped, for the message of an error.
 
         Raises:
             RunFailed: features are not finite.
@@ -71,7 +76,11 @@ class Evaluator:
                 log.warning("epoch %d could not be evaluated (%s); the run continues", epoch + 1, reason)
             return {}
         if float(distributed.mean(torch.tensor(float(finite), device=device))) < 1:
-            raise RunFailed(f"the encoder's features are no longer finite (optim.lr {self.config.optim.lr:g})")
+            why = f"the encoder's features are no longer finite (optim.lr {self.config.optim.lr:g})"
+            many = (
+                f"{skipped} {'step' if skipped == 1 else 'steps'} of epoch {epoch + 1} skipped for non-finite gradients"
+            )
+            raise RunFailed(f"{many}, and {why}" if skipped else why)
         features = [distributed.gather_to_first(share, place) for share, place in zip(shares, room, strict=True)]
         if self.runtime.rank != 0:
             return {}

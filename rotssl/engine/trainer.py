@@ -20,7 +20,7 @@ from rotssl.data.datasets import Splits, normalization
 from rotssl.data.images import sketch
 from rotssl.data.loader import Loader
 from rotssl.data.views_grid import save_views
-from rotssl.engine import opening
+from rotssl.engine import opening, resume
 from rotssl.engine.averages import Averages, check_finite
 from rotssl.engine.evaluator import Evaluator
 from rotssl.engine.events import Facts, Missing, Note, StepDone
@@ -40,7 +40,6 @@ from rotssl.engine.recorder import Cost, EpochRecorder
 from rotssl.engine.runtime import RunFailed, Runtime
 from rotssl.evaluation.protocol import KNN_K, KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.models.encoders import save_encoder
-from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
 
 
@@ -122,21 +121,15 @@ class Trainer:
         """Restore a state; returns the number of epochs done.
 
         Raises:
-            RunFailed: the state belongs to other images.
+            RunFailed: the state belongs to other images or to another model.
         """
         opening.check_images(self.splits, self.images, state, self.journal.folder)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        # A run may resume on another kind of device with another weight layout; fused kernels assume the same for moments.
-        for param, kept in self.optimizer.state.items():
-            moments = {key: v for key, v in kept.items() if torch.is_tensor(v) and v.shape == param.shape}
-            kept.update(
-                {key: torch.empty_like(param, dtype=value.dtype).copy_(value) for key, value in moments.items()}
-            )
-        self.scaler.load_state_dict(state["scaler"])
-        self.model.balance.restore(state.get("balance", {}))
-        self.guard.restore(state.get("guard", {}), self.runtime.device)
-        self.recorder.resume(Cost(**state["cost"]))
+        with resume.fitting(self.journal.folder, state):
+            resume.load_tensors(self.model, self.optimizer, state)
+            self.scaler.load_state_dict(state["scaler"])
+            self.model.balance.restore(state.get("balance", {}))
+            self.guard.restore(state.get("guard", {}), self.runtime.device)
+            self.recorder.resume(Cost(**state["cost"]))
         return int(state["epoch"])
 
     # --- the loop ----------------------------------------------------------------------------------------------------------
@@ -146,10 +139,10 @@ class Trainer:
 
         Raises:
             RunFailed: a loss or gradient became infinite or NaN; a step does not fit into memory; views shrink to one pixel in
-                bf16 on a CPU; the checkpoint belongs to other images.
+                bf16 on a CPU; the checkpoint belongs to another run.
         """
         train = self.config.train
-        state = next(checkpoint.latest(self.journal.folder), None)
+        state = resume.newest(self.journal.folder, self.config)
         self.recorder.resume(Cost())
         done = self.restore(state) if state is not None else 0
         if distributed.world_size() > 1:
@@ -210,7 +203,8 @@ class Trainer:
                 # this epoch first, so that the next start does not repeat it and fail in the same way.
                 self.recorder.wait_for_checkpoint()
                 float(distributed.mean(torch.zeros((), device=self.runtime.device)))  # the others wait for rank 0
-            found = self.evaluate(epoch)
+            skipped = round(metrics.get("optim/skipped_steps", 0.0) * self.steps_per_epoch)
+            found = self.evaluate(epoch, skipped)
         self.recorder.finish(epoch, metrics, self._done(epoch), found)
 
     def _done(self, epoch: int) -> StepDone:
@@ -327,9 +321,9 @@ class Trainer:
 
     # --- the end of it -----------------------------------------------------------------------------------------------------
 
-    def evaluate(self, epoch: int) -> dict[str, float]:
-        """The measures of an epoch (0-based); see Evaluator."""
-        return self.evaluator.evaluate(self.model.encoder, epoch)
+    def evaluate(self, epoch: int, skipped: int = 0) -> dict[str, float]:
+        """The measures of an epoch (0-based), ``skipped`` of whose steps were skipped; see Evaluator."""
+        return self.evaluator.evaluate(self.model.encoder, epoch, skipped)
 
     def export(self) -> None:
         """Save the student encoder, with the facts that are needed to use it."""

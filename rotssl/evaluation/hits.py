@@ -1,13 +1,15 @@
 """Hits: which images a classifier got right, as bools in their order, and the file of a run that keeps them."""
 
+import io
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from rotssl.base.files import write_whole
 
 FILE = "hits.npz"
 
@@ -23,8 +25,7 @@ def save(hits: Mapping[str, Tensor], folder: Path) -> None:
     Raises:
         OSError: the file can't be written, for example because the disk is full.
     """
-    part = folder / f"{FILE}.part"
     arrays: dict[str, Any] = {name: found.cpu().numpy() for name, found in hits.items()}
-    with part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(part, folder / FILE)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_whole(folder / FILE, content.getvalue())

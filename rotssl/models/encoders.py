@@ -1,7 +1,6 @@
 """Encoders: name and stem -> a network from images to feature vectors."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from rotssl.base.files import write_whole
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.models.norm import convert_norm
 
@@ -134,11 +134,9 @@ def save_encoder(encoder: nn.Module, about: Mapping[str, Any], folder: Path) -> 
         OSError: a file can't be written, for example because the disk is full.
     """
     weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    part = folder / "encoder.safetensors.part"
-    part.write_bytes(save(weights))  # save_file does not raise an OSError if the disk is full
-    os.replace(part, folder / "encoder.safetensors")
+    write_whole(folder / "encoder.safetensors", save(weights))  # save_file raises no OSError if the disk is full
     content = {**about, "load": "rotssl.models.encoders.load_encoder(FOLDER)"}
-    (folder / "encoder.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_whole(folder / "encoder.json", json.dumps(content, indent=2) + "\n")
 
 
 def load_encoder(folder: str | Path) -> tuple[nn.Module, int]:

@@ -1,5 +1,11 @@
-"""Checkpoints: one folder per epoch, with everything that the next step needs in one file."""
+"""Checkpoints: one folder per epoch, with everything that the next step needs in one file.
 
+The file is what ``torch.save`` writes, a zip archive. The comment at the archive's end is a checksum of all bytes before it.
+"""
+
+import errno
+import hashlib
+import json
 import logging
 import os
 import pickle
@@ -7,12 +13,20 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from rotssl import config as cfg
+from rotssl.base.files import put, sync_folder
+from rotssl.config import Config
+from rotssl.config.fields import ConfigError
 
 log = logging.getLogger(__name__)
 FILE = "checkpoint.pt"
 KEEP = 2  # the newest, and one to fall back to if it is damaged
 _NAME = re.compile(r"epoch_(\d{5})")
+_MARK = b"sha256:"
+_TAIL = len(_MARK) + 64  # bytes of the archive's comment
+_PIECE = 1 << 20
 
 
 def name(epoch: int) -> str:
@@ -44,11 +58,13 @@ def save(state: dict[str, Any], folder: Path) -> None:
     """
     import torch  # imported in functions only, so that the driver can list checkpoints without it
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f"{folder.name}.part")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_room(part, folder)
     try:
-        with part.open("wb") as file:
+        with part.open("w+b") as file:
             torch.save(state, file)
+            _seal(file)
             file.flush()
             os.fsync(file.fileno())  # like the journal, which records the epoch as done
     except (OSError, RuntimeError) as error:
@@ -57,13 +73,60 @@ def save(state: dict[str, Any], folder: Path) -> None:
             raise
         raise OSError(why.errno, why.strerror, str(part)) from error
     folder.mkdir(exist_ok=True)
-    os.replace(part, folder / FILE)
+    put(part, folder / FILE)
+    sync_folder(folder.parent)
+
+
+def _check_room(part: Path, folder: Path) -> None:
+    """Raise FileExistsError with what to remove if something else has the name of the folder or of a file."""
+    file = folder / FILE
+    for path, is_wrong in ((folder, not folder.is_dir()), (part, part.is_dir()), (file, file.is_dir())):
+        if is_wrong and os.path.lexists(path):
+            kind = "folder" if path.is_dir() else "file"
+            raise FileExistsError(
+                errno.EEXIST, f"a {kind} is where a checkpoint is to be written; remove it", str(path)
+            )
+
+
+def _seal(file: IO[bytes]) -> None:
+    """Append the checksum to an archive, as its comment, whose length is the archive's last two bytes."""
+    file.seek(-2, os.SEEK_END)
+    file.write(_TAIL.to_bytes(2, "little"))
+    digest = _digest(file, file.tell())
+    file.seek(0, os.SEEK_END)
+    file.write(_MARK + digest.encode())
+
+
+def _digest(file: IO[bytes], size: int) -> str:
+    """The checksum of the first bytes of a file."""
+    found = hashlib.sha256()
+    file.seek(0)
+    while size > 0 and (piece := file.read(min(size, _PIECE))):
+        found.update(piece)
+        size -= len(piece)
+    return found.hexdigest()
+
+
+def _verify(path: Path) -> None:
+    """Raise ValueError if a file is not what was written; one of an earlier version has no checksum and passes."""
+    with path.open("rb") as file:
+        whole = max(0, file.seek(0, os.SEEK_END) - _TAIL)
+        file.seek(whole)
+        tail = file.read()
+        if tail.startswith(_MARK) and tail.decode("ascii", "replace") != _MARK.decode() + _digest(file, whole):
+            raise ValueError("its checksum is wrong")
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The state in a checkpoint folder, on the CPU; only tensors and plain values are loaded, no pickled code is run."""
+    """The state in a checkpoint folder, on the CPU; only tensors and plain values are loaded, no pickled code is run.
+
+    Raises:
+        ValueError: the checksum is wrong.
+        Exception: of several other kinds, the file is not a checkpoint.
+    """
     import torch
 
+    _verify(folder / FILE)
     return torch.load(folder / FILE, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
 
@@ -75,16 +138,49 @@ def found(run_dir: Path) -> list[Path]:
 
 
 def latest(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The readable states of a run's checkpoints, newest first; a damaged one is skipped with a warning."""
+    """The readable states of a run's checkpoints, newest first; a damaged one is skipped with a warning.
+
+    Raises:
+        ConfigError: one is of another epoch than its folder.
+    """
     for folder in found(run_dir):
         try:
             state = load(folder)
-            if not {"model", "optimizer", "epoch"} <= state.keys():
+            if not {"model", "optimizer", "epoch"} <= state.keys() or not isinstance(state["epoch"], int):
                 raise ValueError("not a checkpoint")
-        except (OSError, RuntimeError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as error:
-            log.warning("checkpoint %s cannot be read (%s); trying the previous one", folder, type(error).__name__)
+        except (OSError, RuntimeError, EOFError, ValueError, AttributeError, KeyError, pickle.UnpicklingError) as error:
+            why = error if type(error) is ValueError else type(error).__name__
+            log.warning("checkpoint %s cannot be read (%s); trying the previous one", folder, why)
             continue
+        if name(state["epoch"]) != folder.name:
+            raise ConfigError(
+                f"storage.path: {folder} holds the state after epoch {state['epoch']}; remove it to go on from another"
+            )
         yield state
+
+
+def newest(run_dir: Path, config: Config) -> dict[str, Any] | None:
+    """The newest readable state of a run, or None.
+
+    Raises:
+        ConfigError: it is not of this run: the message names the fields that differ.
+    """
+    state = next(latest(run_dir), None)
+    if state is None or "config" not in state:
+        return state
+    folder = run_dir / name(state["epoch"])
+    try:
+        recorded = cfg.flat_dict(json.loads(state["config"]))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"storage.path: the configuration in {folder} cannot be read; remove it") from error
+    differ = [change for change in cfg.changes(recorded, config) if change[0] not in cfg.MAY_CHANGE]
+    if differ:
+        words = ", ".join(f"{key} {before} in place of {now}" for key, before, now in differ[:5])
+        more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
+        raise ConfigError(
+            f"storage.path: {folder} is of another configuration: {words}{more}; remove it to go on from another"
+        )
+    return state
 
 
 def prune(run_dir: Path) -> None:

@@ -8,8 +8,12 @@ import json
 import os
 from pathlib import Path
 
-COLLAPSED = 0.1  # collapsed if feature/std is below it; evenly spread features have 1, a single direction has 0
+from rotssl.base.files import sync_folder
 
+COLLAPSED = 0.1  # collapsed if feature/std is below it; evenly spread features have 1, a single direction has 0
+DIVERGED = (
+    20  # diverged if a loss is so many times that of the first epoch, and more than this; cross-entropies can't be
+)
 
 Points = dict[int, dict[str, float]]
 
@@ -47,6 +51,7 @@ class Journal:
         new = {key: value for key, value in metrics.items() if key not in point}
         if not new:
             return
+        made = not self.path.exists()
         with self.path.open("a+b") as file:
             # Terminate a line that a crash cut short, so that it does not corrupt the next one.
             file.seek(0, os.SEEK_END)
@@ -58,6 +63,8 @@ class Journal:
             file.write((b"\n" if torn else b"") + json.dumps({"epoch": epoch, **new}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        if made:
+            sync_folder(self.folder)
         self._points[epoch] = point | new
 
 
@@ -70,7 +77,7 @@ def read(folder: Path) -> Points:
             point = json.loads(line)
             epoch = int(point.pop("epoch"))
             points[epoch] = point | points.get(epoch, {})
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             continue
     return points
 
@@ -82,3 +89,12 @@ def collapsed(points: Points) -> str | None:
     if spread is None or spread >= COLLAPSED:
         return None
     return f"collapsed: feature/std {spread:.3g} at epoch {epoch}, below {COLLAPSED:g}"
+
+
+def diverged(points: Points) -> str | None:
+    """Why a run counts as diverged at its last epoch, or None: a loss far above the first epoch's."""
+    first, epoch = points.get(1, {}), max(points, default=0)
+    for key, loss in points.get(epoch, {}).items():
+        if key.startswith("loss/") and key in first and loss > DIVERGED * max(1.0, abs(first[key])):
+            return f"diverged: {key} {loss:.3g} at epoch {epoch}, {first[key]:.3g} at epoch 1"
+    return None

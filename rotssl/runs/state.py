@@ -3,17 +3,20 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from rotssl import config as cfg
+from rotssl.base.address import file_of, is_gone, without_login
+from rotssl.base.files import write_whole
+from rotssl.base.lock import Held, locked
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
-from rotssl.runs import checkpoint
+from rotssl.runs import checkpoint, journal
+
+NOT_SAVED = ("path", "changes", "doubt", "moved")
 
 
 class Busy(ConfigError):
@@ -26,7 +29,8 @@ class RunState:
 
     ``status`` is new, running, finished, failed, interrupted, stopped (``train.stop_after``) or pruned (by a sweep's scheduler).
     ``missing`` names measures that failed at the end of the run. ``changes`` lists, in lines, requested fields that differ
-    from the recorded ones and do not affect what is computed.
+    from the recorded ones and do not affect what is computed. ``doubt`` is a line that says why the file was not believed.
+    ``moved`` tells that the store is looked for in another place than the recorded one, where it is gone.
     """
 
     path: Path
@@ -38,6 +42,8 @@ class RunState:
     synced: bool = False
     missing: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
+    doubt: str = ""
+    moved: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -46,22 +52,22 @@ class RunState:
 
     @classmethod
     def of(cls, config: ResolvedConfig) -> "RunState":
-        """The state of a run, read from its folder if it was started before.
+        """The state of a run, read from its folder if it was started before; without a record, from its newest checkpoint.
 
         Raises:
-            ConfigError: it was started with another configuration, or run.json can't be read.
+            ConfigError: it was started with another configuration, or neither run.json nor a checkpoint can be read.
         """
-        path, ours = config.run_dir / "run.json", cfg.identity_of(config)
-        if not path.exists() and checkpoint.found(config.run_dir):
-            raise ConfigError(
-                f"storage.path: {config.run_dir} has checkpoints but no run.json; move the folder away to start again"
+        ours = cfg.identity_of(config)
+        record = cls.read(config.run_dir / "run.json", ours)
+        if record.status == "new" and checkpoint.found(config.run_dir):
+            record._rebuild(config)
+        done, epochs = max(journal.read(config.run_dir), default=0), config.train.epochs
+        if record.status == "finished" and done < epochs:
+            record.status = "interrupted"
+            record.doubt = (
+                f"run.json says that the run is finished, but its journal has {done} of {epochs} epochs: going on"
             )
-        record, late = cls.read(path, ours), cfg.later_defaults(config)
-        for key in sorted(ours.keys() | record.config.keys()):
-            # Fields that were added later are not recorded at their defaults.
-            before, now = (fields.get(key, late.get(key)) for fields in (record.config, ours))
-            if before == now:
-                continue
+        for key, before, now in cfg.changes(record.config, config):
             if key not in cfg.MAY_CHANGE:
                 raise ConfigError(
                     f"{key}: got {now}, but run {config.tracking.run_name!r} was started with {before}; choose another run_name"
@@ -72,32 +78,47 @@ class RunState:
             record.config = ours
         return record
 
+    def _rebuild(self, config: ResolvedConfig) -> None:
+        """Take the configuration of the newest checkpoint: the record of a run that has some is lost."""
+        state = checkpoint.newest(config.run_dir, config)
+        if state is None or "config" not in state:
+            raise ConfigError(
+                f"storage.path: {config.run_dir} has no run.json and no checkpoint that can be read; move the folder away to "
+                "start again"
+            )
+        self.config = dict(cfg.flat_dict(json.loads(state["config"])))
+        self.status, place = "interrupted", checkpoint.name(state["epoch"])
+        self.doubt = f"run.json of {config.tracking.run_name!r} was lost: rebuilt from {place}"
+
     @classmethod
     def read(cls, path: Path, config: dict[str, Any]) -> "RunState":
-        """The state in a file, or a new one with this configuration if there is no file.
+        """The state in a file, or a new one with this configuration if there is no file or nothing in it.
 
         Raises:
             ConfigError: the file can't be read.
         """
-        if not path.exists():
-            return cls(path, config)
         try:
-            record = cls(path, **json.loads(path.read_text()))
+            content = path.read_bytes() if path.exists() else b""
+            if not content.strip(b"\0 \n"):  # what a crash of the machine leaves of a file that was not yet on the disk
+                return cls(path, config)
+            record = cls(path, **json.loads(content))
             if not isinstance(record.config, dict):
                 raise ValueError("no configuration in it")
-        except (OSError, ValueError, TypeError) as error:
+            before = without_login(record.uri)
+            record.uri = _found_again(before, path.parent)
+            record.moved = record.uri != before
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            saved = "remove it to go on from the newest checkpoint, or " if checkpoint.found(path.parent) else ""
             raise ConfigError(
-                f"storage.path: {path} cannot be read ({error}); move the folder away to start again"
+                f"storage.path: {path} cannot be read ({error}); {saved}move the folder away to start again"
             ) from error
         return record
 
     def write(self, status: str, reason: str = "") -> None:
         """Save atomically with a new status and its reason."""
         self.status, self.reason = status, reason
-        content = {key: value for key, value in vars(self).items() if key not in ("path", "changes")}
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(content, indent=2) + "\n")
-        part.replace(self.path)
+        content = {key: value for key, value in vars(self).items() if key not in NOT_SAVED}
+        write_whole(self.path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
@@ -112,15 +133,22 @@ def run_folder(folder: Path, patience: float = 0) -> Iterator[Path]:
         ConfigError: the folder can't be written.
         Busy: another process holds it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=patience).acquire()
-    except Timeout as error:
-        raise Busy(f"tracking.run_name: another process is currently running {folder.name!r}") from error
-    except OSError as error:
-        raise ConfigError(f"storage.path: cannot write to {error.filename or folder}: {error.strerror}") from error
-    with lock:
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / ".lock", patience))
+        except Held as error:
+            raise Busy(f"tracking.run_name: another process is currently running {folder.name!r}") from error
+        except OSError as error:
+            raise ConfigError(f"storage.path: cannot write to {error.filename or folder}: {error.strerror}") from error
         yield folder
+
+
+def _found_again(uri: str, folder: Path) -> str:
+    """The store of a run; that in its storage.path if it was moved there with the run's folder."""
+    file = file_of(uri)
+    beside = folder.absolute().parent.parent / (file.name if file else "")
+    return f"sqlite:///{beside}" if is_gone(uri) and beside.is_file() else uri
 
 
 def check_writable(folder: Path) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rotssl.tracking import store
 ESTIMATE_PATIENCE_S = 300  # the cluster may be busy
 
 
-def _probe(folder: str, word: str, uri: str, version: str, roots: Sequence[str]) -> str:
+def _probe(folder: str, word: str, uri: str, login: Mapping[str, str], version: str, roots: Sequence[str]) -> str:
     """Why a node cannot run trials; empty if it can."""
     if rotssl.__version__ != version:
         return f"it has rotssl {rotssl.__version__}, the driver has {version}"
@@ -33,6 +33,7 @@ def _probe(folder: str, word: str, uri: str, version: str, roots: Sequence[str])
     for root in roots:
         if not os.access(root, os.R_OK):
             return f"data.root: {root} cannot be read on this node"
+    os.environ.update(login)
     return store.reachable(uri)
 
 
@@ -57,7 +58,7 @@ def check_nodes(folder: Path, uri: str, roots: Sequence[str]) -> None:
         task = ray.remote(num_cpus=0, max_retries=0)(_probe)
         asked = [
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                str(scratch), word, uri, rotssl.__version__, list(roots)
+                str(scratch), word, uri, store.credentials(), rotssl.__version__, list(roots)
             )
             for node in alive
         ]

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rotssl import config as cfg
 from rotssl import lifecycle
+from rotssl.base.address import without_login
+from rotssl.base.files import write_whole
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 from rotssl.config.sweep import Sweep
@@ -115,6 +117,7 @@ class SweepRun:
             if key not in data and not trial.is_done(self.prunes):
                 data[key] = ray_train.load(trial.config)
             spec = {"tags": tags[trial.name], "uri": self.state.uri, "data": key, "prunes": self.prunes}
+            spec["credentials"] = store.credentials()
             specs.append({"config": cfg.to_dict(trial.config), **spec})
         with SweepProgress(self.sweep, chosen, self.prunes) as progress:
             work = ray_tune.Work(run_trial, specs, [trial.config for trial in chosen], progress.silent, data)
@@ -157,10 +160,19 @@ class SweepRun:
             ids: ids of its trials in MLflow, which records only one parent for trials shared by sweeps.
         """
         listed = self.folder / "trials.json"
-        listed.write_text(json.dumps(ids) + "\n")
+        write_whole(listed, json.dumps(ids) + "\n")
         tracker = writer.Tracker(self.state.uri, str(self.state.run_id))
-        self.state.synced = tracker.finish(lifecycle.MLFLOW_STATUS[status], reason, [self.sweep.file, listed])
+        self.state.synced = tracker.finish(lifecycle.MLFLOW_STATUS[status], reason, [self._file(), listed])
         self.state.write(status, reason)
+
+    def _file(self) -> Path:
+        """The sweep's file, or a copy without the login in its tracking.uri."""
+        text = self.sweep.file.read_text()
+        if without_login(text) == text:
+            return self.sweep.file
+        copy = self.folder / self.sweep.file.name
+        write_whole(copy, without_login(text))
+        return copy
 
 
 def counts(states: Sequence[RunState]) -> str:

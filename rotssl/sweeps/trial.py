@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> 
         report: called with an epoch and its metrics, finally with ``outcome`` and ``reason``; ends this function if the
             scheduler stops the trial.
     """
+    os.environ.update(spec["credentials"])
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     config = cfg.from_dict(spec["config"])

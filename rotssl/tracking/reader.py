@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rotssl.base.address import file_of, is_gone
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.runs.journal import Points
 from rotssl.tracking.store import check_uri, client_of, short
@@ -57,12 +58,11 @@ def read_runs(uri: str, experiment: str, metrics: Sequence[str]) -> list[Tracked
     Raises:
         ConfigError: the store can't be reached, or has no such experiment.
     """
-    if uri.startswith("sqlite:///") and len(uri) > len("sqlite:///"):
-        file = Path(uri.removeprefix("sqlite:///"))
-        if not file.is_file():
-            raise ConfigError(f"tracking.uri: no file {file}: nothing has been recorded there yet")
-    else:
+    file = file_of(uri)
+    if file is None:
         check_uri(uri)
+    elif not file.is_file():
+        raise ConfigError(f"tracking.uri: no file {file}: nothing has been recorded there yet")
     try:
         client = client_of(uri)
         found = client.get_experiment_by_name(experiment)
@@ -100,6 +100,8 @@ def trial_ids(uri: str, run_id: str) -> set[str]:
 
 def run_ids(uri: str, experiment: str) -> set[str] | None:
     """The ids of all runs of an experiment; None, with a warning, if the store can't be read."""
+    if is_gone(uri):
+        return set()
     try:
         client = client_of(uri)
         known = client.get_experiment_by_name(experiment)
@@ -117,19 +119,34 @@ def run_folder_of(uri: str, run_id: str) -> str:
     Raises:
         ConfigError: the store can't be used, or has no such run.
     """
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite") and not file.exists():
+    file = file_of(uri)
+    if file is not None and not file.exists():
         raise ConfigError(f"--uri: no file {file}")
     try:
-        return str(client_of(uri).get_run(run_id).data.tags["run_dir"])
+        folder = Path(client_of(uri).get_run(run_id).data.tags["run_dir"])
     except Exception as error:  # MLflow's own, or the tag is missing: in either case the id is unusable
         raise ConfigError(f"--run: {uri} has no run {run_id!r} with a folder") from error
+    if file is not None and not folder.exists():
+        moved = file.absolute().parent / folder.parent.name / folder.name  # together with the store
+        folder = moved if moved.exists() else folder
+    if not folder.exists():
+        raise ConfigError(f"--run: the folder of {run_id} is not there any more: {folder}; use --checkpoint DIR")
+    return str(folder)
 
 
 def evaluations_of(uri: str, run_id: str, split: str) -> dict[str, float]:
-    """The metrics of all earlier evaluations of a run's encoder on a split."""
+    """The metrics of all earlier evaluations of a run's encoder on a split.
+
+    Raises:
+        ConfigError: the store has no such run.
+    """
     client = client_of(uri)
-    run = client.get_run(run_id)
+    try:
+        run = client.get_run(run_id)
+    except Exception as error:  # MLflow's own
+        raise ConfigError(
+            f"--checkpoint: {uri} does not have the run ({short(error)}); the command that trained it, started again, sends it"
+        ) from error
     wanted = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.kind = 'evaluation' and tags.split = '{split}'"
     found = client.search_runs([run.info.experiment_id], wanted)
     return {key: value for run in found for key, value in run.data.metrics.items()}

@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+from rotssl.base.files import write_whole
 from rotssl.config.sections import OFF
 from rotssl.runs.journal import Points
 from rotssl.tracking.store import short
@@ -36,7 +37,7 @@ class Untracked(Tracker):
     def tag(self, tags: dict[str, str]) -> None:
         """Add tags to the saved ones."""
         try:
-            (self.folder / self.NAME).write_text(json.dumps(kept_tags(self.folder) | tags, indent=2) + "\n")
+            write_whole(self.folder / self.NAME, json.dumps(kept_tags(self.folder) | tags, indent=2) + "\n")
         except OSError as error:  # not fatal: tags only describe the run
             log.warning("could not write %s (%s)", self.folder / self.NAME, short(error))
 
@@ -45,7 +46,7 @@ def kept_tags(folder: Path) -> dict[str, str]:
     """The saved tags of a run that had no store; empty if they can't be read."""
     try:
         content = json.loads((folder / Untracked.NAME).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return {str(key): str(value) for key, value in content.items()} if isinstance(content, dict) else {}
 

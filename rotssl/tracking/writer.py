@@ -31,10 +31,9 @@ def open_run(
     params: dict[str, Any],
     tags: dict[str, str],
     artifacts: Path,
+    lost: bool = False,
 ) -> str:
     """Create store, experiment and run, or reopen the run.
-
-    A new store or experiment must be created by one process before others use it.
 
     Args:
         uri: URI of the tracking store.
@@ -44,6 +43,7 @@ def open_run(
         params: dotted name -> value; they never change.
         tags: facts that may change between starts.
         artifacts: folder for the artifacts of a new experiment on sqlite (a server has its own).
+        lost: whether the id of an earlier start is lost; the run of the same folder is then reopened.
 
     Returns:
         The run's id.
@@ -52,19 +52,16 @@ def open_run(
         ConfigError: the store can't be reached.
     """
     try:
-        client = client_of(uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage != "active":
+        client = client_of(uri, create=True)
+        location = artifacts.absolute().as_uri() if uri.startswith("sqlite") else None
+        found = _experiment(client, experiment, location)
+        if found.lifecycle_stage != "active":
             raise ConfigError(
                 f"tracking.experiment: {experiment!r} was deleted in MLflow; restore it or choose another name"
             )
-        if found is None:
-            location = artifacts.absolute().as_uri() if uri.startswith("sqlite") else None
-            experiment_id = client.create_experiment(experiment, artifact_location=location)
-        else:
-            experiment_id = found.experiment_id
+        experiment_id = found.experiment_id
         if run_id is None:
-            run_id = _orphan(client, experiment_id, run_name, tags)
+            run_id = _orphan(client, experiment_id, run_name, tags, lost)
         if run_id is None or not _alive(client, run_id):
             run_id = str(client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id)
         else:
@@ -81,18 +78,37 @@ def open_run(
     except ConfigError:
         raise
     except Exception as error:  # of MLflow, sqlalchemy, alembic or requests: in any case the URI is unusable
-        raise ConfigError(f"tracking.uri: {uri} cannot be used: {str(error).splitlines()[0][:200]}") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(f"tracking.uri: {uri} cannot be used: {why}") from error
     return run_id
 
 
-def _orphan(client: Any, experiment_id: str, run_name: str, tags: dict[str, str]) -> str | None:
-    """The run of a start that was killed before it saved the id and before its first epoch, or None."""
+def _experiment(client: Any, name: str, artifacts: str | None) -> Any:
+    """The experiment, created if missing; another process may create it at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException:
+            if client.get_experiment_by_name(name) is None:
+                raise
+        found = client.get_experiment_by_name(name)
+    return found
+
+
+def _orphan(client: Any, experiment_id: str, run_name: str, tags: dict[str, str], lost: bool) -> str | None:
+    """The run of a start whose id was not saved, or None.
+
+    Without ``lost`` it was killed before its first epoch; a run with metrics may be that of a folder that was deleted since.
+    """
     if "'" in run_name or "run_dir" not in tags:
         return None
-    running = f"attributes.run_name = '{run_name}' and attributes.status = 'RUNNING'"
-    for run in client.search_runs([experiment_id], running):
+    wanted = f"attributes.run_name = '{run_name}'" + ("" if lost else " and attributes.status = 'RUNNING'")
+    for run in client.search_runs([experiment_id], wanted):
         same = all(run.data.tags.get(key) == tags.get(key) for key in ("run_dir", "config_hash"))
-        if same and not run.data.metrics:
+        if same and (lost or not run.data.metrics):
             return str(run.info.run_id)
     return None
 
@@ -187,13 +203,20 @@ class Tracker:
         """
         try:
             self._client = self._client or client_of(self.uri)
-            for file in files:
-                if file.exists():
-                    self._client.log_artifact(self.run_id, str(file))
+            # Before the artifacts: what they are kept in may fail alone, and a run must not stay RUNNING for that.
             self._client.set_tag(self.run_id, "status_reason", reason)
             self._client.set_terminated(self.run_id, status)
         except Exception as error:  # as above
             log.warning("could not set the status of the run to %s in MLflow (%s)", status, short(error))
+            return False
+        try:
+            for file in files:
+                if file.exists():
+                    self._client.log_artifact(self.run_id, str(file))
+        except Exception as error:  # as above, or a library of the artifact store is missing
+            log.warning(
+                "could not copy %s to MLflow's artifacts (%s); it stays in the run's folder", file, short(error)
+            )
             return False
         return True
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from rotssl.runs import journal
-from rotssl.runs.journal import Journal, collapsed
+from rotssl.runs.journal import Journal, collapsed, diverged
 from tests.reports.test_curves import curve
 
 
@@ -64,3 +64,14 @@ def test_a_run_is_collapsed_by_its_last_epoch():
     assert "0.0999 at epoch 2" in collapsed(points)
     points[2]["feature/std"] = math.nan
     assert collapsed(points) is not None
+
+
+def test_a_run_is_diverged_by_a_loss_far_above_that_of_its_first_epoch():
+    points = {1: {"loss/ssl": -0.5, "loss/rotation": 1.4, "cost/flops": 1.0}, 2: {"loss/ssl": 19.0, "cost/flops": 1e9}}
+    assert diverged(points) is None and diverged({}) is None and diverged({1: {"loss/ssl": 1e9}}) is None
+    points[3] = {"loss/ssl": 0.5, "loss/rotation": 1383.6, "loss/jigsaw": 1e9}  # jigsaw began later
+    assert diverged(points) == "diverged: loss/rotation 1.38e+03 at epoch 3, 1.4 at epoch 1"
+    points[3]["loss/rotation"] = 28.0
+    assert diverged(points) is None
+    points[4] = {"loss/ssl": 20.1}
+    assert diverged(points) is not None

@@ -1,6 +1,9 @@
 """What a run has on record, who holds its folder, and what may change when it goes on."""
 
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -32,13 +35,23 @@ def test_a_record_is_what_was_written_or_new(config):
     assert RunState.of(cfg.replace(config, {"scaling.num_workers": 3})).status == "pruned"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"config": 3}', '{"config": {}, "colour": 1}', "\x00"])
+DEEP = "[" * 10_000 + "]" * 10_000
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"config": 3}', '{"config": {}, "colour": 1}', "\x00{", DEEP])
 def test_a_record_that_cannot_be_read_is_said(config, content):
     with run_folder(config.run_dir) as folder:
         (folder / "run.json").write_text(content)
         with pytest.raises(ConfigError, match=r"^storage.path: .*run.json cannot be read") as caught:
             RunState.of(config)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\0" * 400])
+def test_a_record_that_a_crash_left_empty_is_a_new_one_where_nothing_was_saved(config, content):
+    with run_folder(config.run_dir) as folder:
+        (folder / "run.json").write_text(content)
+        assert (RunState.of(config).status, RunState.of(config).doubt) == ("new", "")
 
 
 def test_a_run_is_held_by_one_process_and_waited_for(config):
@@ -55,6 +68,16 @@ def test_a_run_is_held_by_one_process_and_waited_for(config):
     with run_folder(config.run_dir, patience=30) as folder:
         assert 0.2 < time.monotonic() - started < 20 and folder == config.run_dir
     timer.join()
+
+
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def test_a_run_on_a_file_system_without_flock_is_warned_and_goes_on(config, monkeypatch, caplog, name):
+    number = getattr(errno, name)
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+    with run_folder(config.run_dir) as folder:
+        assert folder == config.run_dir
+    (record,) = caplog.records
+    assert "do not start the same run twice" in record.getMessage()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_and_none_is_made(tmp_path):
@@ -74,6 +97,25 @@ def test_a_record_is_written_whole(config, monkeypatch):
         with pytest.raises(OSError, match="full"):
             record.write("finished")
         assert json.loads((config.run_dir / "run.json").read_text())["status"] == "running"
+
+
+def test_a_record_is_on_the_disk_before_its_name_and_the_name_before_the_next_step(config, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(handle):
+        done.append(("sync", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        fsync(handle)
+
+    def renamed(part, path):
+        assert (part.parent, part.stat().st_size > 0) == (path.parent, True)
+        done.append(("rename", path.name))
+        replace(part, path)
+
+    with run_folder(config.run_dir):
+        monkeypatch.setattr(os, "fsync", synced)
+        monkeypatch.setattr(Path, "replace", renamed)
+        RunState.of(config).write("running")
+    assert done == [("sync", "run.json.part"), ("rename", "run.json"), ("sync", "run")]
 
 
 NOT_COMPUTED = {

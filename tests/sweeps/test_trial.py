@@ -59,6 +59,7 @@ def run(sweep, index, prunes=False, stop_at=None, on_disk=False):
         "config": cfg.to_dict(config),
         "tags": sweep.tags()[sweep.trials[index].name],
         "uri": sweep.state.uri,
+        "credentials": {},
         "data": "images",
         "prunes": prunes,
     }

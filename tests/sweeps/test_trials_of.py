@@ -3,6 +3,7 @@
 import pytest
 
 from rotssl.commands.ablate import trials_of
+from rotssl.runs import journal
 from tests.config.sweeps import SMALL, names_in, reader
 
 
@@ -29,7 +30,7 @@ def test_trials_of_one_worker_run_without_ray_train_and_others_with(sweep):
 
 def test_a_stopped_trial_is_done_for_a_sweep_that_stops(sweep):
     (trial, *_) = trials_of(sweep(SMALL + "grid: {rotation.weight: [1]}"))
-    trial.config.run_dir.mkdir(parents=True)
+    journal.Journal(trial.config.run_dir).append(trial.config.train.epochs, {"loss/total": 1.0})
     for status, ends, prunes in (
         ("finished", True, True),
         ("pruned", False, True),

@@ -1,0 +1,52 @@
+"""Resuming: the newest checkpoint that belongs to a run, and its tensors in a model and an optimizer."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rotssl.config import ConfigError, ResolvedConfig
+from rotssl.engine.runtime import RunFailed
+from rotssl.runs import checkpoint
+
+
+def newest(run_dir: Path, config: ResolvedConfig) -> dict[str, Any] | None:
+    """The newest readable state of a run, or None.
+
+    Raises:
+        RunFailed: it is of another configuration or of another epoch than its folder's.
+    """
+    try:
+        return checkpoint.newest(run_dir, config)
+    except ConfigError as error:
+        raise RunFailed(str(error)) from error
+
+
+@contextmanager
+def fitting(run_dir: Path, state: Mapping[str, Any]) -> Iterator[None]:
+    """Report in one line that a state does not fit the run which restores it in the body.
+
+    Raises:
+        RunFailed: it does not fit.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        folder = run_dir / checkpoint.name(int(state["epoch"]))
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise RunFailed(
+            f"storage.path: {folder} does not fit this run ({why}); remove it to go on from another"
+        ) from error
+
+
+def load_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Put the weights and the optimizer's moments of a state in place."""
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    # A run may resume on another kind of device with another weight layout; fused kernels assume the same for moments.
+    for param, kept in optimizer.state.items():
+        moments = {key: v for key, v in kept.items() if torch.is_tensor(v) and v.shape == param.shape}
+        kept.update({key: torch.empty_like(param, dtype=value.dtype).copy_(value) for key, value in moments.items()})

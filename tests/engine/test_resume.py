@@ -1,0 +1,143 @@
+"""Which checkpoint a run resumes from: damaged ones are passed over, those of another run are refused in one line."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from rotssl import config as cfg
+from rotssl.engine.runtime import RunFailed
+from rotssl.runs import checkpoint
+from tests.small_runs import make_config, trainer
+
+pytestmark = pytest.mark.contract
+SHORT = {"data.limit": 64, "train.epochs": 3, "evaluation.knn_every": 0, "evaluation.linear": False}
+
+
+def run(config):
+    made = trainer(config)
+    made.run()
+    return made.model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Makes a run that was stopped after two epochs, anew for each test; and the weights of one that was not."""
+    whole = run(make_config(tmp_path_factory.mktemp("whole"), "byol", **SHORT))
+
+    def make(folder, **fields):
+        config = make_config(folder, "byol", **SHORT, **fields)
+        run(cfg.replace(config, {"train.stop_after": 2}))
+        return config
+
+    return make, whole
+
+
+def flipped(content, where):
+    """The content with one bit changed."""
+    place = int(where * (len(content) - 1))
+    return content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :]
+
+
+DAMAGES = {
+    "a weight's bit": lambda content: flipped(content, 0.5),
+    "a late bit": lambda content: flipped(content, 0.97),
+    "200 bytes": lambda content: content[:4000] + bytes(200) + content[4200:],
+    "torn": lambda content: content[: len(content) // 3],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_said_and_the_one_before_leads_to_the_same_weights(tmp_path, caplog, stopped, damage):
+    make, whole = stopped
+    config = make(tmp_path)
+    file = config.run_dir / checkpoint.name(2) / checkpoint.FILE
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    with caplog.at_level(logging.WARNING):
+        found = run(config)
+    (line,) = [record.getMessage() for record in caplog.records if "checkpoint" in record.getMessage()]
+    assert "epoch_00002 cannot be read" in line and "trying the previous one" in line
+    for key, value in whole.items():
+        assert torch.equal(found[key], value), key
+
+
+def test_every_bit_of_a_checkpoint_is_covered(tmp_path):
+    state = {"epoch": 1, "model": {"weight": torch.arange(8.0)}, "optimizer": {}}
+    folder = tmp_path / checkpoint.name(1)
+    checkpoint.save(state, folder)
+    content = (folder / checkpoint.FILE).read_bytes()
+    for place in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        (folder / checkpoint.FILE).write_bytes(bytes(changed))
+        for found in checkpoint.latest(tmp_path):  # only the mark of the checksum itself may be lost
+            assert content[place : place + 1] in b"sha256:" and torch.equal(found["model"]["weight"], torch.arange(8.0))
+
+
+def test_a_checkpoint_without_checksum_is_taken_up(tmp_path, stopped):
+    make, whole = stopped
+    config = make(tmp_path)
+    for folder in checkpoint.found(config.run_dir):
+        torch.save(checkpoint.load(folder), folder / checkpoint.FILE)  # as earlier versions did
+    found = run(config)
+    for key, value in whole.items():
+        assert torch.equal(found[key], value), key
+
+
+def change(run_config, number, **entries):
+    """Write a checkpoint of the run with some of its entries changed, whole and with its checksum."""
+    folder = run_config.run_dir / checkpoint.name(number)
+    checkpoint.save(checkpoint.load(folder) | entries, folder)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_by_name(tmp_path, stopped):
+    config = stopped[0](tmp_path)
+    other = cfg.to_dict(cfg.replace(config, {"optim.lr": 9.0, "train.seed": 99, "data.root": "/elsewhere"}))
+    change(config, 2, config=json.dumps(other | {"colour": {"hue": 3}}))
+    with pytest.raises(RunFailed, match=r"^storage\.path: .*epoch_00002 is of another configuration") as caught:
+        run(config)
+    text = str(caught.value)
+    for words in ("optim.lr 9.0 in place of", "train.seed 99 in place of 0", "colour.hue 3", "remove it"):
+        assert words in text
+    assert "data.root" not in text and "\n" not in text  # what may change
+    late = cfg.to_dict(config)
+    del late["rotation"]["head_on"]  # a field that was added later
+    change(config, 2, config=json.dumps(late))
+    run(config)
+
+
+OTHERS = {
+    "architecture": lambda state: {"model": {**state["model"], "encoder.stem.0.weight": torch.ones(1, 3, 3, 3)}},
+    "names": lambda state: {"model": {f"x.{key}": value for key, value in state["model"].items()}},
+    "cost": lambda state: {"cost": {**state["cost"], "colour": 1}},
+    "optimizer": lambda state: {"optimizer": {"state": {}, "param_groups": []}},
+    "no cost": lambda state: {"cost": None},
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_checkpoint_that_does_not_fit_is_refused_in_a_line(tmp_path, stopped, what):
+    config = stopped[0](tmp_path)
+    change(config, 2, **OTHERS[what](checkpoint.load(config.run_dir / checkpoint.name(2))))
+    with pytest.raises(RunFailed, match=r"^storage\.path: .*epoch_00002 does not fit this run") as caught:
+        run(config)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_checkpoint_of_another_epoch_than_its_folder_is_refused(tmp_path, stopped):
+    config = stopped[0](tmp_path)
+    change(config, 2, epoch=3)
+    with pytest.raises(RunFailed, match=r"epoch_00002 holds the state after epoch 3; remove it"):
+        run(config)
+
+
+@pytest.mark.parametrize("place", ["epoch_00003", "epoch_00003.part", "epoch_00003/checkpoint.pt"])
+def test_what_stands_where_a_checkpoint_is_to_be_written_is_named(tmp_path, stopped, place):
+    config = stopped[0](tmp_path)
+    wrong = config.run_dir / place
+    wrong.write_text("x") if place == "epoch_00003" else wrong.mkdir(parents=True)
+    with pytest.raises(OSError, match=rf"is where a checkpoint is to be written; remove it: .*{place}'$"):
+        run(config)
+    wrong.unlink() if place == "epoch_00003" else wrong.rmdir()
+    run(config)
