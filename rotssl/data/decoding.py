@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from rotssl.base import heartbeat
 from rotssl.config.fields import ConfigError
 from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, Pixels, choose
@@ -113,7 +114,9 @@ def decode(files: Sequence[str], native: tuple[int, int] | None, image_size: int
 def in_threads(work: Callable[[int], Result], items: Iterable[int]) -> Generator[Result, None, None]:
     """``map`` in as many threads as there are cores; after a failure, no further items are started."""
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:  # PIL decodes without the interpreter's lock
-        yield from pool.map(work, items)
+        for result in pool.map(work, items):
+            heartbeat.beat()
+            yield result
 
 
 def load(parts: Sequence[Folder], native: tuple[int, int] | None, image_size: int) -> list[ImageSet]:

@@ -127,14 +127,31 @@ def uninterrupted(folder, elsewhere):
     return run.model.state_dict()
 
 
-def test_a_run_that_is_interrupted_and_loses_a_worker_equals_an_uninterrupted_one(cluster, pool, tmp_path):
-    # With the images mapped from disk, which two workers on two nodes of one machine decode once.
+def noise_images(folder):
+    """Images of four classes, 48 each."""
     for label in range(4):
-        (tmp_path / "images" / str(label)).mkdir(parents=True)
+        (folder / str(label)).mkdir(parents=True)
         for i in range(48):
             noise = np.random.default_rng([label, i]).integers(0, 256, (16, 16, 3), np.uint8)
-            Image.fromarray(noise).save(tmp_path / "images" / str(label) / f"{i}.png")
-    fields = {**SMALL, "train.epochs": 12, "data.name": "imagefolder", "data.root": tmp_path / "images"}
+            Image.fromarray(noise).save(folder / str(label) / f"{i}.png")
+    return folder
+
+
+def new_workers(before):
+    """The two Ray Train workers among the processes that were not there before."""
+    found = [
+        p
+        for p in psutil.process_iter(["name", "cmdline"])
+        if p.pid not in before and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
+    ]
+    assert len(found) == 2
+    return found
+
+
+def test_a_run_that_is_interrupted_and_whose_workers_hang_and_die_equals_an_uninterrupted_one(cluster, pool, tmp_path):
+    # With the images mapped from disk, which two workers on two nodes of one machine decode once.
+    root = noise_images(tmp_path / "images")
+    fields = {**SMALL, "train.epochs": 12, "data.name": "imagefolder", "data.root": root, "scaling.hang_minutes": 0.3}
     given = flags({**fields, "data.store": "disk", "data.cache": tmp_path / "cache"}, tmp_path)
     folder, argv = tmp_path / "rotssl" / "run", command("pretrain.py", *given)
     with started(argv, tmp_path / "log", cluster) as process:
@@ -149,13 +166,13 @@ def test_a_run_that_is_interrupted_and_loses_a_worker_equals_an_uninterrupted_on
     before = set(psutil.pids())
     with started(argv, tmp_path / "log", cluster) as process:
         wait_for(lambda: max(journal.read(folder)) > reached, process)
-        workers = [
-            p
-            for p in psutil.process_iter(["name", "cmdline"])
-            if p.pid not in before and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
-        ]
-        assert len(workers) == 2
-        workers[0].send_signal(signal.SIGKILL)
+        hanging = new_workers(before)
+        hanging[0].suspend()
+        wait_for(lambda: not any(worker.is_running() for worker in hanging), process)
+        assert "no progress for 0.3 minutes (scaling.hang_minutes)" in process.told()
+        held = max(journal.read(folder))
+        wait_for(lambda: max(journal.read(folder)) > held, process)
+        new_workers(before)[0].kill()
         assert process.wait() == 0, process.told()[-3000:]
     assert made == cached(tmp_path / "cache")
     _, run, steps = logged(tmp_path, "run")

@@ -1,0 +1,126 @@
+"""The driver's watch over Ray Train workers: notices that none of them makes progress any more, and has them restarted.
+
+Ray notices processes that die. One that hangs (a stopped process, a dead disk, a deadlock) keeps the others waiting for it, so
+that soon no worker shows a sign of life: a step, an evaluated batch, a decoded image.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rotssl.base import heartbeat
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A worker that starts to work: its rank, its actor and that of Ray Train's controller."""
+
+    rank: int
+    worker: Any
+    controller: Any
+
+    @classmethod
+    def here(cls, rank: int) -> "Joined":
+        """This worker."""
+        import ray
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        return cls(rank, ray.get_runtime_context().current_actor, get_train_context().controller_actor)
+
+
+@dataclass(frozen=True)
+class Alive:
+    """A sign of life."""
+
+
+@contextmanager
+def signs_of_life(queue: Any, minutes: float) -> Iterator[None]:
+    """Send the heartbeats of the body to the driver's queue, often enough for a watch of that patience."""
+    if minutes == 0:
+        yield
+        return
+    with heartbeat.listener(lambda: queue.actor.put_nowait.remote(Alive()), min(5.0, minutes * 60 / 10)):
+        yield
+
+
+class Watch:
+    """Restarts the workers of a run that make no progress, or ends it if that does not help.
+
+    Waiting for free resources is not a hang: the clock runs from the first worker's start to the last worker's death.
+
+    Args:
+        minutes: ``scaling.hang_minutes``; 0 turns the watch off.
+        kill: ends an actor, whatever it does.
+        ready: whether the images have been read; until then a restart would not help.
+        say: called with a line about a hang, from another thread.
+    """
+
+    def __init__(
+        self, minutes: float, kill: Callable[[Any], None], ready: Callable[[], bool], say: Callable[[str], None]
+    ) -> None:
+        self.minutes, self.kill, self.ready, self.say = minutes, kill, ready, say
+        self.workers: dict[int, Any] = {}
+        self.controller: Any = None
+        self.last: float | None = None  # when the last sign of life came; None while there is no worker
+        self.hangs, self.restarting, self.reason = 0, False, ""
+        self._done = threading.Event()
+
+    def see(self, item: Any) -> bool:
+        """Note a sign of life; returns whether it was only for the watch."""
+        self.last = time.monotonic() if self.last is not None or isinstance(item, Joined) else None
+        if isinstance(item, Joined):
+            self.workers[item.rank], self.controller, self.restarting = item.worker, item.controller, False
+        return isinstance(item, Joined | Alive)
+
+    def check(self) -> None:
+        """Act if the last sign of life is too long ago."""
+        if self.last is None or time.monotonic() - self.last < self.minutes * 60:
+            return
+        self.last = time.monotonic()
+        quiet = f"no progress for {self.minutes:g} minutes (scaling.hang_minutes)"
+        if self.ready() and not self.restarting:
+            self.hangs += 1
+            self.say(f"{quiet}: the workers are ended and start again from the last checkpoint")
+            self.restarting = True
+            self.reason = f"{quiet}, {self.hangs} times"
+            workers, self.workers = self.workers, {}
+            if all([self._ended(worker) for worker in workers.values()]):
+                return
+        self.reason = f"{quiet}, " + ("and no new workers start" if self.ready() else "the images are not read")
+        self.last = None
+        self._ended(self.controller)  # and fit() with it
+
+    def _ended(self, actor: Any) -> bool:
+        try:
+            self.kill(actor)
+        except Exception as error:  # of any kind: the watch must go on
+            log.warning("an actor that hangs could not be ended (%s)", error)
+            return False
+        return True
+
+    @property
+    def to_blame(self) -> str:
+        """Why the run failed, if it was a hang; empty if new workers had started after the last one."""
+        return self.reason if self.restarting or self.last is None else ""
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Watch within the body, in a thread of its own: that of the events may hang as well."""
+
+        def look() -> None:
+            while not self._done.wait(min(1.0, self.minutes * 60 / 10)):
+                self.check()
+
+        thread = threading.Thread(target=look, name="watch", daemon=True)
+        if self.minutes > 0:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._done.set()
