@@ -202,7 +202,11 @@ class Run:
                     follower.handle(event)
                     show(event)
 
-                failed = _train(self.config, workers, handle, splits)
+                try:
+                    failed = _train(self.config, workers, handle, splits)
+                except KeyboardInterrupt:
+                    state.write("interrupted", "interrupted")  # first: `ray job stop` leaves three seconds
+                    raise
         except KeyboardInterrupt:
             return self.close("interrupted", "interrupted")
         except OSError as error:
@@ -231,6 +235,10 @@ class Run:
         """
         points, state, tracker = self.points, self.state, self.tracker
         try:
+            state.synced = False
+            state.write(
+                status, reason
+            )  # first: what follows may take long, and whoever stops this process may not wait
             if points:
                 # Without validation there is only one accuracy, at the end.
                 metric = "knn/top1" if any("knn/top1" in point for point in points.values()) else "loss/total"

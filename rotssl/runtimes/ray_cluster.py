@@ -17,6 +17,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the last report waits for the controller's next poll, by default 2 s
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives the connection must not start another cluster
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
@@ -61,7 +62,7 @@ def connected(config: Config) -> Iterator[Workers]:
         yield plan_workers(config, ray.cluster_resources(), ray.nodes())
     finally:
         if ours:
-            ray.shutdown()
+            ray_start.disconnect(ray)
 
 
 def check_machine(config: Config) -> None:

@@ -14,6 +14,7 @@ import psutil
 from rotssl.config.fields import ConfigError
 
 log = logging.getLogger(__name__)
+_ours = set[psutil.Process]()  # the processes of the cluster that we have started; their children are not in it
 
 
 def address() -> str:
@@ -31,16 +32,23 @@ def address() -> str:
             f"RAY_ADDRESS: {found} is the address of a dashboard, which only `ray job submit` uses; "
             "`unset RAY_ADDRESS` to start this program by itself, or submit it as a job"
         )
-    host, _, port = found.rpartition(":")
-    if "://" in found or not port.isdecimal():
+    if "://" in found or not found.rpartition(":")[2].isdecimal():
         return found
+    if silence := why_silent(found):
+        if asked != "auto":
+            raise ConfigError(f"RAY_ADDRESS: nothing answers at {found} ({silence})")
+        return "local"  # the address file of a killed cluster
+    return found
+
+
+def why_silent(where: str) -> str:
+    """Why nothing answers at HOST:PORT; empty if something does."""
+    host, _, port = where.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except OSError as error:
-        if asked != "auto":
-            raise ConfigError(f"RAY_ADDRESS: nothing answers at {found} ({error})") from error
-        return "local"  # the address file of a killed cluster
-    return found
+        return str(error)
+    return ""
 
 
 def connect(ray: Any, where: str) -> None:
@@ -73,17 +81,28 @@ def connect(ray: Any, where: str) -> None:
 
 def _start(ray: Any, settings: dict[str, Any]) -> None:
     """Start a cluster; what a failed start leaves behind is ended, which Ray itself does not do."""
-    before = set(psutil.Process().children(recursive=True))
+    before = set(psutil.Process().children())
     try:
         ray.init("local", **settings)
     except BaseException:
-        ray.shutdown()  # what it knows of
-        left = set(psutil.Process().children(recursive=True)) - before
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=10)
+        _ours.update(set(psutil.Process().children()) - before)
+        disconnect(ray)
         raise
+    _ours.update(set(psutil.Process().children()) - before)
+
+
+def disconnect(ray: Any) -> None:
+    """Disconnect, and end a cluster of our own with all of its processes; Ray leaves some if its head has died before."""
+    left = set(_ours)
+    for process in _ours:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.update(process.children(recursive=True))
+    _ours.clear()
+    ray.shutdown()
+    for process in psutil.wait_procs(left, timeout=1)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=10)
 
 
 def _why_not_started(error: Exception) -> str:

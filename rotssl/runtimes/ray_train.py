@@ -23,7 +23,7 @@ from rotssl.data.images import DataError
 from rotssl.engine.events import Alert, Event, Note
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
-from rotssl.runtimes import watch
+from rotssl.runtimes import ray_start, watch
 from rotssl.runtimes.ray_cluster import Workers, import_ray
 
 MAX_FAILURES = 3
@@ -195,15 +195,20 @@ def fit(
         ready=lambda: data is None or bool(ray.wait([data], timeout=0, fetch_local=False)[0]),
         say=lambda line: show(Alert(line)),
     )
+    head = watch.Head(ray.get_runtime_context().gcs_address)
     with _rendering(queue, show, guard), guard.on():
         try:
-            outcome = trainer.fit().return_value or {}
+            outcome = head.until_done(trainer.fit).return_value or {}
+        except watch.HeadGone as error:
+            ray_start.disconnect(ray)  # before Ray ends this process
+            return str(error)
         except WorkerGroupError as error:
             return guard.to_blame or _first_line(next(iter(error.worker_failures.values()), error))
         except (ControllerError, RayActorError) as error:
-            return guard.to_blame or _first_line(error)
-        except SystemExit as error:  # how Ray Train ends an interrupted fit()
-            raise KeyboardInterrupt from error
+            return head.gone() or guard.to_blame or _first_line(error)
+        except KeyboardInterrupt:
+            guard.stop()
+            raise
     return outcome.get("failed")
 
 
@@ -246,11 +251,14 @@ def _rendering(queue: Any, show: Callable[[Event], None], guard: watch.Watch) ->
             finished = done.is_set()
             try:
                 event = queue.get(block=not finished, timeout=0.5)
-            except (Empty, RayActorError) as error:
+            except Empty:
                 if finished:
                     return
-                if isinstance(error, RayActorError):  # the queue's node died: it starts again on another one
-                    done.wait(0.5)
+                continue
+            except Exception as error:  # of any kind: without a head or a connection Ray raises plain ones
+                if finished or not isinstance(error, RayActorError):
+                    return
+                done.wait(0.5)  # the queue's node died: it starts again on another one
                 continue
             if not guard.see(event):
                 show(event)
@@ -262,4 +270,5 @@ def _rendering(queue: Any, show: Callable[[Event], None], guard: watch.Watch) ->
     finally:
         done.set()
         thread.join(timeout=10)
-        queue.shutdown(grace_period_s=0)
+        if import_ray().is_initialized():
+            queue.shutdown(grace_period_s=0)

@@ -8,13 +8,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from rotssl.base import heartbeat
+from rotssl.runtimes.ray_start import why_silent
 
 log = logging.getLogger(__name__)
+# A head that fails over may come back; Ray itself waits for 60 s.
+HEAD_PATIENCE_S = 30
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,49 @@ class Joined:
 @dataclass(frozen=True)
 class Alive:
     """A sign of life."""
+
+
+class HeadGone(Exception):
+    """The head of the cluster does not answer any more; the text is the one line to print."""
+
+
+class Head:
+    """The watch over the cluster's head (its GCS). Without it Ray ends this process after a minute, and no status is saved.
+
+    Args:
+        address: HOST:PORT of the GCS.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address, self.seen = address, time.monotonic()
+
+    def gone(self) -> str:
+        """A line that says that the head is gone; empty if it answers."""
+        if silence := why_silent(self.address):
+            advice = "the same command goes on from the last checkpoint, once there is a cluster"
+            return f"the head of the Ray cluster is gone ({self.address}: {silence}); {advice}"
+        self.seen = time.monotonic()
+        return ""
+
+    def until_done(self, work: Callable[[], Any]) -> Any:
+        """The result of ``work``, which runs in another thread and is left behind if the head is gone.
+
+        Raises:
+            HeadGone: it has not answered for 30 seconds.
+        """
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="fit", daemon=True).start()
+        while not wait([future], timeout=1).done:
+            if (line := self.gone()) and time.monotonic() - self.seen > HEAD_PATIENCE_S:
+                raise HeadGone(line)
+        return future.result()
 
 
 @contextmanager
@@ -108,6 +155,12 @@ class Watch:
     def to_blame(self) -> str:
         """Why the run failed, if it was a hang; empty if new workers had started after the last one."""
         return self.reason if self.restarting or self.last is None else ""
+
+    def stop(self) -> None:
+        """End the workers and the controller at once, so that nothing of the run goes on while it is closed."""
+        for actor in (*self.workers.values(), self.controller):
+            if actor is not None:
+                self._ended(actor)
 
     @contextmanager
     def on(self) -> Iterator[None]:
