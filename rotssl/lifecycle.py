@@ -235,10 +235,9 @@ class Run:
         """
         points, state, tracker = self.points, self.state, self.tracker
         try:
+            # First: what follows may take long, and whoever stops this process may not wait.
             state.synced = False
-            state.write(
-                status, reason
-            )  # first: what follows may take long, and whoever stops this process may not wait
+            state.write(status, reason)
             if points:
                 # Without validation there is only one accuracy, at the end.
                 metric = "knn/top1" if any("knn/top1" in point for point in points.values()) else "loss/total"

@@ -16,10 +16,12 @@ from rotssl import config as cfg
 from rotssl.config import recipes
 from rotssl.config.resolved import narrowed
 from rotssl.runs import checkpoint, journal
+from tests.conftest import two_nodes
 from tests.programs import ROOT, SMALL, command, flags, job, mlflow_client, started, wait_for
 from tests.small_runs import trainer
 
 pytestmark = pytest.mark.system
+LOSES_A_NODE = {**SMALL, "data.limit": 512, "train.epochs": 6, "tracking.uri": "off"}
 METRICS = {
     *(
         "loss/total",
@@ -189,6 +191,25 @@ def test_a_run_that_is_interrupted_and_whose_workers_hang_and_die_equals_an_unin
     assert again.returncode == 0 and "already finished" in again.stdout and "kNN top-1" in again.stdout
     other = job(*given, "--rotation.weight", "2", env=nowhere)
     assert other.returncode == 2 and "rotation.weight: got 2.0" in other.stderr and len(other.stderr.splitlines()) == 1
+
+
+@pytest.mark.exhaustive  # a cluster of its own, three minutes
+def test_a_run_that_loses_a_node_goes_on_with_a_new_one(pool, tmp_path):
+    with two_nodes(tmp_path / "nodes") as env:
+        folder, argv = tmp_path / "rotssl" / "run", command("pretrain.py", *flags(LOSES_A_NODE, tmp_path))
+        with started(argv, tmp_path / "log", env) as process:
+            wait_for(lambda: 1 in journal.read(folder), process)
+            node = psutil.Process(int((tmp_path / "nodes" / "worker.pid").read_text()))
+            (raylet,) = (p for p in node.children(recursive=True) if p.name() == "raylet")
+            same = node.cmdline()
+            raylet.kill()
+            psutil.wait_procs([node], timeout=60)
+            with started(same, tmp_path / "node.log", env):
+                assert process.wait() == 0, process.told()[-3000:]
+    assert "resuming after epoch" in process.told()
+    found = checkpoint.load(checkpoint.found(folder)[0])["model"]
+    for key, value in pool.run(uninterrupted, folder, tmp_path / "elsewhere")[0].items():
+        assert torch.equal(found[key], value), key
 
 
 def test_corrupt_image_ends_the_run_and_is_named(tmp_path):
