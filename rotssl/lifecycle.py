@@ -217,7 +217,11 @@ class Run:
                 follower.handle(event)
                 show(event)
 
-            failed = _train(self.config, workers, handle, splits)
+            try:
+                failed = _train(self.config, workers, handle, splits)
+            except KeyboardInterrupt:
+                state.write("interrupted", "interrupted")  # first: `ray job stop` leaves three seconds
+                raise
         points = self.points
         done = max(points, default=0)
         if failed is None and done == 0:
@@ -240,7 +244,7 @@ class Run:
         """
         state, tracker = self.state, self.tracker
         files = [self.folder / name for name in ARTIFACTS]
-        sent = False
+        state.synced, sent = False, False
 
         def sync() -> None:
             nonlocal sent
@@ -255,8 +259,13 @@ class Run:
             state.synced = tracker.finish(MLFLOW_STATUS[status], reason, files) and sent
 
         failures = []
-        # A disk that fails at one step may fail at the others too: each is tried, so that MLflow hears of the end at least.
-        for step in (sync, finish, lambda: state.write(status, reason), lambda: checkpoint.prune(self.folder)):
+
+        def save() -> None:
+            state.write(status, reason)
+
+        # The status first: the others may take long, and whoever stops this process may not wait. A disk that fails at one step
+        # may fail at the others too: each is tried, so that MLflow hears of the end at least.
+        for step in (save, sync, finish, save, lambda: checkpoint.prune(self.folder)):
             try:
                 step()
             except OSError as error:

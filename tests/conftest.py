@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -74,7 +75,13 @@ def free_port():
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     """Environment of a client of a cluster with two nodes of one CPU each and a token, which cluster/local.sh starts."""
-    folder = tmp_path_factory.mktemp("cluster")
+    with two_nodes(tmp_path_factory.mktemp("cluster")) as env:
+        yield env
+
+
+@contextmanager
+def two_nodes(folder):
+    """As the fixture ``cluster``, for a test that breaks the nodes; their process ids are in worker.pid and head.pid."""
     env = without_ray() | {"STATE": str(folder), "GCS_PORT": free_port(), "DASHBOARD_PORT": free_port()}
     script = str(ROOT / "cluster" / "local.sh")
     subprocess.run([script, "start"], env=env, check=True, timeout=200)

@@ -230,6 +230,13 @@ class ScalingConfig:
     )
     use_gpu: bool | Auto = opt("auto", "Whether each worker uses a GPU.")
     cpus_per_worker: int = opt(1, "CPU cores reserved per worker.", ge=1)
+    hang_minutes: float = opt(
+        30.0,
+        "End and restart Ray Train workers that show no sign of life (a step, an evaluated batch, a decoded image) for so long; "
+        "0: never. Longer than any single operation takes, such as a compilation.",
+        ge=0,
+        later=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from rotssl.base import heartbeat
 from rotssl.config.fields import ConfigError
 from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, Pixels, choose
@@ -208,7 +209,9 @@ def recall(files: Sequence[str], seen: Seen, sums: Sums, skip: bool) -> Decoded:
 def in_threads(work: Callable[[int], Result], items: Iterable[int]) -> Generator[Result, None, None]:
     """``map`` in as many threads as there are cores; after a failure, no further items are started."""
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:  # PIL decodes without the interpreter's lock
-        yield from pool.map(work, items)
+        for result in pool.map(work, items):
+            heartbeat.beat()
+            yield result
 
 
 def close_gaps(images: Pixels, kept: npt.NDArray[np.int64]) -> Pixels:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rotssl.base import heartbeat
 from rotssl.evaluation.hits import top1
 from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE
 
@@ -37,6 +38,7 @@ def knn_hits(
             1, bank_labels[index], (similarity.float() / KNN_TEMPERATURE).exp()
         )
         hits.append(votes.argmax(1) == labels)
+        heartbeat.beat()
     return torch.cat(hits)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rotssl.base import heartbeat
 from rotssl.evaluation.hits import top1
 from rotssl.evaluation.protocol import LINEAR_GRADIENT, LINEAR_HELD_OUT, LINEAR_ITERATIONS, LINEAR_L2
 
@@ -74,6 +75,7 @@ def fit(features: Tensor, labels: Tensor, l2: float, start: Tensor) -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(logits(features, weights), labels) + l2 / 2 * weights[:, :-1].square().sum()
         loss.backward()
+        heartbeat.beat()
         return loss
 
     optimizer.step(objective)  # enables gradients

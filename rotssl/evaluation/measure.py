@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rotssl.base import distributed
+from rotssl.base import distributed, heartbeat
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet
 from rotssl.evaluation.collapse import effective_rank
@@ -42,6 +42,7 @@ def encode_share(
         images = torch.from_numpy(np.take(data.images, own[first : first + batch], axis=0))
         x = augment.evaluation(images.to(device)).contiguous(memory_format=layout)
         parts.append(encoder(x).float())
+        heartbeat.beat()
     return torch.cat(parts)
 
 

@@ -1,24 +1,23 @@
 """The connection to a Ray cluster, and the check that the workers fit into it."""
 
 import contextlib
-import logging
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
 from rotssl.config import Config
 from rotssl.config.fields import ConfigError
 from rotssl.data.images import DataError
+from rotssl.runtimes import ray_start
 
 # Set before Ray starts; Train passes the first one to its controller and workers.
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the last report waits for the controller's next poll, by default 2 s
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives the connection must not start another cluster
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
@@ -54,53 +53,16 @@ def connected(config: Config) -> Iterator[Workers]:
     ray = import_ray()
     ours = not ray.is_initialized()
     if ours:
-        address = _address()
+        address = ray_start.address()
         if address == "local":
             check_machine(config)
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts a cluster of our own
-        try:
-            # Our warnings come through the progress queue; messages of Ray's own actors stay in its session's logs.
-            show_logs = os.environ.get("RAY_LOG_TO_DRIVER") == "1"
-            ray.init(address, logging_level=logging.ERROR, log_to_driver=show_logs)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            token = "" if os.environ.get("RAY_AUTH_MODE") else "; if it requires a token: export RAY_AUTH_MODE=token"
-            raise ConfigError(
-                f"RAY_ADDRESS: cannot connect to the Ray cluster ({str(error).splitlines()[0][:160]}){token}"
-            ) from error
-        _protect_token()
+        ray_start.connect(ray, address)
     try:
         yield plan_workers(config, ray.cluster_resources(), ray.nodes())
     finally:
         if ours:
-            ray.shutdown()
-
-
-def _address() -> str:
-    """The address to connect to: RAY_ADDRESS, else the cluster of ``ray start`` on this machine if it answers, else ``local``.
-
-    Raises:
-        ConfigError: nothing answers at RAY_ADDRESS; Ray itself would keep trying for minutes.
-    """
-    from ray._private.utils import read_ray_address
-
-    asked = os.environ.get("RAY_ADDRESS", "auto")
-    address = asked if asked != "auto" else read_ray_address() or "local"
-    host, _, port = address.rpartition(":")
-    if "://" in address or not port.isdecimal():
-        return address
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError as error:
-        if asked != "auto":
-            raise ConfigError(f"RAY_ADDRESS: nothing answers at {address} ({error})") from error
-        return "local"  # the address file of a killed cluster
-    return address
-
-
-def _protect_token() -> None:
-    token = Path.home() / ".ray" / "auth_token"
-    if token.is_file() and token.stat().st_mode & 0o077:
-        token.chmod(0o600)  # Ray makes it readable for everyone
+            ray_start.disconnect(ray)
 
 
 def check_machine(config: Config) -> None:

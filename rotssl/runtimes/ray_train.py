@@ -17,11 +17,13 @@ from typing import Any
 from rotssl import config as cfg
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
+from rotssl.config.resolved import ResolvedData
 from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.engine.events import Alert, Event, Note
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
+from rotssl.runtimes import ray_start, watch
 from rotssl.runtimes.ray_cluster import Workers, import_ray
 
 MAX_FAILURES = 3
@@ -109,8 +111,10 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
         runtime = RayRuntime(config.run_dir, task["queue"])
         if runtime.rank == 0:
             logging.getLogger("rotssl").addHandler(_Forward(runtime))
-        splits = ray.get(task["data"]) if task["data"] is not None else _map_images(config, runtime)
-        Trainer(config, splits, runtime, Journal(config.run_dir)).run()
+        task["queue"].actor.put_nowait.remote(watch.Joined.here(runtime.rank))
+        with watch.signs_of_life(task["queue"], config.scaling.hang_minutes):
+            splits = ray.get(task["data"]) if task["data"] is not None else _map_images(config, runtime)
+            Trainer(config, splits, runtime, Journal(config.run_dir)).run()
     except (RunFailed, DataError) as error:
         return {"failed": str(error)}
     except RayTaskError as error:
@@ -157,7 +161,7 @@ def fit(
         show: called with each event, in a separate thread.
         data: the images in Ray's object store; loaded if None, unless the workers map them from disk.
     """
-    import_ray()
+    ray = import_ray()
     from ray.exceptions import RayActorError
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -168,8 +172,8 @@ def fit(
     # The engine finds the newest checkpoint by itself, including one of a run without Ray. Train's own list may contain deleted
     # checkpoints, with which it would fail.
     (config.run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
-    queue = Queue(actor_options={"num_cpus": 0})
-    data = data or load(config)
+    queue = Queue(actor_options={"num_cpus": 0, "max_restarts": -1})
+    data = data or load(config, queue)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"config": cfg.to_dict(config), "data": data, "queue": queue},
@@ -185,23 +189,43 @@ def fit(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with _rendering(queue, show):
+    guard = watch.Watch(
+        config.scaling.hang_minutes,
+        kill=ray.kill,
+        ready=lambda: data is None or bool(ray.wait([data], timeout=0, fetch_local=False)[0]),
+        say=lambda line: show(Alert(line)),
+    )
+    head = watch.Head(ray.get_runtime_context().gcs_address)
+    with _rendering(queue, show, guard), guard.on():
         try:
-            outcome = trainer.fit().return_value or {}
+            outcome = head.until_done(trainer.fit).return_value or {}
+        except watch.HeadGone as error:
+            ray_start.disconnect(ray)  # before Ray ends this process
+            return str(error)
         except WorkerGroupError as error:
-            return _first_line(next(iter(error.worker_failures.values()), error))
+            return guard.to_blame or _first_line(next(iter(error.worker_failures.values()), error))
         except (ControllerError, RayActorError) as error:
-            return _first_line(error)
-        except SystemExit as error:  # how Ray Train ends an interrupted fit()
-            raise KeyboardInterrupt from error
+            return head.gone() or guard.to_blame or _first_line(error)
+        except KeyboardInterrupt:
+            guard.stop()
+            raise
     return outcome.get("failed")
 
 
-def load(config: ResolvedConfig) -> Any:
-    """A reference to the images of a run, which some node of the cluster loads; None if each node has them on disk."""
+def load(config: ResolvedConfig, queue: Any = None) -> Any:
+    """A reference to the images of a run, which some node of the cluster loads; None if each node has them on disk.
+
+    The queue receives its signs of life.
+    """
     if config.data.store == "disk":
         return None
-    return import_ray().remote(num_cpus=0)(datasets.load).remote(config.data, config.evaluation.holdout)
+    minutes = config.scaling.hang_minutes if queue is not None else 0.0
+    return import_ray().remote(num_cpus=0)(_load).remote(config.data, config.evaluation.holdout, queue, minutes)
+
+
+def _load(data: ResolvedData, holdout: float, queue: Any, minutes: float) -> datasets.Splits:
+    with watch.signs_of_life(queue, minutes):
+        return datasets.load(data, holdout)
 
 
 def _resources(config: ResolvedConfig, workers: Workers) -> dict[str, float]:
@@ -214,9 +238,11 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _rendering(queue: Any, show: Callable[[Event], None]) -> Iterator[None]:
+def _rendering(queue: Any, show: Callable[[Event], None], guard: watch.Watch) -> Iterator[None]:
     """Show the workers' events in another thread, because fit() blocks the driver's main thread."""
     from queue import Empty
+
+    from ray.exceptions import RayActorError
 
     done = threading.Event()
 
@@ -224,10 +250,18 @@ def _rendering(queue: Any, show: Callable[[Event], None]) -> Iterator[None]:
         while True:
             finished = done.is_set()
             try:
-                show(queue.get(block=not finished, timeout=0.5))
+                event = queue.get(block=not finished, timeout=0.5)
             except Empty:
                 if finished:
                     return
+                continue
+            except Exception as error:  # of any kind: without a head or a connection Ray raises plain ones
+                if finished or not isinstance(error, RayActorError):
+                    return
+                done.wait(0.5)  # the queue's node died: it starts again on another one
+                continue
+            if not guard.see(event):
+                show(event)
 
     thread = threading.Thread(target=draw, name="progress", daemon=True)
     thread.start()
@@ -236,4 +270,5 @@ def _rendering(queue: Any, show: Callable[[Event], None]) -> Iterator[None]:
     finally:
         done.set()
         thread.join(timeout=10)
-        queue.shutdown(grace_period_s=0)
+        if import_ray().is_initialized():
+            queue.shutdown(grace_period_s=0)

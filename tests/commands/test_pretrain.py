@@ -164,6 +164,25 @@ def test_small_fraction_trains(tmp_path):
 
 
 @pytest.mark.contract
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_status_is_saved_before_what_may_take_long(tmp_path, monkeypatch, stopped):
+    seen = []
+
+    def look(*_):
+        seen.append(json.loads((tmp_path / "rotssl" / "run" / "run.json").read_text())["status"])
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    if stopped:
+        monkeypatch.setattr(lifecycle, "_train", interrupted)
+    monkeypatch.setattr(lifecycle.writer.Follower, "__exit__", look)  # waits for the store
+    monkeypatch.setattr(lifecycle, "save_convergence", look)
+    code = start(tmp_path, **{"tracking.uri": "off"})
+    assert (code, seen) == ((130, ["interrupted"]) if stopped else (0, ["running", "finished"]))
+
+
+@pytest.mark.contract
 def test_a_run_that_is_to_stop_says_so(tmp_path, capsys):
     assert start(tmp_path, **{"tracking.uri": "off", "train.stop_after": 1}) == 0
     assert "stopped after epoch 1 of 2" in capsys.readouterr().out

@@ -16,10 +16,12 @@ from rotssl import config as cfg
 from rotssl.config import recipes
 from rotssl.config.resolved import narrowed
 from rotssl.runs import checkpoint, journal
+from tests.conftest import two_nodes
 from tests.programs import ROOT, SMALL, command, flags, job, mlflow_client, started, wait_for
 from tests.small_runs import trainer
 
 pytestmark = pytest.mark.system
+LOSES_A_NODE = {**SMALL, "data.limit": 512, "train.epochs": 6, "tracking.uri": "off"}
 METRICS = {
     *(
         "loss/total",
@@ -127,14 +129,31 @@ def uninterrupted(folder, elsewhere):
     return run.model.state_dict()
 
 
-def test_a_run_that_is_interrupted_and_loses_a_worker_equals_an_uninterrupted_one(cluster, pool, tmp_path):
-    # With the images mapped from disk, which two workers on two nodes of one machine decode once.
+def noise_images(folder):
+    """Images of four classes, 48 each."""
     for label in range(4):
-        (tmp_path / "images" / str(label)).mkdir(parents=True)
+        (folder / str(label)).mkdir(parents=True)
         for i in range(48):
             noise = np.random.default_rng([label, i]).integers(0, 256, (16, 16, 3), np.uint8)
-            Image.fromarray(noise).save(tmp_path / "images" / str(label) / f"{i}.png")
-    fields = {**SMALL, "train.epochs": 12, "data.name": "imagefolder", "data.root": tmp_path / "images"}
+            Image.fromarray(noise).save(folder / str(label) / f"{i}.png")
+    return folder
+
+
+def new_workers(before):
+    """The two Ray Train workers among the processes that were not there before."""
+    found = [
+        p
+        for p in psutil.process_iter(["name", "cmdline"])
+        if p.pid not in before and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
+    ]
+    assert len(found) == 2
+    return found
+
+
+def test_a_run_that_is_interrupted_and_whose_workers_hang_and_die_equals_an_uninterrupted_one(cluster, pool, tmp_path):
+    # With the images mapped from disk, which two workers on two nodes of one machine decode once.
+    root = noise_images(tmp_path / "images")
+    fields = {**SMALL, "train.epochs": 12, "data.name": "imagefolder", "data.root": root, "scaling.hang_minutes": 0.3}
     given = flags({**fields, "data.store": "disk", "data.cache": tmp_path / "cache"}, tmp_path)
     folder, argv = tmp_path / "rotssl" / "run", command("pretrain.py", *given)
     with started(argv, tmp_path / "log", cluster) as process:
@@ -149,13 +168,13 @@ def test_a_run_that_is_interrupted_and_loses_a_worker_equals_an_uninterrupted_on
     before = set(psutil.pids())
     with started(argv, tmp_path / "log", cluster) as process:
         wait_for(lambda: max(journal.read(folder)) > reached, process)
-        workers = [
-            p
-            for p in psutil.process_iter(["name", "cmdline"])
-            if p.pid not in before and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
-        ]
-        assert len(workers) == 2
-        workers[0].send_signal(signal.SIGKILL)
+        hanging = new_workers(before)
+        hanging[0].suspend()
+        wait_for(lambda: not any(worker.is_running() for worker in hanging), process)
+        assert "no progress for 0.3 minutes (scaling.hang_minutes)" in process.told()
+        held = max(journal.read(folder))
+        wait_for(lambda: max(journal.read(folder)) > held, process)
+        new_workers(before)[0].kill()
         assert process.wait() == 0, process.told()[-3000:]
     assert made == cached(tmp_path / "cache")
     _, run, steps = logged(tmp_path, "run")
@@ -172,6 +191,25 @@ def test_a_run_that_is_interrupted_and_loses_a_worker_equals_an_uninterrupted_on
     assert again.returncode == 0 and "already finished" in again.stdout and "kNN top-1" in again.stdout
     other = job(*given, "--rotation.weight", "2", env=nowhere)
     assert other.returncode == 2 and "rotation.weight: got 2.0" in other.stderr and len(other.stderr.splitlines()) == 1
+
+
+@pytest.mark.exhaustive  # a cluster of its own, three minutes
+def test_a_run_that_loses_a_node_goes_on_with_a_new_one(pool, tmp_path):
+    with two_nodes(tmp_path / "nodes") as env:
+        folder, argv = tmp_path / "rotssl" / "run", command("pretrain.py", *flags(LOSES_A_NODE, tmp_path))
+        with started(argv, tmp_path / "log", env) as process:
+            wait_for(lambda: 1 in journal.read(folder), process)
+            node = psutil.Process(int((tmp_path / "nodes" / "worker.pid").read_text()))
+            (raylet,) = (p for p in node.children(recursive=True) if p.name() == "raylet")
+            same = node.cmdline()
+            raylet.kill()
+            psutil.wait_procs([node], timeout=60)
+            with started(same, tmp_path / "node.log", env):
+                assert process.wait() == 0, process.told()[-3000:]
+    assert "resuming after epoch" in process.told()
+    found = checkpoint.load(checkpoint.found(folder)[0])["model"]
+    for key, value in pool.run(uninterrupted, folder, tmp_path / "elsewhere")[0].items():
+        assert torch.equal(found[key], value), key
 
 
 def test_corrupt_image_ends_the_run_and_is_named(tmp_path):
