@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/data),)
 export ROTSSL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo ablate-demo test test-core test-system test-fast test-all lint format bench screenshots clean
+.PHONY: setup demo ablate-demo test test-core test-system test-fast test-all chaos lint format bench screenshots clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,12 @@ test-system: $(STAMP)
 
 test-all: $(STAMP)
 	$(PYTEST)
+
+# Up to a quarter of an hour: FAULTS faults at moments that follow from SEED, in a real run.
+FAULTS ?= 20
+SEED ?= 0
+chaos: $(STAMP)
+	$(BIN)/python scripts/chaos.py --faults $(FAULTS) --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from rotssl import config as cfg
 from rotssl.config.methods import METHODS
-from rotssl.engine.trainer import emulates_bf16
+from rotssl.engine.hardware import emulates_bf16
 from rotssl.runs import journal
 from tests.methods.small import context, make, random_views, steps
 from tests.small_runs import make_config, trainer
