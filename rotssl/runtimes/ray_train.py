@@ -163,9 +163,6 @@ def fit(
     """
     ray = import_ray()
     from ray.exceptions import RayActorError
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
     from ray.util.queue import Queue
 
@@ -174,21 +171,7 @@ def fit(
     (config.run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     queue = Queue(actor_options={"num_cpus": 0, "max_restarts": -1})
     data = data or load(config, queue)
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={"config": cfg.to_dict(config), "data": data, "queue": queue},
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
-        scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(config, workers)
-        ),
-        run_config=RunConfig(
-            name=config.run_dir.name,
-            storage_path=str(config.run_dir.parent),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=checkpoint.KEEP),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
+    trainer = _trainer(config, workers, data, queue)
     guard = watch.Watch(
         config.scaling.hang_minutes,
         kill=ray.kill,
@@ -210,6 +193,28 @@ def fit(
             guard.stop()
             raise
     return outcome.get("failed")
+
+
+def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    return TorchTrainer(
+        _work,
+        train_loop_config={"config": cfg.to_dict(config), "data": data, "queue": queue},
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(config, workers)
+        ),
+        run_config=RunConfig(
+            name=config.run_dir.name,
+            storage_path=str(config.run_dir.parent),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=checkpoint.KEEP),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
 
 
 def load(config: ResolvedConfig, queue: Any = None) -> Any:
