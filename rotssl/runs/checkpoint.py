@@ -184,6 +184,8 @@ def newest(run_dir: Path, config: Config) -> dict[str, Any] | None:
 
 
 def prune(run_dir: Path) -> None:
-    """Delete all but the newest checkpoints of a run."""
+    """Delete all but the newest checkpoints of a run, and what a writer that was killed left; nobody may be writing."""
+    for part in run_dir.glob("epoch_*.part"):
+        part.unlink(missing_ok=True)
     for folder in found(run_dir)[KEEP:]:
         shutil.rmtree(folder)

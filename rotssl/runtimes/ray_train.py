@@ -171,7 +171,7 @@ def fit(
     (config.run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     queue = Queue(actor_options={"num_cpus": 0, "max_restarts": -1})
     data = data or load(config, queue)
-    trainer = _trainer(config, workers, {"config": cfg.to_dict(config), "data": data, "queue": queue})
+    trainer = _trainer(config, workers, data, queue)
     guard = watch.Watch(
         config.scaling.hang_minutes,
         kill=ray.kill,
@@ -195,15 +195,14 @@ def fit(
     return outcome.get("failed")
 
 
-def _trainer(config: ResolvedConfig, workers: Workers, loop: dict[str, Any]) -> Any:
-    """The TorchTrainer of a run, with what ``_work`` is called with."""
+def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
     return TorchTrainer(
         _work,
-        train_loop_config=loop,
+        train_loop_config={"config": cfg.to_dict(config), "data": data, "queue": queue},
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(config, workers)

@@ -34,7 +34,9 @@ def test_checkpoints_are_found_newest_first_and_pruned(tmp_path):
     (tmp_path / "epoch_00011").write_text("a file")
     (tmp_path / "rotssl-scratch").mkdir()
     assert [path.name for path in checkpoint.found(tmp_path)] == ["epoch_00010", "epoch_00009", "epoch_00002"]
+    (tmp_path / f"{checkpoint.name(9)}.part").write_text("of a writer that was killed")
     checkpoint.prune(tmp_path)
+    assert not [*tmp_path.glob("*.part")]
     assert [state["epoch"] for state in checkpoint.latest(tmp_path)] == [10, 9]
     assert (tmp_path / "rotssl-scratch").is_dir()
     checkpoint.prune(tmp_path)

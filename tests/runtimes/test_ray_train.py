@@ -1,9 +1,12 @@
 """Jobs on a real Ray cluster of two nodes with token authentication, as a user starts them."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -139,15 +142,36 @@ def noise_images(folder):
     return folder
 
 
+def in_the_cluster(cluster):
+    """Actors and placement groups that Ray's state API lists as there or to come."""
+    token = Path(cluster["RAY_AUTH_TOKEN_PATH"]).read_text()
+    found = []
+    for kind, name in (("actors", "class_name"), ("placement_groups", "placement_group_id")):
+        url = f"http://127.0.0.1:{cluster['DASHBOARD_PORT']}/api/v0/{kind}?limit=1000"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            entries = json.load(answer)["data"]["result"]["result"]
+        found += [entry[name] for entry in entries if entry["state"] not in ("DEAD", "REMOVED")]
+    return [
+        name for name in found if name != "_AutoscalingCoordinatorActor"
+    ]  # Ray's own, one for all jobs of a cluster
+
+
+def nothing_stays(cluster, before):
+    """Wait up to a minute until no actor, placement group or process of a worker is left of what came after ``before``."""
+    limit = time.monotonic() + 60
+    while (left := in_the_cluster(cluster)) or new_workers(before):
+        assert time.monotonic() < limit, left
+        time.sleep(0.1)
+
+
 def new_workers(before):
-    """The two Ray Train workers among the processes that were not there before."""
-    found = [
+    """The Ray Train workers among the processes that were not there before."""
+    return [
         p
         for p in psutil.process_iter(["name", "cmdline"])
         if p.pid not in before and "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
     ]
-    assert len(found) == 2
-    return found
 
 
 def test_a_run_that_is_interrupted_and_whose_workers_hang_and_die_equals_an_uninterrupted_one(cluster, pool, tmp_path):
@@ -156,8 +180,10 @@ def test_a_run_that_is_interrupted_and_whose_workers_hang_and_die_equals_an_unin
     fields = {**SMALL, "train.epochs": 12, "data.name": "imagefolder", "data.root": root, "scaling.hang_minutes": 0.3}
     given = flags({**fields, "data.store": "disk", "data.cache": tmp_path / "cache"}, tmp_path)
     folder, argv = tmp_path / "rotssl" / "run", command("pretrain.py", *given)
+    before = set(psutil.pids())
     with started(argv, tmp_path / "log", cluster) as process:
         wait_for(lambda: 2 in journal.read(folder), process)
+        assert {"RayTrainWorker", "TrainController", "_QueueActor"} <= set(in_the_cluster(cluster))
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130, process.told()[-3000:]
     assert logged(tmp_path, "run")[1].info.status == "KILLED"
@@ -165,10 +191,11 @@ def test_a_run_that_is_interrupted_and_whose_workers_hang_and_die_equals_an_unin
     made = cached(tmp_path / "cache")
     assert reached < 12 and set(made) == {".npy", ".json"}
 
-    before = set(psutil.pids())
+    nothing_stays(cluster, before)
     with started(argv, tmp_path / "log", cluster) as process:
         wait_for(lambda: max(journal.read(folder)) > reached, process)
         hanging = new_workers(before)
+        assert len(hanging) == 2
         hanging[0].suspend()
         wait_for(lambda: not any(worker.is_running() for worker in hanging), process)
         assert "no progress for 0.3 minutes (scaling.hang_minutes)" in process.told()
@@ -176,6 +203,7 @@ def test_a_run_that_is_interrupted_and_whose_workers_hang_and_die_equals_an_unin
         wait_for(lambda: max(journal.read(folder)) > held, process)
         new_workers(before)[0].kill()
         assert process.wait() == 0, process.told()[-3000:]
+    nothing_stays(cluster, before)
     assert made == cached(tmp_path / "cache")
     _, run, steps = logged(tmp_path, "run")
     assert run.info.status == "FINISHED"
