@@ -53,6 +53,7 @@ def test_a_head_that_dies_ends_the_run_in_one_line_and_it_goes_on_later(tmp_path
 
 
 @pytest.mark.system
+@pytest.mark.exhaustive  # a cluster of its own, most of a minute
 def test_a_run_that_is_terminated_leaves_its_status_and_nothing_else(tmp_path):
     argv, env = command("pretrain.py", *flags(LONG, tmp_path)), without_ray() | {"RAY_ADDRESS": "local"}
     before = shared_memory()
