@@ -149,9 +149,11 @@ class Chaos:
         return found
 
     def note_memory(self) -> None:
-        """Remember the files in shared memory that the processes have mapped now."""
+        """Remember the files in shared memory that the run's processes have mapped now; the server's are not ours."""
         for process in self.processes():
             with suppress(OSError):
+                if self.server is not None and os.getpgid(process.pid) == self.server.pid:
+                    continue
                 maps = Path(f"/proc/{process.pid}/maps").read_text()
                 self.memory |= {line.split()[-1] for line in maps.splitlines() if f" {SHARED_MEMORY}/" in line}
 
