@@ -1,15 +1,16 @@
-"""Locks between processes, by flock: the system releases that of a process that dies."""
+"""Locks between processes: the system releases that of a process that dies."""
 
 import contextlib
-import fcntl
+import errno
 import logging
-import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 log = logging.getLogger(__name__)
-_WAIT_S = 0.05
+# What a file system without flock answers, such as Lustre mounted without it.
+_NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO)
 
 
 class Held(Exception):
@@ -20,7 +21,7 @@ class Held(Exception):
 def locked(path: Path, patience: float = 0) -> Iterator[None]:
     """Hold the lock of a file, which is created if missing and stays.
 
-    On a file system without flock, such as Lustre mounted without it, there is a warning and no lock.
+    On a file system without flock there is a warning and no lock.
 
     Args:
         path: the file.
@@ -30,24 +31,17 @@ def locked(path: Path, patience: float = 0) -> Iterator[None]:
         Held: another process still holds it.
         OSError: the file can't be opened for writing.
     """
-    handle, until = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), time.monotonic() + patience
+    # The library's fallback, a file that is removed in the end, would outlive a process that is killed.
+    lock = FileLock(path, timeout=patience, fallback_to_soft=False)
     try:
-        while not _try(handle, path):
-            if time.monotonic() >= until:
-                raise Held(str(path))
-            time.sleep(_WAIT_S)
+        lock.acquire()
+    except Timeout as error:
+        raise Held(str(path)) from error
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        log.warning("%s cannot be locked (%s): do not start the same run twice at once", path, error.strerror)
+    try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # without flock; a child that inherited the file must not keep it locked
-            fcntl.flock(handle, fcntl.LOCK_UN)
-        os.close(handle)
-
-
-def _try(handle: int, path: Path) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # EWOULDBLOCK: the only answer that means another process
-        return False
-    except OSError as error:
-        log.warning("%s cannot be locked (%s): do not start the same run twice at once", path, error.strerror)
-    return True
+        lock.release()

@@ -4,10 +4,12 @@ import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
+from rotssl.base.files import write_whole
 from rotssl.data.decoding import Sums
 from rotssl.data.reading import digest
 
@@ -32,13 +34,12 @@ class Record:
         return cls(tuple(classes), np.array(names, np.uint64), contents)
 
     def save(self, folder: Path) -> None:
-        """Write it into a run's folder, atomically."""
+        """Write it into a run's folder, whole."""
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{FILE}.part"
-        with part.open("wb") as file:
-            classes = np.frombuffer("\0".join(self.classes).encode("utf-8", "surrogateescape"), np.uint8)
-            np.savez(file, classes=classes, names=self.names, contents=self.contents)
-        part.replace(folder / FILE)
+        classes = np.frombuffer("\0".join(self.classes).encode("utf-8", "surrogateescape"), np.uint8)
+        file = BytesIO()
+        np.savez(file, classes=classes, names=self.names, contents=self.contents)
+        write_whole(folder / FILE, file.getvalue())
 
     @classmethod
     def read(cls, folder: Path) -> "Record | None":

@@ -49,5 +49,5 @@ def test_a_busy_lock_is_waited_for_no_longer_than_asked(tmp_path):
 
 def test_a_lock_that_cannot_be_opened_is_an_error(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(NotADirectoryError), locked(tmp_path / "file" / "lock"):
+    with pytest.raises(FileExistsError), locked(tmp_path / "file" / "lock"):
         pass
