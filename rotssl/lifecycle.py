@@ -315,11 +315,12 @@ def git_commit() -> str:
 def _run_here(config: ResolvedConfig, show: Callable[[Event], None], splits: datasets.Splits | None) -> str | None:
     import torch
 
+    from rotssl.engine import hardware
     from rotssl.engine.runtime import LocalRuntime, RunFailed
     from rotssl.engine.trainer import Trainer
 
-    use_gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
-    runtime = LocalRuntime(config.run_dir, torch.device("cuda" if use_gpu else "cpu"), show)
+    device = torch.device("cuda" if hardware.uses_gpu(config) else "cpu")
+    runtime = LocalRuntime(config.run_dir, device, show)
     try:
         splits = splits or datasets.load(config.data, config.evaluation.holdout, lambda line: show(Note(line)))
         Trainer(config, splits, runtime, journal.Journal(config.run_dir)).run()

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rotssl.base.address import is_gone
-from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, say
+from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, budget, say
 from rotssl.config import ResolvedConfig
 from rotssl.config.cli import Command
 from rotssl.config.fields import ConfigError
@@ -26,6 +26,14 @@ from rotssl.tracking import store, untracked
 def run(command: Command) -> int:
     """Carry out jobs/pretrain.py; returns the exit code."""
     config, info = prepare(command.config, say=say)
+    with ExitStack() as stack:
+        if config.train.budget is not None:
+            here = command.dry_run or command.print_config or config.scaling.num_workers == 0
+            config = budget.planned(command.config, config, info, None if here else stack)
+        return _run(command, config, info)
+
+
+def _run(command: Command, config: ResolvedConfig, info: datasets.DataInfo) -> int:
     if command.print_config or command.dry_run:
         print(dump(config), end="")
     here = config.scaling.num_workers == 0

@@ -150,6 +150,7 @@ def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
         "data.store": "auto",
         "train.batch_size": batch,
         "train.epochs": 1,
+        "train.budget": None,
         "train.stop_after": None,
         "train.precision": "auto",  # half precision is far too slow on most CPUs
         "optim.warmup_epochs": 0,

@@ -11,7 +11,10 @@ from rotssl.config.sections import Config, schema
 from rotssl.config.tasks import TASKS
 
 # These do not affect what a run computes and may change between starts.
-NOT_IDENTITY = ("tracking.", "storage.", "scaling.", "train.stop_after", "data.download", "data.store", "data.cache")
+NOT_IDENTITY = (
+    *("tracking.", "storage.", "scaling.", "train.stop_after", "train.budget"),
+    *("data.download", "data.store", "data.cache"),
+)
 
 # These may change too, but the change is reported: how it is computed, what else is measured, and where the images are.
 MAY_CHANGE = (

@@ -61,14 +61,18 @@ def default_storage() -> str:
 def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     """Resolve open fields to values: image size, stem, optimizer, learning rate, paths, run name.
 
-    Fields that depend on the machine (precision, layout, number of workers) stay ``auto``; a tag of the run records them.
+    Fields that depend on the machine (precision, layout, number of workers) stay ``auto``; a tag of the run records them. With
+    ``train.budget`` the length is 1 epoch, until a start of the run has chosen it.
 
     Args:
         config: from ``build``.
         image_size: native side of the stored images in pixels, used for ``data.image_size auto``.
         train_size: number of training images.
     """
-    spec, batch = METHODS[config.method.name], config.train.batch_size
+    budget, name = config.train.budget, config.method.name
+    if budget is not None:  # a placeholder, so that the name does not depend on the length that is chosen
+        config = replace(config, {"train.epochs": 1})
+    spec, batch = METHODS[name], config.train.batch_size
     require(batch <= train_size, "train.batch_size", batch, f"at most the {train_size} training images")
     side = image_size if config.data.image_size == "auto" else config.data.image_size
     start = config.views.size_start
@@ -84,11 +88,14 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     if optim.lr == "auto":
         if optimizer != spec.optimizer:
             raise ConfigError(
-                f"optim.lr: got 'auto', expected a number: {config.method.name} has a default rate for {spec.optimizer} only"
+                f"optim.lr: got 'auto', expected a number: {name} has a default rate for {spec.optimizer} only"
             )
         lr = spec.lr * scale["linear"]
     else:
         lr = optim.lr * factor
+    warmup = optim.warmup_epochs
+    if warmup == "auto":
+        warmup = min(10.0, max(1.0, config.train.epochs / 10))
     config = replace(
         config,
         {
@@ -98,6 +105,7 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
             "encoder.stem": stem,
             "optim.name": optimizer,
             "optim.lr": lr,
+            "optim.warmup_epochs": warmup,
             "optim.warmup_lr": optim.warmup_lr * factor,
             "optim.final_lr": optim.final_lr * factor,
             "optim.lr_scale": "none",
@@ -116,7 +124,8 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     if uri is not None and uri.startswith("sqlite:///"):  # workers run in another folder
         uri = f"sqlite:///{os.path.abspath(uri.removeprefix('sqlite:///'))}"
     path = os.path.abspath(os.path.expanduser(config.storage.path or default_storage()))
-    run_name = config.tracking.run_name or f"{config.method.name}-{config.data.name}-{fingerprint(config)}"
+    minutes = "" if budget is None else f"-{budget:g}min"
+    run_name = config.tracking.run_name or f"{name}-{config.data.name}{minutes}-{fingerprint(config)}"
     return _with_text(replace(config, {"storage.path": path, "tracking.run_name": run_name, "tracking.uri": uri}))
 
 

@@ -50,10 +50,11 @@ class ResolvedRotation(RotationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedOptim(OptimConfig):
-    """The optim section with a chosen optimizer and a numeric learning rate."""
+    """The optim section with a chosen optimizer, a numeric learning rate and the length of its warm-up."""
 
     name: Literal["sgd", "lars", "adamw"]
     lr: float
+    warmup_epochs: float
 
 
 @dataclass(frozen=True, kw_only=True)

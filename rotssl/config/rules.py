@@ -114,7 +114,8 @@ def _check_training(c: Config) -> None:
     train, optim, epochs = c.train, c.optim, c.train.epochs
     most = f"at most train.epochs ({epochs})"
     require(train.stop_after is None or train.stop_after <= epochs, "train.stop_after", train.stop_after, most)
-    require(optim.warmup_epochs <= epochs, "optim.warmup_epochs", optim.warmup_epochs, most)
+    fits = optim.warmup_epochs == "auto" or optim.warmup_epochs <= epochs or train.budget is not None
+    require(fits, "optim.warmup_epochs", optim.warmup_epochs, most)
     for key in ("warmup_lr", "final_lr"):
         value = getattr(optim, key)
         require(value == 0 or optim.lr != "auto", f"optim.{key}", value, "0 with lr auto")

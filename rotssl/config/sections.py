@@ -180,7 +180,9 @@ class OptimConfig:
     momentum: float = opt(0.9, "Momentum (AdamW: beta 1).", ge=0, lt=1)
     trust: float = opt(0.001, "Trust coefficient eta of LARS.", gt=0)
     clip_norm: float | None = opt(None, "Maximum norm of the whole gradient; a longer one is scaled down.", gt=0)
-    warmup_epochs: float = opt(1.0, "Length of the linear warm-up in epochs.", ge=0)
+    warmup_epochs: float | Auto = opt(
+        "auto", "Length of the linear warm-up in epochs; auto: a tenth of the run, 1 to 10 epochs.", ge=0
+    )
     warmup_lr: float = opt(0.0, "Learning rate at the start of the warm-up.", ge=0)
     schedule: Literal["cosine", "constant"] = opt("cosine", "Shape of the learning rate after the warm-up.")
     final_lr: float = opt(0.0, "Learning rate at the end of the cosine.", ge=0)
@@ -191,6 +193,12 @@ class TrainConfig:
     """The training loop."""
 
     epochs: int = opt(10, "Length of the run; all schedules span it.", ge=1)
+    budget: float | None = opt(
+        None,
+        "Minutes for the whole run, in place of train.epochs: the first start times a few steps and chooses the epochs.",
+        gt=0,
+        later=True,
+    )
     batch_size: int = opt(256, "Images per step, over all workers.", ge=2)
     accumulate: int = opt(
         1,

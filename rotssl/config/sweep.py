@@ -255,6 +255,8 @@ def expand(sweep: Sweep) -> Iterator[Point]:
         built = cfg.build({**recipes[recipe], **sweep.common, **axes})
         if built.tracking.uri == OFF:
             raise ConfigError("tracking.uri: got off, expected a store: the sweep's report is read from it")
+        if built.train.budget is not None:
+            raise ConfigError(f"train.budget: got {built.train.budget:g}, expected none in a sweep: set train.epochs")
         on = [f"{name}.weight" for name in built.active()]
         # A label distinguishes a baseline from the point it belongs to, and one recipe from another.
         shown = [*axes, *(on if settings.baseline else ())]

@@ -28,7 +28,7 @@ from rotssl.engine.pretrainer import build_pretrainer
 
 COUNTED = ("views", "encoder", "model", "method", *TASKS)  # the sections that affect FLOPs
 _NOT_COUNTED: dict[str, Any] = {
-    "optim": ResolvedOptim(name="sgd", lr=1.0),
+    "optim": ResolvedOptim(name="sgd", lr=1.0, warmup_epochs=0.0),
     "tracking": ResolvedTracking(run_name=""),
     "storage": ResolvedStorage(path=""),
 }

@@ -12,6 +12,12 @@ from rotssl.config import ResolvedConfig
 from rotssl.engine.runtime import RunFailed
 
 
+def uses_gpu(config: ResolvedConfig) -> bool:
+    """Whether a run in this process uses a GPU: as configured; auto: if torch finds one."""
+    wanted = config.scaling.use_gpu
+    return torch.cuda.is_available() if wanted == "auto" else wanted
+
+
 def precision(config: ResolvedConfig, device: torch.device) -> str:
     """``fp32``, ``bf16`` or ``fp16``: as configured; auto: bf16 on GPUs that support it, else fp32."""
     if config.train.precision != "auto":

@@ -23,6 +23,7 @@ from rotssl.config.fields import ConfigError
 from rotssl.data.datasets import Splits
 from rotssl.data.decoding import MARGIN
 from rotssl.data.images import ImageSet
+from rotssl.engine import hardware
 from rotssl.engine.flops import count_mean, period, samples
 from rotssl.engine.runtime import LocalRuntime, RunFailed, indexed
 from rotssl.engine.trainer import Trainer
@@ -143,7 +144,7 @@ def time_steps(config: ResolvedConfig, workers: int = 1) -> Speed:
     Raises:
         ConfigError: the engine rejects the step, or not even the smallest batch fits.
     """
-    gpu = torch.cuda.is_available() if config.scaling.use_gpu == "auto" else config.scaling.use_gpu
+    gpu = hardware.uses_gpu(config)
     device = indexed(torch.device("cuda" if gpu else "cpu"))
     sizes = _sizes(config, workers)
     times: dict[int, float] = {}

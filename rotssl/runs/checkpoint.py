@@ -159,6 +159,19 @@ def latest(run_dir: Path) -> Iterator[dict[str, Any]]:
         yield state
 
 
+def recorded(run_dir: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration in the state of a run's checkpoint, by dotted names.
+
+    Raises:
+        ConfigError: it has none that can be read.
+    """
+    try:
+        return cfg.flat_dict(json.loads(state["config"]))
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        folder = run_dir / name(state["epoch"])
+        raise ConfigError(f"storage.path: the configuration in {folder} cannot be read; remove it") from error
+
+
 def newest(run_dir: Path, config: Config) -> dict[str, Any] | None:
     """The newest readable state of a run, or None.
 
@@ -168,13 +181,9 @@ def newest(run_dir: Path, config: Config) -> dict[str, Any] | None:
     state = next(latest(run_dir), None)
     if state is None or "config" not in state:
         return state
-    folder = run_dir / name(state["epoch"])
-    try:
-        recorded = cfg.flat_dict(json.loads(state["config"]))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"storage.path: the configuration in {folder} cannot be read; remove it") from error
-    differ = [change for change in cfg.changes(recorded, config) if change[0] not in cfg.MAY_CHANGE]
+    differ = [change for change in cfg.changes(recorded(run_dir, state), config) if change[0] not in cfg.MAY_CHANGE]
     if differ:
+        folder = run_dir / name(state["epoch"])
         words = ", ".join(f"{key} {before} in place of {now}" for key, before, now in differ[:5])
         more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise ConfigError(

@@ -78,6 +78,19 @@ class RunState:
             record.config = ours
         return record
 
+    @classmethod
+    def epochs_of(cls, config: ResolvedConfig) -> int | None:
+        """The length of a run that was started before, in epochs; None if there is none in its folder.
+
+        Raises:
+            ConfigError: neither run.json nor a checkpoint can be read.
+        """
+        record = cls.read(config.run_dir / "run.json", {}).config
+        if not record and (state := next(checkpoint.latest(config.run_dir), None)):
+            record = checkpoint.recorded(config.run_dir, state)
+        found: int | None = record.get("train.epochs")
+        return found
+
     def _rebuild(self, config: ResolvedConfig) -> None:
         """Take the configuration of the newest checkpoint: the record of a run that has some is lost."""
         state = checkpoint.newest(config.run_dir, config)
@@ -86,7 +99,7 @@ class RunState:
                 f"storage.path: {config.run_dir} has no run.json and no checkpoint that can be read; move the folder away to "
                 "start again"
             )
-        self.config = dict(cfg.flat_dict(json.loads(state["config"])))
+        self.config = checkpoint.recorded(config.run_dir, state)
         self.status, place = "interrupted", checkpoint.name(state["epoch"])
         self.doubt = f"run.json of {config.tracking.run_name!r} was lost: rebuilt from {place}"
 
