@@ -76,6 +76,8 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     require(batch <= train_size, "train.batch_size", batch, f"at most the {train_size} training images")
     side = image_size if config.data.image_size == "auto" else config.data.image_size
     start = config.views.size_start
+    if start is not None and start < 1:
+        start = min(side, max(sections.SMALLEST, 2 * round(side * start / 2)))
     require(start is None or start <= side, "views.size_start", start, f"at most data.image_size ({side})")
     even = config.views.split == 1 or side % 2 == 0
     require(even, "data.image_size", side, "an even side: views.split 2 halves it")
@@ -109,6 +111,7 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
             "optim.warmup_lr": optim.warmup_lr * factor,
             "optim.final_lr": optim.final_lr * factor,
             "optim.lr_scale": "none",
+            "views.size_start": start,
             "views.local_size": part_of(side) if config.views.local_size == "auto" else config.views.local_size,
             **{
                 f"{task}.{leaf}": value

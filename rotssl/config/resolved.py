@@ -27,8 +27,9 @@ class ResolvedData(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedViews(ViewsConfig):
-    """The views section with a known side of the local views."""
+    """The views section with known sides of the first views and of the local ones."""
 
+    size_start: int | None
     local_size: int
 
 

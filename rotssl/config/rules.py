@@ -40,6 +40,10 @@ def _check_data(data: sections.DataConfig) -> None:
 
 def _check_views(c: Config) -> None:
     views, name = c.views, c.method.name
+    start = views.size_start
+    fits = start is None or start < 1 or (start == int(start) and start >= sections.SMALLEST)
+    expected = f"whole pixels, at least {sections.SMALLEST}, or a share below 1"
+    require(fits, "views.size_start", start, expected)
     scales = {
         "views.global_scale": views.global_scale,
         "views.local_scale": views.local_scale,
@@ -67,7 +71,7 @@ def _check_split(c: Config) -> None:
     if c.views.split == 1:
         return
     start, rotation = c.views.size_start, c.rotation
-    require(start is None or start % 2 == 0, "views.size_start", start, "an even side: views.split 2 halves it")
+    require(start is None or start < 1 or start % 2 == 0, "views.size_start", start, "an even side: views.split 2 halves it")
     weight = c.equivariance.weight
     require(not c.equivariance.on, "equivariance.weight", weight, "0 with views.split 2: it needs maps of whole views")
     if not rotation.on:

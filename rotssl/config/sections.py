@@ -16,6 +16,7 @@ from rotssl.config.fields import Auto, opt
 from rotssl.config.methods import METHODS, MethodConfig
 from rotssl.config.tasks import TaskSections
 
+SMALLEST = 8  # side in pixels of the global views at the start of a run
 OFF = "off"  # tracking.uri of a run without MLflow; none is the default, as for all fields
 RESNETS = (
     "resnet18",
@@ -83,11 +84,11 @@ class ViewsConfig:
         le=1,
     )
     flip: float = opt(0.5, "Probability of a horizontal flip.", ge=0, le=1)
-    size_start: int | None = opt(
+    size_start: int | float | None = opt(
         None,
-        "Side of the global views at the start of the run, which saves time; local views and crops of tasks shrink by the same "
-        "factor. none: data.image_size throughout.",
-        ge=8,
+        "Side of the global views at the start of the run, which saves time: in pixels, at least 8, or below 1 as a share of "
+        "data.image_size; local views and crops of tasks shrink by the same factor. none: data.image_size throughout.",
+        gt=0,
         later=True,
     )
     size_until: float = opt(

@@ -20,6 +20,12 @@ data.image_size=224 | views.local_size=96 rotation.crop_size=96
 data.image_size=32 | views.local_size=14 rotation.crop_size=16
 data.image_size=28 | views.local_size=12 rotation.crop_size=14
 data.image_size=8 | views.local_size=4 rotation.crop_size=4
+train.epochs=5 | optim.warmup_epochs=1
+train.epochs=35 | optim.warmup_epochs=3.5
+train.epochs=800 | optim.warmup_epochs=10
+views.size_start=0.5 | views.size_start=14 views.local_size=12
+views.size_start=0.55 | views.size_start=16
+views.size_start=0.1 | views.size_start=8
 views.size_start=28 | views.size_start=28 views.size_until=0.75 views.local_size=12
  | rotation.mode=in_place rotation.angles=shared rotation.fraction=1 rotation.fraction_end=0.125
 train.batch_size=64 | rotation.fraction_end=0.25

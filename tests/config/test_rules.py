@@ -58,7 +58,8 @@ train.epochs=3 | 'train.epochs=3'
 --views.global_count 3 --views.blur 1,0 | views.blur: got 2 values | each of 3 views
 --views.solarize 0,0,0.2 | views.solarize: got 3 values | each of 2 views
 --views.local_scale 0.4,0.1 | views.local_scale: got (0.4, 0.1) | smaller share first
---views.size_start 7 | views.size_start: got '7', expected an integer at least 8
+--views.size_start 7 | views.size_start: got 7, expected whole pixels, at least 8, or a share below 1
+--views.size_start 16.5 | views.size_start: got 16.5, expected whole pixels
 --views.size_start 16 --views.size_until 0 | views.size_until: got '0', expected a number greater than 0 and at most 1
 --views.split 3 | views.split: got '3', expected an integer at least 1 and at most 2
 --views.split 2 --views.size_start 15 | views.size_start: got 15, expected an even side: views.split 2
