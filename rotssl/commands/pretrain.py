@@ -12,6 +12,7 @@ from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, budget, say
 from rotssl.config import ResolvedConfig
 from rotssl.config.cli import Command
 from rotssl.config.fields import ConfigError
+from rotssl.config.methods import METHODS
 from rotssl.config.recipes import dump
 from rotssl.config.sections import OFF
 from rotssl.data import datasets
@@ -26,6 +27,10 @@ from rotssl.tracking import store, untracked
 def run(command: Command) -> int:
     """Carry out jobs/pretrain.py; returns the exit code."""
     config, info = prepare(command.config, say=say)
+    if command.recommended:
+        fields = ", ".join(f"{key} {value}" for key, value in command.recommended.items())
+        gain = METHODS[config.method.name].gain
+        say(f"{config.method.name} without a recipe: {fields}{f' ({gain})' if gain else ''}")
     with ExitStack() as stack:
         if config.train.budget is not None:
             here = command.dry_run or command.print_config or config.scaling.num_workers == 0

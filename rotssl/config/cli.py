@@ -7,7 +7,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from rotssl import config as cfg
@@ -15,17 +15,18 @@ from rotssl.config import sections
 from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError, describe, nearest
 from rotssl.config.methods import METHODS
-from rotssl.config.recipes import load_recipe
+from rotssl.config.recipes import load_recipe, recommended
 from rotssl.config.tasks import SIXTEENTHS, TASKS
 
 
 @dataclass(frozen=True)
 class Command:
-    """A parsed command line."""
+    """A parsed command line; ``recommended`` has the fields that come from the registry of methods, if no recipe is given."""
 
     config: cfg.Config
     print_config: bool
     dry_run: bool
+    recommended: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +44,11 @@ def parser(
     made = Parser(prog=program, usage=usage, description=description, allow_abbrev=False)
     made.add_argument("--config", action="append", metavar="FILE", help=f"{file}; flags override it")
     made.add_argument("--dry-run", action="store_true", help="check everything, print the estimated cost and exit")
-    add_fields(made, cfg.schema(method), {"method": f"method: fields of {method}"})
+    add_fields(
+        made, cfg.schema(method), {"method": f"method: fields of {method}"}, recommended({"method.name": method})
+    )
+    gain = METHODS[method].gain
+    made.epilog = f"Defaults marked with * are those of {method} without a recipe{f': {gain}' if gain else ''}."
     return made
 
 
@@ -51,14 +56,22 @@ def add_fields(
     parser: argparse.ArgumentParser,
     schema: Mapping[str, tuple[Any, dataclasses.Field[Any]]],
     titles: Mapping[str, str] | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add a flag for each dotted field, grouped by section; fields that are not given are absent from the result."""
+    """Add a flag for each dotted field, grouped by section; fields that are not given are absent from the result.
+
+    Args:
+        parser: which gets the flags.
+        schema: the fields.
+        titles: section -> title of its group, if it is not its name.
+        others: field -> default for the help, marked with a star, if it is not that of the field.
+    """
     groups: dict[str, Any] = {}
     for key, (hint, spec) in schema.items():
         section = key.split(".")[0]
         if section not in groups:
             groups[section] = parser.add_argument_group((titles or {}).get(section, section))
-        default = spec.default
+        default = (others or {}).get(key, spec.default)
         text = (
             ",".join(map(str, default))
             if isinstance(default, tuple)
@@ -67,7 +80,10 @@ def add_fields(
             else default
         )
         valid = ", ".join(METHODS) if key == "method.name" else describe(hint, spec.metadata["bounds"])
-        text = f"{spec.metadata['help']} [{valid}; default: {'null' if text is None else text}]".replace("%", "%%")
+        star = "*" if key in (others or {}) else ""
+        text = f"{spec.metadata['help']} [{valid}; default: {'null' if text is None else text}{star}]".replace(
+            "%", "%%"
+        )
         groups[section].add_argument(f"--{key}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
 
 
@@ -125,10 +141,13 @@ def parse(argv: Sequence[str], program: str = "pretrain.py", description: str = 
     flags = {key: value for key, value in vars(given).items() if "." in key}
     if method in METHODS:
         refuse_unknown(unknown, cfg.schema(method), method)
+    # A recipe is complete in itself.
+    registry = {} if recipe else recommended(flags)
+    overrides |= registry
     if given.smoke:  # flags override it, except those of the data section
         overrides |= smoke({**overrides, **flags})
         flags = {key: value for key, value in flags.items() if not key.startswith("data.")}
-    return Command(cfg.build({**overrides, **flags}), given.print_config, given.dry_run)
+    return Command(cfg.build({**overrides, **flags}), given.print_config, given.dry_run, registry)
 
 
 def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ This file imports no torch, so a configuration is checked in milliseconds. A new
 ``Method`` subclass, its section and entry here, and a recipe. Defaults are for the embedded sample, recipes follow the papers.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from rotssl.config.fields import load_class, opt
 
@@ -133,6 +134,9 @@ class MethodSpec:
         multi_crop: whether it takes local views.
         two_views: whether it needs exactly two global views.
         per_image: whether its loss is a mean over images, so that a batch can be split (gradient accumulation).
+        recommended: fields that a run without a recipe has beside the defaults, chosen at equal compute.
+        gain: what they gained there over the plain method, for --help and the first lines of a run.
+        paper_weight: weight of the rotation loss in the paper's recipe, on this project's terms; None: it has none.
     """
 
     config: type[MethodConfig]
@@ -142,6 +146,9 @@ class MethodSpec:
     multi_crop: bool = False
     two_views: bool = False
     per_image: bool = False
+    recommended: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    gain: str = ""
+    paper_weight: float | None = None
 
     def load(self) -> "type[Method]":
         """Import and return the method's class (this imports torch)."""

@@ -6,9 +6,12 @@ from typing import Any
 
 import yaml
 
+from rotssl.config import sections
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.config.identity import flat_dict, to_dict
+from rotssl.config.methods import METHODS
 from rotssl.config.sections import Config, schema
+from rotssl.config.tasks import TASKS
 
 
 class _Loader(yaml.SafeLoader):
@@ -83,6 +86,39 @@ def load_recipe(path: str | Path, key: str = "--config") -> dict[str, Any]:
         ConfigError: see ``read_yaml`` and ``flatten``.
     """
     return flatten(read_yaml(path, key))
+
+
+def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a run without a recipe has beside the defaults: those that its method's registry entry recommends.
+
+    A given field replaces its own. A given weight replaces a share of the same task, and conversely; a weight of 0, and another
+    mode of rotation, all of the task's fields. ``rotation.mode extra`` alone is the paper's recipe, with its weight for the
+    method. Encoders of timm have views of one size, since only convolutional networks were measured.
+
+    Args:
+        given: dotted overrides.
+    """
+    spec = METHODS.get(str(given.get("method.name", sections.Config().method.name)))
+    if spec is None:  # build() names the known ones
+        return {}
+    fields = {key: value for key, value in spec.recommended.items() if key not in given}
+    if str(given.get("encoder.name")).startswith("timm/"):
+        fields.pop("views.size_start", None)
+    for task in TASKS:
+        weight = given.get(f"{task}.weight")
+        if weight is not None or f"{task}.share" in given:
+            fields = {key: value for key, value in fields.items() if key not in (f"{task}.weight", f"{task}.share")}
+        other = task == "rotation" and given.get("rotation.mode", "in_place") != "in_place"
+        if other or str(weight) in ("0", "0.0"):
+            fields = {key: value for key, value in fields.items() if not key.startswith(f"{task}.")}
+    papers = {"rotation.weight": spec.paper_weight, "rotation.head_on": "projector"}
+    if (
+        given.get("rotation.mode") == "extra"
+        and spec.paper_weight
+        and not {"rotation.weight", "rotation.share"} & given.keys()
+    ):
+        fields |= {key: value for key, value in papers.items() if key not in given}
+    return fields
 
 
 def _sections() -> list[str]:

@@ -71,7 +71,9 @@ def _check_split(c: Config) -> None:
     if c.views.split == 1:
         return
     start, rotation = c.views.size_start, c.rotation
-    require(start is None or start < 1 or start % 2 == 0, "views.size_start", start, "an even side: views.split 2 halves it")
+    require(
+        start is None or start < 1 or start % 2 == 0, "views.size_start", start, "an even side: views.split 2 halves it"
+    )
     weight = c.equivariance.weight
     require(not c.equivariance.on, "equivariance.weight", weight, "0 with views.split 2: it needs maps of whole views")
     if not rotation.on:

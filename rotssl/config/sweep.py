@@ -21,7 +21,7 @@ from rotssl.config import MAY_CHANGE, NOT_IDENTITY, Config, cli
 from rotssl.config.fields import Auto, ConfigError, convert, nearest, opt
 from rotssl.config.identity import canonical, is_baseline
 from rotssl.config.methods import METHODS
-from rotssl.config.recipes import flatten, load_recipe, read_yaml
+from rotssl.config.recipes import flatten, load_recipe, read_yaml, recommended
 from rotssl.config.sections import OFF
 from rotssl.config.tasks import TASKS, WEIGHTS
 
@@ -252,7 +252,8 @@ def expand(sweep: Sweep) -> Iterator[Point]:
         axes = dict(zip(sweep.grid, point, strict=True))
         axes |= {key: draw(key, sample, *spec) for key, spec in sweep.distributions.items()}
         recipe = axes.pop("recipe", settings.recipe)
-        built = cfg.build({**recipes[recipe], **sweep.common, **axes})
+        fields = {**recipes[recipe], **sweep.common, **axes}
+        built = cfg.build(fields if recipe else {**recommended(fields), **fields})
         if built.tracking.uri == OFF:
             raise ConfigError("tracking.uri: got off, expected a store: the sweep's report is read from it")
         if built.train.budget is not None:
