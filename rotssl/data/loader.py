@@ -76,20 +76,22 @@ class Loader:
         self.stream = torch.cuda.Stream(device) if on_gpu else None
         self.waited = 0.0
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
-        """The uint8 images of each step on the device, (B, C, H, W), with the step's context."""
+    def batches(self, epoch: int, begin: int = 0) -> Iterator[tuple[Tensor, StepContext]]:
+        """The uint8 images of each step on the device, (B, C, H, W), with the step's context, from the step ``begin``."""
         started = time.perf_counter()
         size, steps = self.config.train.batch_size, self.steps_per_epoch
         order = rng.permutation(rng.key(self.config.train.seed, epoch, "order"), len(self.images))
         each = self.config.train.share(self.world_size)
 
         def make(i: int) -> tuple[Tensor, torch.cuda.Event | None, StepContext]:
+            i += begin
             first = i * size + self.rank * each
             return *self._cut(order[first : first + each]), self._context(epoch, i, np.arange(first, first + each))
 
         device = self.device  # a new thread would use the first GPU of the node and create a context there
         start = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
-        found = prefetch(make, steps, self.ahead, start) if self.ahead else map(make, range(steps))
+        left = steps - begin
+        found = prefetch(make, left, self.ahead, start) if self.ahead else map(make, range(left))
         for images, copied, ctx in found:
             if copied is not None:
                 stream = torch.cuda.current_stream(self.device)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,12 +39,29 @@ class Averages:
         self._sums[keys] = self._sums[keys] + values if keys in self._sums else values
         self._counts[keys] = self._counts.get(keys, 0) + taken
 
+    def state(self) -> dict[str, Any]:
+        """The sums and counts of all workers, for a checkpoint; every worker must call it."""
+        rows = [torch.cat([sums, self._count(keys)]) for keys, sums in self._sums.items()]
+        return {"keys": [list(keys) for keys in self._sums], "values": distributed.gather(torch.cat(rows)[None]).cpu()}
+
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Take over what ``state`` returned; with another number of workers, rank 0 takes all of it."""
+        values, rank = state["values"], distributed.rank()
+        whole = values.sum(0) if rank == 0 else torch.zeros_like(values[0])
+        row = (values[rank] if len(values) == distributed.world_size() else whole).to(device)
+        for names in state["keys"]:
+            keys, size = tuple(names), len(names)
+            self._sums[keys], self._counts[keys], row = row[:size], row[size : 2 * size], row[2 * size :]
+
+    def _count(self, keys: tuple[str, ...]) -> Tensor:
+        sums = self._sums[keys]
+        return torch.as_tensor(self._counts[keys], device=sums.device).to(sums.dtype).expand_as(sums)
+
     def means(self) -> dict[str, float]:
         """The mean of each scalar over the steps of all workers that logged it. Waits for the device."""
         parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for keys, sums in self._sums.items():
-            counts = torch.as_tensor(self._counts[keys], device=sums.device).to(sums.dtype).expand_as(sums)
-            for key, value, count in zip(keys, sums, counts, strict=True):
+            for key, value, count in zip(keys, sums, self._count(keys), strict=True):
                 parts.setdefault(key, []).append((value, count))
         whole = [torch.stack([torch.stack(pair) for pair in parts[key]]).sum(0) for key in sorted(parts)]
         found = distributed.mean(torch.stack(whole)).cpu().tolist()

@@ -3,6 +3,8 @@
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +59,25 @@ def refuse_one_pixel(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             "train.precision: got bf16, expected fp32: these views shrink to maps of one pixel, for which torch's strided "
             "convolutions compute garbage on CPUs; or use larger views"
         )
+
+
+@contextmanager
+def enough_memory(batch_size: int) -> Iterator[None]:
+    """Report in one line that a step in the body does not fit into memory.
+
+    Raises:
+        RunFailed: it does not fit.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # With several workers, the others would wait for this one: raise, so that all are stopped and restarted.
+        if distributed.world_size() > 1 or not memory.is_exhausted(error):
+            raise
+        raise RunFailed(
+            f"train.batch_size: got {batch_size}, for which there is not enough memory; use a smaller batch, a larger "
+            f"train.accumulate or more workers ({str(error).splitlines()[0][:160]})"
+        ) from error
 
 
 def require_compiler(device: torch.device) -> None:

@@ -39,10 +39,19 @@ def check_images(splits: Splits, sketch: dict[str, Any], state: dict[str, Any], 
         )
 
 
-def lines(splits: Splits, done: int, emulates: bool) -> Iterator[str]:
-    """What to tell the user; ``done`` epochs were done by earlier starts, ``emulates``: whether bf16 runs on a CPU."""
+def lines(splits: Splits, done: int, step: int, emulates: bool) -> Iterator[str]:
+    """What to tell the user.
+
+    Args:
+        splits: the images.
+        done: number of epochs that earlier starts did.
+        step: number of steps that they did of the next one.
+        emulates: whether bf16 runs on a CPU.
+    """
     yield from splits.lines
-    if done:
+    if step:
+        yield f"resuming within epoch {done + 1}, after {step} of its steps"
+    elif done:
         yield f"resuming after epoch {done}"
     bank = len(splits.train)
     measured = splits.validation if splits.validation is not None else splits.test

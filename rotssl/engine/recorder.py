@@ -1,6 +1,7 @@
 """Recording of finished epochs: cost, journal line and checkpoint, written in the background."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class EpochRecorder:
         self._lines, self._checkpoints = ThreadPoolExecutor(1, "journal"), ThreadPoolExecutor(1, "checkpoint")
         self._noting: Future[None] | None = None
         self._kept: Future[Path] | None = None  # the newest checkpoint
+        self._within: Future[None] | None = None  # the newest one within an epoch
         self._booked: Future[None] | None = None  # its journal line
         # Pending writes, and the event that waits for them.
         self._untold: tuple[list[Future[Any]], EpochDone] | None = None
@@ -121,7 +123,7 @@ class EpochRecorder:
         part.write_text(repr(spent))
         os.replace(part, self._spent_file)
 
-    def book(self, epoch: int, samples: int, seconds: float, flops: float) -> dict[str, float]:
+    def book(self, epoch: int, samples: int, seconds: float, flops: float, before: float = 0.0) -> dict[str, float]:
         """Account for an epoch; one that an earlier start finished but did not save keeps its first cost.
 
         Lost seconds are those that all starts trained beyond the cost: interrupted and repeated epochs.
@@ -131,11 +133,12 @@ class EpochRecorder:
             samples: number of images trained on, over all workers.
             seconds: seconds of training.
             flops: FLOPs of all workers.
+            before: how many of the seconds an earlier start trained.
 
         Returns:
             The metrics ``cost/...``, cumulative.
         """
-        self.spent += seconds
+        self.spent += seconds - before
         earlier = self.journal.point(epoch + 1)
         if earlier is not None:
             self.cost = Cost(**{key: type(getattr(self.cost, key))(earlier[f"cost/{key}"]) for key in vars(self.cost)})
@@ -161,11 +164,25 @@ class EpochRecorder:
         """
         if self.runtime.rank == 0:
             self.announce(wait=True)
+            if self._within is not None:
+                self._within.result()
             # Before the line: seconds in a point that the file lacks would hide as many lost seconds.
             self._noting = noting = self._lines.submit(self._write, self.spent, self._noting)
             self._booked = booked = self._lines.submit(self._append, noting, epoch + 1, metrics)
             folder = self.journal.folder / checkpoint.name(epoch + 1)
             self._kept = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)
+
+    def keep_within(self, state: Mapping[str, Any]) -> None:
+        """Save a state within an epoch, unless the last one is still being written.
+
+        Raises:
+            OSError: the last one could not be written.
+        """
+        if self.runtime.rank == 0 and (self._within is None or self._within.done()):
+            if self._within is not None:
+                self._within.result()
+            folder = self.journal.folder / checkpoint.WITHIN
+            self._within = self._checkpoints.submit(checkpoint.save, checkpoint.snapshot(state), folder)
 
     def wait_for_checkpoint(self) -> None:
         """Wait until the newest checkpoint is on disk, before a step that might kill this process.
@@ -209,6 +226,7 @@ class EpochRecorder:
     def _save(self, booked: Future[None], state: dict[str, Any], folder: Path) -> Path:
         booked.result()
         checkpoint.save(state, folder)
+        shutil.rmtree(self.journal.folder / checkpoint.WITHIN, ignore_errors=True)  # it is older
         self.runtime.prune()
         return folder
 

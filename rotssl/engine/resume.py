@@ -35,7 +35,7 @@ def fitting(run_dir: Path, state: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        folder = run_dir / checkpoint.name(int(state["epoch"]))
+        folder = run_dir / checkpoint.place(state)
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise RunFailed(
             f"storage.path: {folder} does not fit this run ({why}); remove it to go on from another"

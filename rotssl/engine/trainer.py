@@ -28,12 +28,14 @@ from rotssl.engine.flops import epoch_flops
 from rotssl.engine.guard import Guard
 from rotssl.engine.hardware import (
     be_deterministic,
+    enough_memory,
     memory_held,
     precision,
     refuse_one_pixel,
     require_compiler,
     weight_layout,
 )
+from rotssl.engine.midway import Begun, Clock
 from rotssl.engine.optim import build_optimizer, schedule_rates
 from rotssl.engine.pretrainer import Output, Pretrainer, build_pretrainer, compare_gradients, encoder_gradients
 from rotssl.engine.recorder import Cost, EpochRecorder
@@ -85,6 +87,7 @@ class Trainer:
         self.loader = Loader(config, splits.train.images, device, runtime.rank, runtime.world_size)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
         self.recorder = EpochRecorder(journal, runtime)
+        self.clock = Clock(train.save_minutes, device)
         self.warmup = round(config.optim.warmup_epochs * self.steps_per_epoch)
         steps = config.tasks.guard
         self.guard = Guard(dict(self.model.named_tasks()), steps and self.warmup + steps, steps // 2)
@@ -103,9 +106,15 @@ class Trainer:
 
     # --- state -------------------------------------------------------------------------------------------------------------
 
-    def state(self, epoch: int) -> dict[str, Any]:
-        """Everything that the next step needs, as plain values and tensors. ``epoch`` is the number of epochs done."""
+    def state(self, epoch: int, begun: Begun | None = None) -> dict[str, Any]:
+        """Everything that the next step needs, as plain values and tensors.
+
+        Args:
+            epoch: number of epochs done.
+            begun: what has been done of the next one, if it is saved within it.
+        """
         return {
+            **({} if begun is None else {"within": vars(begun)}),
             "epoch": epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -144,10 +153,11 @@ class Trainer:
         train = self.config.train
         state = resume.newest(self.journal.folder, self.config)
         self.recorder.resume(Cost())
-        done = self.restore(state) if state is not None else 0
+        done, begun = self.restore(state) if state is not None else 0, Begun.of(state)
         if distributed.world_size() > 1:
             # All workers must find the same checkpoint; storage that is not shared by all nodes would split the run.
-            seen = distributed.gather(torch.tensor([float(done)]).to(self.runtime.device))
+            own = torch.tensor([[float(done), float(begun.step)]])
+            seen = distributed.gather(own.to(self.runtime.device))
             if not bool((seen == seen[0]).all()):
                 raise RunFailed(
                     f"storage.path: the workers see different checkpoints ({seen.tolist()}); all nodes must share this folder"
@@ -155,7 +165,7 @@ class Trainer:
         if self.runtime.rank == 0 and self.splits.record is not None:
             self.splits.record.save(self.journal.folder)
         emulates = self.precision == "bf16" and self.runtime.device.type == "cpu"
-        for line in opening.lines(self.splits, done, emulates):
+        for line in opening.lines(self.splits, done, begun.step, emulates):
             self.runtime.progress(Note(line))
         end = min(train.epochs, train.stop_after or train.epochs)
         self.runtime.progress(Facts(self.facts()))
@@ -163,27 +173,19 @@ class Trainer:
             if done:
                 self._evaluate_late(done - 1)
             for epoch in range(done, end):
-                self._epoch(epoch, first=epoch == done)
+                self._epoch(epoch, begun if epoch == done else Begun(), first=epoch == done)
         if end == train.epochs and self.runtime.rank == 0:
             self.export()
             last = self.journal.point(train.epochs) or {}
             self.runtime.progress(Missing(sorted(self.evaluator.wanted(train.epochs - 1) - last.keys())))
 
-    def _epoch(self, epoch: int, first: bool) -> None:
-        """Train an epoch, save it, evaluate it and report it; ``first``: whether it is the first epoch of this start."""
+    def _epoch(self, epoch: int, begun: Begun, first: bool) -> None:
+        """Train an epoch from where it begun, save it, evaluate it and report it; ``first``: of this start."""
         train, started = self.config.train, time.perf_counter()
-        try:
-            metrics = self._train_epoch(epoch)
-        except (RuntimeError, MemoryError) as error:
-            # With several workers, the others would wait for this one: raise, so that all are stopped and restarted.
-            if distributed.world_size() > 1 or not memory.is_exhausted(error):
-                raise
-            raise RunFailed(
-                f"train.batch_size: got {train.batch_size}, for which there is not enough memory; use a smaller batch, a larger "
-                f"train.accumulate or more workers ({str(error).splitlines()[0][:160]})"
-            ) from error
+        with enough_memory(train.batch_size):
+            metrics = self._train_epoch(epoch, begun)
         distributed.broadcast_running_stats(self.model)
-        seconds = time.perf_counter() - started
+        seconds = begun.seconds + time.perf_counter() - started
         metrics["throughput/input_wait"] /= seconds
         metrics.update(memory_held(self.runtime.device))
         backing_off = self.scaler.is_enabled() and self.scaler.get_scale() > 1
@@ -192,10 +194,11 @@ class Trainer:
         guard = self.guard
         rank_0 = self.runtime.rank == 0
         flops = epoch_flops(self.config, epoch, self.steps_per_epoch, guard.off, guard.at) if rank_0 else 0.0
-        metrics.update(self.recorder.book(epoch, samples, seconds, flops))
+        metrics.update(self.recorder.book(epoch, samples, seconds, flops, begun.seconds))
         metrics["throughput/images_per_second"] = samples / seconds
         metrics["optim/lr"] = self.optimizer.param_groups[0]["lr"]
         self.recorder.keep(epoch, metrics, self.state(epoch + 1))
+        self.clock.restart()
         found: dict[str, float] = {}
         if self.evaluator.wanted(epoch):
             if first or epoch + 1 == train.epochs:
@@ -219,15 +222,21 @@ class Trainer:
             if found:
                 self.recorder.amend(epoch, found, self._done(epoch))
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the training images; returns the means over steps and workers."""
+    def _train_epoch(self, epoch: int, begun: Begun) -> dict[str, float]:
+        """One pass over the training images, or the rest of it; returns the means over steps and workers."""
         self.parallel.train()
         averages = Averages(self._may_break)
+        if begun.averages is not None:
+            averages.restore(begun.averages, self.runtime.device)
         started = shown = time.perf_counter()
-        waited = self.loader.waited
-        for i, (images, ctx) in enumerate(self.batches(epoch)):
+        waited = self.loader.waited - begun.waited
+        for i, (images, ctx) in enumerate(self.batches(epoch, begun.step), begun.step):
             averages.add(self.step(images, ctx))
-            if time.perf_counter() - shown > 0.5 or i == 0:
+            if i + 1 < self.steps_per_epoch and self.clock.due(i + 1):
+                seconds = begun.seconds + time.perf_counter() - started
+                so_far = Begun(i + 1, seconds, self.loader.waited - waited, averages.state())
+                self.recorder.keep_within(self.state(epoch, so_far))
+            if time.perf_counter() - shown > 0.5 or i == begun.step:
                 shown = time.perf_counter()
                 if self.runtime.rank == 0:
                     self.recorder.note(shown - started)
@@ -241,9 +250,9 @@ class Trainer:
         """Whether this metric may be non-finite in a step; with fp16, too large a scale breaks gradients, never a loss."""
         return self.config.train.on_nan == "skip" or (self.scaler.is_enabled() and "grad_" in name)
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, StepContext]]:
-        """This worker's uint8 images of each step, with the step's context."""
-        return self.loader.batches(epoch)
+    def batches(self, epoch: int, begin: int = 0) -> Iterator[tuple[Tensor, StepContext]]:
+        """This worker's uint8 images of each step from ``begin`` on, with the step's context."""
+        return self.loader.batches(epoch, begin)
 
     def set_rates(self, ctx: StepContext) -> None:
         """Set the learning rate and the weight decay of a step."""

@@ -22,6 +22,7 @@ from rotssl.config.fields import ConfigError
 
 log = logging.getLogger(__name__)
 FILE = "checkpoint.pt"
+WITHIN = "within_epoch"  # folder of the state that was last saved within an epoch
 KEEP = 2  # the newest, and one to fall back to if it is damaged
 _NAME = re.compile(r"epoch_(\d{5})")
 _MARK = b"sha256:"
@@ -144,19 +145,31 @@ def latest(run_dir: Path) -> Iterator[dict[str, Any]]:
         ConfigError: one is of another epoch than its folder.
     """
     for folder in found(run_dir):
-        try:
-            state = load(folder)
-            if not {"model", "optimizer", "epoch"} <= state.keys() or not isinstance(state["epoch"], int):
-                raise ValueError("not a checkpoint")
-        except (OSError, RuntimeError, EOFError, ValueError, AttributeError, KeyError, pickle.UnpicklingError) as error:
-            why = error if type(error) is ValueError else type(error).__name__
-            log.warning("checkpoint %s cannot be read (%s); trying the previous one", folder, why)
+        if (state := _read(folder)) is None:
             continue
         if name(state["epoch"]) != folder.name:
             raise ConfigError(
                 f"storage.path: {folder} holds the state after epoch {state['epoch']}; remove it to go on from another"
             )
         yield state
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """The state in a folder; None with a warning if it is damaged."""
+    try:
+        state = load(folder)
+        if not {"model", "optimizer", "epoch"} <= state.keys() or not isinstance(state["epoch"], int):
+            raise ValueError("not a checkpoint")
+    except (OSError, RuntimeError, EOFError, ValueError, AttributeError, KeyError, pickle.UnpicklingError) as error:
+        why = error if type(error) is ValueError else type(error).__name__
+        log.warning("checkpoint %s cannot be read (%s); trying the previous one", folder, why)
+        return None
+    return state
+
+
+def place(state: Mapping[str, Any]) -> str:
+    """Name of the folder that holds a state."""
+    return WITHIN if "within" in state else name(int(state["epoch"]))
 
 
 def recorded(run_dir: Path, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +181,7 @@ def recorded(run_dir: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return cfg.flat_dict(json.loads(state["config"]))
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        folder = run_dir / name(state["epoch"])
+        folder = run_dir / place(state)
         raise ConfigError(f"storage.path: the configuration in {folder} cannot be read; remove it") from error
 
 
@@ -179,11 +192,14 @@ def newest(run_dir: Path, config: Config) -> dict[str, Any] | None:
         ConfigError: it is not of this run: the message names the fields that differ.
     """
     state = next(latest(run_dir), None)
+    within = _read(run_dir / WITHIN) if (run_dir / WITHIN / FILE).exists() else None
+    if within is not None and (state is None or within["epoch"] >= state["epoch"]):
+        state = within
     if state is None or "config" not in state:
         return state
     differ = [change for change in cfg.changes(recorded(run_dir, state), config) if change[0] not in cfg.MAY_CHANGE]
     if differ:
-        folder = run_dir / name(state["epoch"])
+        folder = run_dir / place(state)
         words = ", ".join(f"{key} {before} in place of {now}" for key, before, now in differ[:5])
         more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise ConfigError(
@@ -194,7 +210,7 @@ def newest(run_dir: Path, config: Config) -> dict[str, Any] | None:
 
 def prune(run_dir: Path) -> None:
     """Delete all but the newest checkpoints of a run, and what a writer that was killed left; nobody may be writing."""
-    for part in run_dir.glob("epoch_*.part"):
+    for part in (*run_dir.glob("epoch_*.part"), run_dir / f"{WITHIN}.part"):
         part.unlink(missing_ok=True)
     for folder in found(run_dir)[KEEP:]:
         shutil.rmtree(folder)

@@ -271,6 +271,13 @@ def test_what_a_checkpoint_knows_to_be_lost_stays_lost_where_the_note_is_gone_or
     assert again.book(2, 64, 10.0, 0.0)["cost/lost_seconds"] == 5.0
 
 
+def test_an_epoch_that_went_on_from_a_state_within_it_was_trained_once(recorder, tmp_path):
+    (tmp_path / "trained_seconds").write_text("18.0")  # an epoch of 10, 7 up to the state, and 1 after it
+    again = restarted(recorder, {"epochs": 1, "train_seconds": 10.0})
+    found = again.book(1, 64, 12.0, 0.0, before=7.0)
+    assert (found["cost/train_seconds"], found["cost/lost_seconds"]) == (22.0, 1.0)
+
+
 def test_a_full_disk_is_an_error_of_the_system_and_is_told_where_something_else_ends_the_run(recorder, told, tmp_path):
     with full_disk(200_000), pytest.raises(OSError, match="File too large"), recorder:
         finish(recorder, 0, torch.ones(1_000_000))

@@ -1,0 +1,62 @@
+"""When to save a state within an epoch, and what it holds beside that of an epoch's end, so that a long epoch is not lost."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rotssl.base import distributed
+
+LOOK = 50  # steps between looks at the clock: with several workers each one is a collective
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What has been done of an epoch.
+
+    Attributes:
+        step: number of its steps.
+        seconds: seconds of training.
+        waited: seconds of waiting for images.
+        averages: ``Averages.state`` of its logs.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    averages: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any] | None) -> "Begun":
+        """What a checkpoint's state holds of the epoch after its last whole one."""
+        return cls(**(state or {}).get("within", {}))
+
+
+class Clock:
+    """Tells the workers when to save.
+
+    Args:
+        minutes: between saves; 0: never within an epoch.
+        device: of the collectives.
+    """
+
+    def __init__(self, minutes: float, device: torch.device) -> None:
+        self.minutes, self.device, self.saved = minutes, device, time.monotonic()
+
+    def restart(self) -> None:
+        """Start the interval anew, because the state has just been saved."""
+        self.saved = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after so many steps of the epoch; all workers call it, and rank 0's clock decides for all."""
+        if not self.minutes or step % LOOK:
+            return False
+        late = time.monotonic() - self.saved >= 60 * self.minutes
+        if distributed.world_size() > 1:
+            own = torch.tensor(float(late and distributed.rank() == 0), device=self.device)
+            late = float(distributed.mean(own)) > 0
+        if late:
+            self.restart()
+        return late

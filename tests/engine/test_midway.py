@@ -1,0 +1,153 @@
+"""States saved within an epoch: a run that is cut goes on from one, bit for bit, in what it learned and in what it logged."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from rotssl import config as cfg
+from rotssl.base import distributed
+from rotssl.engine import midway
+from rotssl.engine.events import Note
+from rotssl.engine.runtime import RunFailed
+from rotssl.runs import checkpoint, journal
+from tests.small_runs import make_config, trainer
+
+pytestmark = pytest.mark.contract
+# Four steps an epoch; a state is saved after two of them.
+SHORT = {"data.limit": 64, "train.epochs": 3, "evaluation.linear": False, "evaluation.knn_every": 0}
+OFTEN = {"train.save_minutes": 1e-9}
+SECONDS = ("seconds", "per_second", "input_wait", "memory")
+
+
+class Cut(Exception):
+    """What ends a start in these tests."""
+
+
+def start(folder, after=None, fields=None):
+    """Run to the end, or until so many steps were taken; returns the weights, the journal and the notes."""
+    engine = trainer(make_config(folder, "mocov2", **SHORT, **{"rotation.share": 0.2}, **(fields or {})))
+    taken, step, notes = [], engine.step, []
+
+    def counted(*batch):
+        if len(taken) == after:
+            raise Cut
+        taken.append(1)
+        return step(*batch)
+
+    engine.step = counted
+    engine.runtime.progress = lambda event: notes.append(event.text) if isinstance(event, Note) else None
+    look, midway.LOOK = midway.LOOK, 2
+    try:
+        engine.run()
+    except Cut:
+        assert after is not None
+    finally:
+        midway.LOOK = look
+    weights = {name: value.numpy() for name, value in engine.model.state_dict().items()}
+    return weights, journal.read(engine.journal.folder), notes, len(taken)
+
+
+def told(points):
+    """What a run logged, without what depends on the clock."""
+    return {
+        (epoch, key): value
+        for epoch, point in points.items()
+        for key, value in point.items()
+        if not any(word in key for word in SECONDS)
+    }
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_is_cut_goes_on_within_the_epoch(tmp_path, request, workers):
+    def run(*args):
+        return start(*args) if workers == 1 else request.getfixturevalue("pool").run(start, *args)[0]
+
+    whole, points, _, steps = run(tmp_path / "whole")
+    assert steps == 12
+    run(tmp_path / "cut", 7, OFTEN)  # in the fourth step of the second epoch
+    folder = tmp_path / "cut" / "rotssl" / "run"
+    assert (folder / checkpoint.WITHIN / checkpoint.FILE).exists()
+    weights, again, notes, steps = run(tmp_path / "cut", None, OFTEN)
+    assert "resuming within epoch 2, after 2 of its steps" in notes
+    assert steps == 6
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, weights[name], err_msg=name)
+    assert told(again) == told(points)
+    assert not (folder / checkpoint.WITHIN).exists() and again[3]["cost/samples"] == 192
+
+
+def test_a_run_without_a_checkpoint_of_an_epoch_goes_on_too(tmp_path):
+    start(tmp_path, 3, OFTEN)
+    _, points, notes, steps = start(tmp_path)
+    assert "resuming within epoch 1, after 2 of its steps" in notes and steps == 10 and len(points) == 3
+
+
+def test_another_number_of_workers_goes_on_with_the_means_of_all(tmp_path, pool):
+    _, points, _, _ = start(tmp_path / "whole")
+    pool.run(start, tmp_path / "cut", 7, OFTEN)
+    _, again, _, steps = start(tmp_path / "cut")
+    assert steps == 6
+    ours, theirs = told(again), told(points)
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert ours[key] == pytest.approx(value, rel=2e-2, abs=1e-3), key
+
+
+def test_seconds_of_both_starts_count_once(tmp_path):
+    start(tmp_path, 7, OFTEN)
+    state = checkpoint.load(tmp_path / "rotssl" / "run" / checkpoint.WITHIN)
+    before = state["within"]["seconds"]
+    _, points, _, _ = start(tmp_path)
+    second = points[2]["cost/train_seconds"] - points[1]["cost/train_seconds"]
+    assert 0 < before < second
+    assert points[3]["cost/lost_seconds"] < second  # the step that was repeated
+
+
+@pytest.mark.parametrize("damage", ["torn", "older"])
+def test_a_state_that_is_damaged_or_old_is_passed_over(tmp_path, caplog, damage):
+    start(tmp_path, 7, OFTEN)
+    folder = tmp_path / "rotssl" / "run"
+    kept = (folder / checkpoint.WITHIN / checkpoint.FILE).read_bytes()
+    if damage == "older":
+        start(tmp_path, 3)  # of the two steps that are left of the second epoch, and one of the third
+        (folder / checkpoint.WITHIN).mkdir()
+    (folder / checkpoint.WITHIN / checkpoint.FILE).write_bytes(kept[: len(kept) // (2 if damage == "torn" else 1)])
+    with caplog.at_level(logging.WARNING):
+        _, points, notes, steps = start(tmp_path)
+    assert steps == (8 if damage == "torn" else 4) and len(points) == 3
+    assert f"resuming after epoch {1 if damage == 'torn' else 2}" in notes
+    assert ("within_epoch cannot be read" in caplog.text) == (damage == "torn")
+
+
+def test_a_state_of_another_configuration_is_refused(tmp_path):
+    start(tmp_path, 3, OFTEN)
+    with pytest.raises(RunFailed, match=r"within_epoch is of another configuration: train\.seed 0 in place of 1"):
+        start(tmp_path, fields={"train.seed": 1})
+
+
+def test_a_disk_that_is_full_ends_the_run_as_with_other_checkpoints(tmp_path, monkeypatch):
+    def full(state, folder):
+        if folder.name == checkpoint.WITHIN:
+            raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        start(tmp_path, fields=OFTEN)
+
+
+def rank_0_decides(late):
+    clock = midway.Clock(1, "cpu")
+    clock.saved -= 100 if (distributed.rank() == 0) == late else 0
+    return clock.due(midway.LOOK), clock.due(midway.LOOK)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_the_clock_of_rank_0_decides_for_all(pool, late):
+    assert pool.run(rank_0_decides, late) == [(late, False)] * 2
+
+
+def test_zero_minutes_never_save(tmp_path):
+    assert cfg.Config().train.save_minutes > 0
+    start(tmp_path, 7, {"train.save_minutes": 0})
+    assert not (tmp_path / "rotssl" / "run" / checkpoint.WITHIN).exists()
