@@ -46,7 +46,7 @@ def prepare(
         The resolved configuration, and the facts about its data.
 
     Raises:
-        ConfigError: the data, the configuration, the encoder or the tracking URI is unusable.
+        ConfigError: the data, the configuration, the encoder, the weights to start with or the tracking URI is unusable.
     """
     info = info or datasets.inspect(config.data, config.evaluation.holdout)
     for line in info.warnings:
@@ -56,6 +56,9 @@ def prepare(
     resolved = cfg.replace(resolved, {"data.store": datasets.where(config.data, info.bytes)})
     for line in cfg.cut_down(config, resolved):
         say(line)
+    init = resolved.train.init_from
+    if init is not None and not checkpoint.found(resolved.run_dir):  # a run that was started has its own weights
+        checkpoint.source(Path(init))
     if config.encoder.name.startswith("timm/"):  # only timm knows its encoders and their input sizes
         _check_encoder(resolved)
     return cfg.replace(resolved, {"tracking.uri": store.chosen_uri(resolved.tracking.uri, say)}), info

@@ -72,7 +72,8 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     budget, name = config.train.budget, config.method.name
     if budget is not None:  # a placeholder, so that the name does not depend on the length that is chosen
         config = replace(config, {"train.epochs": 1})
-    spec, batch = METHODS[name], config.train.batch_size
+    spec, train = METHODS[name], config.train
+    batch = train.batch_size
     require(batch <= train_size, "train.batch_size", batch, f"at most the {train_size} training images")
     side = image_size if config.data.image_size == "auto" else config.data.image_size
     start = config.views.size_start
@@ -104,6 +105,9 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
             "data.image_size": side,
             "data.root": None if config.data.root is None else os.path.abspath(os.path.expanduser(config.data.root)),
             "data.cache": None if config.data.cache is None else os.path.abspath(os.path.expanduser(config.data.cache)),
+            "train.init_from": None
+            if train.init_from is None
+            else os.path.abspath(os.path.expanduser(train.init_from)),
             "encoder.stem": stem,
             "optim.name": optimizer,
             "optim.lr": lr,

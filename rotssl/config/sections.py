@@ -219,6 +219,12 @@ class TrainConfig:
         True, "Use the channels-last memory layout for images; convolutions are faster with it, on CPUs too."
     )
     stop_after: int | None = opt(None, "Stop after this epoch as if interrupted; not part of the run's identity.", ge=1)
+    init_from: str | None = opt(
+        None,
+        "Start with the weights of another run of the same method and networks: its folder, or that of one of its checkpoints. "
+        "Schedules start anew.",
+        later=True,
+    )
     save_minutes: float = opt(
         15.0,
         "Save the state also within an epoch when so many minutes have passed since the last save; 0: only at its end.",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rotssl.config.sections import TrainConfig
 from rotssl.data.datasets import Splits
 from rotssl.data.images import other_images
 from rotssl.data.record import Record
@@ -39,23 +40,26 @@ def check_images(splits: Splits, sketch: dict[str, Any], state: dict[str, Any], 
         )
 
 
-def lines(splits: Splits, done: int, step: int, emulates: bool) -> Iterator[str]:
+def lines(splits: Splits, train: TrainConfig, device: str, done: int, step: int) -> Iterator[str]:
     """What to tell the user.
 
     Args:
         splits: the images.
+        train: of the configuration.
+        device: kind of device.
         done: number of epochs that earlier starts did.
         step: number of steps that they did of the next one.
-        emulates: whether bf16 runs on a CPU.
     """
     yield from splits.lines
     if step:
         yield f"resuming within epoch {done + 1}, after {step} of its steps"
+    elif train.init_from and not done:
+        yield f"starting with the weights of {train.init_from}"
     elif done:
         yield f"resuming after epoch {done}"
     bank = len(splits.train)
     measured = splits.validation if splits.validation is not None else splits.test
     if measured is not None and bank < KNN_K:
         yield f"kNN uses k={bank} instead of {KNN_K}: there are no more training images"
-    if emulates and emulates_bf16():
+    if (train.precision, device) == ("bf16", "cpu") and emulates_bf16():
         yield "train.precision bf16: this processor has no bf16 instructions; fp32 is many times faster here"

@@ -1,5 +1,6 @@
 """Resuming: the newest checkpoint that belongs to a run, and its tensors in a model and an optimizer."""
 
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,24 @@ def newest(run_dir: Path, config: ResolvedConfig) -> dict[str, Any] | None:
         return checkpoint.newest(run_dir, config)
     except ConfigError as error:
         raise RunFailed(str(error)) from error
+
+
+def begin(model: nn.Module, place: str | None) -> None:
+    """Put the weights of another run's checkpoint in place, if one is given.
+
+    Raises:
+        RunFailed: it cannot be read, or is of other networks.
+    """
+    if place is None:
+        return
+    try:
+        folder = checkpoint.source(Path(place))
+        model.load_state_dict(checkpoint.load(folder)["model"])
+    except ConfigError as error:
+        raise RunFailed(str(error)) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise RunFailed(f"train.init_from: the weights in {folder} cannot be taken ({why})") from error
 
 
 @contextmanager

@@ -152,6 +152,7 @@ class Trainer:
         """
         train = self.config.train
         state = resume.newest(self.journal.folder, self.config)
+        resume.begin(self.model, train.init_from if state is None else None)
         self.recorder.resume(Cost())
         done, begun = self.restore(state) if state is not None else 0, Begun.of(state)
         if distributed.world_size() > 1:
@@ -164,8 +165,7 @@ class Trainer:
                 )
         if self.runtime.rank == 0 and self.splits.record is not None:
             self.splits.record.save(self.journal.folder)
-        emulates = self.precision == "bf16" and self.runtime.device.type == "cpu"
-        for line in opening.lines(self.splits, done, begun.step, emulates):
+        for line in opening.lines(self.splits, train, self.runtime.device.type, done, begun.step):
             self.runtime.progress(Note(line))
         end = min(train.epochs, train.stop_after or train.epochs)
         self.runtime.progress(Facts(self.facts()))

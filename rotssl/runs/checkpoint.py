@@ -167,6 +167,20 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return state
 
 
+def source(place: Path) -> Path:
+    """The folder of a checkpoint, given it or the folder of its run, whose newest one is taken.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folders = [place] if (place / FILE).exists() else found(place)
+    if not folders:
+        raise ConfigError(
+            f"train.init_from: {place} holds no checkpoint; expected the folder of a run or of a checkpoint"
+        )
+    return folders[0]
+
+
 def place(state: Mapping[str, Any]) -> str:
     """Name of the folder that holds a state."""
     return WITHIN if "within" in state else name(int(state["epoch"]))

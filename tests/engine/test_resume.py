@@ -2,11 +2,13 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
 
 from rotssl import config as cfg
+from rotssl import lifecycle
 from rotssl.engine.runtime import RunFailed
 from rotssl.runs import checkpoint
 from tests.small_runs import make_config, trainer
@@ -141,3 +143,53 @@ def test_what_stands_where_a_checkpoint_is_to_be_written_is_named(tmp_path, stop
         run(config)
     wrong.unlink() if place == "epoch_00003" else wrong.rmdir()
     run(config)
+
+
+def test_a_new_run_starts_with_the_weights_of_another_and_then_has_its_own(tmp_path, stopped):
+    first = make_config(tmp_path / "first", "byol", **SHORT)
+    weights = {name: value.clone() for name, value in run(first).items()}
+    fields = {**SHORT, "train.init_from": str(first.run_dir), "train.seed": 5}
+    second = make_config(tmp_path / "second", "byol", **fields)
+    made = trainer(second)
+    seen, said, step = [], [], made.step
+    made.step = lambda *batch: seen.append({k: v.clone() for k, v in made.model.state_dict().items()}) or step(*batch)
+    made.runtime.progress = lambda event: said.append(getattr(event, "text", ""))
+    made.run()
+    assert f"starting with the weights of {first.run_dir}" in said
+    for name, value in weights.items():
+        assert torch.equal(seen[0][name], value), name
+    whole = made.model.state_dict()
+    # Resumed, it has no need of the other run any more.
+    third = make_config(tmp_path / "third", "byol", **fields)
+    run(cfg.replace(third, {"train.stop_after": 2}))
+    shutil.rmtree(first.run_dir)
+    for name, value in run(third).items():
+        assert torch.equal(whole[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "damage", "words"),
+    [
+        (
+            {"method.hidden_dim": 16},
+            None,
+            r"^train\.init_from: the weights in .*epoch_00002 cannot be taken \(Runtime.*size",
+        ),
+        ({}, "torn", r"^train\.init_from: the weights in .*epoch_00002 cannot be taken \("),
+        ({}, "gone", r"^train\.init_from: .* holds no checkpoint; expected the folder of a run or of a checkpoint$"),
+    ],
+)
+def test_weights_that_cannot_be_taken_are_refused_in_a_line(tmp_path, stopped, fields, damage, words):
+    make, _ = stopped
+    folder = make(tmp_path / "first").run_dir / checkpoint.name(2)
+    if damage == "torn":
+        content = (folder / checkpoint.FILE).read_bytes()
+        (folder / checkpoint.FILE).write_bytes(content[:-2000])
+    if damage == "gone":
+        shutil.rmtree(folder)
+    config = make_config(tmp_path / "second", "byol", **SHORT, **fields, **{"train.init_from": str(folder)})
+    with pytest.raises(RunFailed, match=words):
+        run(config)
+    if damage == "gone":
+        with pytest.raises(cfg.ConfigError, match=words):
+            lifecycle.prepare(config)
