@@ -20,7 +20,7 @@ from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.engine.events import Event, Missing, Note
 from rotssl.evaluation.protocol import KNN_PROTOCOL, LINEAR_PROTOCOL
-from rotssl.runs import checkpoint, journal
+from rotssl.runs import checkpoint, health, journal
 from rotssl.runs.curve import save_convergence
 from rotssl.runs.journal import Points
 from rotssl.runs.state import RunState, run_folder
@@ -233,8 +233,7 @@ class Run:
             return "failed", failed
         if done < self.config.train.epochs:
             return "stopped", "stop_after"
-        told = [why for why in (journal.collapsed(points), journal.diverged(points)) if why]
-        reason = "; ".join(told) or "completed"
+        reason = health.ill(points) or "completed"
         if state.missing:
             reason += f", but {' and '.join(state.missing)} could not be measured; the same command tries again"
         return "finished", reason

@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # they import numpy, scipy and matplotlib, which would delay 
     from rotssl.reports.tables import Table
 
 METRICS = ("knn/top1", "linear/top1", "test/knn/top1", "test/linear/top1")
-_READ = (*METRICS, "feature/std", "cost/epochs", "cost/flops", "cost/device_seconds")
+_HEALTH = ("feature/std", "feature/effective_rank", "loss/total", "loss/ssl")
+_READ = (*METRICS, *_HEALTH, "cost/epochs", "cost/flops", "cost/device_seconds")
 
 
 @dataclass(frozen=True)

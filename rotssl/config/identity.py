@@ -12,7 +12,15 @@ from rotssl.config.tasks import TASKS
 
 # These do not affect what a run computes and may change between starts.
 NOT_IDENTITY = (
-    *("tracking.", "storage.", "scaling.", "train.stop_after", "train.budget", "train.save_minutes"),
+    *(
+        "tracking.",
+        "storage.",
+        "scaling.",
+        "train.stop_after",
+        "train.budget",
+        "train.save_minutes",
+        "train.on_collapse",
+    ),
     *("data.download", "data.store", "data.cache"),
 )
 

@@ -231,6 +231,12 @@ class TrainConfig:
         ge=0,
         later=True,
     )
+    on_collapse: Literal["flag", "stop"] = opt(
+        "flag",
+        "When the spread of the projections or the rank of the features collapses: say it and go on, or end the run as failed. "
+        "Reports leave it out either way.",
+        later=True,
+    )
     on_nan: Literal["fail", "skip"] = opt(
         "fail", "On a gradient that is not finite: end the run as failed, or skip the step, which then changes nothing."
     )

@@ -21,6 +21,7 @@ from rotssl.data.images import sketch
 from rotssl.data.loader import Loader
 from rotssl.data.views_grid import save_views
 from rotssl.engine import opening, resume
+from rotssl.engine.alarm import Alarm
 from rotssl.engine.averages import Averages, check_finite
 from rotssl.engine.evaluator import Evaluator
 from rotssl.engine.events import Facts, Missing, Note, StepDone
@@ -87,6 +88,7 @@ class Trainer:
         self.loader = Loader(config, splits.train.images, device, runtime.rank, runtime.world_size)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
         self.recorder = EpochRecorder(journal, runtime)
+        self.alarm = Alarm(train.on_collapse, journal.points, runtime)
         self.clock = Clock(train.save_minutes, device)
         self.warmup = round(config.optim.warmup_epochs * self.steps_per_epoch)
         steps = config.tasks.guard
@@ -103,8 +105,6 @@ class Trainer:
             protocols = {"knn_protocol": KNN_PROTOCOL, "linear_protocol": LINEAR_PROTOCOL}
             found |= {name: text.replace("queries validation", "queries test") for name, text in protocols.items()}
         return found | ({"switched_off": "; ".join(self.guard.off.values())} if self.guard.off else {})
-
-    # --- state -------------------------------------------------------------------------------------------------------------
 
     def state(self, epoch: int, begun: Begun | None = None) -> dict[str, Any]:
         """Everything that the next step needs, as plain values and tensors.
@@ -140,8 +140,6 @@ class Trainer:
             self.guard.restore(state.get("guard", {}), self.runtime.device)
             self.recorder.resume(Cost(**state["cost"]))
         return int(state["epoch"])
-
-    # --- the loop ----------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Train to the end, or to ``train.stop_after``, from the newest checkpoint if there is one.
@@ -209,6 +207,7 @@ class Trainer:
             skipped = round(metrics.get("optim/skipped_steps", 0.0) * self.steps_per_epoch)
             found = self.evaluate(epoch, skipped)
         self.recorder.finish(epoch, metrics, self._done(epoch), found)
+        self.alarm.see(epoch + 1, metrics | found)
 
     def _done(self, epoch: int) -> StepDone:
         return StepDone(epoch + 1, (epoch + 1) * self.steps_per_epoch, self.total_steps)
@@ -327,8 +326,6 @@ class Trainer:
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
         self.scaler.scale(out.loss / ctx.passes).backward()
         return out.logs
-
-    # --- the end of it -----------------------------------------------------------------------------------------------------
 
     def evaluate(self, epoch: int, skipped: int = 0) -> dict[str, float]:
         """The measures of an epoch (0-based), ``skipped`` of whose steps were skipped; see Evaluator."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rotssl.config import NOT_IDENTITY
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.config.tasks import TASKS as REGISTRY
-from rotssl.runs.journal import collapsed
+from rotssl.runs import health
 from rotssl.tracking.reader import TrackedRun
 
 TASKS = tuple(sorted(REGISTRY))
@@ -170,7 +170,7 @@ def _why_not(run: TrackedRun, metric: str) -> str | None:
     value = run.points[budget].get(metric)
     if value is None or not math.isfinite(value):
         return f"no {metric} at the last epoch"
-    return collapsed(run.points)
+    return health.ill(run.points) or None
 
 
 def axes_of(params: Sequence[tuple[Params, int]]) -> list[str]:

@@ -252,5 +252,5 @@ def _left_table(left: Sequence[LeftOut]) -> Table:
         known = "train.epochs" in entry.run.params and entry.reason != "not a pretraining run"
         facts = [str(seed_of(entry.run)), str(budget_of(entry.run))] if known else ["", ""]
         rows.append([entry.run.name, entry.reason, *facts])
-    caption = "Only runs that completed their full schedule and did not collapse are counted above."
+    caption = "Only runs that completed their full schedule and did neither collapse nor diverge are counted above."
     return Table("Left out", caption, ["run", "why", "seed", "epochs"], rows, 2)

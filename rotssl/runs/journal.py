@@ -10,11 +10,6 @@ from pathlib import Path
 
 from rotssl.base.files import sync_folder
 
-COLLAPSED = 0.1  # collapsed if feature/std is below it; evenly spread features have 1, a single direction has 0
-DIVERGED = (
-    20  # diverged if a loss is so many times that of the first epoch, and more than this; cross-entropies can't be
-)
-
 Points = dict[int, dict[str, float]]
 
 
@@ -31,6 +26,11 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.path = folder, folder / self.NAME
         self._points = read(folder)
+
+    @property
+    def points(self) -> Points:
+        """Epoch -> metrics."""
+        return self._points
 
     def point(self, epoch: int) -> dict[str, float] | None:
         """The metrics of an epoch (1-based), or None if it is not recorded."""
@@ -80,21 +80,3 @@ def read(folder: Path) -> Points:
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             continue
     return points
-
-
-def collapsed(points: Points) -> str | None:
-    """Why a run counts as collapsed at its last epoch, or None if it does not or the metric is missing."""
-    epoch = max(points, default=0)
-    spread = points.get(epoch, {}).get("feature/std")
-    if spread is None or spread >= COLLAPSED:
-        return None
-    return f"collapsed: feature/std {spread:.3g} at epoch {epoch}, below {COLLAPSED:g}"
-
-
-def diverged(points: Points) -> str | None:
-    """Why a run counts as diverged at its last epoch, or None: a loss far above the first epoch's."""
-    first, epoch = points.get(1, {}), max(points, default=0)
-    for key, loss in points.get(epoch, {}).items():
-        if key.startswith("loss/") and key in first and loss > DIVERGED * max(1.0, abs(first[key])):
-            return f"diverged: {key} {loss:.3g} at epoch {epoch}, {first[key]:.3g} at epoch 1"
-    return None

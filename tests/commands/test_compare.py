@@ -17,7 +17,7 @@ from tests.programs import ROOT, command, with_store
 from tests.reports.made_up import rotated, run, seeds
 
 pytestmark = pytest.mark.contract
-METRICS = ("knn/top1", "feature/std", "cost/epochs", "cost/flops", "cost/device_seconds")
+METRICS = ("knn/top1", "feature/std", "loss/ssl", "cost/epochs", "cost/flops", "cost/device_seconds")
 NASTY = "<img src=x onerror=\"alert(1)\"> & [/bold] 'quoted'"
 
 

@@ -128,3 +128,24 @@ def test_skipped_steps_are_counted_where_a_run_fails_by_them(tmp_path, capsys):
     assert start(tmp_path, **{"tracking.uri": "off", "optim.lr": 1e9, "train.on_nan": "skip", "data.limit": 512}) == 1
     err = capsys.readouterr().err
     assert "of epoch 1 skipped for non-finite gradients, and the encoder's features are no longer finite" in err
+
+
+@pytest.mark.parametrize("action", ["flag", "stop"])
+def test_a_run_that_collapses_is_flagged_or_ended(tmp_path, capsys, action):
+    # A teacher so sharp that one output wins for all images.
+    fields = {"method.name": "dino", "method.center_momentum": 0.999, "optim.lr": 0.02, "data.limit": 512}
+    fields |= dict.fromkeys(("method.teacher_temperature", "method.teacher_temperature_start"), 0.005)
+    fields |= {"train.epochs": 4, "train.on_collapse": action, "rotation.weight": 0}
+    assert start(tmp_path, **fields) == (0 if action == "flag" else 1)
+    err, folder = capsys.readouterr().err, tmp_path / "rotssl" / "run"
+    record, done = json.loads((folder / "run.json").read_text()), max(journal.read(folder))
+    tags = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db").get_run(record["run_id"]).data.tags
+    assert record["reason"].startswith("collapsed: feature/std") and tags["status_reason"] == record["reason"]
+    if action == "flag":
+        assert (record["status"], done) == ("finished", 4)
+        assert err.count("the run goes on (train.on_collapse flag)") == 1 and tags["collapsed"].startswith(
+            "collapsed: "
+        )
+    else:
+        assert record["status"] == "failed" and done < 4 and "error: the run failed: collapsed: " in err
+        assert checkpoint.found(folder)  # of the epoch in which it was seen

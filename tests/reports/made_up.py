@@ -9,7 +9,9 @@ from rotssl.tracking.reader import TrackedRun
 PLAIN = (0.2, 0.4, 0.5, 0.6)
 
 
-def run(finals=PLAIN, *, status="FINISHED", reason="completed", started=0, std=0.8, name=None, tags=(), **fields):
+def run(
+    finals=PLAIN, *, status="FINISHED", reason="completed", started=0, std=0.8, grows=1.0, name=None, tags=(), **fields
+):
     """A run with these accuracies, None where it was not measured; ``fields`` are spelt method__name.
 
     An epoch takes 10 FLOPs and 2 device-seconds, twice the FLOPs and three times the seconds with rotation.
@@ -24,6 +26,7 @@ def run(finals=PLAIN, *, status="FINISHED", reason="completed", started=0, std=0
             "cost/flops": epoch * (20.0 if on else 10.0),
             "cost/device_seconds": epoch * (6.0 if on else 2.0),
             "feature/std": std,
+            "loss/ssl": grows**epoch,
         }
         | ({} if value is None else {"knn/top1": value})
         for epoch, value in enumerate(finals, 1)
@@ -72,6 +75,7 @@ LEFT = {
     "running": (rotated((0.1, 0.3), train__epochs=4, status="RUNNING", reason="running"), "still running, at epoch 2"),
     "never began": (rotated((), train__epochs=4, status="FAILED", reason="no space"), "epoch 0 of 4: no space"),
     "collapsed": (rotated((0.1, 0.1, 0.1, 0.1), std=0.02), "collapsed: feature/std 0.02"),
+    "diverged": (rotated((0.1, 0.1, 0.1, 0.1), grows=10.0), "diverged: loss/ssl 1e+04 at epoch 4, 10 at epoch 1"),
     "unmeasured": (rotated((0.1, 0.1, 0.1, None)), "no knn/top1 at the last epoch"),
     "twin": (run(started=5, name="later"), "the same configuration and seed as w0-e4-s0"),
     "nan": (rotated((0.1, 0.1, 0.1, float("nan"))), "no knn/top1 at the last epoch"),

@@ -1,13 +1,11 @@
-"""The journal: its points, lines that were torn, and what shows that a run collapsed."""
+"""The journal: its points and lines that were torn."""
 
 import json
-import math
 
 import pytest
 
 from rotssl.runs import journal
-from rotssl.runs.journal import Journal, collapsed, diverged
-from tests.reports.test_curves import curve
+from rotssl.runs.journal import Journal
 
 
 def test_a_journal_keeps_the_first_point_of_an_epoch(tmp_path):
@@ -52,26 +50,3 @@ def test_a_journal_that_is_not_there_is_empty_and_odd_lines_are_passed_over(tmp_
     lines += [json.dumps({"epoch": 3, "loss": loss}) for loss in (2.0, 9.0)]  # the first one counts
     (tmp_path / Journal.NAME).write_text("\n".join(lines))
     assert journal.read(tmp_path) == {3: {"loss": 2.0}}
-
-
-def test_a_run_is_collapsed_by_its_last_epoch():
-    points = curve(0.1, 0.2)
-    assert collapsed(points) is None and collapsed({}) is None  # no word of it
-    points[1]["feature/std"] = 0.0
-    points[2]["feature/std"] = 0.1
-    assert collapsed(points) is None
-    points[2]["feature/std"] = 0.0999
-    assert "0.0999 at epoch 2" in collapsed(points)
-    points[2]["feature/std"] = math.nan
-    assert collapsed(points) is not None
-
-
-def test_a_run_is_diverged_by_a_loss_far_above_that_of_its_first_epoch():
-    points = {1: {"loss/ssl": -0.5, "loss/rotation": 1.4, "cost/flops": 1.0}, 2: {"loss/ssl": 19.0, "cost/flops": 1e9}}
-    assert diverged(points) is None and diverged({}) is None and diverged({1: {"loss/ssl": 1e9}}) is None
-    points[3] = {"loss/ssl": 0.5, "loss/rotation": 1383.6, "loss/jigsaw": 1e9}  # jigsaw began later
-    assert diverged(points) == "diverged: loss/rotation 1.38e+03 at epoch 3, 1.4 at epoch 1"
-    points[3]["loss/rotation"] = 28.0
-    assert diverged(points) is None
-    points[4] = {"loss/ssl": 20.1}
-    assert diverged(points) is not None
