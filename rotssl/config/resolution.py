@@ -72,50 +72,24 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     budget, name = config.train.budget, config.method.name
     if budget is not None:  # a placeholder, so that the name does not depend on the length that is chosen
         config = replace(config, {"train.epochs": 1})
-    spec, train = METHODS[name], config.train
-    batch = train.batch_size
+    batch = config.train.batch_size
     require(batch <= train_size, "train.batch_size", batch, f"at most the {train_size} training images")
     side = image_size if config.data.image_size == "auto" else config.data.image_size
-    start = config.views.size_start
-    if start is not None and start < 1:
-        start = min(side, max(sections.SMALLEST, 2 * round(side * start / 2)))
-    require(start is None or start <= side, "views.size_start", start, f"at most data.image_size ({side})")
     even = config.views.split == 1 or side % 2 == 0
     require(even, "data.image_size", side, "an even side: views.split 2 halves it")
     stem = config.encoder.stem
     if stem == "auto":
         stem = "cifar" if config.encoder.name in sections.RESNETS and side <= 64 else "imagenet"
-    optimizer = spec.optimizer if config.optim.name == "auto" else config.optim.name
-    scale = {"none": 1.0, "linear": batch / 256, "sqrt": (batch / 256) ** 0.5}
-    optim, factor = config.optim, scale[config.optim.lr_scale]
-    if optim.lr == "auto":
-        if optimizer != spec.optimizer:
-            raise ConfigError(
-                f"optim.lr: got 'auto', expected a number: {name} has a default rate for {spec.optimizer} only"
-            )
-        lr = spec.lr * scale["linear"]
-    else:
-        lr = optim.lr * factor
-    warmup = optim.warmup_epochs
-    if warmup == "auto":
-        warmup = min(10.0, max(1.0, config.train.epochs / 10))
     config = replace(
         config,
         {
             "data.image_size": side,
-            "data.root": None if config.data.root is None else os.path.abspath(os.path.expanduser(config.data.root)),
-            "data.cache": None if config.data.cache is None else os.path.abspath(os.path.expanduser(config.data.cache)),
-            "train.init_from": None
-            if train.init_from is None
-            else os.path.abspath(os.path.expanduser(train.init_from)),
+            "data.root": _absolute(config.data.root),
+            "data.cache": _absolute(config.data.cache),
+            "train.init_from": _absolute(config.train.init_from),
             "encoder.stem": stem,
-            "optim.name": optimizer,
-            "optim.lr": lr,
-            "optim.warmup_epochs": warmup,
-            "optim.warmup_lr": optim.warmup_lr * factor,
-            "optim.final_lr": optim.final_lr * factor,
-            "optim.lr_scale": "none",
-            "views.size_start": start,
+            **_rates(config),
+            "views.size_start": _first_side(config.views.size_start, side),
             "views.local_size": part_of(side) if config.views.local_size == "auto" else config.views.local_size,
             **{
                 f"{task}.{leaf}": value
@@ -134,6 +108,39 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     minutes = "" if budget is None else f"-{budget:g}min"
     run_name = config.tracking.run_name or f"{name}-{config.data.name}{minutes}-{fingerprint(config)}"
     return _with_text(replace(config, {"storage.path": path, "tracking.run_name": run_name, "tracking.uri": uri}))
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(os.path.expanduser(path))
+
+
+def _first_side(start: float | None, side: int) -> int | None:
+    """Side of the views at the start of the run, in pixels; of a share the nearest even one."""
+    if start is not None and start < 1:
+        start = min(side, max(sections.SMALLEST, 2 * round(side * start / 2)))
+    require(start is None or start <= side, "views.size_start", start, f"at most data.image_size ({side})")
+    return None if start is None else int(start)
+
+
+def _rates(config: Config) -> dict[str, Any]:
+    """Optimizer, learning rates and warm-up."""
+    spec, optim, batch = METHODS[config.method.name], config.optim, config.train.batch_size
+    optimizer = spec.optimizer if optim.name == "auto" else optim.name
+    scale = {"none": 1.0, "linear": batch / 256, "sqrt": (batch / 256) ** 0.5}
+    factor, lr, warmup = scale[optim.lr_scale], optim.lr, optim.warmup_epochs
+    if lr == "auto" and optimizer != spec.optimizer:
+        name = config.method.name
+        raise ConfigError(
+            f"optim.lr: got 'auto', expected a number: {name} has a default rate for {spec.optimizer} only"
+        )
+    return {
+        "optim.name": optimizer,
+        "optim.lr": spec.lr * scale["linear"] if lr == "auto" else lr * factor,
+        "optim.warmup_epochs": min(10.0, max(1.0, config.train.epochs / 10)) if warmup == "auto" else warmup,
+        "optim.warmup_lr": optim.warmup_lr * factor,
+        "optim.final_lr": optim.final_lr * factor,
+        "optim.lr_scale": "none",
+    }
 
 
 def _with_text(config: Config) -> ResolvedConfig:

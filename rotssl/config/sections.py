@@ -231,6 +231,9 @@ class TrainConfig:
         ge=0,
         later=True,
     )
+    max_skipped: int | None = opt(
+        None, "With on_nan skip: most steps of an epoch that are skipped; null: all but one.", ge=0, later=True
+    )
     on_collapse: Literal["flag", "stop"] = opt(
         "flag",
         "When the spread of the projections or the rank of the features collapses: say it and go on, or end the run as failed. "

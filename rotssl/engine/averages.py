@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rotssl.base import distributed
+from rotssl.config import ResolvedConfig
 from rotssl.engine.runtime import RunFailed
 
 
@@ -68,23 +69,38 @@ class Averages:
         return {key: value / count for key, (value, count) in zip(sorted(parts), found, strict=True) if count}
 
 
-def check_finite(metrics: Mapping[str, float], epoch: int, lr: float, backing_off: bool) -> None:
-    """Check the metrics of an epoch (0-based).
+def check_finite(
+    metrics: Mapping[str, float],
+    config: ResolvedConfig,
+    epoch: int,
+    steps: int,
+    backing_off: bool,
+    broken: int | None = None,
+) -> None:
+    """Check the metrics of an epoch.
 
     Args:
         metrics: of the epoch's training.
+        config: of the run.
         epoch: 0-based.
-        lr: peak learning rate, for the message.
+        steps: of an epoch.
         backing_off: whether steps may be skipped because the scale of half precision is still being lowered.
+        broken: number of the step at which the run broke down, if that is known.
 
     Raises:
-        RunFailed: one is infinite or NaN, or all steps were skipped.
+        RunFailed: one is infinite or NaN, or too many steps were skipped.
     """
+    rate, train = f"(optim.lr {config.optim.lr:g})", config.train
     bad = [key for key, value in metrics.items() if not math.isfinite(value)]
     if bad:
         raise RunFailed(
-            f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} (optim.lr {lr:g})"
+            f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1} {rate}"
             + ("; the last checkpoint was kept" if epoch else "")
+            + (f"; jobs/replay.py takes step {broken} apart" if broken is not None else "")
         )
-    if "loss/total" not in metrics or (metrics.get("optim/skipped_steps") == 1.0 and not backing_off):
-        raise RunFailed(f"all steps of epoch {epoch + 1} were skipped for non-finite gradients (optim.lr {lr:g})")
+    skipped = round(metrics.get("optim/skipped_steps", 0.0) * steps)
+    if "loss/total" not in metrics or (skipped == steps and not backing_off):
+        raise RunFailed(f"all steps of epoch {epoch + 1} were skipped for non-finite gradients {rate}")
+    if train.on_nan == "skip" and train.max_skipped is not None and skipped > train.max_skipped:
+        told = f"{skipped} of {steps} steps of epoch {epoch + 1} were skipped for non-finite gradients {rate}"
+        raise RunFailed(f"{told}, more than train.max_skipped ({train.max_skipped})")

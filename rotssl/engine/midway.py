@@ -9,7 +9,7 @@ import torch
 
 from rotssl.base import distributed
 
-LOOK = 50  # steps between looks at the clock: with several workers each one is a collective
+LOOK = 50  # steps between looks at the clock and at breakdowns, which wait for the device and for the other workers
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Clock:
         """Start the interval anew, because the state has just been saved."""
         self.saved = time.monotonic()
 
-    def due(self, step: int) -> bool:
-        """Whether to save after so many steps of the epoch; all workers call it, and rank 0's clock decides for all."""
-        if not self.minutes or step % LOOK:
+    def due(self) -> bool:
+        """Whether to save now; all workers call it, and rank 0's clock decides for all."""
+        if not self.minutes:
             return False
         late = time.monotonic() - self.saved >= 60 * self.minutes
         if distributed.world_size() > 1:

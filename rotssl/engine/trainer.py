@@ -20,22 +20,14 @@ from rotssl.data.datasets import Splits, normalization
 from rotssl.data.images import sketch
 from rotssl.data.loader import Loader
 from rotssl.data.views_grid import save_views
-from rotssl.engine import opening, resume
+from rotssl.engine import hardware, midway, opening, resume
 from rotssl.engine.alarm import Alarm
 from rotssl.engine.averages import Averages, check_finite
+from rotssl.engine.breakdown import Breakdown
 from rotssl.engine.evaluator import Evaluator
 from rotssl.engine.events import Facts, Missing, Note, StepDone
 from rotssl.engine.flops import epoch_flops
 from rotssl.engine.guard import Guard
-from rotssl.engine.hardware import (
-    be_deterministic,
-    enough_memory,
-    memory_held,
-    precision,
-    refuse_one_pixel,
-    require_compiler,
-    weight_layout,
-)
 from rotssl.engine.midway import Begun, Clock
 from rotssl.engine.optim import build_optimizer, schedule_rates
 from rotssl.engine.pretrainer import Output, Pretrainer, build_pretrainer, compare_gradients, encoder_gradients
@@ -62,26 +54,27 @@ class Trainer:
     def __init__(self, config: ResolvedConfig, splits: Splits, runtime: Runtime, journal: Journal) -> None:
         self.config, self.splits, self.runtime, self.journal = config, splits, runtime, journal
         train, device = config.train, runtime.device
-        be_deterministic(train.deterministic)
+        hardware.be_deterministic(train.deterministic)
         if device.type == "cpu":
             memory.tune_malloc()
         self.model: Pretrainer = build_pretrainer(config, device)
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        self.model = self.model.to(memory_format=weight_layout(device, self.layout))
+        self.model = self.model.to(memory_format=hardware.weight_layout(device, self.layout))
         if train.compile:
-            require_compiler(device)
+            hardware.require_compiler(device)
             self.model.compile_networks()
         method = self.model.method
         constant = [p for name in method.constant_lr for p in method.get_submodule(name).parameters()]
-        self.precision = precision(config, device)
+        self.precision = hardware.precision(config, device)
         if (device.type, self.precision) == ("cpu", "bf16"):
             for layer in self.model.modules():
                 if isinstance(layer, nn.Conv2d) and max(layer.stride) > 1 and max(layer.kernel_size) > 1:
-                    layer.register_forward_pre_hook(refuse_one_pixel)
+                    layer.register_forward_pre_hook(hardware.refuse_one_pixel)
         self.optimizer = build_optimizer(self.model, config.optim, constant)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         # Whether a step may be skipped because its gradient is not finite; decided on the device, without a host sync.
         self.guarded = train.on_nan == "skip" or self.scaler.is_enabled()
+        self.breakdown = Breakdown(device)
         self.parallel = runtime.wrap(self.model)
         statistics = normalization(config.data.name)
         self.augment = Augment(config.views, config.data.image_size, *statistics, train.seed, self.model.own_crops())
@@ -180,14 +173,15 @@ class Trainer:
     def _epoch(self, epoch: int, begun: Begun, first: bool) -> None:
         """Train an epoch from where it begun, save it, evaluate it and report it; ``first``: of this start."""
         train, started = self.config.train, time.perf_counter()
-        with enough_memory(train.batch_size):
+        with hardware.enough_memory(train.batch_size):
             metrics = self._train_epoch(epoch, begun)
         distributed.broadcast_running_stats(self.model)
         seconds = begun.seconds + time.perf_counter() - started
         metrics["throughput/input_wait"] /= seconds
-        metrics.update(memory_held(self.runtime.device))
+        metrics.update(hardware.memory_held(self.runtime.device))
         backing_off = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        check_finite(metrics, epoch, self.config.optim.lr, backing_off)
+        with self.breakdown.noted(self.journal.folder) as step:
+            check_finite(metrics, self.config, epoch, self.steps_per_epoch, backing_off, step)
         samples = self.steps_per_epoch * train.batch_size
         guard = self.guard
         rank_0 = self.runtime.rank == 0
@@ -231,10 +225,13 @@ class Trainer:
         waited = self.loader.waited - begun.waited
         for i, (images, ctx) in enumerate(self.batches(epoch, begun.step), begun.step):
             averages.add(self.step(images, ctx))
-            if i + 1 < self.steps_per_epoch and self.clock.due(i + 1):
-                seconds = begun.seconds + time.perf_counter() - started
-                so_far = Begun(i + 1, seconds, self.loader.waited - waited, averages.state())
-                self.recorder.keep_within(self.state(epoch, so_far))
+            if i + 1 < self.steps_per_epoch and (i + 1) % midway.LOOK == 0:
+                if self.breakdown.step is not None:
+                    break  # _epoch says so
+                if self.clock.due():
+                    seconds = begun.seconds + time.perf_counter() - started
+                    so_far = Begun(i + 1, seconds, self.loader.waited - waited, averages.state())
+                    self.recorder.keep_within(self.state(epoch, so_far))
             if time.perf_counter() - shown > 0.5 or i == begun.step:
                 shown = time.perf_counter()
                 if self.runtime.rank == 0:
@@ -290,6 +287,8 @@ class Trainer:
             # Fused optimizers and LARS then keep weights and moments unchanged. (The scaler's own step would do the same, but
             # with a host sync for optimizers that do not support found_inf.)
             self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        else:  # from the step that breaks down on, weights and moments stay as they were before it
+            self.optimizer.found_inf = self.breakdown.see(ctx.step, norm).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         logs.update(self.model.after_step(ctx, skipped))
         if skipped is not None:

@@ -167,6 +167,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return state
 
 
+def within(run_dir: Path) -> dict[str, Any] | None:
+    """The state that was last saved within an epoch; None if there is none that can be read."""
+    return _read(run_dir / WITHIN) if (run_dir / WITHIN / FILE).exists() else None
+
+
 def source(place: Path) -> Path:
     """The folder of a checkpoint, given it or the folder of its run, whose newest one is taken.
 
@@ -205,10 +210,9 @@ def newest(run_dir: Path, config: Config) -> dict[str, Any] | None:
     Raises:
         ConfigError: it is not of this run: the message names the fields that differ.
     """
-    state = next(latest(run_dir), None)
-    within = _read(run_dir / WITHIN) if (run_dir / WITHIN / FILE).exists() else None
-    if within is not None and (state is None or within["epoch"] >= state["epoch"]):
-        state = within
+    state, later = next(latest(run_dir), None), within(run_dir)
+    if later is not None and (state is None or later["epoch"] >= state["epoch"]):
+        state = later
     if state is None or "config" not in state:
         return state
     differ = [change for change in cfg.changes(recorded(run_dir, state), config) if change[0] not in cfg.MAY_CHANGE]

@@ -131,6 +131,22 @@ def test_a_run_that_leaves_out_every_step_fails_in_a_line_and_its_model_is_that_
         assert torch.equal(value, kept["model"][name]), name
 
 
+def test_more_skipped_steps_than_are_allowed_end_a_run(tmp_path):
+    run = trainer(make_config(tmp_path, "byol", **SHORT, **{"train.on_nan": "skip", "train.max_skipped": 1}))
+    after = run.model.method.after_backward
+
+    def overflows(ctx):
+        after(ctx)
+        if ctx.step % 4 <= ctx.epoch:  # one step of the first epoch, two of the second
+            next(run.model.encoder.parameters()).grad.fill_(math.inf)
+
+    run.model.method.after_backward = overflows
+    with pytest.raises(
+        RunFailed, match=r"^2 of 4 steps of epoch 2 were skipped .* more than train\.max_skipped \(1\)$"
+    ):
+        run.run()
+
+
 def test_a_loss_that_is_not_finite_ends_a_run_in_fp16_too(tmp_path):
     run = trainer(make_config(tmp_path, "simclr", **SHORT, **{"train.precision": "fp16"}))
     normalize, step = run.augment.normalize, run.step

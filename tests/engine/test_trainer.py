@@ -10,8 +10,9 @@ import torch
 
 from rotssl import config as cfg
 from rotssl.base import distributed
+from rotssl.engine import breakdown, midway
+from rotssl.engine.hardware import weight_layout
 from rotssl.engine.runtime import RunFailed
-from rotssl.engine.trainer import weight_layout
 from rotssl.runs import checkpoint, journal
 from tests.devices import SmallMemory
 from tests.small_runs import CPU, make_config, run_to, trainer
@@ -121,6 +122,33 @@ def test_nan_fails_and_keeps_the_last_checkpoint(tmp_path):
     with pytest.raises(RunFailed, match=r"optim\.lr 1e\+12"):
         trainer(config).run()
     assert not list(Path(config.run_dir).glob("epoch_*/checkpoint.pt"))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_no_weight_moves_from_the_step_that_breaks_down_on(tmp_path, monkeypatch, optimizer):
+    monkeypatch.setattr(midway, "LOOK", 4)
+    fields = {"data.limit": 160, "optim.name": optimizer, "optim.lr": 1e-3, "evaluation.knn_every": 0}
+    run = trainer(make_config(tmp_path, "simclr", **fields))
+    step, weights = run.step, []
+
+    def watched(images, ctx):
+        weights.append({name: p.detach().clone() for name, p in run.model.named_parameters()})
+        return step(images, ctx)
+
+    def breaks(ctx):
+        if ctx.step in (5, 6):
+            next(run.model.encoder.parameters()).grad[0] = math.nan
+
+    run.step, run.model.method.after_backward = watched, breaks
+    with pytest.raises(
+        RunFailed, match=r"^optim/grad_norm became nan in epoch 1 .*; jobs/replay\.py takes step 5 apart$"
+    ):
+        run.run()
+    assert len(weights) == 8  # of ten steps: the host looks after each fourth
+    before, last = weights[5], dict(run.model.named_parameters())
+    assert all(torch.equal(before[name], last[name]) for name in before)
+    assert not all(torch.equal(weights[4][name], before[name]) for name in before)
+    assert breakdown.recorded(run.journal.folder)["step"] == 5
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
