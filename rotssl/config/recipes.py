@@ -39,7 +39,7 @@ def read_yaml(path: str | Path, key: str = "--config") -> dict[str, Any]:
         ConfigError: the file can't be read, is not YAML, or is not a mapping.
     """
     try:
-        content = yaml.load(Path(path).read_bytes().decode(), _Loader)
+        content = yaml.load(Path(path).read_bytes().decode(), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

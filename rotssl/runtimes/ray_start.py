@@ -107,7 +107,7 @@ def disconnect(ray: Any) -> None:
 
 def _why_not_started(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-        folder = next(filter(None, map(os.environ.get, ("RAY_TMPDIR", "TMPDIR"))), "/tmp")  # as Ray chooses
+        folder = next(filter(None, map(os.environ.get, ("RAY_TMPDIR", "TMPDIR"))), "/tmp")  # noqa: S108 - as Ray chooses
         return (
             f"RAY_TMPDIR: Ray cannot use {folder}/ray for its sockets and logs ({_line(error)}); "
             "it needs a short path to a folder of your own: export RAY_TMPDIR=/short/path"
