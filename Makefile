@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/data),)
 export ROTSSL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo ablate-demo test test-core test-system test-fast test-all chaos audit lint format bench screenshots clean
+.PHONY: setup demo ablate-demo test test-core test-system test-fast test-all chaos fuzz audit lint format bench screenshots clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,10 @@ FAULTS ?= 20
 SEED ?= 0
 chaos: $(STAMP)
 	$(BIN)/python scripts/chaos.py --faults $(FAULTS) --seed $(SEED)
+
+# A quarter of an hour: made-up configurations, image folders and damaged runs, by the thousand.
+fuzz: $(STAMP)
+	$(BIN)/python scripts/fuzz.py --seed $(SEED)
 
 # Known vulnerabilities of the installed packages; needs the network.
 audit: $(STAMP)

@@ -11,10 +11,11 @@ from rotssl.config.fields import ConfigError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED = 0, 1, 2, 130
 
-# Errors of the disk, not of the program: a line says more than a traceback.
+# Errors of the disk or of what stands there, not of the program: a line says more than a traceback.
 _DISK = (
     *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN),
     *(errno.EHOSTDOWN, errno.EREMOTEIO),
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.EACCES, errno.EPERM),
 )
 
 
