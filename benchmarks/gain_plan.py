@@ -51,7 +51,7 @@ class Stage:
         factors: as ``grid``, times the field of ``base``, or the method's default (only optim.lr).
         variants: method -> name -> fields: further variants, beside the product.
         fields: fields of all its cells.
-        base: whether the plan's ``base`` applies.
+        base: whether the plan's ``base`` applies, or the stage's own.
         epochs: length of the plain runs.
         halving: instead of ``epochs``.
         final: whether it trains on all training images and is measured on the test split.
@@ -69,7 +69,7 @@ class Stage:
     factors: Mapping[str, Sequence[float]] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
-    base: bool = True
+    base: bool | Mapping[str, Mapping[str, Any]] = True
     epochs: int = 0
     halving: Halving | None = None
     final: bool = False
@@ -198,7 +198,8 @@ class Plan:
 
     def candidates(self, stage: Stage, data: str, method: str) -> list[Candidate]:
         """All forms of a method on a data set, without repetition."""
-        base = {**self.base.get(method, {}), **self.base.get(f"{data}/{method}", {})} if stage.base else {}
+        bases = self.base if stage.base is True else stage.base or {}
+        base = {**bases.get(method, {}), **bases.get(f"{data}/{method}", {})}
         found: dict[str, Candidate] = {}
         for form, (suffix, varied) in itertools.product(stage.forms, self._varied(stage, method, base)):
             others = {key: value for key, value in varied.items() if key.split(".")[0] not in _TASKS}

@@ -1,14 +1,15 @@
 """The registry of methods: their configuration, where their code lives, and their default optimizer.
 
 This file imports no torch, so a configuration is checked in milliseconds. A new method is a module in rotssl/methods/ with a
-``Method`` subclass, its section and entry here, and a recipe. Defaults are for the embedded sample, recipes follow the papers.
+``Method`` subclass, its section and entry here, and a recipe. Rates and momenta were chosen on CIFAR-10
+(benchmarks/results/gain), those of Barlow Twins, VICReg and DINO on the embedded sample; recipes follow the papers.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from rotssl.config.fields import load_class, opt
+from rotssl.config.fields import Auto, load_class, opt
 
 if TYPE_CHECKING:
     from rotssl.methods.base import Method
@@ -23,6 +24,10 @@ class MethodConfig:
     name: str = opt("byol", _NAME)
     hidden_dim: int = opt(512, "Width of the projector's hidden layers (and of BYOL's predictor's).", ge=1)
     out_dim: int = opt(128, "Dimension of the projector's output.", ge=1)
+
+    def resolve(self, steps: int) -> dict[str, Any]:
+        """Return the values that replace ``auto``, by field, given the number of steps of the run."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +54,29 @@ class ByolConfig(MethodConfig):
     """BYOL, Grill et al. 2020 (arXiv 2006.07733)."""
 
     name: str = opt("byol", _NAME)
-    momentum: float = opt(0.99, "Teacher's EMA momentum at the start.", ge=0, le=1)
-    momentum_end: float = opt(
-        1.0, "Teacher's EMA momentum at the end of the run, approached along a cosine.", ge=0, le=1
+    momentum: float | Auto = opt(
+        "auto",
+        "Teacher's EMA momentum at the start; auto: 1 - 1000 / steps of the run, at least 0.9.",
+        ge=0,
+        le=1,
     )
+    momentum_end: float | Auto = opt(
+        "auto",
+        "Teacher's EMA momentum at the end of the run, approached along a cosine; auto: 1, but constant if momentum is auto.",
+        ge=0,
+        le=1,
+    )
+
+    def resolve(self, steps: int) -> dict[str, Any]:
+        """Resolve the momentum to one that follows from the length.
+
+        A teacher that averages over the last tenth of 10,000 steps, and over the last 1,000 in longer runs, was best in runs of
+        880 and 1,750 steps (benchmarks/LOG.md), and has the published 0.99 and 0.996 in runs of 94,000 and 313,000 steps.
+        """
+        start, end, follows = self.momentum, self.momentum_end, max(0.9, 1 - 1000 / max(1, steps))
+        if end == "auto":
+            end = follows if start == "auto" else 1.0
+        return {"momentum": follows if start == "auto" else start, "momentum_end": end}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +153,7 @@ class MethodSpec:
     Attributes:
         config: its section.
         target: ``module:class`` of its code.
-        optimizer: its default optimizer, chosen on the embedded sample.
+        optimizer: its default optimizer.
         lr: peak learning rate at batch size 256, for that optimizer.
         multi_crop: whether it takes local views.
         two_views: whether it needs exactly two global views.
@@ -157,12 +181,12 @@ class MethodSpec:
 
 METHODS: dict[str, MethodSpec] = {
     "simclr": MethodSpec(SimclrConfig, "rotssl.methods.simclr:SimCLR", "sgd", 0.24, multi_crop=True),
-    "mocov2": MethodSpec(Mocov2Config, "rotssl.methods.mocov2:MoCoV2", "sgd", 0.12, two_views=True),
-    "byol": MethodSpec(ByolConfig, "rotssl.methods.byol:BYOL", "sgd", 0.24, multi_crop=True, per_image=True),
+    "mocov2": MethodSpec(Mocov2Config, "rotssl.methods.mocov2:MoCoV2", "sgd", 0.24, two_views=True),
+    "byol": MethodSpec(ByolConfig, "rotssl.methods.byol:BYOL", "sgd", 0.48, multi_crop=True, per_image=True),
     "simsiam": MethodSpec(
-        SimsiamConfig, "rotssl.methods.simsiam:SimSiam", "sgd", 0.06, multi_crop=True, per_image=True
+        SimsiamConfig, "rotssl.methods.simsiam:SimSiam", "sgd", 0.48, multi_crop=True, per_image=True
     ),
-    "swav": MethodSpec(SwavConfig, "rotssl.methods.swav:SwAV", "sgd", 0.48, multi_crop=True, two_views=True),
+    "swav": MethodSpec(SwavConfig, "rotssl.methods.swav:SwAV", "sgd", 0.96, multi_crop=True, two_views=True),
     "barlow": MethodSpec(BarlowConfig, "rotssl.methods.barlow:BarlowTwins", "adamw", 0.004),
     "vicreg": MethodSpec(VicregConfig, "rotssl.methods.vicreg:VICReg", "sgd", 0.005),
     "dino": MethodSpec(DinoConfig, "rotssl.methods.dino:DINO", "adamw", 0.00025, multi_crop=True, per_image=True),

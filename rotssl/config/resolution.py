@@ -77,6 +77,7 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     side = image_size if config.data.image_size == "auto" else config.data.image_size
     even = config.views.split == 1 or side % 2 == 0
     require(even, "data.image_size", side, "an even side: views.split 2 halves it")
+    steps = train_size // batch * config.train.epochs
     stem = config.encoder.stem
     if stem == "auto":
         stem = "cifar" if config.encoder.name in sections.RESNETS and side <= 64 else "imagenet"
@@ -96,6 +97,7 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
                 for task in TASKS
                 for leaf, value in getattr(config, task).resolve(side, batch).items()
             },
+            **{f"method.{leaf}": value for leaf, value in config.method.resolve(steps).items()},
             **_fit_to_data(config, train_size),
         },
     )

@@ -41,4 +41,5 @@ class BYOL(Method):
 
     def teacher_momentum(self, progress: float) -> float:
         """1 - (1 - tau) (cos(pi k / K) + 1) / 2, section 3.2."""
+        assert self.config.momentum != "auto" and self.config.momentum_end != "auto"
         return cosine(self.config.momentum, self.config.momentum_end, progress)

@@ -163,7 +163,7 @@ def test_names_are_the_form_and_what_is_varied(study):
     plan, _, _ = study
     labels = {m: [c.label for c in plan.candidates(plan.stages["rates"], "cifar10", m)] for m in ("byol", "simclr")}
     assert labels["simclr"] == ["plain-lr0.12", "plain-lr0.24"]
-    assert labels["byol"] == ["plain-lr0.12", "plain-lr0.24", "plain-ema0.9"]
+    assert labels["byol"] == ["plain-lr0.24", "plain-lr0.48", "plain-ema0.9"]
     found = plan.candidates(plan.stages["search"], "cifar10", "byol")
     assert [c.label for c in found] == ["plain", *(f"{form}-weight{w}" for form in ("paper", "own") for w in (0.5, 1))]
     assert {c.reference for c in found} == {"plain"}

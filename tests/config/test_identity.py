@@ -39,7 +39,9 @@ def test_a_field_that_came_later_is_in_the_identity_of_runs_that_use_it_only(giv
 
 def test_names_of_runs_are_those_of_before():
     # Another hash would start every run and sweep anew that has no name of its own; only a change of what is computed may.
-    assert cfg.fingerprint(cfg.resolve(cfg.build({}), 28, 5000)) == "4d43d1e4"
+    then = {"optim.lr": 0.24, "method.momentum": 0.99, "method.momentum_end": 1.0}  # the defaults of BYOL at that time
+    assert cfg.fingerprint(cfg.resolve(cfg.build(then), 28, 5000)) == "4d43d1e4"
+    assert cfg.fingerprint(cfg.resolve(cfg.build({}), 28, 5000)) == "eb9933f9"
 
 
 @pytest.mark.parametrize("given", ["", "method.name=simclr optim.lr=1e-5 views.blur=1,0.1", "tracking.run_name=12"])

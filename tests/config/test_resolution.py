@@ -20,6 +20,10 @@ data.image_size=224 | views.local_size=96 rotation.crop_size=96
 data.image_size=32 | views.local_size=14 rotation.crop_size=16
 data.image_size=28 | views.local_size=12 rotation.crop_size=14
 data.image_size=8 | views.local_size=4 rotation.crop_size=4
+train.epochs=5 | method.momentum=0.9 method.momentum_end=0.9
+train.epochs=5000 | method.momentum=0.9894736842105263 method.momentum_end=0.9894736842105263
+method.momentum=0.99 | method.momentum=0.99 method.momentum_end=1
+method.momentum_end=0.99 train.epochs=5 | method.momentum=0.9 method.momentum_end=0.99
 train.epochs=5 | optim.warmup_epochs=1
 train.epochs=35 | optim.warmup_epochs=3.5
 train.epochs=800 | optim.warmup_epochs=10
