@@ -1,9 +1,11 @@
 """Hardware-specific choices: precision, weight layout, and limits of torch."""
 
+import gc
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -62,22 +64,54 @@ def refuse_one_pixel(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 @contextmanager
-def enough_memory(batch_size: int) -> Iterator[None]:
-    """Report in one line that a step in the body does not fit into memory.
+def enough_memory(batch_size: int, splits: bool, attempt: Callable[[int], None]) -> Iterator[None]:
+    """Report in one line that a step in the body does not fit into memory, and what would fit.
+
+    Args:
+        batch_size: images of a step.
+        splits: whether ``train.accumulate`` may split it.
+        attempt: computes a step of so many images, without changing weights.
 
     Raises:
         RunFailed: it does not fit.
     """
+    reason = None
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         # With several workers, the others would wait for this one: raise, so that all are stopped and restarted.
         if distributed.world_size() > 1 or not memory.is_exhausted(error):
             raise
-        raise RunFailed(
-            f"train.batch_size: got {batch_size}, for which there is not enough memory; use a smaller batch, a larger "
-            f"train.accumulate or more workers ({str(error).splitlines()[0][:160]})"
-        ) from error
+        reason = str(error).splitlines()[0][:160]
+        traceback.clear_frames(error.__traceback__)  # which hold the step's tensors
+    if reason is None:
+        return
+    fits = _largest(batch_size, attempt)
+    if fits is None:
+        advice = "use a smaller encoder or smaller images: not even a step of two images fits"
+    elif splits:
+        advice = f"steps of {fits} images fit: use train.accumulate {batch_size // fits}, or more workers"
+    else:
+        advice = f"use train.batch_size {fits}, which fits, or more workers"
+    raise RunFailed(f"train.batch_size: got {batch_size}, for which there is not enough memory; {advice} ({reason})")
+
+
+def _largest(batch_size: int, attempt: Callable[[int], None]) -> int | None:
+    """The largest half, quarter, ... of a batch for which an attempt does not run out of memory; None: none of two or more."""
+    size = batch_size // 2
+    while size >= 2:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            attempt(size)
+            return size
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_exhausted(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
+        size //= 2
+    return None
 
 
 def require_compiler(device: torch.device) -> None:

@@ -15,6 +15,7 @@ from rotssl import config as cfg
 from rotssl.base import distributed, memory, rng
 from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
+from rotssl.config.methods import METHODS
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits, normalization
 from rotssl.data.images import sketch
@@ -173,7 +174,7 @@ class Trainer:
     def _epoch(self, epoch: int, begun: Begun, first: bool) -> None:
         """Train an epoch from where it begun, save it, evaluate it and report it; ``first``: of this start."""
         train, started = self.config.train, time.perf_counter()
-        with hardware.enough_memory(train.batch_size):
+        with hardware.enough_memory(train.batch_size, METHODS[self.config.method.name].per_image, self._attempt):
             metrics = self._train_epoch(epoch, begun)
         distributed.broadcast_running_stats(self.model)
         seconds = begun.seconds + time.perf_counter() - started
@@ -326,20 +327,21 @@ class Trainer:
         self.scaler.scale(out.loss / ctx.passes).backward()
         return out.logs
 
+    def _attempt(self, count: int) -> None:
+        """Compute a step of so many images, without changing weights."""
+        images, ctx = next(self.batches(0))
+        self.optimizer.zero_grad(set_to_none=True)
+        part = dataclasses.replace(ctx, positions=ctx.positions[:count], batch_size=count, passes=1)
+        self._pass(images[:count], part, {})
+
     def evaluate(self, epoch: int, skipped: int = 0) -> dict[str, float]:
         """The measures of an epoch (0-based), ``skipped`` of whose steps were skipped; see Evaluator."""
         return self.evaluator.evaluate(self.model.encoder, epoch, skipped)
 
     def export(self) -> None:
         """Save the student encoder, with the facts that are needed to use it."""
-        config = self.config
-        about = {
-            "encoder": config.encoder.name,
-            "stem": config.encoder.stem,
-            "patch_size": config.encoder.patch_size,
-            "norm": config.model.norm,
-            "image_size": config.data.image_size,
-            "mean": self.augment.mean,
-            "std": self.augment.std,
-        }
+        config, encoder, augment = self.config, self.config.encoder, self.augment
+        about = {"encoder": encoder.name, "stem": encoder.stem, "patch_size": encoder.patch_size}
+        about |= {"norm": config.model.norm, "image_size": config.data.image_size}
+        about |= {"mean": augment.mean, "std": augment.std}
         save_encoder(self.model.encoder, about, self.journal.folder)

@@ -215,12 +215,26 @@ def test_device_seconds_add_up_over_numbers_of_workers(tmp_path, pool):
 SHORT = {"data.limit": 64, "train.epochs": 3}
 
 
-def test_a_batch_that_does_not_fit_into_memory_is_one_line(tmp_path):
-    run = trainer(make_config(tmp_path, "simclr", **SHORT))
-    with SmallMemory(1e6), pytest.raises(RunFailed) as caught:
+@pytest.mark.parametrize(
+    ("method", "share", "advice"),
+    [
+        ("simclr", 0.8, "use train.batch_size 32, which fits, or more workers"),
+        ("simclr", 0.35, "use train.batch_size 16, which fits, or more workers"),
+        ("byol", 0.8, "steps of 32 images fit: use train.accumulate 2, or more workers"),
+        ("simclr", 0.001, "use a smaller encoder or smaller images: not even a step of two images fits"),
+    ],
+)
+def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_what_would(tmp_path, method, share, advice):
+    fields = {"data.limit": 64, "train.epochs": 1, "train.batch_size": 64, "evaluation.knn_every": 0}
+    fields |= {"evaluation.linear": False}
+    with SmallMemory(1e12) as whole:
+        trainer(make_config(tmp_path / "whole", method, **fields)).run()
+    run = trainer(make_config(tmp_path / "small", method, **fields))
+    with SmallMemory(share * whole.peak), pytest.raises(RunFailed) as caught:
         run.run()
     text = str(caught.value)
-    assert text.startswith("train.batch_size: got 16, for which there is not enough memory") and "\n" not in text
+    assert text.startswith(f"train.batch_size: got 64, for which there is not enough memory; {advice} (")
+    assert "\n" not in text
 
 
 def test_a_run_goes_on_without_the_evaluation_that_it_could_not_have(tmp_path):
