@@ -341,7 +341,7 @@ class Trainer:
     def export(self) -> None:
         """Save the student encoder, with the facts that are needed to use it."""
         config, encoder, augment = self.config, self.config.encoder, self.augment
-        about = {"encoder": encoder.name, "stem": encoder.stem, "patch_size": encoder.patch_size}
+        about: dict[str, Any] = {"encoder": encoder.name, "stem": encoder.stem, "patch_size": encoder.patch_size}
         about |= {"norm": config.model.norm, "image_size": config.data.image_size}
         about |= {"mean": augment.mean, "std": augment.std}
         save_encoder(self.model.encoder, about, self.journal.folder)
