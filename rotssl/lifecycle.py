@@ -178,11 +178,16 @@ class Run:
             **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
             **(more or {}),
         }
-        if uri == OFF:
-            untracked.Untracked(self.folder).tag(tags)
-            state.uri = uri  # the run's id is kept: a later start with its store continues that run
-        else:
-            open_in_mlflow(state, uri, config.tracking.experiment, self.folder, cfg.described(config), tags)
+        if uri != OFF:
+            try:
+                open_in_mlflow(state, uri, config.tracking.experiment, self.folder, cfg.described(config), tags)
+                return
+            except ConfigError as error:
+                if config.tracking.required:
+                    raise
+                log.warning("%s; the run goes on without it, and the same command sends it later", error)
+        untracked.Untracked(self.folder).tag(tags)
+        state.uri = OFF  # the run's id is kept: a later start with its store continues that run
 
     def train(self, workers: Workers | None, show: Callable[[Event], None], splits: Any = None) -> str:
         """Train from the current state of the run and close it.

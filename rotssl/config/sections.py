@@ -296,6 +296,11 @@ class TrackingConfig:
         "MLflow tracking URI; off (quoted in YAML): no MLflow, curves only in metrics.jsonl; default: an sqlite file in "
         "storage.path.",
     )
+    required: bool = opt(
+        True,
+        "Refuse to start a run whose store cannot be used; false: go on with metrics.jsonl, and send it when the same command is "
+        "given again.",
+    )
     experiment: str = opt("rotssl", "MLflow experiment, and name of the folder in storage.path.")
     run_name: str | None = opt(None, "Name of the run; default: method, data set and a hash of the configuration.")
 

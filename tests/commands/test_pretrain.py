@@ -157,6 +157,20 @@ def test_dead_tracking_server_is_refused_at_the_start(tmp_path):
 
 
 @pytest.mark.contract
+def test_a_run_whose_store_need_not_be_there_goes_on_and_is_sent_later(tmp_path, caplog, capsys):
+    fields = {"tracking.required": False}
+    assert start(tmp_path, **fields, **{"tracking.uri": "http://127.0.0.1:9"}) == 0
+    (line,) = [record.getMessage() for record in caplog.records if "goes on without it" in record.getMessage()]
+    assert line.startswith("tracking.uri: ")
+    assert "metrics.jsonl" in capsys.readouterr().out
+    assert start(tmp_path) == 0 and "already finished" in capsys.readouterr().out
+    content = json.loads((tmp_path / "rotssl" / "run" / "run.json").read_text())
+    assert content["synced"] and content["uri"].endswith("mlflow.db")
+    history = mlflow_client(content["uri"]).get_metric_history(content["run_id"], "loss/total")
+    assert [point.step for point in history] == [1, 2]
+
+
+@pytest.mark.contract
 def test_small_fraction_trains(tmp_path):
     # Fewer rotated images than the picture of the views has rows.
     assert start(tmp_path, **{"rotation.fraction": 0.1, "tracking.uri": "off"}) == 0
