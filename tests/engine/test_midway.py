@@ -83,15 +83,23 @@ def test_a_run_without_a_checkpoint_of_an_epoch_goes_on_too(tmp_path):
     assert "resuming within epoch 1, after 2 of its steps" in notes and steps == 10 and len(points) == 3
 
 
-def test_another_number_of_workers_goes_on_with_the_means_of_all(tmp_path, pool):
-    _, points, _, _ = start(tmp_path / "whole")
-    pool.run(start, tmp_path / "cut", 7, OFTEN)
-    _, again, _, steps = start(tmp_path / "cut")
-    assert steps == 6
+@pytest.mark.parametrize("first", [1, 2])
+def test_another_number_of_workers_goes_on_with_the_same_samples_and_the_means_of_all(tmp_path, pool, first):
+    def run(workers, *args):
+        return start(*args) if workers == 1 else pool.run(start, *args)[0]
+
+    slow = {"optim.lr": 0.01}  # rounding then stays small
+    whole, points, _, _ = start(tmp_path / "whole", None, slow)
+    run(first, tmp_path / "cut", 7, slow | OFTEN)
+    weights, again, notes, steps = run(3 - first, tmp_path / "cut", None, slow)
+    assert steps == 6 and (first == 1 or "resuming within epoch 2, after 2 of its steps" in notes)
     ours, theirs = told(again), told(points)
     assert ours.keys() == theirs.keys()
+    # Synchronised norms: equal but for the order of sums, which a few steps amplify.
     for key, value in theirs.items():
         assert ours[key] == pytest.approx(value, rel=2e-2, abs=1e-3), key
+    for name, value in whole.items():
+        np.testing.assert_allclose(weights[name], value, rtol=1e-2, atol=1e-3, err_msg=name)
 
 
 def test_seconds_of_both_starts_count_once(tmp_path):
