@@ -47,9 +47,10 @@ class Averages:
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take over what ``state`` returned; with another number of workers, rank 0 takes all of it."""
-        values, rank = state["values"], distributed.rank()
-        whole = values.sum(0) if rank == 0 else torch.zeros_like(values[0])
-        row = (values[rank] if len(values) == distributed.world_size() else whole).to(device)
+        values, rank, workers = state["values"], distributed.rank(), distributed.world_size()
+        # A step counts as often as there are workers.
+        whole = values.mean(0) * workers if rank == 0 else torch.zeros_like(values[0])
+        row = (values[rank] if len(values) == workers else whole).to(device)
         for names in state["keys"]:
             keys, size = tuple(names), len(names)
             self._sums[keys], self._counts[keys], row = row[:size], row[size : 2 * size], row[2 * size :]

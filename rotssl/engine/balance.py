@@ -88,6 +88,7 @@ class Balance(nn.Module):
         pairs = [torch.stack([squares[f"ssl at {self.tasks[name].reads}"], squares[name]]) for name in names]
         # Where no weight follows from the norms, each worker logs its own, and the logs of workers are averaged.
         norms = (distributed.all_reduce(torch.stack(pairs)) if self.auto else torch.stack(pairs)).sqrt()
+        norms /= distributed.world_size()  # of the mean of the workers' losses, whatever their number
         logs = {}
         for name, pair in zip(names, norms, strict=True):
             logs[f"{name}/grad_share"] = pair[1] / pair.sum()
