@@ -93,7 +93,8 @@ def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
 
     A given field replaces its own. A given weight replaces a share of the same task, and conversely; a weight of 0, and another
     mode of rotation, all of the task's fields. ``rotation.mode extra`` alone is the paper's recipe, with its weight for the
-    method. Encoders of timm have views of one size, since only convolutional networks were measured.
+    method. Encoders of timm have views of one size, since only convolutional networks were measured. With ``views.split 2`` no
+    projector is told angles, which it could not be.
 
     Args:
         given: dotted overrides.
@@ -104,6 +105,8 @@ def recommended(given: Mapping[str, Any]) -> dict[str, Any]:
     fields = {key: value for key, value in spec.recommended.items() if key not in given}
     if str(given.get("encoder.name")).startswith("timm/"):
         fields.pop("views.size_start", None)
+    if str(given.get("views.split", 1)) == "2":
+        fields.pop("rotation.conditioned", None)
     for task in TASKS:
         weight = given.get(f"{task}.weight")
         if weight is not None or f"{task}.share" in given:

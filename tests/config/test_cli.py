@@ -83,7 +83,9 @@ def test_smoke_shrinks_any_recipe_to_two_steps(tmp_path, content, flags, batch, 
 
 
 def test_a_smoke_run_has_a_step_of_each_side_of_the_views():
-    shrunk = [parse([*flags, "--smoke"]).config.views for flags in ([], ["--views.size_start", "16"])]
+    shrunk = [
+        parse([*flags, "--smoke"]).config.views for flags in (["--method.name", "dino"], ["--views.size_start", "16"])
+    ]
     assert [(views.size_start, views.size_until) for views in shrunk] == [(None, 0.75), (16, 0.5)]
 
 

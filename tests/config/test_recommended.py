@@ -38,6 +38,7 @@ TAKEN = """
 --rotation.mode extra --rotation.weight 3 | 0.5 extra False 3.0 0.2 encoder
 --rotation.mode extra --rotation.share 0.3 | 0.5 extra False auto 0.3 encoder
 --rotation.mode extra --rotation.weight 0 | 0.5 extra False 0.0 0.2 encoder
+--views.split 2 | 0.5 in_place False auto 0.4 encoder
 --encoder.name timm/resnet18 | None in_place True auto 0.4 encoder
 """
 

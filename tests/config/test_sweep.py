@@ -108,11 +108,11 @@ def test_a_flag_takes_the_place_of_an_axis(cells, tmp_path):
 
 LABELLED = """
 rotation.weight: [0, 1], train.epochs: [2, 4] | train.epochs=4 rotation.weight=0 | rotation.weight=1 train.epochs=4
-train.epochs: [2, 4] | train.epochs=2 rotation.weight=0 | train.epochs=2 rotation.weight=1
-method.name: [byol, simclr] | method.name=simclr rotation.weight=0 | method.name=simclr rotation.weight=1
-train.seed: [0, 1] | rotation.weight=0 | rotation.weight=1
+train.epochs: [2, 4] | train.epochs=2 rotation.weight=0 | train.epochs=2 rotation.weight=auto
+method.name: [byol, simclr] | method.name=simclr rotation.weight=0 | method.name=byol rotation.weight=auto
+train.seed: [0, 1] | rotation.weight=0 | rotation.weight=auto
 rotation.mode: [extra, in_place], rotation.weight: [0, 1] | rotation.weight=0 | rotation.mode=in_place rotation.weight=1
-jigsaw.weight: [0, 1] | jigsaw.weight=0 rotation.weight=0 | jigsaw.weight=0 rotation.weight=1
+jigsaw.weight: [0, 1] | jigsaw.weight=0 rotation.weight=0 | jigsaw.weight=0 rotation.weight=auto
 optim.weight_decay: [0.12345678, 0.12345679] | optim.weight_decay=0.12345679 rotation.weight=0
 recipe: [a.yaml, b.yaml] | recipe=a rotation.weight=0 | recipe=b rotation.weight=1
 """
