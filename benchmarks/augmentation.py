@@ -112,7 +112,7 @@ def make(args: argparse.Namespace) -> tuple[Callable[[int], None], dict[str, Any
     import numpy as np
 
     from rotssl.base.step import StepContext
-    from rotssl.config.sections import ViewsConfig
+    from rotssl.config.views import ViewsConfig
     from rotssl.data.augment import Augment
 
     config = ViewsConfig(

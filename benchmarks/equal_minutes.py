@@ -84,7 +84,7 @@ def knn(args: argparse.Namespace, name: str, file: Path, splits: Any) -> float:
     """Top-1 of a saved encoder."""
     import torch
 
-    from rotssl.config.sections import ViewsConfig
+    from rotssl.config.views import ViewsConfig
     from rotssl.data.augment import Augment
     from rotssl.evaluation.knn import knn_top1
     from rotssl.evaluation.measure import extract

@@ -70,7 +70,8 @@ def blocks_of(text: str) -> Iterator[tuple[int, int, str]]:
 
 def check(root: Path) -> list[str]:
     """The offences below a checkout, one line each."""
-    files = (root / "benchmarks" / "results").glob("*.[mc][ds]*")
+    measured = root / "benchmarks"
+    files = [*(measured / "results").glob("**/*.[mc][ds]*"), measured / "LOG.md"]
     results = {path.resolve(): read_result(path.suffix, path.read_text()) for path in files}
     offences = []
     for file in sorted(path for pattern in TEXTS for path in root.glob(pattern)):

@@ -17,6 +17,7 @@ from rotssl.config.resolved import ResolvedConfig, narrowed
 from rotssl.config.rules import check, check_workers
 from rotssl.config.sections import Config, schema
 from rotssl.config.tasks import TASKS, part_of
+from rotssl.config.views import SMALLEST
 
 
 def build(overrides: Mapping[str, Any]) -> Config:
@@ -119,7 +120,7 @@ def _absolute(path: str | None) -> str | None:
 def _first_side(start: float | None, side: int) -> int | None:
     """Side of the views at the start of the run, in pixels; of a share the nearest even one."""
     if start is not None and start < 1:
-        start = min(side, max(sections.SMALLEST, 2 * round(side * start / 2)))
+        start = min(side, max(SMALLEST, 2 * round(side * start / 2)))
     require(start is None or start <= side, "views.size_start", start, f"at most data.image_size ({side})")
     return None if start is None else int(start)
 

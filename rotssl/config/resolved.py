@@ -13,9 +13,9 @@ from rotssl.config.sections import (
     OptimConfig,
     StorageConfig,
     TrackingConfig,
-    ViewsConfig,
 )
 from rotssl.config.tasks import RotationConfig
+from rotssl.config.views import ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True)

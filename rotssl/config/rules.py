@@ -6,6 +6,7 @@ from rotssl.config.fields import ConfigError, nearest, require
 from rotssl.config.methods import METHODS
 from rotssl.config.sections import Config
 from rotssl.config.tasks import TASKS
+from rotssl.config.views import SMALLEST
 
 
 def check(c: Config) -> None:
@@ -41,8 +42,8 @@ def _check_data(data: sections.DataConfig) -> None:
 def _check_views(c: Config) -> None:
     views, name = c.views, c.method.name
     start = views.size_start
-    fits = start is None or start < 1 or (start == int(start) and start >= sections.SMALLEST)
-    expected = f"whole pixels, at least {sections.SMALLEST}, or a share below 1"
+    fits = start is None or start < 1 or (start == int(start) and start >= SMALLEST)
+    expected = f"whole pixels, at least {SMALLEST}, or a share below 1"
     require(fits, "views.size_start", start, expected)
     scales = {
         "views.global_scale": views.global_scale,

@@ -109,7 +109,7 @@ def test_a_flag_takes_the_place_of_an_axis(cells, tmp_path):
 LABELLED = """
 rotation.weight: [0, 1], train.epochs: [2, 4] | train.epochs=4 rotation.weight=0 | rotation.weight=1 train.epochs=4
 train.epochs: [2, 4] | train.epochs=2 rotation.weight=0 | train.epochs=2 rotation.weight=auto
-method.name: [byol, simclr] | method.name=simclr rotation.weight=0 | method.name=byol rotation.weight=auto
+method.name: [byol, simclr] | method.name=simclr | method.name=byol rotation.weight=auto
 train.seed: [0, 1] | rotation.weight=0 | rotation.weight=auto
 rotation.mode: [extra, in_place], rotation.weight: [0, 1] | rotation.weight=0 | rotation.mode=in_place rotation.weight=1
 jigsaw.weight: [0, 1] | jigsaw.weight=0 rotation.weight=0 | jigsaw.weight=0 rotation.weight=auto

@@ -10,7 +10,7 @@ from scipy.stats import ks_2samp
 from torchvision import transforms as T
 
 from rotssl.base import rng
-from rotssl.config.sections import ViewsConfig
+from rotssl.config.views import ViewsConfig
 from rotssl.data import augment, pixels
 from rotssl.data.augment import Augment, Crop, Crops
 from tests.data.views import POSITIONS, pictures, step_at

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from rotssl.config.sections import ViewsConfig
+from rotssl.config.views import ViewsConfig
 from rotssl.data import augment
 from rotssl.data.augment import Augment, Crop
 from tests.data.views import pictures, step_at

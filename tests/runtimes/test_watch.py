@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from rotssl.base import heartbeat
-from rotssl.config.sections import ViewsConfig
+from rotssl.config.views import ViewsConfig
 from rotssl.data import decoding
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet
