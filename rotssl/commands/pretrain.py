@@ -27,10 +27,6 @@ from rotssl.tracking import store, untracked
 def run(command: Command) -> int:
     """Carry out jobs/pretrain.py; returns the exit code."""
     config, info = prepare(command.config, say=say)
-    if command.recommended:
-        fields = ", ".join(f"{key} {value}" for key, value in command.recommended.items())
-        gain = METHODS[config.method.name].gain
-        say(f"{config.method.name} without a recipe: {fields}{f' ({gain})' if gain else ''}")
     with ExitStack() as stack:
         if config.train.budget is not None:
             here = command.dry_run or command.print_config or config.scaling.num_workers == 0
@@ -39,7 +35,10 @@ def run(command: Command) -> int:
 
 
 def _run(command: Command, config: ResolvedConfig, info: datasets.DataInfo) -> int:
+    told = _recommended(command)
     if command.print_config or command.dry_run:
+        if told:
+            say(told)
         print(dump(config), end="")
     here = config.scaling.num_workers == 0
     images = (
@@ -55,11 +54,22 @@ def _run(command: Command, config: ResolvedConfig, info: datasets.DataInfo) -> i
         print(estimate.report(config, info.train_size, info.labelled))
     if command.print_config or command.dry_run:
         return EXIT_OK
-    return pretrain(config)
+    return pretrain(config, told)
 
 
-def pretrain(config: ResolvedConfig) -> int:
+def _recommended(command: Command) -> str:
+    """A line about the fields that come from the registry of methods; empty if there are none."""
+    name, fields = command.config.method.name, command.recommended
+    shown = ", ".join(f"{key} {value}" for key, value in fields.items())
+    return f"{name} without a recipe: {shown} ({METHODS[name].gain})" if fields else ""
+
+
+def pretrain(config: ResolvedConfig, told: str = "") -> int:
     """Start or resume the run of a resolved configuration; returns the exit code.
+
+    Args:
+        config: resolved.
+        told: a line to print before the training.
 
     Raises:
         ConfigError: the machine, the cluster, the store or an earlier start does not allow it.
@@ -88,6 +98,8 @@ def pretrain(config: ResolvedConfig) -> int:
         if threading.current_thread() is threading.main_thread():
             stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             signal.signal(signal.SIGTERM, interrupt)  # what `ray job stop` sends
+        if told:
+            say(told)
         run.track(workers)
         with ProgressView(config.train.epochs, run.name) as view:
             status = run.train(workers, view.handle)

@@ -10,7 +10,7 @@ from rotssl.config.fields import ConfigError
 from rotssl.data.views_grid import save_views
 
 WHITE = 255
-SMOKE = ["--smoke", "--data.image_size", "32"]
+SMOKE = ["--smoke", "--data.image_size", "32", "--views.size_start", "none", "--rotation.conditioned", "false"]
 
 
 def test_grid_has_a_row_an_image_a_column_a_version_and_small_views_in_the_middle(tmp_path):
@@ -39,7 +39,7 @@ def test_grid_has_a_row_an_image_a_column_a_version_and_small_views_in_the_middl
         (["--rotation.mode", "four_way"], 6),
         (["--rotation.mode", "disjoint"], 4),
         (["--rotation.weight", "0", "--equivariance.weight", "1"], 4),
-        (["--views.local_count", "3", "--method.name", "swav"], 10),
+        (["--views.local_count", "3", "--method.name", "swav", "--rotation.weight", "1"], 10),
         (
             ["--jigsaw.weight", "1", "--jigsaw.grid", "2", "--jigsaw.permutations", "9"],
             8,

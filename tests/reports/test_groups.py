@@ -37,10 +37,10 @@ def test_labels_say_what_differs_and_no_more():
         run(method__name="byol", optim__lr=0.5),
     ]
     assert [(cell.family, cell.variant) for cell in cells_of(records)] == [
-        ("byol, lr 0.24", "plain"),
-        ("byol, lr 0.24", "rotation weight 0.3, mode extra"),
-        ("byol, lr 0.24", "rotation weight 1, mode in_place"),
-        ("byol, lr 0.24", "jigsaw weight 2 + rotation weight 1, mode extra"),
+        ("byol, lr 0.48", "plain"),
+        ("byol, lr 0.48", "rotation weight 0.3, mode extra"),
+        ("byol, lr 0.48", "rotation weight 1, mode in_place"),
+        ("byol, lr 0.48", "jigsaw weight 2 + rotation weight 1, mode extra"),
         ("byol, lr 0.5", "plain"),
         ("simclr, lr 0.24", "plain"),
     ]
@@ -100,7 +100,7 @@ def test_baselines_of_methods_times_rotation():
 def test_a_baseline_method_has_an_optimizer_of_its_own():
     records = [run(method__name="byol"), *(run(method__name="simclr", optim__lr=lr) for lr in (0.1, 0.2))]
     found = baselines(cells_of(records), "method.name=byol")
-    assert [found[f"simclr, lr {lr}", "plain"] for lr in (0.1, 0.2)] == [("byol, lr 0.24", "plain")] * 2
+    assert [found[f"simclr, lr {lr}", "plain"] for lr in (0.1, 0.2)] == [("byol, lr 0.48", "plain")] * 2
 
 
 def test_a_baseline_of_one_task_keeps_the_other():

@@ -30,7 +30,7 @@ def test_a_record_is_what_was_written_or_new(config):
         again = RunState.of(config)
         assert (again.status, again.reason, again.run_id) == ("pruned", "why", "abc")
         assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
-    with pytest.raises(ConfigError, match=r"optim.lr: got 0.5, but run 'run' was started with 0.24"):
+    with pytest.raises(ConfigError, match=r"optim.lr: got 0.5, but run 'run' was started with 0.48"):
         RunState.of(cfg.replace(config, {"optim.lr": 0.5}))
     assert RunState.of(cfg.replace(config, {"scaling.num_workers": 3})).status == "pruned"
 
