@@ -55,8 +55,8 @@ def test_chance_is_that_of_the_angles(tmp_path):
     assert judged(tmp_path, 0.6, {"rotation.degrees": (0, 180)}) == ""
 
 
-# Three epochs of four steps, judged after the sixth; no angle can be seen in so few steps. Slow enough that the rounding of views,
-# which are in single precision, turns no prediction.
+# Three epochs of four steps, judged after the sixth; no angle can be seen in so few steps. Slow enough that the rounding of
+# views, which are in single precision, turns no prediction.
 FIELDS = {"data.limit": 64, "tasks.guard": 2, "train.epochs": 3, "optim.lr": 0.24}
 FIELDS |= {"method.momentum": 0.99, "method.momentum_end": 1.0}
 
