@@ -57,7 +57,8 @@ def prepare(
     for line in cfg.cut_down(config, resolved):
         say(line)
     init = resolved.train.init_from
-    if init is not None and not checkpoint.found(resolved.run_dir):  # a run that was started has its own weights
+    started = checkpoint.found(resolved.run_dir) or (resolved.run_dir / checkpoint.WITHIN).exists()
+    if init is not None and not started:  # a run that was started has its own weights
         checkpoint.source(Path(init))
     if config.encoder.name.startswith("timm/"):  # only timm knows its encoders and their input sizes
         _check_encoder(resolved)

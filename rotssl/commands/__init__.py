@@ -4,10 +4,14 @@ import errno
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
+from rotssl import config as cfg
 from rotssl.base.address import without_login
+from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
+from rotssl.config.recipes import load_recipe
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -27,6 +31,21 @@ class _Formatter(logging.Formatter):
 def say(line: str) -> None:
     """Print a line that is not part of the result to stderr, and flush it."""
     print(without_login(line), file=sys.stderr, flush=True)
+
+
+def recorded(folder: Path, root: str | None = None) -> ResolvedConfig:
+    """The resolved configuration of a run, from the ``config.yaml`` in its folder.
+
+    Args:
+        folder: of the run.
+        root: the images' new ``data.root``, if they were moved.
+
+    Raises:
+        ConfigError: it can't be read.
+    """
+    moved = {} if root is None else {"data.root": root}
+    # Fields that the run's version did not have are open; the others are resolved, whatever the size of the data set.
+    return cfg.resolve(cfg.build(load_recipe(folder / "config.yaml") | moved), 224, sys.maxsize)
 
 
 def run_command(body: Callable[[], int]) -> NoReturn:

@@ -9,8 +9,7 @@ from typing import Any
 from rotssl import config as cfg
 from rotssl.base.address import is_gone
 from rotssl.base.files import write_whole
-from rotssl.commands import EXIT_FAILED, EXIT_OK
-from rotssl.config import recipes
+from rotssl.commands import EXIT_FAILED, EXIT_OK, recorded
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 from rotssl.data import datasets
@@ -46,10 +45,7 @@ def evaluate(
     place = Path(folder or reader.run_folder_of(uri, str(run_id)))
     record = _finished(place)
     off = record.uri == OFF
-    moved = {} if root is None else {"data.root": root}
-    built = cfg.build(recipes.load_recipe(place / "config.yaml") | moved)
-    # Fields that the run's version did not have are open; the others are resolved, whatever the size of the data set.
-    config = cfg.resolve(built, 224, sys.maxsize)
+    config = recorded(place, root)
     done = max(journal.read(place), default=0)
     if done < config.train.epochs:
         count = f"{done} of {config.train.epochs} epochs"

@@ -11,7 +11,7 @@ from rotssl.base.address import is_gone
 from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, budget, say
 from rotssl.config import ResolvedConfig
 from rotssl.config.cli import Command
-from rotssl.config.fields import ConfigError
+from rotssl.config.fields import ConfigError, require
 from rotssl.config.methods import METHODS
 from rotssl.config.recipes import dump
 from rotssl.config.sections import OFF
@@ -74,6 +74,9 @@ def pretrain(config: ResolvedConfig, told: str = "") -> int:
     Raises:
         ConfigError: the machine, the cluster, the store or an earlier start does not allow it.
     """
+    require(
+        config.train.budget is None, "train.budget", config.train.budget, "none here: only jobs/pretrain.py plans it"
+    )
     with ExitStack() as stack:
         run = stack.enter_context(Run.held(config))
         if run.state.doubt:

@@ -2,18 +2,14 @@
 
 import itertools
 import math
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotssl import config as cfg
-from rotssl.commands import EXIT_OK, say
-from rotssl.config import ResolvedConfig
+from rotssl.commands import EXIT_OK, recorded, say
 from rotssl.config.fields import ConfigError, require
-from rotssl.config.recipes import load_recipe
 from rotssl.data import datasets
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
@@ -46,7 +42,9 @@ def replay(folder: str, step: int | None, root: str | None) -> int:
     from rotssl.engine.trainer import Trainer
 
     place = Path(folder)
-    config = _config(place, root)
+    if not (place / "config.yaml").exists():
+        raise ConfigError(f"DIR: {place} does not hold a run")
+    config = recorded(place, root)
     bad = breakdown.recorded(place)
     if bad is not None:
         say(f"step {bad['step']}: {bad['reason']}")
@@ -67,14 +65,6 @@ def replay(folder: str, step: int | None, root: str | None) -> int:
             else:
                 run.step(images, ctx)
     return EXIT_OK
-
-
-def _config(place: Path, root: str | None) -> ResolvedConfig:
-    if not (place / "config.yaml").exists():
-        raise ConfigError(f"DIR: {place} does not hold a run")
-    moved = {} if root is None else {"data.root": root}
-    # Fields that the run's version did not have are open; the others are resolved, whatever the size of the data set.
-    return cfg.resolve(cfg.build(load_recipe(place / "config.yaml") | moved), 224, sys.maxsize)
 
 
 def _restore(run: "Trainer", place: Path, step: int) -> int:

@@ -160,7 +160,8 @@ class MethodSpec:
         per_image: whether its loss is a mean over images, so that a batch can be split (gradient accumulation).
         recommended: fields that a run without a recipe has beside the defaults, chosen at equal compute.
         gain: what they gained there over the plain method, for --help and the first lines of a run.
-        paper_weight: weight of the rotation loss in the paper's recipe, on this project's terms; None: it has none.
+        paper_weight: weight of the rotation loss in the paper's recipe, on this project's terms; None: it has none. MoCo v2,
+            which the paper does not have, takes SimCLR's.
     """
 
     config: type[MethodConfig]
@@ -194,7 +195,7 @@ METHODS: dict[str, MethodSpec] = {
         0.24,
         multi_crop=True,
         recommended=_OFF,
-        gain=f"+2.3 and +2.8 {_WHERE}; rotation is off, it cost accuracy",
+        gain=f"+2.3 and +2.8 {_WHERE}; rotation is off, it cost linear accuracy",
         paper_weight=0.5,
     ),
     "mocov2": MethodSpec(
@@ -226,7 +227,7 @@ METHODS: dict[str, MethodSpec] = {
         multi_crop=True,
         per_image=True,
         recommended=_OFF,
-        gain=f"+0.2 and +1.9 {_WHERE}; rotation is off, it cost accuracy",
+        gain=f"+0.2 and +1.9 {_WHERE}; rotation is off, it cost linear accuracy",
         paper_weight=0.05,
     ),
     "swav": MethodSpec(

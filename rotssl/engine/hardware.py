@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -86,32 +86,38 @@ def enough_memory(batch_size: int, splits: bool, attempt: Callable[[int], None])
         traceback.clear_frames(error.__traceback__)  # which hold the step's tensors
     if reason is None:
         return
-    fits = _largest(batch_size, attempt)
+    parts = [k for k in range(2, batch_size // 2 + 1) if batch_size % k == 0] if splits else []
+    sizes = [batch_size // k for k in parts] or [batch_size >> k for k in range(1, batch_size.bit_length() - 1)]
+    fits = _largest(sizes, attempt)
     if fits is None:
-        advice = "use a smaller encoder or smaller images: not even a step of two images fits"
-    elif splits:
+        advice = "use a smaller batch, encoder or image, or more workers"
+    elif fits == 0:
+        advice = f"use a smaller encoder or smaller images: not even a step of {sizes[-1]} images fits"
+    elif parts:
         advice = f"steps of {fits} images fit: use train.accumulate {batch_size // fits}, or more workers"
     else:
         advice = f"use train.batch_size {fits}, which fits, or more workers"
     raise RunFailed(f"train.batch_size: got {batch_size}, for which there is not enough memory; {advice} ({reason})")
 
 
-def _largest(batch_size: int, attempt: Callable[[int], None]) -> int | None:
-    """The largest half, quarter, ... of a batch for which an attempt does not run out of memory; None: none of two or more."""
-    size = batch_size // 2
-    while size >= 2:
+def _largest(sizes: Sequence[int], attempt: Callable[[int], None]) -> int | None:
+    """The first size, of falling ones, for which an attempt does not run out of memory; 0: none; None: it cannot be said."""
+    last: int | None = None
+    for size in sizes:
+        if last is not None and 2 * size > last:
+            continue  # close to one that does not fit
+        last = size
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
             attempt(size)
             return size
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, ValueError, IndexError) as error:
             if not memory.is_exhausted(error):
-                raise
+                return None  # a task or a method may not take so few images
             traceback.clear_frames(error.__traceback__)
-        size //= 2
-    return None
+    return 0 if sizes else None
 
 
 def require_compiler(device: torch.device) -> None:

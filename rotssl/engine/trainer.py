@@ -172,7 +172,7 @@ class Trainer:
             self.runtime.progress(Missing(sorted(self.evaluator.wanted(train.epochs - 1) - last.keys())))
 
     def _epoch(self, epoch: int, begun: Begun, first: bool) -> None:
-        """Train an epoch from where it begun, save it, evaluate it and report it; ``first``: of this start."""
+        """Train an epoch from where it was begun, save it, evaluate it and report it; ``first``: of this start."""
         train, started = self.config.train, time.perf_counter()
         with hardware.enough_memory(train.batch_size, METHODS[self.config.method.name].per_image, self._attempt):
             metrics = self._train_epoch(epoch, begun)

@@ -100,7 +100,7 @@ class RunState:
                 "start again"
             )
         self.config = checkpoint.recorded(config.run_dir, state)
-        self.status, place = "interrupted", checkpoint.name(state["epoch"])
+        self.status, place = "interrupted", checkpoint.place(state)
         self.doubt = f"run.json of {config.tracking.run_name!r} was lost: rebuilt from {place}"
 
     @classmethod

@@ -62,6 +62,12 @@ def test_a_budget_that_is_too_small_is_refused(tmp_path, measured, fields, words
         plan(tmp_path, **fields)
 
 
+def test_a_budget_that_nobody_planned_is_refused(tmp_path):
+    config, _ = lifecycle.prepare(cfg.build({**SMALL, "storage.path": str(tmp_path), "train.budget": 5}))
+    with pytest.raises(ConfigError, match=r"^train\.budget: got 5\.0, expected none here"):
+        pretrain.pretrain(config)
+
+
 @pytest.mark.contract
 def test_later_starts_keep_the_epochs_of_the_first_one(tmp_path, measured, monkeypatch, capsys):
     fields = {**SMALL, "scaling.num_workers": 0, "tracking.uri": "off", "train.budget": 0.5}

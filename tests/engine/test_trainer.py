@@ -220,8 +220,9 @@ SHORT = {"data.limit": 64, "train.epochs": 3}
     [
         ("simclr", 0.8, "use train.batch_size 32, which fits, or more workers"),
         ("simclr", 0.35, "use train.batch_size 16, which fits, or more workers"),
+        ("byol", 0.3, "steps of 16 images fit: use train.accumulate 4, or more workers"),
         ("byol", 0.8, "steps of 32 images fit: use train.accumulate 2, or more workers"),
-        ("simclr", 0.001, "use a smaller encoder or smaller images: not even a step of two images fits"),
+        ("simclr", 0.001, "use a smaller encoder or smaller images: not even a step of 2 images fits"),
     ],
 )
 def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_what_would(tmp_path, method, share, advice):
