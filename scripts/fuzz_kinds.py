@@ -213,7 +213,12 @@ def damage(folder: Path, kind: str, which: float, where: float, junk: Any) -> st
 def _another_value(content: bytes, where: float, junk: Any) -> bytes:
     """The lines of JSON with one of their values replaced."""
     lines = content.splitlines() if content.count(b"\n}") == 0 else [content]
-    found = [json.loads(line) for line in lines]
+    try:
+        found = [json.loads(line) for line in lines]
+    except ValueError:  # damaged before
+        return content
+    if not found:
+        return content
     chosen = found[int(where * len(found)) % len(found)]
     if isinstance(chosen, dict) and chosen:
         key = sorted(chosen)[int(where * 997) % len(chosen)]

@@ -28,6 +28,7 @@ _NAME = re.compile(r"epoch_(\d{5})")
 _MARK = b"sha256:"
 _TAIL = len(_MARK) + 64  # bytes of the archive's comment
 _PIECE = 1 << 20
+_SEALED = "sealed"  # entry of a state whose file has a checksum, so that a lost one is noticed too
 
 
 def name(epoch: int) -> str:
@@ -64,7 +65,7 @@ def save(state: dict[str, Any], folder: Path) -> None:
     _check_room(part, folder)
     try:
         with part.open("w+b") as file:
-            torch.save(state, file)
+            torch.save({**state, _SEALED: True}, file)
             _seal(file)
             file.flush()
             os.fsync(file.fileno())  # like the journal, which records the epoch as done
@@ -108,27 +109,31 @@ def _digest(file: IO[bytes], size: int) -> str:
     return found.hexdigest()
 
 
-def _verify(path: Path) -> None:
-    """Raise ValueError if a file is not what was written; one of an earlier version has no checksum and passes."""
+def _verify(path: Path) -> bool:
+    """Whether a file has a checksum, as one of an earlier version has not; raises ValueError if it is wrong."""
     with path.open("rb") as file:
         whole = max(0, file.seek(0, os.SEEK_END) - _TAIL)
         file.seek(whole)
         tail = file.read()
         if tail.startswith(_MARK) and tail.decode("ascii", "replace") != _MARK.decode() + _digest(file, whole):
             raise ValueError("its checksum is wrong")
+        return tail.startswith(_MARK)
 
 
 def load(folder: Path) -> dict[str, Any]:
     """The state in a checkpoint folder, on the CPU; only tensors and plain values are loaded, no pickled code is run.
 
     Raises:
-        ValueError: the checksum is wrong.
+        ValueError: the checksum is wrong, or lost.
         Exception: of several other kinds, the file is not a checkpoint.
     """
     import torch
 
-    _verify(folder / FILE)
-    return torch.load(folder / FILE, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    has_checksum = _verify(folder / FILE)
+    state: dict[str, Any] = torch.load(folder / FILE, map_location="cpu", weights_only=True)
+    if state.pop(_SEALED, False) and not has_checksum:
+        raise ValueError("its checksum is lost")
+    return state
 
 
 def found(run_dir: Path) -> list[Path]:

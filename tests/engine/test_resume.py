@@ -47,6 +47,10 @@ DAMAGES = {
     "a late bit": lambda content: flipped(content, 0.97),
     "200 bytes": lambda content: content[:4000] + bytes(200) + content[4200:],
     "torn": lambda content: content[: len(content) // 3],
+    "a weight's bit, and bytes after its end": lambda content: flipped(content, 0.5) + b"more",
+    "a weight's bit, and one of its checksum's mark": lambda content: (
+        flipped(content[:-71], 0.5) + b"x" + content[-70:]
+    ),
 }
 
 
