@@ -17,9 +17,9 @@ from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError, load_class
 from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import DataConfig
-from rotssl.data import decoding, disk_cache
+from rotssl.data import decoding, disk_cache, likeness
 from rotssl.data.folders import Folder, Scan
-from rotssl.data.images import DataError, ImageSet, choose, hold_out
+from rotssl.data.images import DataError, ImageSet, Pixels, choose, hold_out
 from rotssl.data.record import Record
 from rotssl.data.seen import Seen
 
@@ -221,16 +221,20 @@ def _load_folders(config: ResolvedData, holdout: float, say: Callable[[str], Non
         (tested,), more = _read(config, [_test_files(config)], native, say)
     validation = sets[1] if len(sets) > 1 else None
     line = found.seen.line(_counts(sets[0], validation, tested), classes, scan.skipped)
-    pixels = found.sums[:, 1]
-    others = pixels[len(sets[0]) :] if more is None else more.sums[:, 1]
     lines = [line, *found.seen.warnings(), *(more.seen.warnings() if more else [])]
     held = None if "validation" in scan.splits or validation is None else validation.labels
     if held is not None and (absent := sorted(set(range(len(classes))) - set(held.tolist()))):
         few = f"{len(absent)} of {len(classes)} classes ({classes[absent[0]]})"
         lines.append(f"warning: nothing is held out of {few}, which have too few images for evaluation.holdout")
-    if twins := int(np.isin(others, pixels[: len(sets[0])]).sum()):
-        name = "test" if more else "validation"
-        lines.append(f"warning: {twins} images of {name} are also in train (identical pixels)")
+    other = validation or tested
+    if other is not None:
+        looked = found.sums[len(sets[0]) :] if more is None else more.sums
+
+        def pixels(theirs: likeness.Index, ours: likeness.Index) -> tuple[Pixels, Pixels]:
+            return other.images[theirs], sets[0].images[ours]
+
+        twins = likeness.twins(found.sums[: len(sets[0])], looked, pixels, likeness.PAIRS)
+        lines += twins.warnings("validation" if more is None else "test")
     files = [file for part in decoding.keep(parts, found.kept) for file in part.files]
     return Splits(
         sets[0], validation, classes, tested, tuple(lines), Record.of(files, scan.top, classes, found.sums[:, 0])

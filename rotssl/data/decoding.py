@@ -16,6 +16,7 @@ from rotssl.base import heartbeat
 from rotssl.config.fields import ConfigError
 from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, Pixels, choose
+from rotssl.data.likeness import Sums
 from rotssl.data.reading import Facts, digest, read
 from rotssl.data.seen import Seen, listing
 
@@ -28,8 +29,6 @@ PROBED = 64  # files decoded before a run starts
 BLOCK_BYTES = 4 << 20  # pixels that a thread decodes before it writes them
 
 Shape = tuple[int, ...]
-
-Sums = npt.NDArray[np.uint64]
 
 Write = Callable[[int, Pixels], None]
 
@@ -108,7 +107,8 @@ def stored_shape(count: int, native: tuple[int, int] | None, image_size: int) ->
 class Decoded:
     """What decoding found: what it saw, the files that it could read, and their checksums.
 
-    ``kept`` are indices of files, ``sums`` (N, 2) of 64 bits are those of the file and of the stored pixels.
+    ``kept`` are indices of files, ``sums`` (N, 4) of 64 bits are those of the file, of the stored pixels, and the two of their
+    looks (``likeness.look``).
     """
 
     seen: Seen
@@ -156,7 +156,7 @@ def decode(
     """
     shape = stored_shape(len(files), native, image_size)
     write, each = begin(shape), max(1, BLOCK_BYTES // math.prod(shape[1:]))
-    seen, kept, sums = Seen(), list[int](), list[tuple[int, int]]()
+    seen, kept, sums = Seen(), list[int](), list[tuple[int, ...]]()
 
     def work(first: int) -> list[tuple[Facts, int, int, int] | DataError] | None:
         if (done := _read_block(files[first : first + each], shape, native)) is None:
@@ -179,7 +179,7 @@ def decode(
                 facts, pixels, low, high = entry
                 seen.add(facts, low, high)
                 kept.append(index)
-                sums.append((facts.content, pixels))
+                sums.append((facts.content, pixels, *facts.look))
     if len(kept) + len(seen.bad) < len(files):
         return decode(files, None, image_size, begin, skip)
     if seen.bad and (not skip or not kept):

@@ -24,9 +24,10 @@ from filelock import FileLock, Timeout
 
 from rotssl.base import memory
 from rotssl.data import decoding
-from rotssl.data.decoding import Decoded, Shape, Sums
+from rotssl.data.decoding import Decoded, Shape
 from rotssl.data.folders import Folder
 from rotssl.data.images import DataError, ImageSet, Pixels
+from rotssl.data.likeness import Sums
 from rotssl.data.reading import digest
 from rotssl.data.seen import Seen
 
@@ -34,7 +35,7 @@ from rotssl.data.seen import Seen
 MEMORY_SHARE = 0.15
 _ADVICE = "use a folder on a larger disk, or fewer images (data.limit)"
 _STATED = 1000  # files per thread task when reading sizes and times
-_VERSION = 2  # of what decoding makes of a file; stores of another version are not found
+_VERSION = 3  # of what decoding makes of a file; stores of another version are not found
 _VERIFIED_S = 600  # how long a verification holds for other processes, if nobody changed the file
 
 
@@ -91,7 +92,7 @@ def find(cache: Path, name: str) -> Store | None:
             sums = np.load(file, allow_pickle=False)
         if (about["checksum"], about["shape"]) != (name, list(images.shape)) or images.dtype != np.uint8:
             return None
-        if sums.shape != (len(images), 2) or sums.dtype != np.uint64:
+        if sums.shape != (len(images), 4) or sums.dtype != np.uint64:
             return None
         return Store(images, sums, Seen(**about["seen"]))
     except (OSError, ValueError, EOFError, TypeError, KeyError):

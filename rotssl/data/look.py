@@ -12,11 +12,13 @@ import numpy as np
 
 from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError
-from rotssl.data import decoding
+from rotssl.data import decoding, likeness
 from rotssl.data.folders import Folder, Scan
 from rotssl.data.images import DataError, Pixels, hold_out
+from rotssl.data.likeness import Index, Sums
 
 SIDE, COLUMNS, ROWS = 64, 12, 6  # of the picture: pixels, classes, images of each
+PAIRS = 10**10  # of images that are compared at most; some minutes
 FAILED, BAD_CONFIG = 1, 2  # exit codes, as those of the jobs
 
 
@@ -36,6 +38,24 @@ def _table(parts: dict[str, Folder], classes: Sequence[str]) -> list[str]:
     counts = [np.bincount(part.labels, minlength=len(classes)) for part in parts.values() if part.labels is not None]
     rows = zip(classes, *counts, strict=True)
     return [head, *(" ".join([f"{name:<{width}}", *(f"{n:>10,}" for n in each)]) for name, *each in rows)]
+
+
+def _twins(names: Sequence[str], parts: Sequence[Folder], sums: Sums) -> list[str]:
+    """Lines about images of the second split that are also in train, or look so."""
+    if len(parts) < 2:
+        return []
+    train, other, size = parts[0].files, parts[1].files, len(parts[0])
+
+    def pixels(theirs: Index, ours: Index) -> tuple[Pixels, Pixels]:
+        first, second = [other[i] for i in theirs], [train[i] for i in ours]
+        return decoding.squares(first, SIDE), decoding.squares(second, SIDE)
+
+    found = likeness.twins(sums[:size], sums[size:], pixels, PAIRS)
+    lines = [f"{other[i]} has the pixels of {train[j]}" for i, j in found.same]
+    lines += [f"{other[i]} looks like {train[j]}" for i, j in found.near]
+    among = f"; {found.compared:,} of {found.total:,} were compared" if found.compared < found.total else ""
+    head = f"warning: {len(lines):,} images of {names[1]} are also in train, or look like one there{among}"
+    return [head, *lines] if lines else []
 
 
 def _picture(train: Folder, classes: Sequence[str], path: Path) -> None:
@@ -83,13 +103,16 @@ def look(argv: Sequence[str]) -> None:
         """The pixels are not kept, so that the folder may be larger than memory."""
 
     files = [file for part in parts.values() for file in part.files]
-    seen = decoding.decode(files, None, SIDE, lambda shape: forget, skip=True).seen
+    found = decoding.decode(files, None, SIDE, lambda shape: forget, skip=True)
+    seen = found.seen
     left = {name: len(part) for name, part in parts.items()}
     where = {file: name for name, part in parts.items() for file in part.files} if seen.bad else {}
     for file, _ in seen.bad:
         left[where[file]] -= 1
     print(seen.line(left, scan.classes, scan.skipped))
     for line in (*scan.warnings, *seen.shade_warnings(), *(f"{file} {cause}" for file, cause in seen.bad)):
+        print(line)
+    for line in _twins(list(parts), decoding.keep(list(parts.values()), found.kept), found.sums):
         print(line)
     for line in _table(parts, scan.classes) if scan.classes else ():
         print(line)

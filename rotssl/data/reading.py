@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from rotssl.data.images import DataError
+from rotssl.data.likeness import look
 
 ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and TIFF
 
@@ -28,7 +29,8 @@ class Facts(NamedTuple):
     """What is known of an image once it is read.
 
     ``size`` is width and height after turning, ``turned`` whether an orientation tag turned it, ``transparent`` whether it was
-    laid on white, ``deep`` whether its shades had more than 8 bits, and ``content`` a checksum of the file.
+    laid on white, ``deep`` whether its shades had more than 8 bits, ``content`` a checksum of the file, and ``look`` the hash of
+    its looks (``likeness.look``).
     """
 
     size: tuple[int, int]
@@ -36,6 +38,7 @@ class Facts(NamedTuple):
     transparent: bool
     deep: bool
     content: int
+    look: tuple[int, int]
 
 
 def digest(content: bytes | memoryview) -> int:
@@ -66,7 +69,7 @@ def read(path: str) -> tuple[Image.Image, Facts]:
         raise DataError(f"{path} {error}") from error
     except Exception as error:  # of any kind: damaged files make Pillow raise whatever they run into
         raise DataError(f"{path} cannot be decoded as an image ({_cause(error, path)})") from error
-    return upright, Facts(upright.size, tag != 1, transparent, deep, digest(content))
+    return upright, Facts(upright.size, tag != 1, transparent, deep, digest(content), look(upright))
 
 
 def _cause(error: Exception, path: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rotssl.base.files import write_whole
-from rotssl.data.decoding import Sums
+from rotssl.data.likeness import Sums
 from rotssl.data.reading import digest
 
 FILE = "images.npz"  # in the run's folder

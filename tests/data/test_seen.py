@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from rotssl.config.sections import DataConfig
-from rotssl.data import datasets
+from rotssl.data import datasets, likeness, look
 from rotssl.data.seen import listing
 from tests.data.pictures import config
 
@@ -58,15 +58,51 @@ def test_shades_squeezed_into_a_corner_are_said(tmp_path, deep):
     )
 
 
+def scene(path, seed, size=(48, 40), flip=False, dark=1.0, **options):
+    """A picture of random shades that vary smoothly."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shades = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    picture = Image.fromarray(shades).resize(size, Image.Resampling.BICUBIC)
+    picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else picture
+    picture.point(lambda shade: int(dark * shade)).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_images_that_are_in_two_splits_are_said(tmp_path, split):
-    for i in range(8):
-        noise(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", i)
-        noise(tmp_path / split / "ab"[i % 2] / f"x{i}.png", i if i < 3 else 100 + i, compress_level=i)
-    name = "validation" if split == "val" else "test"
-    assert datasets.load(config(tmp_path), 0).lines[1:] == (
-        f"warning: 3 images of {name} are also in train (identical pixels)",
-    )
+def test_images_that_are_or_look_like_one_of_another_split_are_said(tmp_path, split, store, monkeypatch, capsys):
+    root = tmp_path / "data"
+    for i in range(12):
+        scene(root / "train" / "ab"[i % 2] / f"{i}.png", i)
+        Image.new("RGB", (48, 40), (i, i, i)).save(root / "train" / "ab"[i % 2] / f"even{i}.png")
+    # The same pixels in another file, then another size, compression and brightness, then a mirrored one.
+    for i in range(3):
+        scene(root / split / "a" / f"same{i}.png", i, compress_level=i)
+    near = [scene(root / split / "a" / "small.png", 4, (31, 26)), scene(root / split / "b" / "jpeg.jpg", 5, quality=40)]
+    near.append(scene(root / split / "b" / "dark.png", 6, dark=0.6))
+    scene(root / split / "b" / "mirrored.png", 7, flip=True)
+    for i in range(5):
+        scene(root / split / "a" / f"other{i}.png", 100 + i)
+    Image.new("RGB", (48, 40), (99, 99, 99)).save(root / split / "a" / "even.png")
+    told = "(python -m rotssl.data.look names them)"
+    data = config(root, store=store, cache=str(tmp_path / "cache"))
+    # One image of another size makes all of its split squares: then the test split has no pixels of train.
+    same = ["warning: 3 images of validation are also in train (identical pixels)"] if split == "val" else []
+    count, name = (3, "validation") if split == "val" else (6, "test")
+    for _ in range(2):
+        lines = datasets.load(data, 0).lines[1:]
+        assert list(lines) == [*same, f"warning: {count} images of {name} look like one in train {told}"]
+    monkeypatch.setattr(likeness, "PAIRS", 24 * 5)  # of five of the others, of which two are in train
+    lines, count = datasets.load(data, 0).lines[1:], 1 if split == "val" else 2
+    assert list(lines) == [*same, f"warning: {count} of 5 compared images of {name} look like one in train {told}"]
+    if split == "val":
+        assert look.main([str(root)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1] == "warning: 6 images of validation are also in train, or look like one there"
+        train = {4: "a/4", 5: "b/5", 6: "a/6"}
+        for file, i in zip(near, train, strict=True):
+            assert f"{file} looks like {root}/train/{train[i]}.png" in lines
+        assert f"{root}/val/a/same1.png has the pixels of {root}/train/b/1.png" in lines
 
 
 def test_a_long_list_of_bad_files_ends_with_a_count():
