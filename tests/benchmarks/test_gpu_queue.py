@@ -218,7 +218,7 @@ def test_results_are_on_disk_as_they_come_and_the_next_call_runs_the_rest(queue,
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.txt", "report.md", "results.jsonl"]
 
 
-@pytest.mark.contract
+@pytest.mark.exhaustive
 def test_what_hangs_or_crashes_costs_itself_alone_and_what_it_had_is_kept(queue, tmp_path):
     crash = "def test_crash():\n    os.kill(os.getppid(), 9)\n    time.sleep(600)"
     options = queue(first=(HANGS, 0.1), second=(crash, 0.2), third=(BAD, 0.2), last=(GOOD, 0.2))

@@ -173,6 +173,7 @@ def test_killed_worker_and_killed_driver_go_on_as_if_nothing_had_been(whole, tmp
     assert ablation.report() == whole.report()
 
 
+@pytest.mark.exhaustive
 def test_asha_closes_what_it_stops_and_a_wider_sweep_goes_on_with_what_was_interrupted(cluster, tmp_path):
     sections = {"sweep": {"seeds": 1, "scheduler": "asha", "concurrency": 1}}
     sections["grid"] = {"optim.lr": [0.05, 1e-5, 1e-6], "rotation.weight": [1.0], "train.epochs": [4]}

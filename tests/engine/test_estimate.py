@@ -228,6 +228,7 @@ def test_only_a_workers_share_of_the_batch_is_timed(monkeypatch):
         assert max(sizes) == most
 
 
+@pytest.mark.exhaustive
 def test_steps_that_do_not_fit_into_memory_end_the_measurement_and_are_told(monkeypatch):
     roomy(monkeypatch)
     monkeypatch.setattr(timing, "_sizes", lambda config, workers: [16, 32, 64][: 3 - (workers > 1)])

@@ -75,7 +75,7 @@ def verdict(overrides):
         return dict(run.guard.off), {name: value.numpy().copy() for name, value in run.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_a_resumed_run_repeats_the_verdict(tmp_path, request, workers):
     # Judged after the tenth step by the last three, of which the first is in the second epoch.
     late = {"method": "byol", "evaluation.knn_every": 0, **FIELDS, "tasks.guard": 6}
