@@ -20,6 +20,7 @@ from rotssl.config.fields import ConfigError
 from rotssl.config.sweep import SweepCommand
 from rotssl.runs.state import check_writable
 from rotssl.runtimes.ray_tune import Slots
+from rotssl.runtimes.watch import HeadGone
 from rotssl.sweeps.run import SweepRun, counts
 from rotssl.sweeps.trial import Trial, trials_of
 from rotssl.tracking import store
@@ -59,7 +60,7 @@ def run(command: SweepCommand) -> int:
 
 
 def _start(sweep: SweepRun, todo: list[Trial], dry_run: bool) -> int:
-    """Check that the trials can run and, unless it is a dry run, run them; returns 130 if interrupted, else 0."""
+    """Check that the trials can run and, unless it is a dry run, run them; returns the exit code."""
     from rotssl.runtimes import ray_cluster, ray_tune
 
     settings, config = sweep.sweep.settings, todo[0].config
@@ -83,10 +84,14 @@ def _start(sweep: SweepRun, todo: list[Trial], dry_run: bool) -> int:
         try:
             sweep.run(chosen, slots)
             return EXIT_OK
+        # The trials are closed below, once the cluster is down and no actor holds a folder.
         except KeyboardInterrupt:
-            pass  # the trials are closed below, once the cluster is down and no actor holds a folder
+            code = EXIT_INTERRUPTED
+        except HeadGone as error:
+            say(f"failed: {error}")
+            code = EXIT_FAILED
     sweep.close_interrupted()
-    return EXIT_INTERRUPTED
+    return code
 
 
 def _check(sweep: SweepRun, todo: list[Trial], slots: Slots, nodes: int) -> dict[str, float]:
@@ -175,7 +180,7 @@ def _conclude(sweep: SweepRun, code: int = EXIT_OK) -> int:
 
     Args:
         sweep: the sweep, whose trials have ended.
-        code: 130 after an interrupt.
+        code: 130 after an interrupt, 1 if the head of the cluster is gone.
     """
     try:
         complete = sweep.publish()

@@ -16,6 +16,7 @@ from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.identity import is_baseline
 from rotssl.config.sweep import SweepConfig
+from rotssl.runtimes import watch
 from rotssl.runtimes.ray_cluster import import_ray
 from rotssl.runtimes.ray_train import MAX_FAILURES
 
@@ -218,8 +219,12 @@ def run(work: Work, slots: Slots, settings: SweepConfig, scratch: Path, watcher:
         work: the trials.
         slots: from ``plan_slots``.
         settings: settings of the sweep.
-        scratch: folder for Tune's own files, removed afterwards.
+        scratch: folder for Tune's own files. It is removed at the end, unless that is an error or an interrupt: then a thread
+            of Tune's may write into it until Ray is left.
         watcher: receives the progress of the trials.
+
+    Raises:
+        HeadGone: the head of the cluster does not answer any more.
     """
     tune = _import_tune()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the watcher reports a dead worker in one line
@@ -242,10 +247,8 @@ def run(work: Work, slots: Slots, settings: SweepConfig, scratch: Path, watcher:
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    try:
-        tuner.fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    watch.Head(import_ray().get_runtime_context().gcs_address).until_done(tuner.fit)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _callback(watcher: Watcher) -> Any:

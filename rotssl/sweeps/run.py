@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ class SweepRun:
         self.sweep, self.trials = sweep, trials
         self.experiment = config.tracking.experiment
         self.folder = Path(config.storage.path) / self.experiment / sweep.name
+        self._tune = self.folder / "tune"
         self.uri = store.store_of(config)
         self.prunes = sweep.settings.scheduler != "none"
         self.state = RunState.read(self.folder / "run.json", {})
@@ -121,10 +123,11 @@ class SweepRun:
             specs.append({"config": cfg.to_dict(trial.config), **spec})
         with SweepProgress(self.sweep, chosen, self.prunes) as progress:
             work = ray_tune.Work(run_trial, specs, [trial.config for trial in chosen], progress.silent, data)
-            ray_tune.run(work, slots, self.sweep.settings, self.folder / "tune", progress)
+            ray_tune.run(work, slots, self.sweep.settings, self._tune, progress)
 
     def close_interrupted(self) -> None:
         """Close the trials that were running when ``run`` was interrupted; call this only once their actors are gone."""
+        shutil.rmtree(self._tune, ignore_errors=True)
         for trial in self.trials:
             if trial.state().status == "running":
                 close_trial(trial, "interrupted", "interrupted", locked=True)
@@ -202,7 +205,7 @@ class SweepProgress:
         self.sweep, self.trials, self.prunes = sweep, trials, prunes
         self.done = [trial.epochs_done for trial in trials]
         self.silent = {index for index, trial in enumerate(trials) if trial.is_done(prunes)}
-        self.ended = 0
+        self.ended, self.left = 0, False
         self.outcomes: dict[int, tuple[str, str]] = {}
         self.console = console = Console(stderr=True, highlight=False, soft_wrap=True)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
@@ -219,6 +222,7 @@ class SweepProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
+        self.left = True  # a thread of Tune's may go on: to lose its cluster is no failure of a trial
 
     def on_epoch(self, index: int, metrics: dict[str, Any]) -> None:
         """Handle a finished epoch of a trial, or its outcome."""
@@ -231,11 +235,12 @@ class SweepProgress:
 
     def on_retry(self, index: int) -> None:
         """Report that a trial's actor died and is restarted."""
-        self._print(f"{self.trials[index].title}: its worker died; resuming after epoch {self.done[index]}")
+        if not self.left:
+            self._print(f"{self.trials[index].title}: its worker died; resuming after epoch {self.done[index]}")
 
     def on_end(self, index: int, error: str | None) -> None:
         """Handle the end of a trial; ``error`` says why its actor died for good."""
-        if index in self.silent:
+        if self.left or index in self.silent:
             return
         self.ended += 1
         trial = self.trials[index]

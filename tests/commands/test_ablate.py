@@ -11,7 +11,7 @@ import yaml
 
 from rotssl.runs import journal
 from tests.commands.test_compare import without_seconds
-from tests.programs import command, job, mlflow_client, started, wait_for
+from tests.programs import command, job, mlflow_client, started, wait_for, without_ray
 
 pytestmark = pytest.mark.system
 SWEEP = {
@@ -222,3 +222,23 @@ def test_trials_on_several_workers_are_ray_train_runs(cluster, tmp_path):
     for name, run in runs.items():
         assert run.info.status == "FINISHED" and run.data.tags["world_size"] == "2"
         assert [step for step, _ in points[name]["knn/top1"]] == [1, 2]
+
+
+@pytest.mark.exhaustive  # the head may come back: a sweep waits for it for half a minute
+def test_a_sweep_that_loses_the_head_says_so_in_one_line_and_goes_on_elsewhere(cluster, whole, tmp_path):
+    ablation = Ablation(without_ray() | {"RAY_ADDRESS": "local"}, tmp_path)
+    with ablation.started() as driver:
+        wait_for(lambda: any(2 in journal.read(folder) for folder in ablation.runs().values()), driver)
+        ours = psutil.Process(driver.pid).children(recursive=True)
+        next(process for process in ours if process.name() == "gcs_server").kill()
+        assert driver.wait() == 1, driver.told()[-3000:]
+        told = driver.told()
+    (line,) = [line for line in told.splitlines() if "the head of the Ray cluster is gone" in line]
+    assert line.startswith("failed: ") and "goes on from the last checkpoint" in line and "Traceback" not in told
+    assert psutil.wait_procs(ours, timeout=30)[1] == []
+    folder = ablation.folder / "results" / "study"
+    assert json.loads((folder / "sweep" / "run.json").read_text())["status"] == "interrupted"
+    assert {ablation.record(name)["status"] for name in ablation.runs()} <= {"finished", "interrupted"}
+    code, out, err = ablation.run(env=cluster)
+    assert code == 0, out + err
+    assert ablation.report() == whole.report()

@@ -42,14 +42,14 @@ METRICS = {
 }
 
 
-def submit(env, *command):
+def submit(env, *command, options=()):
     ray = str(Path(sys.executable).with_name("ray"))
     env = env | {
         "RAY_ADDRESS": f"http://127.0.0.1:{env['DASHBOARD_PORT']}",
         "PATH": f"{Path(ray).parent}:{env['PATH']}",
     }
     return subprocess.run(
-        [ray, "job", "submit", "--working-dir", str(ROOT), "--", *command],
+        [ray, "job", "submit", "--working-dir", str(ROOT), *options, "--", *command],
         env=env,
         capture_output=True,
         text=True,
@@ -90,6 +90,27 @@ def test_submitted_job_trains_across_two_nodes(cluster, tmp_path):
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert artifacts == {"config.yaml", "convergence.png", "views.png", "encoder.safetensors", "encoder.json"}
     assert "mlflow ui --backend-store-uri" in done.stdout and "kNN top-1" in done.stdout
+
+
+@pytest.mark.exhaustive  # the signal and the end are those of test_ray_ends.py
+def test_a_job_that_is_stopped_leaves_its_status_and_the_same_command_goes_on(cluster, tmp_path):
+    stopped = ["python", "jobs/pretrain.py", *flags({**SMALL, "data.limit": 1024, "train.epochs": 6}, tmp_path)]
+    env = cluster | {"RAY_ADDRESS": f"http://127.0.0.1:{cluster['DASHBOARD_PORT']}"}
+    assert submit(cluster, *stopped, options=("--no-wait", "--submission-id", "to-be-stopped")).returncode == 0
+    ray = str(Path(sys.executable).with_name("ray"))
+    while 1 not in journal.read(tmp_path / "rotssl" / "run"):  # ends with the test's timeout
+        time.sleep(0.1)
+    workers = {p for p in psutil.process_iter() if "RayTrainWorker" in p.name()}
+    subprocess.run([ray, "job", "stop", "to-be-stopped"], env=env, check=True)
+    state = json.loads((tmp_path / "rotssl" / "run" / "run.json").read_text())
+    assert state["status"] == "interrupted"
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    assert logged(tmp_path, "run")[1].info.status == "KILLED"
+    done = submit(cluster, *stopped)
+    assert done.returncode == 0 and "resuming after epoch" in done.stdout, done.stdout[-3000:]
+    _, run, steps = logged(tmp_path, "run")
+    assert run.info.status == "FINISHED"
+    each_epoch_once(steps, 6)
 
 
 def test_upload_leaves_out_what_is_not_code(cluster):
