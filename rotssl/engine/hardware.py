@@ -74,15 +74,19 @@ def enough_memory(batch_size: int, splits: bool, attempt: Callable[[int], None])
 
     Raises:
         RunFailed: it does not fit.
+        RuntimeError: the same with several workers, of which the others wait for this one. It ends and restarts them all: memory
+            that somebody else held may be free then. What would fit cannot be tried.
     """
-    reason = None
+    reason, lacking = None, f"train.batch_size: got {batch_size}, for which there is not enough memory"
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # With several workers, the others would wait for this one: raise, so that all are stopped and restarted.
-        if distributed.world_size() > 1 or not memory.is_exhausted(error):
+        if not memory.is_exhausted(error):
             raise
         reason = str(error).splitlines()[0][:160]
+        if distributed.world_size() > 1:
+            ways = "a smaller batch, encoder or image, train.accumulate, or more workers"
+            raise RuntimeError(f"{lacking}; use {ways} ({reason})") from error
         traceback.clear_frames(error.__traceback__)  # which hold the step's tensors
     if reason is None:
         return
@@ -97,7 +101,7 @@ def enough_memory(batch_size: int, splits: bool, attempt: Callable[[int], None])
         advice = f"steps of {fits} images fit: use train.accumulate {batch_size // fits}, or more workers"
     else:
         advice = f"use train.batch_size {fits}, which fits, or more workers"
-    raise RunFailed(f"train.batch_size: got {batch_size}, for which there is not enough memory; {advice} ({reason})")
+    raise RunFailed(f"{lacking}; {advice} ({reason})")
 
 
 def _largest(sizes: Sequence[int], attempt: Callable[[int], None]) -> int | None:

@@ -238,6 +238,24 @@ def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_what_would(tmp_p
     assert "\n" not in text
 
 
+def without_room(overrides):
+    """Why a worker has no room for a step, which it waits for nobody to find out."""
+    run = trainer(make_config(**overrides))
+    with SmallMemory(1e4), pytest.raises(RuntimeError) as caught:
+        run.run()
+    return str(caught.value)
+
+
+def test_where_a_batch_does_not_fit_on_several_workers_each_raises_the_advice(tmp_path, pool):
+    told = pool.run(without_room, {"folder": tmp_path, "method": "simclr", **SHORT})
+    size = make_config(tmp_path, "simclr", **SHORT).train.batch_size
+    for text in told:
+        assert text.startswith(
+            f"train.batch_size: got {size}, for which there is not enough memory; use a smaller batch, "
+        )
+        assert "\n" not in text
+
+
 def test_a_run_goes_on_without_the_evaluation_that_it_could_not_have(tmp_path):
     config = make_config(tmp_path, "simclr", **SHORT)
     trainer(cfg.replace(config, {"train.stop_after": 1})).run()
