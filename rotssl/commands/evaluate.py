@@ -1,6 +1,7 @@
 """The driver of an evaluation: the encoder of a finished run on the test split."""
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,14 @@ from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 from rotssl.data import datasets
 from rotssl.data.images import DataError
+from rotssl.data.record import Record
 from rotssl.evaluation.protocol import KNN_PROTOCOL, LINEAR_PROTOCOL
 from rotssl.reports import terminal
 from rotssl.runs import journal
 from rotssl.runs.state import RunState, check_writable
 from rotssl.tracking import reader, store, writer
 
+log = logging.getLogger(__name__)
 PROTOCOLS = ("knn", "linear")
 KEPT, ENTRY = "test.json", ("epoch", "metrics", "facts")  # in the folder of a run without MLflow
 
@@ -125,8 +128,15 @@ def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str])
         raise ConfigError(
             f"data.root: {config.data.root} is not there any more; give the images' new place: --data.root DIR"
         )
-    test = datasets.load_test(config.data)
-    train = datasets.load(config.data, config.evaluation.holdout).train
+    splits = datasets.load(config.data, config.evaluation.holdout)
+    reason = ""
+    try:
+        reason = Record.compared(splits.record, folder)
+    except ValueError as error:
+        log.warning("%s; the images are not compared with those of the run", error)
+    if reason:
+        raise ConfigError(f"data.root: the run was trained on other images: {reason}")
+    train, test = splits.train, datasets.load_test(config.data)
     assert train.labels is not None and test.labels is not None
     device = indexed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format

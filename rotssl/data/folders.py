@@ -16,7 +16,7 @@ import numpy.typing as npt
 from rotssl.config.fields import ConfigError
 from rotssl.data.images import Labels
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 JUNK = "__MACOSX"  # macOS's own files in a zip; like hidden ones, not images
 
 # What the folders of splits are called, in any case.

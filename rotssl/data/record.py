@@ -57,6 +57,16 @@ class Record:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{folder / FILE} cannot be read ({type(error).__name__})") from error
 
+    @classmethod
+    def compared(cls, ours: "Record | None", folder: Path) -> str:
+        """How the images differ from those that the run in a folder was started with; empty if one of them has no record.
+
+        Raises:
+            ValueError: its record can't be read.
+        """
+        before = cls.read(folder)
+        return ours.differences(before) if ours and before else ""
+
     def differences(self, before: "Record") -> str:
         """How these images differ from those of an earlier start, in words; empty if they are the same."""
         now, then = set(self.classes), set(before.classes)

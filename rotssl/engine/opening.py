@@ -28,12 +28,11 @@ def check_images(splits: Splits, sketch: dict[str, Any], state: dict[str, Any], 
     Raises:
         RunFailed: it has other images; the message says how they differ.
     """
-    before = None
+    reason = ""
     try:
-        before = Record.read(folder)
+        reason = Record.compared(splits.record, folder)
     except ValueError as error:
         log.warning("%s; the images are compared with the checkpoint's sketch only", error)
-    reason = splits.record.differences(before) if splits.record and before else ""
     if reason := reason or other_images(sketch, state.get("images")):
         raise RunFailed(
             f"data.root: the run was started with other images: {reason}; restore them, or choose another tracking.run_name"

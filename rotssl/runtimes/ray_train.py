@@ -233,6 +233,16 @@ def _load(data: ResolvedData, holdout: float, queue: Any, minutes: float) -> dat
         return datasets.load(data, holdout)
 
 
+def lines(data: Any) -> Future[tuple[str, ...]]:
+    """What there is to say about images that ``load`` reads, once it has; the images stay where they are."""
+    future: Future[tuple[str, ...]] = import_ray().remote(num_cpus=0)(_lines).remote(data).future()
+    return future
+
+
+def _lines(splits: datasets.Splits) -> tuple[str, ...]:
+    return splits.lines
+
+
 def _resources(config: ResolvedConfig, workers: Workers) -> dict[str, float]:
     return {"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})}
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -122,6 +123,8 @@ class SweepRun:
             spec["credentials"] = store.credentials()
             specs.append({"config": cfg.to_dict(trial.config), **spec})
         with SweepProgress(self.sweep, chosen, self.prunes) as progress:
+            for ref in filter(None, data.values()):
+                ray_train.lines(ref).add_done_callback(progress.on_data)
             work = ray_tune.Work(run_trial, specs, [trial.config for trial in chosen], progress.silent, data)
             ray_tune.run(work, slots, self.sweep.settings, self._tune, progress)
 
@@ -223,6 +226,12 @@ class SweepProgress:
     ) -> None:
         self.bar.stop()
         self.left = True  # a thread of Tune's may go on: to lose its cluster is no failure of a trial
+
+    def on_data(self, lines: Future[tuple[str, ...]]) -> None:
+        """Show what there is to say about the images; of those that cannot be read each trial reports the error."""
+        if not self.left and lines.exception() is None:
+            for line in lines.result():
+                self._print(line)
 
     def on_epoch(self, index: int, metrics: dict[str, Any]) -> None:
         """Handle a finished epoch of a trial, or its outcome."""

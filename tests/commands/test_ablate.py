@@ -87,6 +87,7 @@ def whole(cluster, tmp_path_factory):
     code, out, err = ablation.run()
     assert code == 0, out + err
     assert "rotation weight 1" in out and "report.html" in out
+    assert "data: 1,256 images in 10 classes (train 256, validation 1,000), 28 x 28" in err
     return ablation
 
 

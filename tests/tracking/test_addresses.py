@@ -269,6 +269,11 @@ def test_images_that_were_moved_are_named_and_can_be_given(tmp_path, capsys):
         ConfigError, match=r"^data\.root: .* is not there any more; give the images' new place: --data\.root DIR"
     ):
         evaluate(None, folder, ("knn",), "")
+    kept = tmp_path / "elsewhere" / "train" / "class1" / "1.png"
+    kept.rename(tmp_path / "1.png")
+    with pytest.raises(ConfigError, match=r"^data\.root: the run was trained on other images: 1 image was removed$"):
+        evaluate(None, folder, ("knn",), "", str(tmp_path / "elsewhere"))
+    (tmp_path / "1.png").rename(kept)
     assert evaluate(None, folder, ("knn",), "", str(tmp_path / "elsewhere")) == 0
 
 
