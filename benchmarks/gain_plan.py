@@ -56,7 +56,7 @@ class Stage:
         halving: instead of ``epochs``.
         final: whether it trains on all training images and is measured on the test split.
         equal: ``compute``: a form whose step takes r plain ones gets 1 / r of the epochs; or ``epochs``.
-        curve: whether kNN is measured after each epoch; by default in final stages.
+        curve: kNN is measured after each so many epochs, 0: only at the end; by default after each in final stages.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Stage:
     halving: Halving | None = None
     final: bool = False
     equal: str = "compute"
-    curve: bool | None = None
+    curve: int | None = None
 
     @property
     def budgets(self) -> Sequence[int]:
@@ -227,8 +227,8 @@ class Plan:
 
     def cell(self, stage: Stage, candidate: Candidate, epochs: int, seed: int) -> Cell:
         """The run of a candidate with a seed."""
-        curve = stage.final if stage.curve is None else stage.curve
-        fields = {**candidate.fields, "evaluation.knn_every": 1 if curve else epochs}
+        curve = int(stage.final) if stage.curve is None else stage.curve
+        fields = {**candidate.fields, "evaluation.knn_every": curve or epochs}
         return Cell(candidate.data, candidate.method, candidate.label, epochs, seed, stage.final, fields)
 
     def row(self, stage: Stage, candidate: Candidate, budget: int, steps: Steps) -> Row:
@@ -278,7 +278,7 @@ def survivors(rows: Sequence[Row], keep: float, results: Results) -> list[Row]:
 def same(run: Mapping[str, Any], wanted: Mapping[str, Any], curve: bool = True) -> bool:
     """Whether a run has the wanted fields; it may measure more often than they say, and more seldom if it needs no curve."""
     every = "evaluation.knn_every"
-    if not curve or run[every] == 1:
+    if not curve or wanted[every] % run[every] == 0:
         run = {**run, every: wanted[every]}
     return dict(run) == dict(wanted)
 

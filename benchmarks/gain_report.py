@@ -83,7 +83,7 @@ def _stage(stage: Stage, rows: Sequence[Row], results: Results) -> list[str]:
 
 def _table(stage: Stage, data: str, rows: Sequence[Row], metric: str, results: Results) -> list[str]:
     """All rows of a data set, then the means over the methods."""
-    curve = metric == "kNN" and (stage.final if stage.curve is None else stage.curve)
+    curve = metric == "kNN" and bool(stage.final if stage.curve is None else stage.curve)
     title = f"{COLUMNS} {metric}, % | gain (seeds) | p | gain (seeds and images) | p |"
     title += " s to plain's kNN | plain epochs to it |" if curve else ""
     lines = ["", f"### {data}: {metric}", "", title, "|---" * (title.count("|") - 1) + "|"]
