@@ -11,7 +11,7 @@ import numpy as np
 from gain_cells import hits_of
 from gain_picture import draw
 from gain_plan import METRICS, PLAIN, Content, Plan, Results, Row, Stage, last
-from gain_stats import Difference, bootstrap, cost_to, t_difference
+from gain_stats import Difference, bootstrap, cost_to, t_difference, with_plain_epochs
 from gain_steps import CHEAP
 from numpy.typing import NDArray
 
@@ -27,7 +27,7 @@ Command: `python benchmarks/gain.py report`; the plan is `benchmarks/gain_plan.y
 - mean: over all methods of the table; seeds and images are drawn for all of them together.
 - s to plain's kNN: training seconds until a run has the final kNN of plain's run with its seed, on lines between epochs, mean
   over the seeds (plain's own in brackets); "2 of 3" if not all reach it. What else the machine did is in these seconds, and not
-  in the plain epochs beside them, which are epochs times step.
+  in the plain epochs beside them: those of the whole run, its epochs times step, shared out over its epochs by their FLOPs.
 - A row with a failed run has no numbers.
 """
 COLUMNS = "| method | form | plain epochs | epochs | step | lr | seeds |"
@@ -35,7 +35,7 @@ COLUMNS = "| method | form | plain epochs | epochs | step | lr | seeds |"
 
 def write(plan: Plan, results: Results) -> str:
     """Write README.md and the pictures; returns the text."""
-    lines, named = [INTRODUCTION], set[str]()
+    lines, named = [INTRODUCTION, *_summary(plan, results)], set[str]()
     for stage in plan.stages.values():
         each = itertools.product(stage.data, stage.methods)
         rows = [row for data, method in each for row in plan.rows(stage, data, method, results)]
@@ -49,6 +49,46 @@ def write(plan: Plan, results: Results) -> str:
     results.folder.mkdir(parents=True, exist_ok=True)
     (results.folder / "README.md").write_text(text)
     return text
+
+
+def _summary(plan: Plan, results: Results) -> list[str]:
+    """All final stages in a table: a row for each data set and method, for each metric the forms and what they gain."""
+    finals = [stage for stage in plan.stages.values() if stage.final]
+    each = [(stage, data, method) for stage in finals for data in stage.data for method in stage.methods]
+    rows = [row for stage, data, method in each for row in plan.rows(stage, data, method, results)]
+    found = {(row.candidate.data, row.candidate.method, row.candidate.label): row for row in rows}
+    found = {key: row for key, row in found.items() if len(_contents(row, results)) == len(row.cells)}
+    labels = [PLAIN, *dict.fromkeys(label for *_, label in found if label != PLAIN)]
+    if not found:
+        return []
+    heads = [f"{metric}: {label}" for metric in METRICS for label in labels]
+    lines = [
+        "",
+        "## All finals",
+        "",
+        "On the test split. In brackets the gain over plain, with the wider of the two intervals.",
+    ]
+    lines += ["", f"| data | method | seeds | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
+    for data, method in dict.fromkeys(key[:2] for key in found):
+        own = [found.get((data, method, label)) for label in labels]
+        shown = [_entry(row, own[0], METRICS[metric], results) for metric in METRICS for row in own]
+        seeds = max(len(row.cells) for row in own if row is not None)
+        lines.append(f"| {' | '.join([data, method, str(seeds), *shown])} |")
+    return lines
+
+
+def _entry(row: Row | None, plain: Row | None, metric: str, results: Results) -> str:
+    """Accuracy of a form, and its gain."""
+    scores = [last(content).get(metric, math.nan) for content in _contents(row, results)] if row is not None else []
+    if not scores or any(map(math.isnan, scores)):
+        return "failed" if scores else ""
+    text = f"{100 * statistics.mean(scores):.1f}"
+    pairs = None if row is None or plain is None or plain is row else Pairs(row, plain, metric, results)
+    if pairs is None or pairs.gains is None:
+        return text
+    both = t_difference(pairs.ours, pairs.theirs), bootstrap(pairs.gains)
+    ends = [end for one in both for end in (one.low, one.high) if end is not None]
+    return f"{text} ({100 * both[0].mean:+.1f}: {100 * min(ends):+.1f} to {100 * max(ends):+.1f})"
 
 
 def _stage(stage: Stage, rows: Sequence[Row], results: Results) -> list[str]:
@@ -168,7 +208,7 @@ def _costs(row: Row, plain: Row, results: Results) -> list[str]:
         taken: list[list[float]] = [[], []]
         for pair in pairs:
             for side, ratio in enumerate((row.ratio or math.nan, 1.0)):
-                points = {e: {**p, "cost/plain_epochs": e * ratio} for e, p in pair[side]["points"].items()}
+                points = with_plain_epochs(pair[side]["points"], ratio)
                 value = cost_to(points, last(pair[1])[metric], metric, cost)
                 taken[side] += [] if value is None else [value]
         ours, own = (f"{statistics.mean(side):.{places}f}" if side else "" for side in taken)

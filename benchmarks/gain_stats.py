@@ -95,3 +95,15 @@ def cost_to(
             return before[1] + share * (at - before[1])
         before = score, at
     return None
+
+
+def with_plain_epochs(points: Mapping[int, Mapping[str, float]], ratio: float) -> dict[int, dict[str, float]]:
+    """The points of a whole run with ``cost/plain_epochs``, in which steps that are cheaper by FLOPs count less.
+
+    Args:
+        points: of each epoch, from 1 on.
+        ratio: seconds of a step over plain's, the mean over the run.
+    """
+    end = max(points)
+    total = end * ratio / points[end]["cost/flops"]
+    return {epoch: {**point, "cost/plain_epochs": total * point["cost/flops"]} for epoch, point in points.items()}

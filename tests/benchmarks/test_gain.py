@@ -77,6 +77,13 @@ def test_costs_are_read_on_lines_between_measured_epochs():
     assert cost_to(points, 0.51) is None and cost_to({}, 0.1) is None
 
 
+def test_cheap_epochs_count_less_and_all_together_as_many_plain_ones_as_were_timed():
+    from gain_stats import with_plain_epochs
+
+    points = {epoch: {"cost/flops": flops} for epoch, flops in ((1, 5.0), (2, 10.0), (3, 20.0))}
+    assert [p["cost/plain_epochs"] for p in with_plain_epochs(points, 0.8).values()] == pytest.approx([0.6, 1.2, 2.4])
+
+
 PLAN = {
     "base": {"byol": {"optim.lr": 0.2}},
     "forms": {
@@ -140,7 +147,7 @@ def pretend(folder, cell, score, error="", **changed):
 
     right = {"knn/top1": np.arange(1000) < 1000 * score, "linear/top1": np.arange(1000) < 1000 * (score + 0.1)}
     points = {
-        epoch: {"knn/top1": epoch / cell.epochs * score, "cost/train_seconds": 10.0 * epoch}
+        epoch: {"knn/top1": epoch / cell.epochs * score, "cost/train_seconds": 10.0 * epoch, "cost/flops": 1e9 * epoch}
         for epoch in range(1, cell.epochs + 1)
     }
     points[cell.epochs] |= {name: float(found.mean()) for name, found in right.items()}
@@ -245,6 +252,15 @@ def test_the_report_has_all_runs_and_their_gains(study):
     assert "3, failed |  |  |" in rows["byol", "paper"]
     assert "+0.50 (+0.50 to +0.50)" in rows["mean of 2", "own"] and knn.count("mean of") == 1
     assert (results.folder / "finals.png").stat().st_size > 1000
+    summary = text.split("## All finals")[1].split("\n## ")[0]
+    heads, *entries = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in summary.splitlines() if "| " in line
+    ]
+    assert heads[3:6] == ["kNN: plain", "kNN: paper", "kNN: own"] and heads[6] == "linear: plain"
+    byol = dict(zip(heads, entries[0], strict=True))
+    assert (byol["method"], byol["seeds"], byol["kNN: plain"], byol["kNN: paper"]) == ("byol", "3", "51.0", "failed")
+    low, high = map(float, byol["kNN: own"].removeprefix("53.0 (+2.0: ").removesuffix(")").split(" to "))
+    assert low < 1.9 and high > 2.1  # by the sampling of images: the seeds agree
 
 
 def test_the_registered_plan_holds(tmp_path):
