@@ -1,7 +1,16 @@
-"""Conversion to full precision for results that must not be rounded."""
+"""Half precision where it is asked for, and full precision for results that must not be rounded."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # fp32 has none
+
+
+def autocast(device: torch.device, kind: torch.dtype | None) -> AbstractContextManager[object]:
+    """Within the body, networks compute in this kind of half precision, as autocast chooses; None: in full precision."""
+    return nullcontext() if kind is None else torch.autocast(device.type, kind)
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -119,7 +119,9 @@ def _kept(file: Path) -> list[dict[str, Any]]:
 def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str]) -> dict[str, float]:
     import torch
 
+    from rotssl.base.precision import HALF
     from rotssl.data.augment import Augment
+    from rotssl.engine.hardware import precision
     from rotssl.engine.runtime import indexed
     from rotssl.evaluation.measure import extract, measures
     from rotssl.models.encoders import load_encoder
@@ -142,7 +144,8 @@ def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str])
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     encoder = load_encoder(folder)[0].to(device, memory_format=layout)  # type: ignore[call-overload]
     augment = Augment(config.views, config.data.image_size, *datasets.normalization(config.data.name), 0)
-    bank, queries = (extract(encoder, part, augment, device, layout) for part in (train, test))
+    kind = HALF.get(precision(config, device))
+    bank, queries = (extract(encoder, part, augment, device, layout, kind) for part in (train, test))
     labels = [torch.from_numpy(part.labels).to(device) for part in (train, test)]
     computed = measures(bank, labels[0], queries, labels[1], "linear" in protocols)
     found = {name: compute() for name, compute in computed.items()}

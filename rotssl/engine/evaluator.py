@@ -25,13 +25,21 @@ class Evaluator:
         splits: the images.
         augment: provides the normalisation.
         layout: memory format of the images.
+        kind: of half precision that the run trains in; None: full.
         runtime: environment that this runs in.
     """
 
     def __init__(
-        self, config: ResolvedConfig, splits: Splits, augment: Augment, layout: torch.memory_format, runtime: Runtime
+        self,
+        config: ResolvedConfig,
+        splits: Splits,
+        augment: Augment,
+        layout: torch.memory_format,
+        kind: torch.dtype | None,
+        runtime: Runtime,
     ) -> None:
-        self.config, self.splits, self.augment, self.layout, self.runtime = config, splits, augment, layout, runtime
+        self.config, self.splits, self.augment, self.runtime = config, splits, augment, runtime
+        self.layout, self.kind = layout, kind
         self.prefix = "" if splits.test is None else "test/"
         self.queries = splits.test or splits.validation  # None without labels
 
@@ -63,7 +71,7 @@ class Evaluator:
         sets, device = (self.splits.train, self.queries), self.runtime.device
         shares, room, finite, reason = list[Tensor](), list[Tensor | None](), True, ""
         try:
-            shares = [encode_share(encoder, part, self.augment, device, self.layout) for part in sets]
+            shares = [encode_share(encoder, part, self.augment, device, self.layout, self.kind) for part in sets]
             # By rows: a mask of all features would take as much memory as the features themselves.
             finite = all(bool(share.sum(1).isfinite().all()) for share in shares)
             room = [distributed.room_for_all(share) for share in shares]

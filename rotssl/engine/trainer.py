@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from rotssl import config as cfg
 from rotssl.base import distributed, memory, rng
+from rotssl.base.precision import HALF, autocast
 from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
 from rotssl.config.methods import METHODS
@@ -89,7 +90,8 @@ class Trainer:
         self.guard = Guard(dict(self.model.named_tasks()), steps and self.warmup + steps, steps // 2)
         self.model.off = self.guard.off
         self.images = sketch(splits.train, splits.classes)
-        self.evaluator = Evaluator(config, splits, self.augment, self.layout, runtime)
+        half = HALF.get(self.precision)
+        self.evaluator = Evaluator(config, splits, self.augment, self.layout, half, runtime)
 
     def facts(self) -> dict[str, str]:
         """Facts that the configuration leaves open, for the tags of the run."""
@@ -311,8 +313,7 @@ class Trainer:
         with torch.no_grad():
             views = self.augment(images, ctx)
             views = views.map(lambda view: view.contiguous(memory_format=self.layout))
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        with nullcontext() if kind is None else torch.autocast(device.type, kind):
+        with autocast(device, HALF.get(self.precision)):
             out: Output = self.parallel(views, ctx)
         if ctx.step == 0 and ctx.positions[0] == 0:
             path = self.journal.folder / "views.png"

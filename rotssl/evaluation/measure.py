@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rotssl.base import distributed, heartbeat
+from rotssl.base.precision import autocast
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet
 from rotssl.evaluation.collapse import effective_rank
@@ -22,6 +23,7 @@ def encode_share(
     augment: Augment,
     device: torch.device,
     layout: torch.memory_format,
+    kind: torch.dtype | None = None,
     batch: int = 512,
 ) -> Tensor:
     """Features (ceil(N / workers), D) of this worker's share of the images; the encoder stays in evaluation mode.
@@ -32,6 +34,7 @@ def encode_share(
         augment: provides the normalisation.
         device: device of the encoder.
         layout: memory format of the images.
+        kind: of half precision to encode in, as in training; None: float32. The features are float32.
         batch: images per forward pass.
     """
     encoder.eval()
@@ -41,16 +44,22 @@ def encode_share(
     for first in range(0, share, batch):
         images = torch.from_numpy(np.take(data.images, own[first : first + batch], axis=0))
         x = augment.evaluation(images.to(device)).contiguous(memory_format=layout)
-        parts.append(encoder(x).float())
+        with autocast(device, kind):
+            parts.append(encoder(x).float())
         heartbeat.beat()
     return torch.cat(parts)
 
 
 def extract(
-    encoder: nn.Module, data: ImageSet, augment: Augment, device: torch.device, layout: torch.memory_format
+    encoder: nn.Module,
+    data: ImageSet,
+    augment: Augment,
+    device: torch.device,
+    layout: torch.memory_format,
+    kind: torch.dtype | None = None,
 ) -> Tensor:
     """Features (N, D) of all images; every worker encodes its share. Arguments as of ``encode_share``."""
-    return distributed.gather(encode_share(encoder, data, augment, device, layout))[: len(data)]
+    return distributed.gather(encode_share(encoder, data, augment, device, layout, kind))[: len(data)]
 
 
 def measures(

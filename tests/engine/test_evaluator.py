@@ -97,6 +97,15 @@ def test_what_could_not_be_measured_at_the_end_is_said_and_made_up_for(tmp_path,
     assert pretrain.pretrain(config) == 0 and "is already finished" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_encoder_is_measured_in_the_precision_that_it_is_trained_in(tmp_path, precision, kind):
+    run = trainer(make_config(tmp_path, "simclr", **SHORT | {"train.epochs": 1, "train.precision": precision}))
+    first, seen = next(m for m in run.model.encoder.modules() if isinstance(m, torch.nn.Conv2d)), set()
+    first.register_forward_hook(lambda module, inputs, out: seen.add((module.training, out.dtype)))
+    run.run()
+    assert seen == {(True, kind), (False, kind)}
+
+
 def test_where_one_worker_cannot_encode_its_share_all_leave_it(tmp_path, pool):
     for points in pool.run(run_with_one_that_fails, {"folder": tmp_path, "method": "simclr", **SHORT}):
         assert list(points) == [1, 2, 3] and not any("knn/top1" in point for point in points.values())
