@@ -309,7 +309,8 @@ class Trainer:
         device, every = self.runtime.device, self.config.tasks.log_gradients_every
         # Randomness inside the model (drop path) is a function of seed, step and the first sample's position, which identifies
         # worker and pass; nothing else draws from torch's generator.
-        torch.manual_seed(rng.key(ctx.seed, "model", ctx.step, int(ctx.positions[0])) >> 1)
+        if self.config.encoder.drop_path:
+            torch.manual_seed(rng.key(ctx.seed, "model", ctx.step, int(ctx.positions[0])) >> 1)
         with torch.no_grad():
             views = self.augment(images, ctx)
             views = views.map(lambda view: view.contiguous(memory_format=self.layout))

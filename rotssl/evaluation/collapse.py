@@ -20,6 +20,9 @@ def effective_rank(features: Tensor) -> float:
 
     RankMe, Garrido et al. 2023 (arXiv 2210.02885), eq. 1.
     """
-    values = torch.linalg.svdvals(features.float())
+    x = features.double()
+    # From the smaller Gram matrix, in float64: the singular values of 50,000 x 2048 features take seconds on a GPU.
+    gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
+    values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     share = values / values.sum().clamp_min(1e-12) + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))

@@ -10,7 +10,7 @@ from rotssl.base.schedules import cosine
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import DinoConfig
 from rotssl.methods.base import Method, Pending, other_views
-from rotssl.methods.losses import dino_cross_entropy, similarity
+from rotssl.methods.losses import cross_entropy, dino_prediction, dino_target, similarity
 
 
 class Head(nn.Module):
@@ -62,9 +62,10 @@ class DINO(Method):
         """Eq. 3: the mean over the ordered pairs of a view and another global one."""
         assert z_teacher is not None
         self.means.add(full_precision(torch.cat(z_teacher)).mean(0), ctx)
-        temperatures = self.config.temperature, self.teacher_temperature(ctx.epoch)
-        pairs = other_views(len(z), len(z_teacher))
-        terms = [dino_cross_entropy(z[i], z_teacher[j], self.center, *temperatures) for i, j in pairs]
+        sharpness = self.teacher_temperature(ctx.epoch)
+        targets = [dino_target(view, self.center, sharpness) for view in z_teacher]
+        predictions = [dino_prediction(view, self.config.temperature) for view in z]
+        terms = [cross_entropy(targets[j], predictions[i]) for i, j in other_views(len(z), len(z_teacher))]
         return StepOutput(torch.stack(terms).mean())
 
     def teacher_momentum(self, progress: float) -> float:

@@ -136,7 +136,7 @@ def swapped_prediction(scores: Tensor, code: Tensor, temperature: float) -> Tens
     Returns:
         The scalar mean over the batch; ln K if the prediction is uniform.
     """
-    return -(code * F.log_softmax(full_precision(scores) / temperature, dim=1)).sum(1).mean()
+    return cross_entropy(code, F.log_softmax(full_precision(scores) / temperature, dim=1))
 
 
 def barlow_twins(a: Tensor, b: Tensor, off_diagonal: float, total: Callable[[Tensor], Tensor] = one_worker) -> Tensor:
@@ -210,5 +210,19 @@ def dino_cross_entropy(
     Returns:
         The scalar mean over the batch.
     """
-    target = F.softmax((full_precision(teacher.detach()) - center) / teacher_temperature, dim=1)
-    return -(target * F.log_softmax(full_precision(student) / temperature, dim=1)).sum(1).mean()
+    return cross_entropy(dino_target(teacher, center, teacher_temperature), dino_prediction(student, temperature))
+
+
+def dino_target(teacher: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """The teacher's centred and sharpened distribution, without gradient; (B, K) -> (B, K)."""
+    return F.softmax((full_precision(teacher.detach()) - center) / temperature, dim=1)
+
+
+def dino_prediction(student: Tensor, temperature: float) -> Tensor:
+    """Logarithms of the student's distribution, (B, K) -> (B, K)."""
+    return F.log_softmax(full_precision(student) / temperature, dim=1)
+
+
+def cross_entropy(target: Tensor, prediction: Tensor) -> Tensor:
+    """Mean cross-entropy of distributions (B, K) and logarithms of distributions (B, K)."""
+    return -(target * prediction).sum(1).mean()

@@ -36,6 +36,19 @@ def test_dino_s_centre_follows_eq_4_over_all_views_and_passes(passes):
         torch.testing.assert_close(method.center, expected)
 
 
+def test_dino_computes_each_view_s_distribution_once(monkeypatch):
+    counts = dict.fromkeys(("softmax", "log_softmax"), 0)
+    for name in counts:
+
+        def counted(*args, name=name, real=getattr(F, name), **options):
+            counts[name] += 1
+            return real(*args, **options)
+
+        monkeypatch.setattr(F, name, counted)
+    make("dino").loss(random_views(5), random_views(2, seed=1), context())
+    assert counts == {"softmax": 2, "log_softmax": 5}
+
+
 def entropy(distribution):
     return -(distribution * distribution.clamp_min(1e-12).log()).sum(1).mean().item()
 
