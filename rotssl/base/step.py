@@ -1,6 +1,7 @@
 """The data about a step that loader, methods, tasks and engine exchange."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ class StepContext:
         global_views: number of global views, which precede the local ones.
         passes: number of forward passes that the step's batch is split into; this is one of them.
         repeat: whether the method's loss is called again for the same pass, with other projections of its views.
+        draws: what was drawn for the views of each pass, made and sent to the device ahead; none: it is drawn when needed.
     """
 
     seed: int
@@ -34,6 +36,7 @@ class StepContext:
     global_views: int = 2
     passes: int = 1
     repeat: bool = False
+    draws: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

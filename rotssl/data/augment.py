@@ -5,7 +5,7 @@ random order for each sample); the parameters are pure functions of (seed, epoch
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -64,15 +64,6 @@ def draw_crops(stream: int, positions: Positions, height: int, width: int, scale
     top = np.where(found, np.floor(draws[rows, 2, first] * (height - h + 1)), (height - h) // 2).astype(np.int64)
     left = np.where(found, np.floor(draws[rows, 3, first] * (width - w + 1)), (width - w) // 2).astype(np.int64)
     return Crops(top, left, h, w)
-
-
-def _send(device: torch.device, *arrays: npt.NDArray[Any]) -> list[Tensor]:
-    """Host arrays as float32 tensors on the device, sent in one asynchronous copy."""
-    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.float32))
-    if device.type == "cuda":
-        flat = flat.pin_memory().to(device, non_blocking=True)
-    parts = flat.split([array.size for array in arrays])
-    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
 def crop_grid(crops: Crops, flipped: Mask, height: int, width: int, size: int) -> tuple[Floats, Floats]:
@@ -146,6 +137,51 @@ class Views(NamedTuple):
         return Views([change(view) for view in self.full], [change(view) for view in self.local], own)
 
 
+class Plan(NamedTuple):
+    """How to make one view: its side, the slices of sort_steps(), and the shapes of its numbers."""
+
+    size: int
+    slices: list[list[tuple[int, int, int]]]
+    shapes: list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What was drawn for the views of a batch; a function of the seed, the epoch, the progress and the samples' positions.
+
+    Attributes:
+        epoch: 0-based.
+        progress: of the run, on which the views' sides depend.
+        positions: of the samples, (B,).
+        plans: of each view: global, local, then those of tasks.
+        numbers: of all of them, float32 in one tensor, so that they go to the device in one copy.
+    """
+
+    epoch: int
+    progress: float
+    positions: Positions
+    plans: list[Plan]
+    numbers: Tensor
+
+    def are_for(self, ctx: StepContext) -> bool:
+        """Whether they are those of a step."""
+        same = (self.epoch, self.progress) == (ctx.epoch, ctx.progress)
+        return same and np.array_equal(self.positions, ctx.positions)
+
+    def to(self, device: torch.device) -> "Draws":
+        """The same with the numbers on the device, copied without waiting."""
+        if device.type != "cuda":
+            return self
+        return replace(self, numbers=self.numbers.pin_memory().to(device, non_blocking=True))
+
+    def each(self) -> Iterator[tuple[Plan, list[Tensor]]]:
+        """Each view's plan and numbers."""
+        sizes = [math.prod(shape) for plan in self.plans for shape in plan.shapes]
+        parts = iter(self.numbers.split(sizes))
+        for plan in self.plans:
+            yield plan, [next(parts).view(shape) for shape in plan.shapes]
+
+
 class Augment:
     """Makes the views of a batch.
 
@@ -177,6 +213,7 @@ class Augment:
         if views.local_count:
             self.local = [Crop(views.local_size, views.local_scale, views.local_blur)] * views.local_count
         self.own = dict(own or {})
+        self._statistics: dict[torch.device, Tensor] = {}
 
     def crop_at(self, crop: Crop, progress: float) -> Crop:
         """The crop with the side that it has at a progress of the run."""
@@ -185,7 +222,10 @@ class Augment:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise by the data set's mean and standard deviation: (B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W)."""
-        mean, std = _send(images.device, *np.array([self.mean, self.std]).reshape(2, 1, -1, 1, 1))
+        if images.device not in self._statistics:
+            both = torch.tensor([self.mean, self.std], dtype=torch.float32).view(2, 1, -1, 1, 1)
+            self._statistics[images.device] = both.to(images.device) if images.is_cuda else both
+        mean, std = self._statistics[images.device]
         return images.sub(mean).div_(std).expand(-1, 3, -1, -1)
 
     def evaluation(self, images: Tensor) -> Tensor:
@@ -200,21 +240,44 @@ class Augment:
 
         Args:
             images: uint8 (B, C, H, W), on the device of the views.
-            ctx: context of the step, with the positions of these B samples.
+            ctx: context of the step, with the positions of these B samples, and what the loader drew for them, if it did.
         """
+        draws = next((drawn for drawn in ctx.draws if drawn.are_for(ctx)), None)
+        if draws is None:
+            draws = self.draw(ctx, images.shape[1:]).to(images.device)
         x = images.float() / 255
+        made = iter([self._view(x, plan, numbers) for plan, numbers in draws.each()])
+        full, local = ([next(made) for _ in crops] for crops in (self.full, self.local))
+        return Views(full, local, {name: [next(made)] for name in self.own})
 
-        def make(crop: Crop, *name: int | str) -> Tensor:
-            return self._view(x, self.crop_at(crop, ctx.progress), (self.seed, ctx.epoch, *name), ctx.positions)
+    def _view(self, x: Tensor, plan: Plan, numbers: list[Tensor]) -> Tensor:
+        ticks_y, ticks_x, index, own = numbers
+        return self.normalize(apply_steps(crop_resize(x, ticks_y, ticks_x), plan.slices, index.long(), own))
 
-        return Views(
-            [make(crop, "view", v) for v, crop in enumerate(self.full)],
-            [make(crop, "local", v) for v, crop in enumerate(self.local)],
-            {name: [make(crop, "task", name)] for name, crop in self.own.items()},
-        )
+    def draw(self, ctx: StepContext, shape: Sequence[int]) -> Draws:
+        """Draw for the views of a batch, on the host.
 
-    def _view(self, x: Tensor, crop: Crop, name: tuple[int | str, ...], positions: Positions) -> Tensor:
-        config = self.views
+        Args:
+            ctx: context of the step.
+            shape: of the stored images, (C, H, W).
+        """
+        named: list[tuple[Crop, tuple[str, int | str]]] = [(crop, ("view", v)) for v, crop in enumerate(self.full)]
+        named += [(crop, ("local", v)) for v, crop in enumerate(self.local)]
+        named += [(crop, ("task", name)) for name, crop in self.own.items()]
+        plans, arrays = list[Plan](), list[npt.NDArray[Any]]()
+        for crop, name in named:
+            crop = self.crop_at(crop, ctx.progress)
+            slices, drawn = self._draw(crop, (self.seed, ctx.epoch, *name), ctx.positions, shape)
+            plans.append(Plan(crop.size, slices, [array.shape for array in drawn]))
+            arrays += drawn
+        flat = np.concatenate([array.ravel() for array in arrays]).astype(np.float32)
+        return Draws(ctx.epoch, ctx.progress, ctx.positions, plans, torch.from_numpy(flat))
+
+    def _draw(
+        self, crop: Crop, name: tuple[int | str, ...], positions: Positions, shape: Sequence[int]
+    ) -> tuple[list[list[tuple[int, int, int]]], list[npt.NDArray[Any]]]:
+        """The slices of a view's steps, and its numbers: rows and columns to read, then rows and factors of the steps."""
+        config, (channels, height, width) = self.views, shape
 
         def stream(purpose: str) -> int:
             return rng.key(*name, purpose)
@@ -222,7 +285,6 @@ class Augment:
         def chance(purpose: str, p: float) -> Mask:
             return rng.uniform(stream(purpose), positions, 1)[:, 0] < p
 
-        count, channels, height, width = x.shape
         boxes = draw_crops(stream("crop"), positions, height, width, crop.scale)
         y_x = crop_grid(boxes, chance("flip", config.flip), height, width, crop.size)
         steps = [draw_jitter(stream("jitter"), positions, config.jitter, config.jitter_p)]
@@ -232,11 +294,10 @@ class Augment:
             (SOLARIZE, "solarize", crop.solarize),
         ):
             if p > 0:
-                factors = np.ones((1, count))
+                factors = np.ones((1, len(positions)))
                 if op == BLUR:
                     low, high = BLUR_SIGMA
                     factors = low + (high - low) * rng.uniform(stream("sigma"), positions, 1).T
                 steps.append(Steps(np.where(chance(purpose, p), op, NOTHING)[None], factors))
         slices, rows, factors = sort_steps(steps, coloured=channels == 3)
-        ticks_y, ticks_x, index, own = _send(x.device, *y_x, rows, factors)
-        return self.normalize(apply_steps(crop_resize(x, ticks_y, ticks_x), slices, index.long(), own))
+        return slices, [*y_x, rows, factors]

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from rotssl.base import rng
 from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
+from rotssl.data.augment import Augment, Draws
 from rotssl.data.images import Pixels
 
 AHEAD = 2  # batches that the thread prepares in advance
@@ -46,7 +48,8 @@ def prefetch(
 class Loader:
     """This worker's batches.
 
-    A thread is used only if there is something to wait for: a copy to a GPU, or images that may have to be read from a disk.
+    A thread is used only if there is something to wait for: a copy to a GPU, with what is drawn for the views, or images that may
+    have to be read from a disk.
     Copying a batch from memory takes about a thousandth of even a small encoder's step on CPUs (benchmarks/input_wait.py), which
     is all that a thread could save.
 
@@ -56,6 +59,7 @@ class Loader:
         device: device of the batches.
         rank: rank of this worker.
         world_size: number of workers that share each batch.
+        augment: draws for the views of the batches, in the thread.
 
     Attributes:
         steps_per_epoch: number of full batches; remaining images are dropped.
@@ -65,9 +69,15 @@ class Loader:
     """
 
     def __init__(
-        self, config: ResolvedConfig, images: Pixels, device: torch.device, rank: int = 0, world_size: int = 1
+        self,
+        config: ResolvedConfig,
+        images: Pixels,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+        augment: Augment | None = None,
     ) -> None:
-        self.config, self.images = config, images
+        self.config, self.images, self.augment = config, images, augment
         self.device, self.rank, self.world_size = device, rank, world_size
         self.steps_per_epoch = len(images) // config.train.batch_size
         self.total_steps = self.steps_per_epoch * config.train.epochs
@@ -86,7 +96,8 @@ class Loader:
         def make(i: int) -> tuple[Tensor, torch.cuda.Event | None, StepContext]:
             i += begin
             first = i * size + self.rank * each
-            return *self._cut(order[first : first + each]), self._context(epoch, i, np.arange(first, first + each))
+            ctx = self._context(epoch, i, np.arange(first, first + each))
+            return self._send(self._cut(order[first : first + each]), ctx)
 
         device = self.device  # a new thread would use the first GPU of the node and create a context there
         start = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
@@ -96,19 +107,32 @@ class Loader:
             if copied is not None:
                 stream = torch.cuda.current_stream(self.device)
                 stream.wait_event(copied)
-                images.record_stream(stream)
+                for tensor in (images, *(drawn.numbers for drawn in ctx.draws)):
+                    tensor.record_stream(stream)
             self.waited += time.perf_counter() - started
             yield images, ctx
             started = time.perf_counter()
 
-    def _cut(self, index: rng.Positions) -> tuple[Tensor, torch.cuda.Event | None]:
-        """The images with these indices on the device, and on GPUs the event that ends their copy, which overlaps the step."""
-        batch = torch.from_numpy(np.take(self.images, index, axis=0))
+    def _cut(self, index: rng.Positions) -> Tensor:
+        """The images with these indices."""
+        return torch.from_numpy(np.take(self.images, index, axis=0))
+
+    def _send(self, images: Tensor, ctx: StepContext) -> tuple[Tensor, torch.cuda.Event | None, StepContext]:
+        """The images and what is drawn for them on the device, and on GPUs the event that ends the copies during the step."""
+        draws = self._draw(ctx) if self.ahead and self.augment is not None else ()
         if self.stream is None:
-            return batch, None
+            return images, None, replace(ctx, draws=draws)
         with torch.cuda.stream(self.stream):
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
-            return batch, self.stream.record_event()
+            images = images.pin_memory().to(self.device, non_blocking=True)
+            ctx = replace(ctx, draws=tuple(drawn.to(self.device) for drawn in draws))
+            return images, self.stream.record_event(), ctx
+
+    def _draw(self, ctx: StepContext) -> tuple[Draws, ...]:
+        """Draws for the views of each pass."""
+        assert self.augment is not None
+        each = len(ctx.positions) // ctx.passes
+        parts = [ctx.positions[first : first + each] for first in range(0, len(ctx.positions), each)]
+        return tuple(self.augment.draw(replace(ctx, positions=part), self.images.shape[1:]) for part in parts)
 
     def _context(self, epoch: int, i: int, positions: rng.Positions) -> StepContext:
         step, train = epoch * self.steps_per_epoch + i, self.config.train

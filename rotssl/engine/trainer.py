@@ -80,7 +80,7 @@ class Trainer:
         self.parallel = runtime.wrap(self.model)
         statistics = normalization(config.data.name)
         self.augment = Augment(config.views, config.data.image_size, *statistics, train.seed, self.model.own_crops())
-        self.loader = Loader(config, splits.train.images, device, runtime.rank, runtime.world_size)
+        self.loader = Loader(config, splits.train.images, device, runtime.rank, runtime.world_size, self.augment)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
         self.recorder = EpochRecorder(journal, runtime)
         self.alarm = Alarm(train.on_collapse, journal.points, runtime)

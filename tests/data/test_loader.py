@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,6 +97,30 @@ def test_batches_are_the_same_with_and_without_the_thread(tmp_path):
             assert np.array_equal(ours.positions, theirs.positions) and ours.step == theirs.step
             assert ours.progress == theirs.progress and ours.batch_start == theirs.batch_start
     assert ended()
+
+
+def test_the_thread_draws_for_the_views_of_each_pass_what_the_step_would(tmp_path, monkeypatch):
+    run = trainer(make_config(tmp_path, "byol", **{"data.limit": 64, "train.accumulate": 2}))
+    loader = Loader(run.config, mapped(run.splits.train.images, tmp_path), run.runtime.device, augment=run.augment)
+    draw, here = run.augment.draw, []  # the draws of this thread
+
+    def watched(*given):
+        here.extend([1] if threading.current_thread() is threading.main_thread() else [])
+        return draw(*given)
+
+    monkeypatch.setattr(run.augment, "draw", watched)
+    for images, ctx in loader.batches(1):
+        half = len(images) // 2
+        for first in (0, half):
+            part = replace(ctx, positions=ctx.positions[first : first + half])
+            ahead = run.augment(images[first : first + half], part)
+            assert not here
+            now = run.augment(images[first : first + half], replace(part, draws=()))
+            assert here.pop() and not here
+            for ours, theirs in zip(ahead.full, now.full, strict=True):
+                assert torch.equal(ours, theirs)
+        run.augment(images[half:], replace(part, epoch=2))  # not what was drawn for
+        assert here.pop()
 
 
 @pytest.mark.contract
