@@ -160,6 +160,7 @@ def _run(cell: Cell, path: Path, work: Path, common: Mapping[str, Any]) -> str:
         "commit": commit(),
         "machine": machine(),
         "precision": PRECISION,
+        "evaluation_precision": engine.evaluator.precision,
     }
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1) + "\n")

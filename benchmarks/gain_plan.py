@@ -56,7 +56,7 @@ class Stage:
         halving: instead of ``epochs``.
         final: whether it trains on all training images and is measured on the test split.
         equal: ``compute``: a form whose step takes r plain ones gets 1 / r of the epochs; or ``epochs``.
-        curve: kNN is measured after each so many epochs, 0: only at the end; by default after each in final stages.
+        curve: kNN is measured every so many epochs, 0: only at the end; by default every epoch in final stages.
     """
 
     name: str
@@ -147,7 +147,9 @@ class Results:
             content["points"] = {int(epoch): point for epoch, point in content["points"].items()}
             self._known[cell.name] = content
         content = self._known.get(cell.name)
-        if content is not None and not same({**content["common"], **content["fields"]}, {**self.common, **cell.fields}):
+        if content is not None and not same(
+            {**content["common"], **content["fields"]}, {**self.common, **cell.fields}, cell.epochs
+        ):
             raise SystemExit(f"{path} has other fields than the plan: name the form anew, or remove the file")
         return content
 
@@ -179,7 +181,7 @@ class Plan:
             for data, method, budget, seed in itertools.product(stage.data, stage.methods, stage.budgets, stage.seeds):
                 for candidate in self.candidates(stage, data, method):
                     cell = self.cell(stage, candidate, budget, seed)
-                    if not same(seen.setdefault(cell.name, cell).fields, cell.fields, curve=False):
+                    if not same(seen.setdefault(cell.name, cell).fields, cell.fields, None):
                         raise SystemExit(f"{stage.name}: there is another {cell.name}, of other fields")
 
     def _stage(self, name: str, keys: dict[str, Any]) -> Stage:
@@ -275,10 +277,10 @@ def survivors(rows: Sequence[Row], keep: float, results: Results) -> list[Row]:
     return plain + others[: max(1, math.ceil(keep * len(others)))]
 
 
-def same(run: Mapping[str, Any], wanted: Mapping[str, Any], curve: bool = True) -> bool:
-    """Whether a run has the wanted fields; it may measure more often than they say, and more seldom if it needs no curve."""
+def same(run: Mapping[str, Any], wanted: Mapping[str, Any], epochs: int | None) -> bool:
+    """Whether a run of so many epochs has the wanted fields; it may measure more often than they say. None: however often."""
     every = "evaluation.knn_every"
-    if not curve or wanted[every] % run[every] == 0:
+    if epochs is None or wanted[every] == epochs or wanted[every] % run[every] == 0:
         run = {**run, every: wanted[every]}
     return dict(run) == dict(wanted)
 

@@ -56,8 +56,12 @@ def _summary(plan: Plan, results: Results) -> list[str]:
     finals = [stage for stage in plan.stages.values() if stage.final]
     each = [(stage, data, method) for stage in finals for data in stage.data for method in stage.methods]
     rows = [row for stage, data, method in each for row in plan.rows(stage, data, method, results)]
-    found = {(row.candidate.data, row.candidate.method, row.candidate.label): row for row in rows}
-    found = {key: row for key, row in found.items() if len(_contents(row, results)) == len(row.cells)}
+    found: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        if row.cells and len(_contents(row, results)) == len(row.cells):
+            key = row.candidate.data, row.candidate.method, row.candidate.label
+            if found.setdefault(key, row).cells != row.cells:
+                raise SystemExit(f"{' '.join(key)}: two final stages have it, with other epochs or seeds")
     labels = [PLAIN, *dict.fromkeys(label for *_, label in found if label != PLAIN)]
     if not found:
         return []
@@ -66,7 +70,7 @@ def _summary(plan: Plan, results: Results) -> list[str]:
         "",
         "## All finals",
         "",
-        "On the test split. In brackets the gain over plain, with the wider of the two intervals.",
+        "On the test split. In brackets the gain over plain, with the interval that covers both of those below.",
     ]
     lines += ["", f"| data | method | seeds | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
     for data, method in dict.fromkeys(key[:2] for key in found):

@@ -268,13 +268,15 @@ def speed(cell: Cell) -> None:
 
 def evaluation(cell: Cell, trainer: Any) -> dict[str, Any]:
     """Seconds of an evaluation of the encoder, and of its parts."""
+    from rotssl.base.precision import HALF
     from rotssl.evaluation.measure import extract, measures
 
     encoder, parts = trainer.model.encoder, (trainer.splits.train, trainer.splits.validation)
     features: list[Any] = []
 
     def encode(_: int) -> None:
-        features.extend(extract(encoder, part, trainer.augment, cell.device, trainer.layout) for part in parts)
+        kind = HALF.get(trainer.evaluator.precision)
+        features.extend(extract(encoder, part, trainer.augment, cell.device, trainer.layout, kind) for part in parts)
 
     row: dict[str, Any] = {"images": sum(map(len, parts)), "encode, s": seconds(cell, encode, 1)}
     labels = [torch.from_numpy(part.labels).to(cell.device) for part in parts]

@@ -202,7 +202,8 @@ def _conclude(sweep: SweepRun, code: int = EXIT_OK) -> int:
         say("MLflow is incomplete; the same command sends the rest")
     status = "interrupted" if code else "finished" if not failed and not left and complete else "failed"
     sweep.close(status, counts(states), ids)
-    if code:
+    if code == EXIT_INTERRUPTED:
         say("interrupted; the same command resumes from the last checkpoints")
+    if code:
         return code
     return EXIT_OK if status == "finished" else EXIT_FAILED

@@ -13,7 +13,7 @@ from rotssl.base.files import write_whole
 from rotssl.commands import EXIT_FAILED, EXIT_OK, recorded
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
-from rotssl.data import datasets
+from rotssl.data import datasets, likeness
 from rotssl.data.images import DataError
 from rotssl.data.record import Record
 from rotssl.evaluation.protocol import KNN_PROTOCOL, LINEAR_PROTOCOL
@@ -119,9 +119,7 @@ def _kept(file: Path) -> list[dict[str, Any]]:
 def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str]) -> dict[str, float]:
     import torch
 
-    from rotssl.base.precision import HALF
     from rotssl.data.augment import Augment
-    from rotssl.engine.hardware import precision
     from rotssl.engine.runtime import indexed
     from rotssl.evaluation.measure import extract, measures
     from rotssl.models.encoders import load_encoder
@@ -130,6 +128,7 @@ def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str])
         raise ConfigError(
             f"data.root: {config.data.root} is not there any more; give the images' new place: --data.root DIR"
         )
+    test = datasets.load_test(config.data)
     splits = datasets.load(config.data, config.evaluation.holdout)
     reason = ""
     try:
@@ -138,14 +137,15 @@ def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str])
         log.warning("%s; the images are not compared with those of the run", error)
     if reason:
         raise ConfigError(f"data.root: the run was trained on other images: {reason}")
-    train, test = splits.train, datasets.load_test(config.data)
+    train = splits.train
+    for line in likeness.between(train, test, "test"):
+        print(line)
     assert train.labels is not None and test.labels is not None
     device = indexed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     encoder = load_encoder(folder)[0].to(device, memory_format=layout)  # type: ignore[call-overload]
     augment = Augment(config.views, config.data.image_size, *datasets.normalization(config.data.name), 0)
-    kind = HALF.get(precision(config, device))
-    bank, queries = (extract(encoder, part, augment, device, layout, kind) for part in (train, test))
+    bank, queries = (extract(encoder, part, augment, device, layout) for part in (train, test))
     labels = [torch.from_numpy(part.labels).to(device) for part in (train, test)]
     computed = measures(bank, labels[0], queries, labels[1], "linear" in protocols)
     found = {name: compute() for name, compute in computed.items()}

@@ -138,9 +138,8 @@ class Views(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How to make one view: its side, the slices of sort_steps(), and the shapes of its numbers."""
+    """How to make one view: the slices of sort_steps(), and the shapes of its numbers."""
 
-    size: int
     slices: list[list[tuple[int, int, int]]]
     shapes: list[tuple[int, ...]]
 
@@ -268,7 +267,7 @@ class Augment:
         for crop, name in named:
             crop = self.crop_at(crop, ctx.progress)
             slices, drawn = self._draw(crop, (self.seed, ctx.epoch, *name), ctx.positions, shape)
-            plans.append(Plan(crop.size, slices, [array.shape for array in drawn]))
+            plans.append(Plan(slices, [array.shape for array in drawn]))
             arrays += drawn
         flat = np.concatenate([array.ravel() for array in arrays]).astype(np.float32)
         return Draws(ctx.epoch, ctx.progress, ctx.positions, plans, torch.from_numpy(flat))

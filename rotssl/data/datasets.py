@@ -19,9 +19,9 @@ from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import DataConfig
 from rotssl.data import decoding, disk_cache, likeness
 from rotssl.data.folders import Folder, Scan
-from rotssl.data.images import DataError, ImageSet, Pixels, choose, hold_out
+from rotssl.data.images import DataError, ImageSet, choose, hold_out
 from rotssl.data.record import Record
-from rotssl.data.seen import Seen
+from rotssl.data.seen import Seen, listing
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,8 @@ def _load_folders(config: ResolvedData, holdout: float, say: Callable[[str], Non
     scan = _scan(config)
     parts, native, classes = _files(config, holdout, scan)
     sets, found = _read(config, parts, native, say)
+    if not len(sets[0]):
+        raise DataError(f"no image of train can be read: {listing(found.seen.bad)}")
     tested, more = None, None
     if _reads_test(parts, classes, holdout):
         (tested,), more = _read(config, [_test_files(config)], native, say)
@@ -226,15 +228,8 @@ def _load_folders(config: ResolvedData, holdout: float, say: Callable[[str], Non
     if held is not None and (absent := sorted(set(range(len(classes))) - set(held.tolist()))):
         few = f"{len(absent)} of {len(classes)} classes ({classes[absent[0]]})"
         lines.append(f"warning: nothing is held out of {few}, which have too few images for evaluation.holdout")
-    other = validation or tested
-    if other is not None:
-        looked = found.sums[len(sets[0]) :] if more is None else more.sums
-
-        def pixels(theirs: likeness.Index, ours: likeness.Index) -> tuple[Pixels, Pixels]:
-            return other.images[theirs], sets[0].images[ours]
-
-        twins = likeness.twins(found.sums[: len(sets[0])], looked, pixels, likeness.PAIRS)
-        lines += twins.warnings("validation" if more is None else "test")
+    for name, other in (("validation", validation), ("test", tested)):
+        lines += [] if other is None else likeness.between(sets[0], other, name)
     files = [file for part in decoding.keep(parts, found.kept) for file in part.files]
     return Splits(
         sets[0], validation, classes, tested, tuple(lines), Record.of(files, scan.top, classes, found.sums[:, 0])

@@ -15,8 +15,7 @@ from PIL import Image
 from rotssl.base import heartbeat
 from rotssl.config.fields import ConfigError
 from rotssl.data.folders import Folder
-from rotssl.data.images import DataError, ImageSet, Pixels, choose
-from rotssl.data.likeness import Sums
+from rotssl.data.images import DataError, ImageSet, Pixels, Sums, choose
 from rotssl.data.reading import Facts, digest, read
 from rotssl.data.seen import Seen, listing
 
@@ -107,8 +106,7 @@ def stored_shape(count: int, native: tuple[int, int] | None, image_size: int) ->
 class Decoded:
     """What decoding found: what it saw, the files that it could read, and their checksums.
 
-    ``kept`` are indices of files, ``sums`` (N, 4) of 64 bits are those of the file, of the stored pixels, and the two of their
-    looks (``likeness.look``).
+    ``kept`` are indices of files, ``sums`` are those of ``ImageSet``.
     """
 
     seen: Seen
@@ -248,7 +246,7 @@ def load(
         return write
 
     found = decode([file for part in parts for file in part.files], native, image_size, begin, skip)
-    return divide(close_gaps(images, found.kept), keep(parts, found.kept)), found
+    return divide(close_gaps(images, found.kept), keep(parts, found.kept), found.sums), found
 
 
 def keep(parts: Sequence[Folder], kept: npt.NDArray[np.int64]) -> list[Folder]:
@@ -261,7 +259,8 @@ def keep(parts: Sequence[Folder], kept: npt.NDArray[np.int64]) -> list[Folder]:
     ]
 
 
-def divide(images: Pixels, parts: Sequence[Folder]) -> list[ImageSet]:
-    """The parts of one array of images, without a copy."""
+def divide(images: Pixels, parts: Sequence[Folder], sums: Sums) -> list[ImageSet]:
+    """The parts of one array of images with their checksums, without a copy."""
     ends = np.cumsum([len(part) for part in parts])
-    return [ImageSet(images[end - len(part) : end], part.labels) for part, end in zip(parts, ends, strict=True)]
+    places = [(slice(end - len(part), end), part.labels) for part, end in zip(parts, ends, strict=True)]
+    return [ImageSet(images[place], labels, sums[place]) for place, labels in places]

@@ -26,8 +26,7 @@ from rotssl.base import memory
 from rotssl.data import decoding
 from rotssl.data.decoding import Decoded, Shape
 from rotssl.data.folders import Folder
-from rotssl.data.images import DataError, ImageSet, Pixels
-from rotssl.data.likeness import Sums
+from rotssl.data.images import DataError, ImageSet, Pixels, Sums
 from rotssl.data.reading import digest
 from rotssl.data.seen import Seen
 
@@ -180,7 +179,7 @@ def load(
     if store is None:
         raise DataError(f"data.cache: {cache / name[:16]}.npy was changed by another process while it was written")
     found = decoding.recall([file for part in parts for file in part.files], store.seen, store.sums, skip)
-    return decoding.divide(store.images, decoding.keep(parts, found.kept)), found
+    return decoding.divide(store.images, decoding.keep(parts, found.kept), found.sums), found
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from rotssl.base import rng
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+Sums = npt.NDArray[np.uint64]
 
 MEANS_APART = 2.0  # of 255: larger than the difference of an image's mean between two JPEG decoders
 SPLIT_SEED = 0  # of held-out and limited sets: the same for all runs, regardless of their seed
@@ -23,17 +24,23 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images (N, C, H, W) with C = 1 or 3, in memory or mapped from a file; labels (N,), or None if unlabelled."""
+    """Images (N, C, H, W) with C = 1 or 3, in memory or mapped from a file; labels (N,), or None if unlabelled.
+
+    ``sums`` (N, 4) of 64 bits, of images in files: checksums of the file and of the stored pixels, and the two numbers of their
+    looks (``likeness.look``).
+    """
 
     images: Pixels
     labels: Labels | None
+    sums: Sums | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, index: npt.NDArray[np.int64]) -> "ImageSet":
         """The images with these indices."""
-        return ImageSet(self.images[index], None if self.labels is None else self.labels[index])
+        labels = None if self.labels is None else self.labels[index]
+        return ImageSet(self.images[index], labels, None if self.sums is None else self.sums[index])
 
 
 def sketch(images: ImageSet, classes: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Images of two splits that are the same, or look so. This module does not import torch.
+"""Images of two splits that are the same, or look alike. This module does not import torch.
 
-An image has a checksum of its pixels and a hash of its looks: of the means of 8 x 9 and of 9 x 8 areas, whether each is brighter
-than its neighbour, 128 bits. Compression, size and colour change few of them.
+An image has a checksum of its pixels, and a hash of its looks: 128 bits that say which of neighbouring areas is brighter, in
+grids of 8 x 9 and 9 x 8. Compression, size and colour change few of them. Each image is compared with the one of train whose
+hash is the nearest. Sets of centred objects on an even ground have many look-alikes that are no copies.
 """
 
 from collections.abc import Callable
@@ -11,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from rotssl.data.images import Pixels
+from rotssl.data.images import ImageSet, Pixels, Sums
 
-PAIRS = 10**8  # that are compared at the start of a run; about a second on one core
+PAIRS = 10**8  # that are compared at the start of a run; below a second on one core
 NEAR = 12  # bits of 128 in which two images that look alike may differ
 ALIKE = 0.95  # correlation of their shades
+EVEN = 1.0  # variance of shades below which an image has no looks
+BLOCK = 256  # pairs whose pixels are compared at a time
 
-Sums = npt.NDArray[np.uint64]
 Index = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -51,11 +53,11 @@ def _middle(images: Pixels) -> Floats:
 
 
 def correlation(ours: Pixels, theirs: Pixels) -> Floats:
-    """Of the shades of pairs of images, (N, C, H, W) each, in the square in their middle, which all are stored with."""
+    """Of the shades of pairs of images, (N, C, H, W) each; 0 for even ones. Of the middle square, which is stored in any case."""
     a, b = _middle(ours), _middle(theirs)
-    lengths = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    found: Floats = (a * b).sum(1) / np.where(lengths > 0, lengths, 1)
-    return found
+    own, other = (a * a).mean(1), (b * b).mean(1)
+    found: Floats = (a * b).mean(1) / np.sqrt(np.maximum(own, EVEN) * np.maximum(other, EVEN))
+    return np.where((own < EVEN) | (other < EVEN), np.float32(0), found)
 
 
 @dataclass(frozen=True)
@@ -76,27 +78,37 @@ class Twins:
 
     def warnings(self, name: str) -> list[str]:
         """Lines for a split of this name."""
-        lines = []
+        lines, among = [], f" of {self.compared:,} compared" if self.compared < self.total else ""
         if len(self.same):
-            lines.append(f"warning: {len(self.same):,} images of {name} are also in train (identical pixels)")
+            lines.append(f"warning: images of {name} that are also in train (identical pixels): {len(self.same):,}")
         if len(self.near):
-            among = f" of {self.compared:,} compared" if self.compared < self.total else ""
-            lines.append(
-                f"warning: {len(self.near):,}{among} images of {name} look like one in train"
-                " (python -m rotssl.data.look names them)"
-            )
+            told = "(python -m rotssl.data.look names them)"
+            lines.append(f"warning: images of {name} that look like one in train: {len(self.near):,}{among} {told}")
         return lines
+
+
+def between(train: ImageSet, other: ImageSet, name: str) -> list[str]:
+    """Lines about images of a split of this name that are also in train; none without checksums."""
+    if train.sums is None or other.sums is None:
+        return []
+
+    def pixels(theirs: Index, ours: Index) -> tuple[Pixels, Pixels]:
+        return other.images[theirs], train.images[ours]
+
+    return twins(train.sums, other.sums, pixels, PAIRS).warnings(name)
 
 
 def twins(train: Sums, others: Sums, pixels: Callable[[Index, Index], tuple[Pixels, Pixels]], pairs: int) -> Twins:
     """Look for images of another split in train.
 
     Args:
-        train: (N, 4) of 64 bits, as in ``decoding.Decoded``: checksums of file and pixels, then the hash.
+        train: (N, 4), as ``ImageSet.sums``.
         others: the same of the other split, (M, 4).
         pixels: called with indices into others and train, of pairs; returns the images of both.
         pairs: how many to compare at most; if there are more, an even choice of the others is compared.
     """
+    if not len(train) or not len(others):
+        return Twins(np.empty((0, 2), np.int64), np.empty((0, 2), np.int64), 0, len(others))
     order = np.argsort(train[:, 1], kind="stable")
     at = np.searchsorted(train[order, 1], others[:, 1])
     known = order[np.minimum(at, len(train) - 1)]
@@ -112,7 +124,8 @@ def twins(train: Sums, others: Sums, pixels: Callable[[Index, Index], tuple[Pixe
         best[row] = nearest, apart[nearest]
     within = best[:, 1] <= NEAR
     near = np.stack([new[within], best[within, 0]], axis=1)
-    if len(near):
-        near = near[correlation(*pixels(near[:, 0], near[:, 1])) >= ALIKE]
+    blocks = [near[at : at + BLOCK] for at in range(0, len(near), BLOCK)]
+    alike = [correlation(*pixels(block[:, 0], block[:, 1])) >= ALIKE for block in blocks]
+    near = near[np.concatenate(alike)] if alike else near
     same = np.flatnonzero(equal)
     return Twins(np.stack([same, known[same]], axis=1), near, count, len(others))

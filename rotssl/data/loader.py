@@ -18,7 +18,7 @@ from torch import Tensor
 from rotssl.base import rng
 from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
-from rotssl.data.augment import Augment, Draws
+from rotssl.data.augment import Augment
 from rotssl.data.images import Pixels
 
 AHEAD = 2  # batches that the thread prepares in advance
@@ -118,21 +118,22 @@ class Loader:
         return torch.from_numpy(np.take(self.images, index, axis=0))
 
     def _send(self, images: Tensor, ctx: StepContext) -> tuple[Tensor, torch.cuda.Event | None, StepContext]:
-        """The images and what is drawn for them on the device, and on GPUs the event that ends the copies during the step."""
-        draws = self._draw(ctx) if self.ahead and self.augment is not None else ()
+        """The images and what is drawn for them on the device, and on GPUs the event after the copies, which overlap a step."""
         if self.stream is None:
-            return images, None, replace(ctx, draws=draws)
+            return images, None, self.prepare(ctx)
         with torch.cuda.stream(self.stream):
             images = images.pin_memory().to(self.device, non_blocking=True)
-            ctx = replace(ctx, draws=tuple(drawn.to(self.device) for drawn in draws))
+            ctx = self.prepare(ctx)
             return images, self.stream.record_event(), ctx
 
-    def _draw(self, ctx: StepContext) -> tuple[Draws, ...]:
-        """Draws for the views of each pass."""
-        assert self.augment is not None
+    def prepare(self, ctx: StepContext) -> StepContext:
+        """The context with the draws for the views of each pass, on the device, if batches are prepared in advance."""
+        if self.augment is None or not self.ahead:
+            return replace(ctx, draws=())
         each = len(ctx.positions) // ctx.passes
         parts = [ctx.positions[first : first + each] for first in range(0, len(ctx.positions), each)]
-        return tuple(self.augment.draw(replace(ctx, positions=part), self.images.shape[1:]) for part in parts)
+        drawn = [self.augment.draw(replace(ctx, positions=part), self.images.shape[1:]) for part in parts]
+        return replace(ctx, draws=tuple(part.to(self.device) for part in drawn))
 
     def _context(self, epoch: int, i: int, positions: rng.Positions) -> StepContext:
         step, train = epoch * self.steps_per_epoch + i, self.config.train

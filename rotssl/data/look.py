@@ -4,6 +4,7 @@ Command: python -m rotssl.data.look DIR [--name tiny-imagenet] [--holdout 0.1] [
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from rotssl.config.datasets import DATASETS
-from rotssl.config.fields import ConfigError
+from rotssl.config.fields import ConfigError, load_class
 from rotssl.data import decoding, likeness
 from rotssl.data.folders import Folder, Scan
-from rotssl.data.images import DataError, Pixels, hold_out
-from rotssl.data.likeness import Index, Sums
+from rotssl.data.images import DataError, Pixels, Sums, hold_out
+from rotssl.data.likeness import Index
 
 SIDE, COLUMNS, ROWS = 64, 12, 6  # of the picture: pixels, classes, images of each
-PAIRS = 10**10  # of images that are compared at most; some minutes
+PAIRS = 10**10  # of images that are compared at most; about a minute
 FAILED, BAD_CONFIG = 1, 2  # exit codes, as those of the jobs
 
 
@@ -31,6 +32,13 @@ def _divided(scan: Scan, holdout: float) -> dict[str, Folder]:
     return {"train": train.take(np.setdiff1d(np.arange(len(train)), held)), "validation": train.take(held)}
 
 
+def _test(name: str, root: str, scan: Scan) -> dict[str, Folder]:
+    """The labelled test split, if there is one, which a run does not read."""
+    target = DATASETS[name].test_target
+    found = load_class(target)(str(Path(root).expanduser()), scan.classes) if target else None
+    return {} if found is None else {"test": found}
+
+
 def _table(parts: dict[str, Folder], classes: Sequence[str]) -> list[str]:
     """A line for each class: its name, and its number of images in each split."""
     width = max(map(len, ("class", *classes)))
@@ -40,21 +48,18 @@ def _table(parts: dict[str, Folder], classes: Sequence[str]) -> list[str]:
     return [head, *(" ".join([f"{name:<{width}}", *(f"{n:>10,}" for n in each)]) for name, *each in rows)]
 
 
-def _twins(names: Sequence[str], parts: Sequence[Folder], sums: Sums) -> list[str]:
-    """Lines about images of the second split that are also in train, or look so."""
-    if len(parts) < 2:
-        return []
-    train, other, size = parts[0].files, parts[1].files, len(parts[0])
+def _twins(name: str, train: Folder, other: Folder, ours: Sums, theirs: Sums) -> list[str]:
+    """Lines about images of a split of this name that are also in train, or look like one there."""
 
-    def pixels(theirs: Index, ours: Index) -> tuple[Pixels, Pixels]:
-        first, second = [other[i] for i in theirs], [train[i] for i in ours]
-        return decoding.squares(first, SIDE), decoding.squares(second, SIDE)
+    def pixels(first: Index, second: Index) -> tuple[Pixels, Pixels]:
+        pairs = [other.files[i] for i in first], [train.files[i] for i in second]
+        return decoding.squares(pairs[0], SIDE), decoding.squares(pairs[1], SIDE)
 
-    found = likeness.twins(sums[:size], sums[size:], pixels, PAIRS)
-    lines = [f"{other[i]} has the pixels of {train[j]}" for i, j in found.same]
-    lines += [f"{other[i]} looks like {train[j]}" for i, j in found.near]
+    found = likeness.twins(ours, theirs, pixels, PAIRS)
+    lines = [f"{other.files[i]} has the pixels of {train.files[j]}" for i, j in found.same]
+    lines += [f"{other.files[i]} looks like {train.files[j]}" for i, j in found.near]
     among = f"; {found.compared:,} of {found.total:,} were compared" if found.compared < found.total else ""
-    head = f"warning: {len(lines):,} images of {names[1]} are also in train, or look like one there{among}"
+    head = f"warning: images of {name} that are also in train, or look like one there: {len(lines):,}{among}"
     return [head, *lines] if lines else []
 
 
@@ -97,7 +102,7 @@ def look(argv: Sequence[str]) -> None:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write a picture of the classes")
     given = parser.parse_args(argv)
     scan: Scan = DATASETS[given.name].load()(str(Path(given.root).expanduser()))
-    parts = _divided(scan, given.holdout)
+    parts = _divided(scan, given.holdout) | _test(given.name, given.root, scan)
 
     def forget(first: int, block: Pixels) -> None:
         """The pixels are not kept, so that the folder may be larger than memory."""
@@ -112,8 +117,11 @@ def look(argv: Sequence[str]) -> None:
     print(seen.line(left, scan.classes, scan.skipped))
     for line in (*scan.warnings, *seen.shade_warnings(), *(f"{file} {cause}" for file, cause in seen.bad)):
         print(line)
-    for line in _twins(list(parts), decoding.keep(list(parts.values()), found.kept), found.sums):
-        print(line)
+    read, ends = decoding.keep(list(parts.values()), found.kept), np.cumsum([0, *left.values()])
+    sums = [found.sums[begin:end] for begin, end in itertools.pairwise(ends)]
+    for name, part, own in list(zip(parts, read, sums, strict=True))[1:]:
+        for line in _twins(name, read[0], part, sums[0], own):
+            print(line)
     for line in _table(parts, scan.classes) if scan.classes else ():
         print(line)
     if given.picture:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rotssl.base.files import write_whole
-from rotssl.data.likeness import Sums
+from rotssl.data.images import Sums
 from rotssl.data.reading import digest
 
 FILE = "images.npz"  # in the run's folder
@@ -59,7 +59,7 @@ class Record:
 
     @classmethod
     def compared(cls, ours: "Record | None", folder: Path) -> str:
-        """How the images differ from those that the run in a folder was started with; empty if one of them has no record.
+        """How the images differ from those that the run in a folder was started with; empty also without a record of either.
 
         Raises:
             ValueError: its record can't be read.

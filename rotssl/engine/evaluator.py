@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rotssl.base import distributed
+from rotssl.base.precision import HALF
 from rotssl.config import ResolvedConfig
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits
@@ -25,7 +26,7 @@ class Evaluator:
         splits: the images.
         augment: provides the normalisation.
         layout: memory format of the images.
-        kind: of half precision that the run trains in; None: full.
+        precision: that the run trains in. bf16 is taken for validation as well; fp16 may overflow, and test is used only once.
         runtime: environment that this runs in.
     """
 
@@ -35,11 +36,11 @@ class Evaluator:
         splits: Splits,
         augment: Augment,
         layout: torch.memory_format,
-        kind: torch.dtype | None,
+        precision: str,
         runtime: Runtime,
     ) -> None:
-        self.config, self.splits, self.augment, self.runtime = config, splits, augment, runtime
-        self.layout, self.kind = layout, kind
+        self.config, self.splits, self.augment, self.layout, self.runtime = config, splits, augment, layout, runtime
+        self.precision = "bf16" if precision == "bf16" and splits.test is None else "fp32"
         self.prefix = "" if splits.test is None else "test/"
         self.queries = splits.test or splits.validation  # None without labels
 
@@ -71,7 +72,10 @@ class Evaluator:
         sets, device = (self.splits.train, self.queries), self.runtime.device
         shares, room, finite, reason = list[Tensor](), list[Tensor | None](), True, ""
         try:
-            shares = [encode_share(encoder, part, self.augment, device, self.layout, self.kind) for part in sets]
+            shares = [
+                encode_share(encoder, part, self.augment, device, self.layout, HALF.get(self.precision))
+                for part in sets
+            ]
             # By rows: a mask of all features would take as much memory as the features themselves.
             finite = all(bool(share.sum(1).isfinite().all()) for share in shares)
             room = [distributed.room_for_all(share) for share in shares]

@@ -74,8 +74,8 @@ def enough_memory(batch_size: int, splits: bool, attempt: Callable[[int], None])
 
     Raises:
         RunFailed: it does not fit.
-        RuntimeError: the same with several workers, of which the others wait for this one. It ends and restarts them all: memory
-            that somebody else held may be free then. What would fit cannot be tried.
+        RuntimeError: the same with several workers. The others wait for this one, so all of them have to end and start again;
+            memory that somebody else held may be free then. What would fit cannot be tried.
     """
     reason, lacking = None, f"train.batch_size: got {batch_size}, for which there is not enough memory"
     try:

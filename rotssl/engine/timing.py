@@ -17,6 +17,7 @@ from torch import nn
 
 from rotssl import config as cfg
 from rotssl.base import memory
+from rotssl.base.precision import HALF
 from rotssl.config import ResolvedConfig
 from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError
@@ -29,8 +30,6 @@ from rotssl.engine.runtime import LocalRuntime, RunFailed, indexed
 from rotssl.engine.trainer import Trainer
 from rotssl.evaluation.measure import extract
 from rotssl.runs import journal
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by precision; fp32 has none
 
 TIMED = 3  # timed steps of each size, after one warm-up step
 
@@ -177,7 +176,7 @@ def time_steps(config: ResolvedConfig, workers: int = 1) -> Speed:
             break
         assert found is not None
         fixed, each = fit_line(times)
-        rate = matmul_rate(device, DTYPES.get(found.precision, torch.float32))
+        rate = matmul_rate(device, HALF.get(found.precision, torch.float32))
     flops = count_mean(config) / config.train.batch_size
     return dataclasses.replace(found, fixed=fixed, each=each, matmul=rate, flops=flops)
 
@@ -198,6 +197,7 @@ def _time(config: ResolvedConfig, size: int, folder: str, device: torch.device, 
     seconds = exchanged = 0.0
     for sample in samples(config):
         at = dataclasses.replace(ctx, progress=sample.progress, step=period(config) + sample.step)
+        at = trainer.loader.prepare(at)
         step = functools.partial(trainer.step, images, at)
         with _exchanges(trainer, config.model.norm) as exchanges:
             taken = _seconds(step, device, 1)  # warms up
@@ -205,7 +205,9 @@ def _time(config: ResolvedConfig, size: int, folder: str, device: torch.device, 
         seconds += sample.share * statistics.median(taken)
         exchanged += sample.share * (sum(exchanges) + bool(trainer.model.balance.auto))
     part, encoder = trainer.splits.train, trainer.model.encoder
-    encoding = functools.partial(extract, encoder, part, trainer.augment, device, trainer.layout)
+    encoding = functools.partial(
+        extract, encoder, part, trainer.augment, device, trainer.layout, HALF.get(trainer.evaluator.precision)
+    )
     seen = Speed(
         device.type,
         threads,

@@ -90,13 +90,13 @@ class Trainer:
         self.guard = Guard(dict(self.model.named_tasks()), steps and self.warmup + steps, steps // 2)
         self.model.off = self.guard.off
         self.images = sketch(splits.train, splits.classes)
-        half = HALF.get(self.precision)
-        self.evaluator = Evaluator(config, splits, self.augment, self.layout, half, runtime)
+        self.evaluator = Evaluator(config, splits, self.augment, self.layout, self.precision, runtime)
 
     def facts(self) -> dict[str, str]:
         """Facts that the configuration leaves open, for the tags of the run."""
         bank = len(self.splits.train.images)
         found = {"precision": self.precision, "device": self.runtime.device.type, "knn_k": str(min(KNN_K, bank))}
+        found["evaluation_precision"] = self.evaluator.precision
         if self.splits.test is not None:
             protocols = {"knn_protocol": KNN_PROTOCOL, "linear_protocol": LINEAR_PROTOCOL}
             found |= {name: text.replace("queries validation", "queries test") for name, text in protocols.items()}
@@ -309,7 +309,7 @@ class Trainer:
         device, every = self.runtime.device, self.config.tasks.log_gradients_every
         # Randomness inside the model (drop path) is a function of seed, step and the first sample's position, which identifies
         # worker and pass; nothing else draws from torch's generator.
-        if self.config.encoder.drop_path:
+        if self.config.encoder.name.startswith("timm/"):  # some of timm's drop without being asked to
             torch.manual_seed(rng.key(ctx.seed, "model", ctx.step, int(ctx.positions[0])) >> 1)
         with torch.no_grad():
             views = self.augment(images, ctx)

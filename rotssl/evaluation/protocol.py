@@ -6,8 +6,7 @@ KNN_TEMPERATURE = 0.1
 
 # Recorded with every kNN accuracy.
 KNN_PROTOCOL = (
-    "weighted kNN, bank train, queries validation, student encoder in eval mode and the run's precision, "
-    f"k={KNN_K}, T={KNN_TEMPERATURE}"
+    f"weighted kNN, bank train, queries validation, student encoder in eval mode, k={KNN_K}, T={KNN_TEMPERATURE}"
 )
 
 # Strengths of the L2 penalty, strong to weak, added to the mean cross-entropy: l2 / 2 x |weights|^2, without the bias.
@@ -21,8 +20,7 @@ LINEAR_ITERATIONS = 1000  # most iterations of a fit
 
 # Recorded with every linear accuracy.
 LINEAR_PROTOCOL = (
-    "multinomial logistic regression, bank train, queries validation, student encoder in eval mode and the run's precision, "
-    f"features standardised by the bank, L2 {LINEAR_L2[0]:g} to {LINEAR_L2[-1]:g} by decades, chosen by cross-entropy on 1 in "
-    f"{LINEAR_HELD_OUT} of the bank, L-BFGS until the gradient is at most {LINEAR_GRADIENT:g}, float32 shows no change, or for "
-    f"{LINEAR_ITERATIONS} iterations"
+    "multinomial logistic regression, bank train, queries validation, student encoder in eval mode, features standardised by the "
+    f"bank, L2 {LINEAR_L2[0]:g} to {LINEAR_L2[-1]:g} by decades, chosen by cross-entropy on 1 in {LINEAR_HELD_OUT} of the bank, "
+    f"L-BFGS until the gradient is at most {LINEAR_GRADIENT:g}, float32 shows no change, or for {LINEAR_ITERATIONS} iterations"
 )

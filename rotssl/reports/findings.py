@@ -19,6 +19,7 @@ _FACTS = {
     "device": "device",
     "world_size": "workers",
     "precision": "precision",
+    "evaluation_precision": "precision of the evaluation",
     "git_commit": "git commit",
 }
 SWITCHED_OFF = "switched_off"
@@ -143,6 +144,10 @@ def facts(
     warnings = []
     if len(_counts(runs, protocol)) > 1:
         warnings.append("The runs were not all measured with the same protocol: their accuracies cannot be compared.")
+    if len(_counts(runs, "evaluation_precision")) > 1:
+        warnings.append(
+            "The encoders were measured in different precision, which moves an accuracy by about 0.1 points."
+        )
     mixed = [_FACTS[key] for key in _TIMING if len(_counts(runs, key)) > 1]
     if mixed:
         warnings.append(f"The runs differ in {', '.join(mixed)}: their times may not be comparable.")

@@ -233,7 +233,7 @@ def _load(data: ResolvedData, holdout: float, queue: Any, minutes: float) -> dat
         return datasets.load(data, holdout)
 
 
-def lines(data: Any) -> Future[tuple[str, ...]]:
+def data_lines(data: Any) -> Future[tuple[str, ...]]:
     """What there is to say about images that ``load`` reads, once it has; the images stay where they are."""
     future: Future[tuple[str, ...]] = import_ray().remote(num_cpus=0)(_lines).remote(data).future()
     return future

@@ -219,8 +219,8 @@ def run(work: Work, slots: Slots, settings: SweepConfig, scratch: Path, watcher:
         work: the trials.
         slots: from ``plan_slots``.
         settings: settings of the sweep.
-        scratch: folder for Tune's own files. It is removed at the end, unless that is an error or an interrupt: then a thread
-            of Tune's may write into it until Ray is left.
+        scratch: folder for Tune's own files. It is removed at the end, but not if that is an interrupt or the loss of the head:
+            then a thread of Tune's may write into it until Ray is left.
         watcher: receives the progress of the trials.
 
     Raises:
@@ -247,7 +247,16 @@ def run(work: Work, slots: Slots, settings: SweepConfig, scratch: Path, watcher:
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    watch.Head(import_ray().get_runtime_context().gcs_address).until_done(tuner.fit)
+    head = watch.Head(import_ray().get_runtime_context().gcs_address)
+    try:
+        head.until_done(tuner.fit)
+    except watch.HeadGone:
+        raise
+    except Exception as error:
+        if line := head.gone():
+            raise watch.HeadGone(line) from error
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
     shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -124,7 +124,7 @@ class SweepRun:
             specs.append({"config": cfg.to_dict(trial.config), **spec})
         with SweepProgress(self.sweep, chosen, self.prunes) as progress:
             for ref in filter(None, data.values()):
-                ray_train.lines(ref).add_done_callback(progress.on_data)
+                ray_train.data_lines(ref).add_done_callback(progress.on_data)
             work = ray_tune.Work(run_trial, specs, [trial.config for trial in chosen], progress.silent, data)
             ray_tune.run(work, slots, self.sweep.settings, self._tune, progress)
 
@@ -208,7 +208,7 @@ class SweepProgress:
         self.sweep, self.trials, self.prunes = sweep, trials, prunes
         self.done = [trial.epochs_done for trial in trials]
         self.silent = {index for index, trial in enumerate(trials) if trial.is_done(prunes)}
-        self.ended, self.left = 0, False
+        self.ended, self.left, self.said = 0, False, set[str]()
         self.outcomes: dict[int, tuple[str, str]] = {}
         self.console = console = Console(stderr=True, highlight=False, soft_wrap=True)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
@@ -224,14 +224,16 @@ class SweepProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.stop()
         self.left = True  # a thread of Tune's may go on: to lose its cluster is no failure of a trial
+        self.bar.stop()
 
     def on_data(self, lines: Future[tuple[str, ...]]) -> None:
         """Show what there is to say about the images; of those that cannot be read each trial reports the error."""
         if not self.left and lines.exception() is None:
             for line in lines.result():
-                self._print(line)
+                if line not in self.said:
+                    self.said.add(line)
+                    self._print(line)
 
     def on_epoch(self, index: int, metrics: dict[str, Any]) -> None:
         """Handle a finished epoch of a trial, or its outcome."""

@@ -196,6 +196,18 @@ def test_a_run_of_other_fields_is_refused(study):
         plan.needed(plan.stages["finals"], results)
 
 
+def test_a_run_may_measure_more_often_than_the_plan_says_and_not_more_seldom():
+    from gain_plan import same
+
+    every = "evaluation.knn_every"
+    for run, wanted, epochs, right in (
+        *((1, 2, 14, True), (2, 2, 13, True), (4, 2, 14, False), (13, 2, 13, False), (2, 1, 14, False)),
+        *((2, 13, 13, True), (13, 13, 13, True), (13, 1, None, True)),
+    ):
+        assert same({every: run, "a": 1}, {every: wanted, "a": 1}, epochs) == right, (run, wanted)
+    assert not same({every: 1, "a": 1}, {every: 1, "a": 2}, None)
+
+
 def test_equal_compute_sets_the_epochs(study):
     from gain_steps import length
 

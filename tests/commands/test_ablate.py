@@ -240,6 +240,7 @@ def test_a_sweep_that_loses_the_head_says_so_in_one_line_and_goes_on_elsewhere(c
     folder = ablation.folder / "results" / "study"
     assert json.loads((folder / "sweep" / "run.json").read_text())["status"] == "interrupted"
     assert {ablation.record(name)["status"] for name in ablation.runs()} <= {"finished", "interrupted"}
+    assert not (folder / "sweep" / "tune").exists()
     code, out, err = ablation.run(env=cluster)
     assert code == 0, out + err
     assert ablation.report() == whole.report()

@@ -113,6 +113,25 @@ def test_the_encoder_and_the_images_are_those_of_the_run(tmp_path, capsys):
     run, (child,) = logged(config)
     for key, value in child.data.metrics.items():
         assert value == run.data.metrics[key], key
+    assert "warning: images of test" not in capsys.readouterr().out
+
+
+def test_images_of_test_that_were_trained_on_are_said(tmp_path, capsys):
+    for split, seeds in (("train", range(20)), ("val", range(20, 40)), ("test", range(18, 38))):
+        for seed in seeds:
+            file = tmp_path / "data" / split / "ab"[seed % 2] / f"{seed}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)).save(file)
+    fields = {
+        "data.name": "imagefolder",
+        "data.root": str(tmp_path / "data"),
+        "data.limit": None,
+        "train.batch_size": 16,
+    }
+    config = pretrain(tmp_path, **fields)
+    assert "warning: images of" not in capsys.readouterr().err
+    evaluate(None, str(config.run_dir), ("knn",), "")
+    assert "warning: images of test that are also in train (identical pixels): 2\n" in capsys.readouterr().out
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path, finished):

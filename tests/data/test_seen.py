@@ -6,6 +6,7 @@ from PIL import Image
 
 from rotssl.config.sections import DataConfig
 from rotssl.data import datasets, likeness, look
+from rotssl.data.images import DataError
 from rotssl.data.seen import listing
 from tests.data.pictures import config
 
@@ -76,33 +77,72 @@ def test_images_that_are_or_look_like_one_of_another_split_are_said(tmp_path, sp
         scene(root / "train" / "ab"[i % 2] / f"{i}.png", i)
         Image.new("RGB", (48, 40), (i, i, i)).save(root / "train" / "ab"[i % 2] / f"even{i}.png")
     # The same pixels in another file, then another size, compression and brightness, then a mirrored one.
-    for i in range(3):
-        scene(root / split / "a" / f"same{i}.png", i, compress_level=i)
+    same = [scene(root / split / "a" / f"same{i}.png", i, compress_level=i) for i in range(3)]
     near = [scene(root / split / "a" / "small.png", 4, (31, 26)), scene(root / split / "b" / "jpeg.jpg", 5, quality=40)]
     near.append(scene(root / split / "b" / "dark.png", 6, dark=0.6))
     scene(root / split / "b" / "mirrored.png", 7, flip=True)
     for i in range(5):
         scene(root / split / "a" / f"other{i}.png", 100 + i)
     Image.new("RGB", (48, 40), (99, 99, 99)).save(root / split / "a" / "even.png")
+    name = {"val": "validation", "test": "test"}[split]
     told = "(python -m rotssl.data.look names them)"
     data = config(root, store=store, cache=str(tmp_path / "cache"))
     # One image of another size makes all of its split squares: then the test split has no pixels of train.
-    same = ["warning: 3 images of validation are also in train (identical pixels)"] if split == "val" else []
-    count, name = (3, "validation") if split == "val" else (6, "test")
+    first = [f"warning: images of {name} that are also in train (identical pixels): 3"] if split == "val" else []
+    count = 3 if split == "val" else 6
     for _ in range(2):
         lines = datasets.load(data, 0).lines[1:]
-        assert list(lines) == [*same, f"warning: {count} images of {name} look like one in train {told}"]
+        assert list(lines) == [*first, f"warning: images of {name} that look like one in train: {count} {told}"]
     monkeypatch.setattr(likeness, "PAIRS", 24 * 5)  # of five of the others, of which two are in train
     lines, count = datasets.load(data, 0).lines[1:], 1 if split == "val" else 2
-    assert list(lines) == [*same, f"warning: {count} of 5 compared images of {name} look like one in train {told}"]
-    if split == "val":
-        assert look.main([str(root)]) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert lines[1] == "warning: 6 images of validation are also in train, or look like one there"
-        train = {4: "a/4", 5: "b/5", 6: "a/6"}
-        for file, i in zip(near, train, strict=True):
-            assert f"{file} looks like {root}/train/{train[i]}.png" in lines
-        assert f"{root}/val/a/same1.png has the pixels of {root}/train/b/1.png" in lines
+    assert list(lines) == [
+        *first,
+        f"warning: images of {name} that look like one in train: {count} of 5 compared {told}",
+    ]
+    assert look.main([str(root), "--holdout", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"warning: images of {name} that are also in train, or look like one there: 6" in lines
+    for file, i in zip(same + near, (0, 1, 2, 4, 5, 6), strict=True):
+        words = "has the pixels of" if file in same else "looks like"
+        assert f"{file} {words} {root}/train/{'ab'[i % 2]}/{i}.png" in lines
+
+
+def test_even_images_look_like_none_and_pairs_are_compared_in_blocks(monkeypatch):
+    monkeypatch.setattr(likeness, "BLOCK", 3)
+    gen = np.random.default_rng(0)
+    even = [np.full((3, side, side), gen.integers(0, 256, (3, 1, 1)), np.uint8) for side in [259] * 10 + [129] * 10]
+    asked = []
+    for first, second in (
+        (even[:10], even[10:]),
+        (pictures := list(gen.integers(0, 256, (8, 3, 20, 20), np.uint8)), pictures),
+    ):
+        sums = [
+            np.array(
+                [(n, n + offset, *likeness.look(Image.fromarray(x.transpose(1, 2, 0)))) for n, x in enumerate(part)],
+                np.uint64,
+            )
+            for part, offset in ((first, 0), (second, 100))
+        ]
+
+        def pixels(theirs, ours, first=first, second=second):
+            asked.append(len(theirs))
+            return np.stack([second[i] for i in theirs]), np.stack([first[i] for i in ours])
+
+        found = likeness.twins(*sums, pixels, 10**6)
+        assert len(found.same) == 0 and len(found.near) == (8 if first is pictures else 0)
+    assert asked == [3, 3, 3, 1, 3, 3, 2]
+
+
+def test_a_train_split_that_cannot_be_read_is_refused_and_looked_at(tmp_path, capsys):
+    for split in ("train", "val"):
+        for i in range(2):
+            path = tmp_path / split / "ab"[i] / f"{i}.png"
+            noise(path, i)
+            path.write_bytes(b"" if split == "train" else path.read_bytes())
+    with pytest.raises(DataError, match=r"^no image of train can be read: .*/train/a/0\.png cannot be decoded"):
+        datasets.load(config(tmp_path, on_bad="skip"), 0.2)
+    assert look.main([str(tmp_path)]) == 0
+    assert "(train 0, validation 2)" in capsys.readouterr().out
 
 
 def test_a_long_list_of_bad_files_ends_with_a_count():

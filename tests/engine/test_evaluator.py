@@ -97,13 +97,23 @@ def test_what_could_not_be_measured_at_the_end_is_said_and_made_up_for(tmp_path,
     assert pretrain.pretrain(config) == 0 and "is already finished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_the_encoder_is_measured_in_the_precision_that_it_is_trained_in(tmp_path, precision, kind):
-    run = trainer(make_config(tmp_path, "simclr", **SHORT | {"train.epochs": 1, "train.precision": precision}))
+@pytest.mark.parametrize(
+    ("precision", "split", "kinds"),
+    [
+        ("fp32", "validation", (torch.float32, torch.float32)),
+        ("bf16", "validation", (torch.bfloat16, torch.bfloat16)),
+        ("bf16", "test", (torch.bfloat16, torch.float32)),
+    ],
+)
+def test_validation_is_encoded_in_bf16_if_the_run_trains_in_it_and_test_never(tmp_path, precision, split, kinds):
+    config = make_config(tmp_path, "simclr", **SHORT | {"train.epochs": 1, "train.precision": precision})
+    whole = datasets.load(config.data, 0.1)
+    run = trainer(config, dataclasses.replace(whole, **{"validation": None, split: whole.validation}))
     first, seen = next(m for m in run.model.encoder.modules() if isinstance(m, torch.nn.Conv2d)), set()
     first.register_forward_hook(lambda module, inputs, out: seen.add((module.training, out.dtype)))
     run.run()
-    assert seen == {(True, kind), (False, kind)}
+    assert seen == {(True, kinds[0]), (False, kinds[1])}
+    assert run.facts()["evaluation_precision"] == {torch.float32: "fp32", torch.bfloat16: "bf16"}[kinds[1]]
 
 
 def test_where_one_worker_cannot_encode_its_share_all_leave_it(tmp_path, pool):

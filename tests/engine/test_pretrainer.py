@@ -110,6 +110,22 @@ def test_the_teacher_s_targets_are_without_noise_and_the_student_s_features_with
     assert not torch.equal(model.encoder(images), model.encoder(images))
 
 
+def test_what_an_encoder_drops_by_itself_is_a_function_of_seed_and_step(tmp_path):
+    """timm's SE-ResNet has a dropout of 0.2 that no module shows."""
+    states = []
+    for name, ends in (("whole", (2,)), ("resumed", (1, 2))):
+        fields = {"encoder.name": "timm/legacy_seresnet18", "data.limit": 32, "train.epochs": 2, "data.image_size": 32}
+        for end in ends:
+            run = trainer(
+                make_config(tmp_path / name, "simclr", **fields | {"train.stop_after": end, "evaluation.knn_every": 0})
+            )
+            torch.manual_seed(len(states) + end)  # as another process has it
+            run.run()
+        states.append(run.model.encoder.state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
 def passes(overrides):
     """The logs of a first step, and how many images each pass of the student's encoder had; weights of norms are at random."""
     with arithmetic(torch.float64):

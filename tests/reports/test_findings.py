@@ -101,6 +101,13 @@ def test_runs_that_a_scheduler_stopped_are_a_warning():
     assert findings.facts(cells_of(seeds()), "knn/top1", left_out[:2])[1] == []
 
 
+def test_encoders_that_were_measured_in_different_precision_are_a_warning():
+    runs = [rotated((0.1,), seed, tags={"evaluation_precision": ("fp32", "bf16")[seed]}.items()) for seed in (0, 1)]
+    (warning,) = findings.facts(cells_of(runs), "knn/top1")[1]
+    assert warning == "The encoders were measured in different precision, which moves an accuracy by about 0.1 points."
+    assert findings.facts(cells_of(runs[:1]), "knn/top1")[1] == []
+
+
 def test_the_recommendation_is_at_the_longest_budget_that_can_be_compared():
     found = compare([*budgets()])
     assert found.recommendations[0].best.budget == 4
