@@ -19,6 +19,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 Positions = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 
 def key(*parts: int | str) -> int:

@@ -149,7 +149,7 @@ class TrainConfig:
     deterministic: bool = opt(False, "Raise an error for operations that have no deterministic implementation.")
     compile: bool = opt(
         False,
-        "Compile encoder and projector (torch.compile); this takes half a minute or more at the start.",
+        "Compile encoder and projector, and on GPUs the making of views (torch.compile); half a minute or more at the start.",
     )
     channels_last: bool = opt(
         True, "Use the channels-last memory layout for images; convolutions are faster with it, on CPUs too."

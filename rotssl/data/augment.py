@@ -16,84 +16,47 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rotssl.base import rng
-from rotssl.base.rng import Floats, Positions
+from rotssl.base.rng import Mask, Positions
 from rotssl.base.step import StepContext
 from rotssl.config.resolved import ResolvedViews
-from rotssl.data.pixels import BLUR, GRAYSCALE, NOTHING, SOLARIZE, Steps, apply_steps, sort_steps
+from rotssl.data.crops import crop_grid, crop_resize, draw_crops
+from rotssl.data.pixels import (
+    BLUR,
+    GRAYSCALE,
+    NOTHING,
+    SOLARIZE,
+    Steps,
+    all_steps,
+    apply_masked,
+    apply_steps,
+    sort_steps,
+)
 
-Mask = npt.NDArray[np.bool_]
-
-RATIO = (3 / 4, 4 / 3)  # range of a crop's width / height
 BLUR_SIGMA = (0.1, 2.0)  # pixels
 
 
-@dataclass(frozen=True)
-class Crops:
-    """Boxes in pixels of the stored images, each (B,) int64."""
-
-    top: Positions
-    left: Positions
-    height: Positions
-    width: Positions
-
-
-def draw_crops(stream: int, positions: Positions, height: int, width: int, scale: tuple[float, float]) -> Crops:
-    """Boxes of random area and aspect ratio: the first of ten tries that fits, else the largest central one.
+def masked_view(
+    images: Tensor, y: Tensor, x: Tensor, ops: Tensor, factors: Tensor, normal: Tensor, possible: list[tuple[int, ...]]
+) -> Tensor:
+    """A view of a batch: crop, flip, resize, change colours and normalise, with no shape that depends on draws.
 
     Args:
-        stream: key of the draws.
-        positions: positions of the samples, (B,).
-        height: height of the images in pixels.
-        width: width of the images in pixels.
-        scale: smallest and largest share of the area.
-    """
-    tries = 10
-    draws = rng.uniform(stream, positions, 4 * tries).reshape(len(positions), 4, tries)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[:, 0])
-    ratio = np.exp(math.log(RATIO[0]) + math.log(RATIO[1] / RATIO[0]) * draws[:, 1])
-    w, h = np.rint(np.sqrt(area * ratio)).astype(np.int64), np.rint(np.sqrt(area / ratio)).astype(np.int64)
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = np.argmax(fits, axis=1)
-    rows = np.arange(len(positions))
-    found = fits[rows, first]
-    # torchvision's fallback: the whole image, cut to the nearest allowed aspect ratio.
-    whole = width / height
-    central_w = min(width, round(height * RATIO[1])) if whole > RATIO[1] else width
-    central_h = min(height, round(width / RATIO[0])) if whole < RATIO[0] else height
-    w, h = np.where(found, w[rows, first], central_w), np.where(found, h[rows, first], central_h)
-    top = np.where(found, np.floor(draws[rows, 2, first] * (height - h + 1)), (height - h) // 2).astype(np.int64)
-    left = np.where(found, np.floor(draws[rows, 3, first] * (width - w + 1)), (width - w) // 2).astype(np.int64)
-    return Crops(top, left, h, w)
-
-
-def crop_grid(crops: Crops, flipped: Mask, height: int, width: int, size: int) -> tuple[Floats, Floats]:
-    """The rows and columns that crop_resize() reads, each (B, size), in grid_sample's units; none is outside the crop."""
-    centres = (np.arange(size) + 0.5)[None] / size
-
-    def axis(start: Positions, length: Positions, total: int, ticks: Floats) -> Floats:
-        start, length = start[:, None], length[:, None]
-        pixel: Floats = np.clip(start + ticks * length - 0.5, start, start + length - 1)
-        return (2 * pixel + 1) / total - 1
-
-    y = axis(crops.top, crops.height, height, centres)
-    return y, axis(crops.left, crops.width, width, np.where(flipped[:, None], centres[:, ::-1], centres))
-
-
-def crop_resize(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Crop, flip and resize bilinearly in one sampling step.
-
-    Args:
-        images: (B, C, H, W), float32.
+        images: uint8 (B, C, H, W).
         y: rows to read, (B, S), from crop_grid().
         x: columns to read, (B, S).
+        ops: see apply_masked().
+        factors: likewise.
+        normal: mean and standard deviation, (2, 1, C, 1, 1).
+        possible: see apply_masked().
 
     Returns:
-        (B, C, S, S).
+        (B, 3, S, S).
     """
     size = y.shape[1]
-    # Pairs of (x, y), written as complex numbers: twice as fast as stack().
-    grid = torch.view_as_real(torch.complex(x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)))
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=3)
+    pixels = F.grid_sample(images.float() / 255, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    mean, std = normal
+    return apply_masked(pixels, possible, ops, factors).sub(mean).div(std).expand(-1, 3, -1, -1)
 
 
 def draw_jitter(stream: int, positions: Positions, strengths: tuple[float, ...], p: float) -> Steps:
@@ -111,7 +74,9 @@ def draw_jitter(stream: int, positions: Positions, strengths: tuple[float, ...],
     high = np.array([1 + s for s in strengths[:3]] + [strengths[3]])
     factors = np.take_along_axis(low + (high - low) * draws[:, 5:], order, 1)
     touched = (draws[:, :1] < p) & (np.array(strengths) > 0)[order]
-    return Steps(np.where(touched, order, NOTHING).T, factors.T)
+    return Steps(
+        np.where(touched, order, NOTHING).T, factors.T, tuple(np.flatnonzero(np.array(strengths) > 0).tolist())
+    )
 
 
 @dataclass(frozen=True)
@@ -138,9 +103,9 @@ class Views(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How to make one view: the slices of sort_steps(), and the shapes of its numbers."""
+    """How to make one view: the slices of sort_steps(), or the operations of apply_masked(), and the shapes of its numbers."""
 
-    slices: list[list[tuple[int, int, int]]]
+    work: Any
     shapes: list[tuple[int, ...]]
 
 
@@ -191,7 +156,12 @@ class Augment:
         std: channel standard deviations.
         seed: seed of the run.
         own: additional crops requested by tasks, by task.
+
+    Attributes:
+        masked: None, or the function that makes a view without shapes that depend on draws: ``masked_view`` or a compiled one.
     """
+
+    masked: Callable[..., Tensor] | None = None
 
     def __init__(
         self,
@@ -219,13 +189,21 @@ class Augment:
         side = self.views.side_at(progress, crop.size, self.size)
         return crop if side == crop.size else replace(crop, size=side)
 
+    def compile(self) -> None:
+        """Make views by a compiled function from now on, one for each kind of view."""
+        self.masked = torch.compile(masked_view, fullgraph=True, dynamic=False)
+
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise by the data set's mean and standard deviation: (B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W)."""
-        if images.device not in self._statistics:
-            both = torch.tensor([self.mean, self.std], dtype=torch.float32).view(2, 1, -1, 1, 1)
-            self._statistics[images.device] = both.to(images.device) if images.is_cuda else both
-        mean, std = self._statistics[images.device]
+        mean, std = self._normal(images.device)
         return images.sub(mean).div_(std).expand(-1, 3, -1, -1)
+
+    def _normal(self, device: torch.device) -> Tensor:
+        """Mean and standard deviation, (2, 1, C, 1, 1)."""
+        if device not in self._statistics:
+            both = torch.tensor([self.mean, self.std], dtype=torch.float32).view(2, 1, -1, 1, 1)
+            self._statistics[device] = both.to(device) if device.type == "cuda" else both
+        return self._statistics[device]
 
     def evaluation(self, images: Tensor) -> Tensor:
         """Resize whole images to the views' side and normalise them: uint8 (B, C, H, W) -> (B, 3, size, size)."""
@@ -244,14 +222,18 @@ class Augment:
         draws = next((drawn for drawn in ctx.draws if drawn.are_for(ctx)), None)
         if draws is None:
             draws = self.draw(ctx, images.shape[1:]).to(images.device)
-        x = images.float() / 255
-        made = iter([self._view(x, plan, numbers) for plan, numbers in draws.each()])
+        if self.masked is not None:
+            normal = self._normal(images.device)
+            made = iter([self.masked(images, *numbers, normal, plan.work) for plan, numbers in draws.each()])
+        else:
+            x = images.float() / 255
+            made = iter([self._view(x, plan, numbers) for plan, numbers in draws.each()])
         full, local = ([next(made) for _ in crops] for crops in (self.full, self.local))
         return Views(full, local, {name: [next(made)] for name in self.own})
 
     def _view(self, x: Tensor, plan: Plan, numbers: list[Tensor]) -> Tensor:
         ticks_y, ticks_x, index, own = numbers
-        return self.normalize(apply_steps(crop_resize(x, ticks_y, ticks_x), plan.slices, index.long(), own))
+        return self.normalize(apply_steps(crop_resize(x, ticks_y, ticks_x), plan.work, index.long(), own))
 
     def draw(self, ctx: StepContext, shape: Sequence[int]) -> Draws:
         """Draw for the views of a batch, on the host.
@@ -266,16 +248,16 @@ class Augment:
         plans, arrays = list[Plan](), list[npt.NDArray[Any]]()
         for crop, name in named:
             crop = self.crop_at(crop, ctx.progress)
-            slices, drawn = self._draw(crop, (self.seed, ctx.epoch, *name), ctx.positions, shape)
-            plans.append(Plan(slices, [array.shape for array in drawn]))
+            work, drawn = self._draw(crop, (self.seed, ctx.epoch, *name), ctx.positions, shape)
+            plans.append(Plan(work, [array.shape for array in drawn]))
             arrays += drawn
         flat = np.concatenate([array.ravel() for array in arrays]).astype(np.float32)
         return Draws(ctx.epoch, ctx.progress, ctx.positions, plans, torch.from_numpy(flat))
 
     def _draw(
         self, crop: Crop, name: tuple[int | str, ...], positions: Positions, shape: Sequence[int]
-    ) -> tuple[list[list[tuple[int, int, int]]], list[npt.NDArray[Any]]]:
-        """The slices of a view's steps, and its numbers: rows and columns to read, then rows and factors of the steps."""
+    ) -> tuple[Any, list[npt.NDArray[Any]]]:
+        """The work of a view, and its numbers: rows and columns to read, then what apply_steps() or apply_masked() takes."""
         config, (channels, height, width) = self.views, shape
 
         def stream(purpose: str) -> int:
@@ -297,6 +279,9 @@ class Augment:
                 if op == BLUR:
                     low, high = BLUR_SIGMA
                     factors = low + (high - low) * rng.uniform(stream("sigma"), positions, 1).T
-                steps.append(Steps(np.where(chance(purpose, p), op, NOTHING)[None], factors))
+                steps.append(Steps(np.where(chance(purpose, p), op, NOTHING)[None], factors, (op,)))
+        if self.masked is not None:
+            possible, ops, factors = all_steps(steps, coloured=channels == 3)
+            return possible, [*y_x, ops, factors]
         slices, rows, factors = sort_steps(steps, coloured=channels == 3)
         return slices, [*y_x, rows, factors]

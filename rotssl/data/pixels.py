@@ -5,6 +5,7 @@ returns x. torch.where, ==, remainder and writes through an index are avoided: o
 arithmetic operation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,14 +92,19 @@ def solarize_(x: Tensor, factor: Tensor) -> Tensor:
 
 OPS = (brightness_, contrast_, saturation_, hue_, grayscale_, gaussian_blur_, solarize_)
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE, BLUR, SOLARIZE, NOTHING = range(8)
+COLOURS = SATURATION, HUE, GRAYSCALE  # which do not change gray images
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The operations on each sample: indices into OPS, or NOTHING, and factors; each (steps, B)."""
+    """The operations on each sample: indices into OPS, or NOTHING, and factors; each (steps, B).
+
+    ``kinds`` are the operations that may occur.
+    """
 
     ops: Positions
     factors: Floats
+    kinds: tuple[int, ...] = tuple(range(NOTHING))
 
 
 def sort_steps(steps: list[Steps], coloured: bool) -> tuple[list[list[tuple[int, int, int]]], Positions, Floats]:
@@ -114,7 +120,7 @@ def sort_steps(steps: list[Steps], coloured: bool) -> tuple[list[list[tuple[int,
     """
     ops, factors = np.concatenate([part.ops for part in steps]), np.concatenate([part.factors for part in steps])
     if not coloured:
-        ops[np.isin(ops, (SATURATION, HUE, GRAYSCALE))] = NOTHING
+        ops[np.isin(ops, COLOURS)] = NOTHING
     busy = (ops != NOTHING).any(1)
     ops, factors = ops[busy], factors[busy]
     order = np.argsort(ops, axis=1, kind="stable")
@@ -128,6 +134,25 @@ def sort_steps(steps: list[Steps], coloured: bool) -> tuple[list[list[tuple[int,
     return slices, rows, np.take_along_axis(factors, order, 1)
 
 
+def all_steps(steps: list[Steps], coloured: bool) -> tuple[list[tuple[int, ...]], Positions, Floats]:
+    """The plan of apply_masked(): what it takes, but for the images.
+
+    Args:
+        steps: one after another.
+        coloured: as for sort_steps().
+    """
+    left_out = () if coloured else COLOURS
+    parts = [(part, tuple(op for op in part.kinds if op not in left_out)) for part in steps]
+    parts = [(part, kinds) for part, kinds in parts if kinds]
+    possible = [kinds for part, kinds in parts for _ in part.ops]
+    none = steps[0].ops[:0]
+    ops, factors = (
+        np.concatenate([none, *(p.ops for p, _ in parts)]),
+        np.concatenate([none, *(p.factors for p, _ in parts)]),
+    )
+    return possible, ops, factors
+
+
 def apply_steps(x: Tensor, slices: list[list[tuple[int, int, int]]], rows: Tensor, factors: Tensor) -> Tensor:
     """Carry out the plan of sort_steps(); x (B, C, H, W) in [0, 1] is overwritten."""
     spare = torch.empty_like(x)  # two swapped buffers: memory that is new to the process costs more than the arithmetic
@@ -136,4 +161,24 @@ def apply_steps(x: Tensor, slices: list[list[tuple[int, int, int]]], rows: Tenso
         x, spare = spare, x
         for op, begin, end in work:
             OPS[op](x[begin:end], own[begin:end].view(-1, 1, 1, 1))
+    return x
+
+
+def apply_masked(x: Tensor, possible: Sequence[Sequence[int]], ops: Tensor, factors: Tensor) -> Tensor:
+    """Carry out steps in given order without a shape that depends on draws, as torch.compile and CUDA graphs want it.
+
+    Each operation that may occur in a step is computed for all samples, and taken where it was drawn: fused into a few kernels,
+    more arithmetic costs less than more launches.
+
+    Args:
+        x: (B, C, H, W) in [0, 1].
+        possible: the operations that may occur in each step.
+        ops: those that were drawn, (steps, B).
+        factors: (steps, B).
+    """
+    for kinds, drawn, own in zip(possible, ops, factors, strict=True):
+        done = x
+        for op in kinds:
+            done = torch.where((drawn == op).view(-1, 1, 1, 1), OPS[op](x.clone(), own.view(-1, 1, 1, 1)), done)
+        x = done
     return x

@@ -78,8 +78,10 @@ class Trainer:
         self.guarded = train.on_nan == "skip" or self.scaler.is_enabled()
         self.breakdown = Breakdown(device)
         self.parallel = runtime.wrap(self.model)
-        statistics = normalization(config.data.name)
-        self.augment = Augment(config.views, config.data.image_size, *statistics, train.seed, self.model.own_crops())
+        normal, own = normalization(config.data.name), self.model.own_crops()
+        self.augment = Augment(config.views, config.data.image_size, *normal, train.seed, own)
+        if train.compile and device.type == "cuda":  # on CPUs sorted samples are faster
+            self.augment.compile()
         self.loader = Loader(config, splits.train.images, device, runtime.rank, runtime.world_size, self.augment)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
         self.recorder = EpochRecorder(journal, runtime)
@@ -94,9 +96,8 @@ class Trainer:
 
     def facts(self) -> dict[str, str]:
         """Facts that the configuration leaves open, for the tags of the run."""
-        bank = len(self.splits.train.images)
-        found = {"precision": self.precision, "device": self.runtime.device.type, "knn_k": str(min(KNN_K, bank))}
-        found["evaluation_precision"] = self.evaluator.precision
+        found = {"precision": self.precision, "evaluation_precision": self.evaluator.precision}
+        found |= {"device": self.runtime.device.type, "knn_k": str(min(KNN_K, len(self.splits.train.images)))}
         if self.splits.test is not None:
             protocols = {"knn_protocol": KNN_PROTOCOL, "linear_protocol": LINEAR_PROTOCOL}
             found |= {name: text.replace("queries validation", "queries test") for name, text in protocols.items()}

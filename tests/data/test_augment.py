@@ -12,7 +12,8 @@ from torchvision import transforms as T
 from rotssl.base import rng
 from rotssl.config.views import ViewsConfig
 from rotssl.data import augment, pixels
-from rotssl.data.augment import Augment, Crop, Crops
+from rotssl.data.augment import Augment, Crop
+from rotssl.data.crops import Crops
 from tests.data.views import POSITIONS, pictures, step_at
 
 PLAIN = ViewsConfig(global_scale=(1.0, 1.0), jitter_p=0.0, grayscale=0.0, blur=(0.0,), solarize=(0.0,), flip=0.0)

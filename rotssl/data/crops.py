@@ -1,0 +1,83 @@
+"""Random boxes of images, and their pixels: crop, flip and resize in one sampling step."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rotssl.base import rng
+from rotssl.base.rng import Floats, Mask, Positions
+
+RATIO = (3 / 4, 4 / 3)  # range of a crop's width / height
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Boxes in pixels of the stored images, each (B,) int64."""
+
+    top: Positions
+    left: Positions
+    height: Positions
+    width: Positions
+
+
+def draw_crops(stream: int, positions: Positions, height: int, width: int, scale: tuple[float, float]) -> Crops:
+    """Boxes of random area and aspect ratio: the first of ten tries that fits, else the largest central one.
+
+    Args:
+        stream: key of the draws.
+        positions: positions of the samples, (B,).
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+        scale: smallest and largest share of the area.
+    """
+    tries = 10
+    draws = rng.uniform(stream, positions, 4 * tries).reshape(len(positions), 4, tries)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[:, 0])
+    ratio = np.exp(math.log(RATIO[0]) + math.log(RATIO[1] / RATIO[0]) * draws[:, 1])
+    w, h = np.rint(np.sqrt(area * ratio)).astype(np.int64), np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = np.argmax(fits, axis=1)
+    rows = np.arange(len(positions))
+    found = fits[rows, first]
+    # torchvision's fallback: the whole image, cut to the nearest allowed aspect ratio.
+    whole = width / height
+    central_w = min(width, round(height * RATIO[1])) if whole > RATIO[1] else width
+    central_h = min(height, round(width / RATIO[0])) if whole < RATIO[0] else height
+    w, h = np.where(found, w[rows, first], central_w), np.where(found, h[rows, first], central_h)
+    top = np.where(found, np.floor(draws[rows, 2, first] * (height - h + 1)), (height - h) // 2).astype(np.int64)
+    left = np.where(found, np.floor(draws[rows, 3, first] * (width - w + 1)), (width - w) // 2).astype(np.int64)
+    return Crops(top, left, h, w)
+
+
+def crop_grid(crops: Crops, flipped: Mask, height: int, width: int, size: int) -> tuple[Floats, Floats]:
+    """The rows and columns that crop_resize() reads, each (B, size), in grid_sample's units; none is outside the crop."""
+    centres = (np.arange(size) + 0.5)[None] / size
+
+    def axis(start: Positions, length: Positions, total: int, ticks: Floats) -> Floats:
+        start, length = start[:, None], length[:, None]
+        pixel: Floats = np.clip(start + ticks * length - 0.5, start, start + length - 1)
+        return (2 * pixel + 1) / total - 1
+
+    y = axis(crops.top, crops.height, height, centres)
+    return y, axis(crops.left, crops.width, width, np.where(flipped[:, None], centres[:, ::-1], centres))
+
+
+def crop_resize(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Crop, flip and resize bilinearly in one sampling step.
+
+    Args:
+        images: (B, C, H, W), float32.
+        y: rows to read, (B, S), from crop_grid().
+        x: columns to read, (B, S).
+
+    Returns:
+        (B, C, S, S).
+    """
+    size = y.shape[1]
+    # Pairs of (x, y), written as complex numbers: twice as fast as stack().
+    grid = torch.view_as_real(torch.complex(x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)))
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
