@@ -191,7 +191,7 @@ def test_trainings_are_taken_up_from_where_they_were_kept_but_not_over_newer_one
     assert sorted(path.name for path in (scratch / "runs").iterdir()) == ["a", "b"]
 
 
-@pytest.mark.contract
+@pytest.mark.system
 def test_results_are_on_disk_as_they_come_and_the_next_call_runs_the_rest(queue, tmp_path):
     options = queue(first=(GOOD, 0.5), second=(HANGS, 1), third=(GOOD, 0.5))
     runner = start(options)
@@ -240,7 +240,7 @@ def test_what_hangs_or_crashes_costs_itself_alone_and_what_it_had_is_kept(queue,
     )
 
 
-@pytest.mark.contract
+@pytest.mark.system
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
 def test_ctrl_c_ends_the_cell_and_writes_what_it_had(queue, tmp_path, number):
     runner = start(queue(first=(HANGS, 1), second=(GOOD, 0.5)))
@@ -255,7 +255,7 @@ def test_ctrl_c_ends_the_cell_and_writes_what_it_had(queue, tmp_path, number):
     ]
 
 
-@pytest.mark.contract
+@pytest.mark.system
 @pytest.mark.parametrize("error", ["ImportError", pytest.param("OSError", marks=pytest.mark.exhaustive)])
 def test_a_cell_without_what_it_needs_says_so(queue, tmp_path, error):
     options = queue(first=(GOOD, 0.5))
@@ -301,7 +301,7 @@ def test_the_exit_code_says_whether_there_is_a_figure(gpu, monkeypatch, tmp_path
     assert gpu.main(["--minutes", "1", *options]) == code
 
 
-@pytest.mark.contract
+@pytest.mark.system
 def test_a_device_that_is_not_here_is_told_in_a_line(gpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "queue.yaml").write_text(yaml.safe_dump([cell("a", "x")]))

@@ -38,7 +38,7 @@ def test_files_and_functions_are_short():
     assert long == []
 
 
-@pytest.mark.contract
+@pytest.mark.system
 def test_core_runs_without_ray_and_mlflow(tmp_path):
     # Hides both packages, then trains: what a user of the library without a cluster has.
     code = f"""
