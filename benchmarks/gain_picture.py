@@ -35,7 +35,7 @@ def draw(rows: Sequence[Row], results: Results, path: Path) -> None:
 
     sets = list(dict.fromkeys(row.candidate.data for row in rows))
     methods = list(dict.fromkeys(row.candidate.method for row in rows))
-    wide = min(4, len(methods))
+    wide = min(5, len(methods))
     deep = -(-len(methods) // wide)
     shape = {"figsize": (3 * wide + 0.3, 2.6 * deep * len(sets) + 0.4), "squeeze": False, "layout": "constrained"}
     figure, panels = plt.subplots(deep * len(sets), wide, **shape)

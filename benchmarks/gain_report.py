@@ -92,7 +92,8 @@ def _entry(row: Row | None, plain: Row | None, metric: str, results: Results) ->
         return text
     both = t_difference(pairs.ours, pairs.theirs), bootstrap(pairs.gains)
     ends = [end for one in both for end in (one.low, one.high) if end is not None]
-    return f"{text} ({100 * both[0].mean:+.1f}: {100 * min(ends):+.1f} to {100 * max(ends):+.1f})"
+    gain = round(100 * both[0].mean, 1) + 0.0  # no minus before a zero
+    return f"{text} ({gain:+.1f}: {100 * min(ends):+.1f} to {100 * max(ends):+.1f})"
 
 
 def _stage(stage: Stage, rows: Sequence[Row], results: Results) -> list[str]:
