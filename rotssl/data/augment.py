@@ -190,7 +190,9 @@ class Augment:
         return crop if side == crop.size else replace(crop, size=side)
 
     def compile(self) -> None:
-        """Make views by a compiled function from now on, one for each kind of view."""
+        """Make views by a compiled function from now on, which is compiled anew for each kind and size of view."""
+        # A run has more of them than torch allows by default, after which it would end with an error.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         self.masked = torch.compile(masked_view, fullgraph=True, dynamic=False)
 
     def normalize(self, images: Tensor) -> Tensor:

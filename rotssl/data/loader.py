@@ -49,9 +49,8 @@ class Loader:
     """This worker's batches.
 
     A thread is used only if there is something to wait for: a copy to a GPU, with what is drawn for the views, or images that may
-    have to be read from a disk.
-    Copying a batch from memory takes about a thousandth of even a small encoder's step on CPUs (benchmarks/input_wait.py), which
-    is all that a thread could save.
+    have to be read from a disk. Copying a batch from memory takes about a thousandth of even a small encoder's step on CPUs
+    (benchmarks/input_wait.py), which is all that a thread could save.
 
     Args:
         config: resolved.

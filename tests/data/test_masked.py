@@ -1,5 +1,6 @@
 """Views made without shapes that depend on draws."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +33,15 @@ def test_masked_views_are_those_of_sorted_samples(channels):
         assert len(sorted_) == 3 + config.local_count
         for ours, theirs in zip(masked, sorted_, strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_views_of_many_sizes_may_be_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # no code is made
+    images, ctx = pictures(4), step_at(positions=np.arange(4))
+    for size in range(16, 28):
+        compiled = Augment(BUSY, size, (0.4,) * 3, (0.2,) * 3, 0)
+        compiled.compile()
+        assert [view.shape[2] for view in compiled(images, ctx).full] == [size, size]
 
 
 @pytest.mark.exhaustive  # the compiler takes most of a minute
