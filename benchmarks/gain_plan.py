@@ -175,6 +175,7 @@ class Plan:
         self.common: dict[str, Any] = content.get("common") or {}
         self.base: dict[str, dict[str, Any]] = content.get("base") or {}
         self.forms: dict[str, dict[str, Any]] = content["forms"]
+        self.defaults: list[str] = content.get("defaults") or []
         self.stages = {name: self._stage(name, dict(keys)) for name, keys in content["stages"].items()}
         seen: dict[str, Cell] = {}
         for stage in self.stages.values():

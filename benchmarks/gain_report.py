@@ -4,7 +4,7 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ Command: `python benchmarks/gain.py report`; the plan is `benchmarks/gain_plan.y
   in the plain epochs beside them: those of the whole run, its epochs times step, shared out over its epochs by their FLOPs.
 - A row with a failed run has no numbers.
 """
+COSTS = "s to plain's kNN", "plain epochs to it"
 COLUMNS = "| method | form | plain epochs | epochs | step | lr | seeds |"
 
 
@@ -52,17 +53,17 @@ def write(plan: Plan, results: Results) -> str:
 
 
 def _summary(plan: Plan, results: Results) -> list[str]:
-    """All final stages in a table: a row for each data set and method, for each metric the forms and what they gain."""
+    """All final stages in a table, with a row for each data set, method and seeds; then the defaults."""
     finals = [stage for stage in plan.stages.values() if stage.final]
     each = [(stage, data, method) for stage in finals for data in stage.data for method in stage.methods]
-    rows = [row for stage, data, method in each for row in plan.rows(stage, data, method, results)]
-    found: dict[tuple[str, str, str], Row] = {}
-    for row in rows:
-        if row.cells and len(_contents(row, results)) == len(row.cells):
-            key = row.candidate.data, row.candidate.method, row.candidate.label
-            if found.setdefault(key, row).cells != row.cells:
-                raise SystemExit(f"{' '.join(key)}: two final stages have it, with other epochs or seeds")
-    labels = [PLAIN, *dict.fromkeys(label for *_, label in found if label != PLAIN)]
+    found: dict[tuple[str, str, tuple[int, ...]], dict[str, Row]] = {}
+    for stage, data, method in each:
+        for row in plan.rows(stage, data, method, results):
+            if row.cells and len(_contents(row, results)) == len(row.cells):
+                rows = found.setdefault((data, method, tuple(stage.seeds)), {})
+                if rows.setdefault(row.candidate.label, row).cells != row.cells:
+                    raise SystemExit(f"{data} {method}: two final stages have {row.candidate.label}, with other epochs")
+    labels = [PLAIN, *dict.fromkeys(label for rows in found.values() for label in rows if label != PLAIN)]
     if not found:
         return []
     heads = [f"{metric}: {label}" for metric in METRICS for label in labels]
@@ -73,12 +74,49 @@ def _summary(plan: Plan, results: Results) -> list[str]:
         "On the test split. In brackets the gain over plain, with the interval that covers both of those below.",
     ]
     lines += ["", f"| data | method | seeds | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
-    for data, method in dict.fromkeys(key[:2] for key in found):
-        own = [found.get((data, method, label)) for label in labels]
-        shown = [_entry(row, own[0], METRICS[metric], results) for metric in METRICS for row in own]
-        seeds = max(len(row.cells) for row in own if row is not None)
-        lines.append(f"| {' | '.join([data, method, str(seeds), *shown])} |")
+    for (data, method, seeds), rows in found.items():
+        shown = [_entry(rows.get(label), rows.get(PLAIN), key, results) for key in METRICS.values() for label in labels]
+        lines.append(f"| {' | '.join([data, method, _listed(seeds), *shown])} |")
+    for data in dict.fromkeys(key[0] for key in found):
+        chosen = {}
+        for label in reversed(plan.defaults):
+            whole = [
+                (m, seeds, rows) for (d, m, seeds), rows in found.items() if d == data and {label, PLAIN} <= rows.keys()
+            ]
+            chosen |= {method: (seeds, rows[label], rows[PLAIN]) for method, seeds, rows in whole}
+        lines += _defaults(data, chosen, results) if chosen else []
     return lines
+
+
+def _defaults(data: str, chosen: Mapping[str, tuple[Sequence[int], Row, Row]], results: Results) -> list[str]:
+    """The default of each method beside plain, the mean over the methods, and a picture of their curves."""
+    lines = ["", f"## The defaults, {data}", ""]
+    lines += ["In brackets as above; of the means, seeds that differ between methods are taken in their order.", ""]
+    heads = ["method", "form", "seeds", *(f"{metric}, {form}" for metric in METRICS for form in (PLAIN, "default"))]
+    lines += [f"| {' | '.join([*heads, *COSTS])} |", "|---" * 9 + "|"]
+    together: dict[str, list[Pairs]] = {}
+    for method, (seeds, row, plain) in chosen.items():
+        shown = [_entry(each, plain, key, results) for key in METRICS.values() for each in (plain, row)]
+        lines.append(
+            f"| {' | '.join([method, row.candidate.label, _listed(seeds), *shown, *_costs(row, plain, results)])} |"
+        )
+        for metric, key in METRICS.items():
+            together.setdefault(metric, []).append(Pairs(row, plain, key, results))
+    if len(chosen) > 1 and len({len(pairs.ours) for pairs in together["kNN"]}) == 1:
+        gains = [_gain(*_differences(several)) for several in together.values()]
+        lines.append(f"| mean of {len(chosen)} | | | | {gains[0]} | | {gains[1]} | | |")
+    draw(
+        [each for _, row, plain in chosen.values() for each in (plain, row)],
+        results,
+        results.folder / f"defaults_{data}.png",
+    )
+    return [*lines, "", f"![kNN against training seconds, mean over the seeds](defaults_{data}.png)"]
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    """``201 to 204``, or each."""
+    whole = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))) and len(seeds) > 2
+    return f"{seeds[0]} to {seeds[-1]}" if whole else ", ".join(map(str, seeds))
 
 
 def _entry(row: Row | None, plain: Row | None, metric: str, results: Results) -> str:
@@ -90,10 +128,15 @@ def _entry(row: Row | None, plain: Row | None, metric: str, results: Results) ->
     pairs = None if row is None or plain is None or plain is row else Pairs(row, plain, metric, results)
     if pairs is None or pairs.gains is None:
         return text
-    both = t_difference(pairs.ours, pairs.theirs), bootstrap(pairs.gains)
+    return f"{text} ({_gain(t_difference(pairs.ours, pairs.theirs), bootstrap(pairs.gains), 1)})"
+
+
+def _gain(over_seeds: Difference, over_images: Difference | None, places: int = 2) -> str:
+    """A gain, with the interval that covers both."""
+    both = [over_seeds] if over_images is None else [over_seeds, over_images]
     ends = [end for one in both for end in (one.low, one.high) if end is not None]
-    gain = round(100 * both[0].mean, 1) + 0.0  # no minus before a zero
-    return f"{text} ({gain:+.1f}: {100 * min(ends):+.1f} to {100 * max(ends):+.1f})"
+    gain = round(100 * over_seeds.mean, places) + 0.0  # no minus before a zero
+    return f"{gain:+.{places}f}: {100 * min(ends):+.{places}f} to {100 * max(ends):+.{places}f}"
 
 
 def _stage(stage: Stage, rows: Sequence[Row], results: Results) -> list[str]:
@@ -130,7 +173,7 @@ def _table(stage: Stage, data: str, rows: Sequence[Row], metric: str, results: R
     """All rows of a data set, then the means over the methods."""
     curve = metric == "kNN" and bool(stage.final if stage.curve is None else stage.curve)
     title = f"{COLUMNS} {metric}, % | gain (seeds) | p | gain (seeds and images) | p |"
-    title += " s to plain's kNN | plain epochs to it |" if curve else ""
+    title += f" {' | '.join(COSTS)} |" if curve else ""
     lines = ["", f"### {data}: {metric}", "", title, "|---" * (title.count("|") - 1) + "|"]
     plains = {(r.candidate.method, r.candidate.label, r.budget): r for r in rows if r.candidate.form == PLAIN}
     together: dict[tuple[str, int], list[Pairs]] = {}
@@ -189,10 +232,15 @@ def _gains(pairs: Pairs | None) -> list[str]:
 
 def _mean(several: Sequence[Pairs]) -> list[str]:
     """The same of the mean over the methods."""
+    over_seeds, over_images = _differences(several)
+    return _shown(over_seeds) + (["", ""] if over_images is None else _shown(over_images))
+
+
+def _differences(several: Sequence[Pairs]) -> tuple[Difference, Difference | None]:
+    """The mean gain of several methods over seeds, and over seeds and images if there are hits."""
     ours, theirs = (np.mean(side, axis=0).tolist() for side in zip(*((p.ours, p.theirs) for p in several), strict=True))
-    found = _shown(t_difference(ours, theirs))
     gains = [pairs.gains for pairs in several if pairs.gains is not None]
-    return found + (_shown(bootstrap(np.mean(gains, axis=0))) if len(gains) == len(several) else ["", ""])
+    return t_difference(ours, theirs), bootstrap(np.mean(gains, axis=0)) if len(gains) == len(several) else None
 
 
 def _shown(difference: Difference) -> list[str]:

@@ -1,6 +1,8 @@
 """Devices that are not here: one with little memory, and a look at what would make the host wait."""
 
+import re
 import weakref
+from collections import Counter
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,6 +41,25 @@ class SmallMemory(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self.held -= size
+
+
+class Launches(TorchDispatchMode):
+    """Within the context the operations are counted, by name, that would launch work on a GPU; views and allocations do not."""
+
+    FREE = re.compile(
+        "alias|as_strided_?|detach|expand|lift_fresh|narrow|permute|select|slice|split|split_with_sizes|squeeze|t|transpose|unbind|"
+        "unfold|unsqueeze|_?(unsafe_)?view|(new_)?empty(_like|_strided)?|_record_function_.*"
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not self.FREE.fullmatch(name):
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
 
 
 class Waits(TorchDispatchMode):

@@ -1,38 +1,12 @@
-"""Views -> features, with as few forward passes as BatchNorm's statistics allow."""
+"""The views of a step's owners through one encoder."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from itertools import groupby, islice
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 
-import torch
 from torch import Tensor, nn
 
-from rotssl.models import norm
-
-Network = Callable[[Tensor], Tensor]
-
-
-def encode(encoder: nn.Module, views: list[Tensor], joint: bool, run: Network | None = None) -> list[Tensor]:
-    """Features of each view, encoding consecutive views of one size in one pass if possible.
-
-    Args:
-        encoder: any network.
-        views: each (n, ...).
-        joint: whether views of one size form one batch for BatchNorm. Otherwise each view is normalised separately; views still
-            share a pass if the network supports per-view statistics.
-        run: called in place of the network, which it calls.
-    """
-    run = run or encoder
-    features: list[Tensor] = []
-    apart = not joint and norm.keeps_views_apart(encoder)
-    for _, group in groupby(views, key=lambda view: view.shape[1:] if joint else view.shape):
-        alike = list(group)
-        if len(alike) == 1 or not (joint or apart):
-            features += [run(view) for view in alike]
-            continue
-        with norm.per_view_statistics(len(alike)) if apart else nullcontext():
-            features += run(torch.cat(alike)).split([len(view) for view in alike])
-    return features
+from rotssl.models.passes import Network, each_view
 
 
 def encode_segments(
@@ -43,10 +17,10 @@ def encode_segments(
     Args:
         encoder: any network.
         segments: owner and views, in the order in which they are encoded.
-        joint: as for ``encode``.
-        run: as for ``encode``.
+        joint: as for ``each_view``.
+        run: as for ``each_view``.
     """
-    features = iter(encode(encoder, [view for _, views in segments for view in views], joint, run))
+    features = iter(each_view(encoder, [view for _, views in segments for view in views], joint, run))
     found: dict[str, list[Tensor]] = {}
     for owner, views in segments:
         found.setdefault(owner, []).extend(islice(features, len(views)))

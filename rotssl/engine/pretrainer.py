@@ -1,6 +1,8 @@
 """The one module that DDP wraps: views -> features -> method loss + weight x task loss."""
 
 import copy
+import functools
+import operator
 import warnings
 from collections.abc import Container, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,12 +19,13 @@ from rotssl.config.methods import METHODS
 from rotssl.config.tasks import TASKS
 from rotssl.data.augment import Crop, Views
 from rotssl.engine.balance import Balance
-from rotssl.engine.encoding import encode, encode_segments, frozen_bn_statistics
+from rotssl.engine.encoding import encode_segments, frozen_bn_statistics
 from rotssl.engine.split import Split
 from rotssl.evaluation.collapse import feature_std
 from rotssl.methods.base import Method
 from rotssl.models import norm
 from rotssl.models.encoders import build_encoder
+from rotssl.models.passes import each_view
 from rotssl.models.tap import Tap, map_stage, stage
 from rotssl.tasks.base import Targets, Task
 
@@ -44,10 +47,6 @@ class Output:
     parts: dict[str, Tensor]
     logs: dict[str, Tensor]
     new_views: dict[str, list[Tensor]]
-
-
-def _spread(z: list[Tensor]) -> Tensor:
-    return torch.stack([feature_std(view.detach()) for view in z]).mean()
 
 
 def _rows(views: list[Tensor], rows: Tensor | None) -> list[Tensor]:
@@ -134,12 +133,12 @@ class Pretrainer(nn.Module):
         late = any(task.in_place and task.reads == "projector" for task in on.values())
         own = _rows(whole["encoder"], None if late else rest) + seen["encoder"][METHOD][count:]
         own = self.split.combine([self._fork("encoder", view) for view in own], count)
-        z = encode(self.method.projector, self._told(own, inputs.angles), self.joint_views)
+        z = each_view(self.method.projector, self._told(own, inputs.angles), self.joint_views)
         whole["projector"] = z[:count]
         z = [self._fork("projector", view) for view in (_rows(z[:count], rest) + z[count:] if late else z)]
         out = self.split.loss(self.method, z, self._teach(inputs), ctx, count)
         parts = {METHOD: out.loss}
-        logs = {"loss/ssl": out.loss.detach(), "feature/std": _spread(z)}
+        logs = {"loss/ssl": out.loss.detach(), "feature/std": feature_std(torch.stack(z).detach())}
         logs.update(out.logs)
         for name, task in on.items():
             joined = {place: features[name] for place, features in seen.items()} if name in joint else None
@@ -152,7 +151,7 @@ class Pretrainer(nn.Module):
             parts[name] = self.balance.weight(name, ctx.progress) * part.loss
             logs[f"loss/{name}"] = part.loss.detach()
             logs.update({f"{name}/{key}": value for key, value in part.logs.items()})
-        loss = torch.stack(list(parts.values())).sum() + self._idle(on)
+        loss = functools.reduce(operator.add, [*parts.values(), *self._idle(on)])
         logs["loss/total"] = loss.detach()
         whole_batch = {name for name, task in on.items() if task.in_place or inputs.targets[name].rows is None}
         shown = {name: made for name, made in inputs.made.items() if name in whole_batch}
@@ -222,12 +221,12 @@ class Pretrainer(nn.Module):
                 seen = {place: features[METHOD] for place, features in alone.items()}
             if task.reads != "projector":
                 return seen[task.reads]
-            return encode(self.method.projector, self._told(seen["encoder"], None), joint=False)
+            return each_view(self.method.projector, self._told(seen["encoder"], None), joint=False)
 
-    def _idle(self, on: Mapping[str, Task]) -> Tensor | float:
-        """Zero, with zero gradients for the heads of tasks that sit out the step: DDP expects one for every parameter."""
+    def _idle(self, on: Mapping[str, Task]) -> list[Tensor]:
+        """Zero, with zero gradients for the heads of tasks that sit out the step, if any: DDP expects one for every parameter."""
         idle = [p.sum() for name, task in self.named_tasks() if name not in on for p in task.parameters()]
-        return torch.stack(idle).sum() * 0.0 if idle else 0.0
+        return [torch.stack(idle).sum() * 0.0] if idle else []
 
     def compile_networks(self) -> None:
         """Compile the encoders and projectors of student and teacher with torch.compile; keys of the state do not change."""
@@ -250,8 +249,8 @@ class Pretrainer(nn.Module):
         if self.teacher is None:
             return None
         encoder, projector = self.teacher
-        features = encode(encoder, _rows(inputs.teacher, inputs.rest), self.joint_views)
-        return encode(projector, self._told(features, inputs.teacher_angles), self.joint_views)
+        features = each_view(encoder, _rows(inputs.teacher, inputs.rest), self.joint_views)
+        return each_view(projector, self._told(features, inputs.teacher_angles), self.joint_views)
 
     @torch.no_grad()
     def after_step(self, ctx: StepContext, skipped: Tensor | None = None) -> dict[str, Tensor]:

@@ -274,7 +274,7 @@ class Trainer:
             with self.parallel.no_sync() if isinstance(self.parallel, DDP) and not last else nullcontext():
                 found = self._pass(images[first : first + each], part, gradients)
             for key, value in found.items():
-                logs[key] = logs.get(key, 0) + value / ctx.passes
+                logs[key] = logs[key] + value if key in logs else value
         if gradients:
             logs.update(compare_gradients(gradients))
         self.scaler.unscale_(self.optimizer)
@@ -328,7 +328,7 @@ class Trainer:
             for name, gradient in found.items():
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
         self.scaler.scale(out.loss / ctx.passes).backward()
-        return out.logs
+        return out.logs if ctx.passes == 1 else {key: value / ctx.passes for key, value in out.logs.items()}
 
     def _attempt(self, count: int) -> None:
         """Compute a step of so many images, without changing weights."""

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 
 def feature_std(z: Tensor) -> Tensor:
-    """sqrt(d) x the mean over dimensions of the standard deviation of L2-normalised rows; (B, d) -> scalar.
+    """sqrt(d) x the mean over dimensions of the standard deviation of L2-normalised rows; (..., B, d) -> scalar.
 
     1 if the directions are spread evenly over the sphere, 0 at collapse. SimSiam, Chen and He 2021 (arXiv 2011.10566), fig. 2.
     """
-    return math.sqrt(z.shape[1]) * F.normalize(z.float(), dim=1).std(dim=0).mean()
+    return math.sqrt(z.shape[-1]) * F.normalize(z.float(), dim=-1).std(dim=-2).mean()
 
 
 def effective_rank(features: Tensor) -> float:

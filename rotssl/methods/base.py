@@ -33,6 +33,12 @@ def other_views(views: int, targets: int) -> list[tuple[int, int]]:
     return [(i, j) for j in range(targets) for i in range(views) if i != j]
 
 
+def beside_others(views: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The rows of ``other_views`` in two tensors (n, D), for losses that are means over rows."""
+    pairs = other_views(len(views), len(targets))
+    return torch.cat([views[i] for i, _ in pairs]), torch.cat([targets[j] for _, j in pairs])
+
+
 def enqueue(queue: Tensor, new: Tensor) -> None:
     """Append the newest rows (n, D) to a queue (K, D), in place; as many of the oldest, at its front, drop out."""
     queue.copy_(torch.cat([queue, new.to(queue.dtype)])[-len(queue) :])

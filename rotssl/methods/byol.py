@@ -1,14 +1,14 @@
 """BYOL: Bootstrap Your Own Latent, Grill et al. 2020 (arXiv 2006.07733)."""
 
-import torch
 from torch import Tensor
 
 from rotssl.base.schedules import cosine
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import ByolConfig
-from rotssl.methods.base import Method, other_views
+from rotssl.methods.base import Method, beside_others
 from rotssl.methods.losses import byol_regression
 from rotssl.models.heads import mlp
+from rotssl.models.passes import each_view
 
 
 class BYOL(Method):
@@ -35,9 +35,7 @@ class BYOL(Method):
         same meaning with all of them. The official sum with task weight 2 w equals ours with w at twice the learning rate.
         """
         assert z_teacher is not None
-        predictions = [self.predictor(view) for view in z]
-        pairs = other_views(len(z), len(z_teacher))
-        return StepOutput(torch.stack([byol_regression(predictions[i], z_teacher[j]) for i, j in pairs]).mean())
+        return StepOutput(byol_regression(*beside_others(each_view(self.predictor, z), z_teacher)))
 
     def teacher_momentum(self, progress: float) -> float:
         """1 - (1 - tau) (cos(pi k / K) + 1) / 2, section 3.2."""

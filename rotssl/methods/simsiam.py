@@ -1,13 +1,13 @@
 """SimSiam: Chen and He 2021 (arXiv 2011.10566)."""
 
-import torch
 from torch import Tensor
 
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import SimsiamConfig
-from rotssl.methods.base import Method, other_views
+from rotssl.methods.base import Method, beside_others
 from rotssl.methods.losses import negative_cosine
 from rotssl.models.heads import mlp
+from rotssl.models.passes import each_view
 
 
 class SimSiam(Method):
@@ -31,6 +31,4 @@ class SimSiam(Method):
 
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
         """Eq. 2: the mean negative cosine over all ordered pairs of views, from -1 to 1."""
-        predictions = [self.predictor(view) for view in z]
-        pairs = other_views(len(z), ctx.global_views)
-        return StepOutput(torch.stack([negative_cosine(predictions[i], z[j]) for i, j in pairs]).mean())
+        return StepOutput(negative_cosine(*beside_others(each_view(self.predictor, z), z[: ctx.global_views])))

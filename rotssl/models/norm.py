@@ -1,4 +1,4 @@
-"""Normalisation: BatchNorm over all workers, and the conversion of BatchNorm layers to the kind set by ``model.norm``."""
+"""Normalisation: BatchNorm of several views in one batch, also over all workers, and the conversion to ``model.norm``."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,10 +29,92 @@ def per_view_statistics(views: int) -> Iterator[None]:
 
 
 def keeps_views_apart(network: nn.Module) -> bool:
-    """Whether views in one pass give the same output as in separate passes: all BatchNorm layers are GlobalBatchNorm."""
-    return all(
-        isinstance(m, GlobalBatchNorm) for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-    )
+    """Whether views in one pass give the same output as in separate passes: all BatchNorm layers know of views."""
+    return all(isinstance(m, _ViewsNorm) for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+
+class _ViewsNorm(nn.modules.batchnorm._BatchNorm):
+    """A BatchNorm that knows of views. It counts no batches: nothing reads that, and on GPUs it would be a launch a layer."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
+
+
+class _BatchNormOfViews(torch.autograd.Function):
+    """torch's batch normalisation of V views of B samples each, by the statistics of each view, into one tensor."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        how: tuple[float, float, int],
+    ) -> Tensor:
+        momentum, epsilon, views = how
+        out, found = torch.empty_like(x), mean.new_empty(2, views, len(mean))
+        for view, written, mean_, inv_std in zip(x.chunk(views), out.chunk(views), *found, strict=True):
+            torch.native_batch_norm(
+                view, weight, bias, mean, var, True, momentum, epsilon, out=(written, mean_, inv_std)
+            )
+        ctx.save_for_backward(x, weight, found)
+        ctx.epsilon = epsilon
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, found = ctx.saved_tensors
+        wanted, views = ctx.needs_input_grad[:3], found.shape[1]
+        to_x, sums = list[Tensor](), list[Tensor]()
+        for grad, view, mean_, inv_std in zip(grads[0].chunk(views), x.chunk(views), *found, strict=True):
+            own = torch.ops.aten.native_batch_norm_backward(
+                grad, view, weight, None, None, mean_, inv_std, True, ctx.epsilon, wanted
+            )
+            to_x += own[:1]
+            affine = [part for part, needed in zip(own[1:], wanted[1:], strict=True) if needed]
+            sums = list(torch._foreach_add(sums, affine)) if sums else affine
+        rest = iter(sums)
+        to_affine = [next(rest) if needed else None for needed in wanted[1:]]
+        return torch.cat(to_x) if wanted[0] else None, *to_affine, None, None, None
+
+
+class ViewBatchNorm(_ViewsNorm):
+    """BatchNorm over the batch of one worker, for several views in one batch (``per_view_statistics``); state as torch's.
+
+    Accepts (B, C) and (B, C, H, W).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``input`` (B, C, ...) by the statistics of each view (training) or the running ones (evaluation)."""
+        mean_, var = self.running_mean, self.running_var
+        if not self.training or mean_ is None or var is None:
+            return super().forward(input)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if _views == 1:
+            return F.batch_norm(input, mean_, var, self.weight, self.bias, True, momentum, self.eps)
+        if torch.compiler.is_compiling():
+            return self._fused(input, mean_, var, momentum)
+        how = momentum, self.eps, _views
+        return _BatchNormOfViews.apply(input, self.weight, self.bias, mean_, var, how)  # type: ignore[no-any-return]
+
+    def _fused(self, x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> Tensor:
+        """The same in operations that torch.compile joins with what is around them."""
+        apart = full_precision(x.unflatten(0, (_views, -1)))
+        dims = [d for d in range(apart.dim()) if d not in (0, 2)]
+        var, mean_ = torch.var_mean(apart, dims, correction=0, keepdim=True)
+        out = (apart - mean_) * torch.rsqrt(var + self.eps)
+        if self.weight is not None and self.bias is not None:
+            shape = [-1] + [1] * (x.dim() - 2)
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        with torch.no_grad():
+            count = x.numel() // (_views * x.shape[1])
+            for mean_of_view, var_of_view in zip(mean_.flatten(1), var.flatten(1), strict=True):
+                running_mean.lerp_(mean_of_view, momentum)
+                running_var.lerp_(var_of_view * (count / (count - 1)), momentum)
+        return out.flatten(0, 1).to(x.dtype)
 
 
 class _GlobalBatchNorm(torch.autograd.Function):
@@ -81,17 +163,13 @@ class _GlobalBatchNorm(torch.autograd.Function):
         return grad_x.flatten(0, 1).to(x.dtype), grad_weight.sum(0), grad_bias.sum(0), None, None
 
 
-class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+class GlobalBatchNorm(_ViewsNorm):
     """BatchNorm over the batch of all workers, on any device that can all-reduce; same state as torch's BatchNorm.
 
     torch's SyncBatchNorm does not support CPUs. This layer is also used in a single process, because torch's CPU kernel sums a
     channels_last batch naively, with a relative error of 1e-5 (torch 2.15), which would make one worker differ from two.
     Accepts (B, C) and (B, C, H, W), and several views in one batch (``per_view_statistics``), which need one exchange.
     """
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``input`` (B, C, ...) by the statistics over all workers (training) or the running ones (evaluation)."""
@@ -104,10 +182,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         out, mean_, var, total = _GlobalBatchNorm.apply(input, weight, bias, self.eps, _views)
         with torch.no_grad():
             momentum = 0.0 if self.momentum is None else self.momentum
-            assert (
-                self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-            )
-            self.num_batches_tracked.add_(len(mean_))
+            assert self.running_mean is not None and self.running_var is not None
             for mean_of_view, unbiased in zip(mean_, var * (total / (total - 1)).to(var.dtype), strict=True):
                 self.running_mean.lerp_(mean_of_view, momentum)
                 self.running_var.lerp_(unbiased, momentum)
@@ -130,10 +205,9 @@ def convert_norm(model: nn.Module, norm: str, device: torch.device) -> nn.Module
     Args:
         model: any module; changed in place.
         norm: ``batch`` (per worker), ``sync`` (over all workers) or ``group`` (GroupNorm: no batch statistics at all).
-        device: where the model will run; torch's SyncBatchNorm works on GPUs only.
+        device: where the model will run; torch's SyncBatchNorm works on GPUs only. One worker on a GPU needs no exchange.
     """
-    if norm == "batch" or (norm == "sync" and device.type == "cuda" and distributed.world_size() == 1):
-        return model
+    alone = norm == "batch" or (device.type == "cuda" and distributed.world_size() == 1)
 
     def swap(module: nn.Module) -> nn.Module | None:
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -146,7 +220,7 @@ def convert_norm(model: nn.Module, norm: str, device: torch.device) -> nn.Module
             if module.affine:
                 new.load_state_dict({"weight": module.weight.data, "bias": module.bias.data})
         else:
-            cls = nn.SyncBatchNorm if device.type == "cuda" else GlobalBatchNorm
+            cls = ViewBatchNorm if alone else nn.SyncBatchNorm if device.type == "cuda" else GlobalBatchNorm
             new = cls(channels, module.eps, module.momentum, module.affine)
             new.load_state_dict(module.state_dict())
         for part in (

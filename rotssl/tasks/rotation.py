@@ -15,6 +15,7 @@ from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.resolved import ResolvedRotation
 from rotssl.data.augment import Crop
 from rotssl.models.heads import mlp
+from rotssl.models.passes import each_view
 from rotssl.tasks.base import Targets, Task, send
 
 QUARTERS = 4  # quarter turns that a projector may be told
@@ -127,11 +128,12 @@ class Rotation(Task):
         # DDP averages over workers: world x local sum / global count is then the mean over the global batch.
         versions = 1 if self.crop is None else len(self.quarters)
         share = distributed.world_size() * targets.passes / max(1, targets.count) / len(features) / versions
-        loss = correct = torch.zeros((), device=features[0].device)
-        for view, labels in zip(features, targets.labels, strict=False):  # the student may see only the first view
-            if self.in_place and targets.rows is not None:
-                view = view[targets.rows]
-            logits = full_precision(self.head(view))
-            loss = loss + F.cross_entropy(logits, labels, reduction="sum") * share
-            correct = correct + (logits.detach().argmax(1) == labels).sum() * share
+        rows = targets.rows if self.in_place else None
+        judged = each_view(self.head, features if rows is None else [view[rows] for view in features])
+        logits, labels = (
+            full_precision(torch.cat(judged)),
+            torch.cat(targets.labels[: len(features)]),
+        )  # of the student's views
+        loss = F.cross_entropy(logits, labels, reduction="sum") * share
+        correct = (logits.detach().argmax(1) == labels).sum() * share
         return StepOutput(loss, {"accuracy": correct})

@@ -86,6 +86,7 @@ def test_cheap_epochs_count_less_and_all_together_as_many_plain_ones_as_were_tim
 
 PLAN = {
     "base": {"byol": {"optim.lr": 0.2}},
+    "defaults": ["own"],
     "forms": {
         "plain": {"rotation.weight": 0},
         "paper": {"rotation.mode": "extra"},
@@ -270,9 +271,20 @@ def test_the_report_has_all_runs_and_their_gains(study):
     ]
     assert heads[3:6] == ["kNN: plain", "kNN: paper", "kNN: own"] and heads[6] == "linear: plain"
     byol = dict(zip(heads, entries[0], strict=True))
-    assert (byol["method"], byol["seeds"], byol["kNN: plain"], byol["kNN: paper"]) == ("byol", "3", "51.0", "failed")
+    assert (byol["method"], byol["seeds"], byol["kNN: plain"], byol["kNN: paper"]) == (
+        "byol",
+        "0 to 2",
+        "51.0",
+        "failed",
+    )
     low, high = map(float, byol["kNN: own"].removeprefix("53.0 (+2.0: ").removesuffix(")").split(" to "))
     assert low < 1.9 and high > 2.1  # by the sampling of images: the seeds agree
+    table = text.split("## The defaults, cifar10")[1].split("\n## ")[0]
+    own, _, mean = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "| " in line][1:]
+    assert own[:5] == ["byol", "own", "0 to 2", byol["kNN: plain"], byol["kNN: own"]] and own[7:] == cells[12:]
+    assert (
+        mean[0] == "mean of 2" and mean[4].startswith("+0.50: ") and (results.folder / "defaults_cifar10.png").exists()
+    )
 
 
 def test_the_registered_plan_holds(tmp_path):

@@ -187,7 +187,7 @@ def test_views_in_one_pass_come_out_as_in_a_pass_each(tmp_path, monkeypatch, nor
     sizes, count, ours = step()
     monkeypatch.setattr(norms, "keeps_views_apart", lambda network: False)
     apart, count_apart, theirs = step()
-    assert apart == [16, 16, 16, 16] and sizes == (apart if norm == "batch" else [32, 32])
+    assert apart == [16, 16, 16, 16] and sizes == [32, 32]
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     assert count_apart > 10 and count < 0.6 * count_apart if norm == "sync" else count == 0
 

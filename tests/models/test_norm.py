@@ -1,11 +1,13 @@
 """Norms in place of those that an encoder comes with."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from rotssl.base import distributed
-from rotssl.models.norm import convert_norm
+from rotssl.models.norm import ViewBatchNorm, convert_norm, per_view_statistics
 from tests.models.test_encoders import build, pictures
 
 CPU = torch.device("cpu")
@@ -44,3 +46,39 @@ def test_another_norm_keeps_the_activation_of_timm_s_layers(name, monkeypatch):
     spread.load_state_dict(plain.state_dict())
     assert {type(m) for m in spread.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)} == {nn.SyncBatchNorm}
     torch.testing.assert_close(spread.eval()(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(7,), (7, 5, 4)], ids=str)
+def test_each_of_several_views_has_the_statistics_of_torch_s_layer(monkeypatch, shape, affine, kind, fused):
+    layer = nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d
+    theirs = layer(7, affine=affine, momentum=0.3)
+    for value in theirs.parameters():
+        nn.init.uniform_(value, 0.5, 2)
+    ours = convert_norm(copy.deepcopy(theirs), "batch", CPU)
+    assert isinstance(ours, ViewBatchNorm)
+    for module in (ours, theirs):
+        module.to(torch.float64 if kind == torch.float64 else torch.float32)
+    x = (torch.randn(12, *shape, dtype=torch.float64) * torch.linspace(1, 9, 12).view(-1, *[1] * len(shape))).to(kind)
+    x = x.contiguous(memory_format=torch.channels_last) if len(shape) == 3 else x
+    way = torch.randn_like(x)
+
+    def results(module, run):
+        given = x.clone().requires_grad_()
+        out = run(given)
+        out.backward(way)
+        return [out, given.grad, *(p.grad for p in module.parameters()), module.running_mean, module.running_var]
+
+    def together(given):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: fused)
+        with per_view_statistics(3):
+            return ours(given)
+
+    expected = results(theirs, lambda given: torch.cat([theirs(view) for view in given.chunk(3)]))
+    found = results(ours, together)
+    close = {} if kind == torch.float64 else {"rtol": 0.02, "atol": 0.05}
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype and a.stride() == b.stride()
+        torch.testing.assert_close(a, b, **close)

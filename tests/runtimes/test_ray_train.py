@@ -1,5 +1,6 @@
 """Jobs on a real Ray cluster of two nodes with token authentication, as a user starts them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -163,16 +164,23 @@ def noise_images(folder):
     return folder
 
 
+def state_of(cluster, kind):
+    """The entries of Ray's state API."""
+    url = f"http://127.0.0.1:{cluster['DASHBOARD_PORT']}/api/v0/{kind}?limit=1000"
+    token = Path(cluster["RAY_AUTH_TOKEN_PATH"]).read_text()
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)["data"]["result"]["result"]
+
+
 def in_the_cluster(cluster):
     """Actors and placement groups that Ray's state API lists as there or to come."""
-    token = Path(cluster["RAY_AUTH_TOKEN_PATH"]).read_text()
-    found = []
-    for kind, name in (("actors", "class_name"), ("placement_groups", "placement_group_id")):
-        url = f"http://127.0.0.1:{cluster['DASHBOARD_PORT']}/api/v0/{kind}?limit=1000"
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            entries = json.load(answer)["data"]["result"]["result"]
-        found += [entry[name] for entry in entries if entry["state"] not in ("DEAD", "REMOVED")]
+    found = [
+        entry[name]
+        for kind, name in (("actors", "class_name"), ("placement_groups", "placement_group_id"))
+        for entry in state_of(cluster, kind)
+        if entry["state"] not in ("DEAD", "REMOVED")
+    ]
     return [
         name for name in found if name != "_AutoscalingCoordinatorActor"
     ]  # Ray's own, one for all jobs of a cluster
@@ -242,16 +250,34 @@ def test_a_run_that_is_interrupted_and_whose_workers_hang_and_die_equals_an_unin
     assert other.returncode == 2 and "rotation.weight: got 2.0" in other.stderr and len(other.stderr.splitlines()) == 1
 
 
+def give_notice(env, seconds):
+    """Announce to the cluster that its second node will be gone, as a cloud does of a spot machine."""
+    (node,) = (entry["node_id"] for entry in state_of(env, "nodes") if not entry["is_head_node"])
+    ray = str(Path(sys.executable).with_name("ray"))
+    why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    left = ["--deadline-remaining-seconds", str(seconds)]
+    subprocess.run(
+        [ray, "drain-node", "--address", env["RAY_ADDRESS"], "--node-id", node, *why, *left], env=env, check=True
+    )
+
+
 @pytest.mark.exhaustive  # a cluster of its own, three minutes
-def test_a_run_that_loses_a_node_goes_on_with_a_new_one(pool, tmp_path):
+@pytest.mark.parametrize("notice", [0, 8], ids=["without notice", "with notice"])
+def test_a_run_that_loses_a_node_goes_on_with_a_new_one(notice, pool, tmp_path):
+    fields = {**LOSES_A_NODE, "train.epochs": 40 if notice else 6}
     with two_nodes(tmp_path / "nodes") as env:
-        folder, argv = tmp_path / "rotssl" / "run", command("pretrain.py", *flags(LOSES_A_NODE, tmp_path))
+        folder, argv = tmp_path / "rotssl" / "run", command("pretrain.py", *flags(fields, tmp_path))
         with started(argv, tmp_path / "log", env) as process:
             wait_for(lambda: 1 in journal.read(folder), process)
             node = psutil.Process(int((tmp_path / "nodes" / "worker.pid").read_text()))
             (raylet,) = (p for p in node.children(recursive=True) if p.name() == "raylet")
             same = node.cmdline()
-            raylet.kill()
+            if notice:
+                gone_at = time.monotonic() + notice
+                give_notice(env, notice)
+                wait_for(lambda: time.monotonic() > gone_at, process)  # Ray leaves the kill to who gave notice
+            with contextlib.suppress(psutil.NoSuchProcess):
+                raylet.kill()
             psutil.wait_procs([node], timeout=60)
             with started(same, tmp_path / "node.log", env):
                 assert process.wait() == 0, process.told()[-3000:]
