@@ -22,8 +22,10 @@ from rotssl.runtimes.ray_cluster import connected
 def demo() -> int:
     """Run both, then compare; returns the exit code."""
     asked = parse(sys.argv[1:], "jobs/demo.py", __doc__).config
-    if asked.evaluation.knn_every == 0:
-        raise ConfigError("evaluation.knn_every: got 0, expected at least 1: the demo compares kNN")
+    if asked.evaluation.knn_every in (0, "auto"):
+        raise ConfigError(
+            f"evaluation.knn_every: got {asked.evaluation.knn_every}, expected at least 1: the demo compares kNN"
+        )
     asked = replace(asked, {"tracking.experiment": "demo", "tracking.run_name": None})
     weights = {"rotation off": 0.0, "rotation on": asked.rotation.weight}
     configs = {name: prepare(replace(asked, {"rotation.weight": weight}))[0] for name, weight in weights.items()}

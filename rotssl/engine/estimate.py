@@ -8,6 +8,7 @@ from rotssl import config as cfg
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.tasks import WEIGHTS
+from rotssl.engine.evaluator import SHARE
 from rotssl.engine.flops import count_mean
 from rotssl.engine.timing import BANDWIDTH, WAIT, Speed, time_steps
 
@@ -32,10 +33,11 @@ def epoch_seconds(
     steps = train_size // config.train.batch_size
     training = steps * (speed.step(config.train.share(workers)) + speed.communication(workers))
     every, holdout = config.evaluation.knn_every, config.evaluation.holdout
-    if holdout == 0:
-        every *= config.train.epochs  # once, at the end
+    if holdout == 0 and every:
+        every = config.train.epochs  # once, at the end
     encoded = train_size / (1 - holdout) if every and labelled else 0.0
-    return training, encoded * speed.encode / workers / max(1, every)
+    once = encoded * speed.encode / workers
+    return training, min(once, SHARE * training) if every == "auto" else once / max(1, every)
 
 
 def report(config: ResolvedConfig, train_size: int, labelled: bool) -> str:

@@ -1,6 +1,7 @@
 """Evaluation during training: what is measured and when. A failed evaluation does not fail the run."""
 
 import logging
+import time
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from rotssl.evaluation import hits
 from rotssl.evaluation.measure import encode_share, measures
 
 log = logging.getLogger(__name__)
+SHARE = 0.05  # of the time of training, for evaluations with knn_every auto
 
 
 class Evaluator:
@@ -43,14 +45,33 @@ class Evaluator:
         self.precision = "bf16" if precision == "bf16" and splits.test is None else "fp32"
         self.prefix = "" if splits.test is None else "test/"
         self.queries = splits.test or splits.validation  # None without labels
+        self._trained = self._spent = self._latest = 0.0  # seconds of this start
 
     def wanted(self, epoch: int) -> set[str]:
         """Names of the accuracies that are due after an epoch (0-based)."""
         every, last = self.config.evaluation.knn_every, epoch + 1 == self.config.train.epochs
         names = {f"{self.prefix}knn/top1"} | ({f"{self.prefix}linear/top1"} if self._probes(epoch) else set())
+        if every == 0 or self.queries is None:
+            return set()
         between = self.splits.test is None  # the test split is used only once
-        due = every > 0 and (last or (between and (epoch + 1) % every == 0))
-        return names if due and self.queries is not None else set()
+        return names if last or (between and every != "auto" and (epoch + 1) % every == 0) else set()
+
+    def due(self, epoch: int, seconds: float) -> bool:
+        """Whether to evaluate after an epoch (0-based); every worker must call it after each.
+
+        With ``evaluation.knn_every auto`` also where it makes evaluations take no more than ``SHARE`` of the time, going by the
+        last one; the first epoch of a start shows how long that is.
+
+        Args:
+            epoch: 0-based.
+            seconds: that its training took.
+        """
+        self._trained += seconds
+        if self.config.evaluation.knn_every != "auto" or self.queries is None or self.splits.test is not None:
+            return bool(self.wanted(epoch))
+        affordable = self._spent + self._latest <= SHARE * self._trained and self.runtime.rank == 0
+        agreed = distributed.mean(torch.tensor(float(affordable), device=self.runtime.device))  # rank 0 decides
+        return bool(self.wanted(epoch)) or float(agreed) > 0
 
     def _probes(self, epoch: int) -> bool:
         return self.config.evaluation.linear and epoch + 1 == self.config.train.epochs
@@ -68,6 +89,14 @@ class Evaluator:
         Raises:
             RunFailed: features are not finite.
         """
+        started = time.perf_counter()
+        try:
+            return self._evaluate(encoder, epoch, skipped)
+        finally:
+            self._latest = time.perf_counter() - started
+            self._spent += self._latest
+
+    def _evaluate(self, encoder: nn.Module, epoch: int, skipped: int) -> dict[str, float]:
         assert self.queries is not None
         sets, device = (self.splits.train, self.queries), self.runtime.device
         shares, room, finite, reason = list[Tensor](), list[Tensor | None](), True, ""

@@ -101,7 +101,7 @@ def trials_of(
             placed.add(key)
             places.append(datasets.describe_storage(config.data, config.evaluation.holdout, info, here=False))
         every, epochs = config.evaluation.knn_every, config.train.epochs
-        if sweep.settings.scheduler != "none" and not 0 < every <= max(1, epochs - 1):
+        if sweep.settings.scheduler != "none" and (every == "auto" or not 0 < every <= max(1, epochs - 1)):
             raise ConfigError(
                 f"evaluation.knn_every: got {every}, but {sweep.settings.scheduler} needs kNN before the last of {epochs} epochs"
             )

@@ -83,7 +83,7 @@ sweep: {baseline: 1};GRID | sweep.baseline: got 1, expected true or false
 sweep: {scheduler: hyperband};GRID | sweep.scheduler: got 'hyperband', expected 'none', 'asha', 'median'
 sweep: {scheduler: asha};evaluation: {knn_every: 0};GRID | evaluation.knn_every: got 0, but asha needs kNN
 sweep: {scheduler: asha};evaluation: {holdout: 0};GRID | evaluation.holdout: got 0, expected more: asha needs kNN
-sweep: {scheduler: median};evaluation: {knn_every: 0};GRID | evaluation.knn_every: got 0, but median
+sweep: {scheduler: median};evaluation: {knn_every: auto};GRID | evaluation.knn_every: got auto, but median
 sweep: 3;GRID | sweep: got 3, expected a section
 sweep: {name: a/b};GRID | sweep.name: got 'a/b'
 sweep: {name: ..};GRID | sweep.name: got '..'

@@ -1,6 +1,7 @@
 """What an evaluation leaves, and what it may cost if it fails or ends the process."""
 
 import dataclasses
+import itertools
 import threading
 
 import numpy as np
@@ -50,6 +51,20 @@ def test_an_evaluation_that_fails_costs_a_warning(tmp_path, monkeypatch, caplog,
     assert len(caplog.records) == {"encoding": 3, "room": 3, "knn": 3, "probe": 1}[where]
     assert all("OutOfMemoryError: CUDA out of memory." in record.message for record in caplog.records)
     assert next(checkpoint.latest(run.config.run_dir))["epoch"] == 3 and (tmp_path / "rotssl/run/encoder.json").exists()
+
+
+def test_kNN_as_often_as_it_takes_a_twentieth_of_the_time(tmp_path, monkeypatch):
+    clock = itertools.count()  # an evaluation looks at it twice, so it takes a second
+    monkeypatch.setattr(evaluator.time, "perf_counter", lambda: next(clock))
+    config = make_config(tmp_path, "simclr", **{"data.limit": 64, "train.epochs": 25, "evaluation.knn_every": "auto"})
+    run, seen = trainer(config), []
+    for epoch in range(25):
+        if run.evaluator.due(epoch, seconds=5.0):
+            assert run.evaluate(epoch).keys() >= run.evaluator.wanted(epoch)
+            seen.append(epoch + 1)
+    assert seen == [1, 8, 12, 16, 20, 24, 25]  # 2 seconds of 40, 3 of 60, and the last
+    monkeypatch.setattr(run.runtime, "rank", 1)  # decides nothing
+    assert not any(run.evaluator.due(epoch, seconds=1e6) for epoch in range(24)) and run.evaluator.due(24, seconds=0.0)
 
 
 @pytest.mark.parametrize("holdout", [0.1, 0.0], ids=["validation", "test"])
