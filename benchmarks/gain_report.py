@@ -1,5 +1,6 @@
 """The tables of gain.py: every run of every stage, beside plain's."""
 
+import dataclasses
 import itertools
 import math
 import statistics
@@ -105,11 +106,12 @@ def _defaults(data: str, chosen: Mapping[str, tuple[Sequence[int], Row, Row]], r
     if len(chosen) > 1 and len({len(pairs.ours) for pairs in together["kNN"]}) == 1:
         gains = [_gain(*_differences(several)) for several in together.values()]
         lines.append(f"| mean of {len(chosen)} | | | | {gains[0]} | | {gains[1]} | | |")
-    draw(
-        [each for _, row, plain in chosen.values() for each in (plain, row)],
-        results,
-        results.folder / f"defaults_{data}.png",
-    )
+    named = [
+        dataclasses.replace(row, candidate=dataclasses.replace(row.candidate, label="default"))
+        for _, row, _ in chosen.values()
+    ]
+    plains = [plain for _, _, plain in chosen.values()]
+    draw([*itertools.chain(*zip(plains, named, strict=True))], results, results.folder / f"defaults_{data}.png")
     return [*lines, "", f"![kNN against training seconds, mean over the seeds](defaults_{data}.png)"]
 
 
