@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import logging
 import os
 import shutil
 import subprocess
@@ -89,4 +90,6 @@ def mlflow_client(uri):
     """MLflow's own, whose import takes seconds that tests without it need not wait."""
     from mlflow.tracking import MlflowClient
 
+    for name in ("alembic", "mlflow"):  # a test that looks at the terminal may be the first to need the tables
+        logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(uri)

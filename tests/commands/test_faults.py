@@ -11,6 +11,7 @@ from rotssl.commands.evaluate import evaluate
 from rotssl.config.fields import ConfigError
 from rotssl.engine.events import EpochDone
 from rotssl.runs import checkpoint, journal
+from rotssl.runs.state import RunState
 from tests.programs import SMALL, mlflow_client, with_store
 
 pytestmark = pytest.mark.contract
@@ -46,6 +47,8 @@ def test_a_lost_record_is_rebuilt_from_the_newest_checkpoint(tmp_path, capsys, u
     record.unlink() if how == "removed" else record.write_text("" if how == "empty" else "\0" * 512)
     with pytest.raises(ConfigError, match=r"epoch_00001 is of another configuration: optim\.lr .* in place of 0\.7"):
         start(tmp_path, **{"optim.lr": 0.7})
+    changed = prepared(tmp_path, **{"evaluation.knn_every": 0})
+    assert RunState.of(changed).changes == ["evaluation.knn_every: 0 in place of 1"]
     capsys.readouterr()
     assert start(tmp_path) == 0
     assert "run.json of 'run' was lost: rebuilt from epoch_00001" in capsys.readouterr().err
@@ -80,12 +83,13 @@ def test_a_run_is_finished_only_if_its_journal_says_so_too(tmp_path, capsys, und
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "run.json"])
-def test_a_disk_that_fails_in_mid_run_is_one_line(tmp_path, capsys, name):
-    config = prepared(tmp_path, **{"tracking.uri": "off"})
+def test_a_disk_that_fails_in_mid_run_is_one_line(tmp_path, capsys, undisturbed, name):
+    config, kept = prepared(tmp_path, **{"tracking.uri": "off"}), []
 
     def broken(event):
         if isinstance(event, EpochDone) and event.epoch == 1:
             file = config.run_dir / name
+            kept.append(file.read_bytes())
             file.unlink()
             file.symlink_to("/proc/self/mem")  # reads of it fail with EIO, as those of a broken disk
 
@@ -100,6 +104,10 @@ def test_a_disk_that_fails_in_mid_run_is_one_line(tmp_path, capsys, name):
             run_command(lambda: pretrain.pretrain(config))
         assert ended.value.code == 1
         assert capsys.readouterr().err.count("\n") == 1
+        (config.run_dir / name).unlink()
+        (config.run_dir / name).write_bytes(kept[0])  # the disk is whole again
+        assert pretrain.pretrain(config) == 0 and list(journal.read(config.run_dir)) == [1, 2]
+        assert weights(config.run_dir) == undisturbed
 
 
 @pytest.mark.parametrize("number", [5, 28, 30])

@@ -126,6 +126,7 @@ def test_nan_fails_and_keeps_the_last_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
 def test_no_weight_moves_from_the_step_that_breaks_down_on(tmp_path, monkeypatch, optimizer):
+    assert midway.LOOK == 50  # as docs/reliability.md says
     monkeypatch.setattr(midway, "LOOK", 4)
     fields = {"data.limit": 160, "optim.name": optimizer, "optim.lr": 1e-3, "evaluation.knn_every": 0}
     run = trainer(make_config(tmp_path, "simclr", **fields))

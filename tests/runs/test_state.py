@@ -70,7 +70,7 @@ def test_a_run_is_held_by_one_process_and_waited_for(config):
     timer.join()
 
 
-@pytest.mark.parametrize("name", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL", "EIO"])
 def test_a_run_on_a_file_system_without_flock_is_warned_and_goes_on(config, monkeypatch, caplog, name):
     number = getattr(errno, name)
     monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))

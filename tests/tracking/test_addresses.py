@@ -2,6 +2,7 @@
 
 import base64
 import http.server
+import logging
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from rotssl import config as cfg
 from rotssl import lifecycle
 from rotssl.base.address import without_login
-from rotssl.commands import pretrain, run_command
+from rotssl.commands import pretrain, run_command, say
 from rotssl.commands.evaluate import evaluate
 from rotssl.config.fields import ConfigError
 from rotssl.runs import journal
@@ -49,7 +50,7 @@ def no_login(monkeypatch):
         monkeypatch.setenv(key, "")
 
 
-def test_an_address_without_its_login():
+def test_an_address_without_its_login(capsys):
     for given, shown in (
         ("http://alice:s3cret@host:5000/x", "http://host:5000/x"),
         ("error at https://a:p@ss@host, twice http://b@c", "error at https://host, twice http://c"),
@@ -57,6 +58,12 @@ def test_an_address_without_its_login():
         ("http://host/a@b", "http://host/a@b"),
     ):
         assert without_login(given) == shown
+    text = "at http://alice:s3cret@host"
+    say(text)
+    with pytest.raises(SystemExit):
+        run_command(lambda: logging.getLogger("rotssl").warning(text) or 0)
+    assert capsys.readouterr().err == "at http://host\nwarning: at http://host\n"
+    assert store.short(OSError(text)) == "OSError: at http://host"
 
 
 @pytest.fixture
@@ -105,7 +112,8 @@ def test_an_address_that_is_refused_is_shown_without_its_login(tmp_path, main, n
     assert code == 2 and "s3cret" not in out + err
 
 
-def test_a_login_is_in_no_file_of_a_run_and_in_no_store(tmp_path, monkeypatch, no_login, capsys):
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_a_login_is_in_no_file_of_a_run_and_in_no_store(tmp_path, monkeypatch, no_login, capsys, how):
     behind, client_of = f"sqlite:///{with_store(tmp_path)}/mlflow.db", store.client_of
 
     def server(uri, create=False):
@@ -114,6 +122,8 @@ def test_a_login_is_in_no_file_of_a_run_and_in_no_store(tmp_path, monkeypatch, n
 
     monkeypatch.setattr(writer, "client_of", server)
     fields = {"tracking.uri": "http://alice:s3cret@host:5000"}
+    if how == "environment":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", fields.pop("tracking.uri"))
     config = prepared(tmp_path, **fields)
     assert pretrain.pretrain(config) == 0 and pretrain.pretrain(prepared(tmp_path, **fields)) == 0
     shown = capsys.readouterr()

@@ -11,6 +11,22 @@ from rotssl.tracking import writer
 from rotssl.tracking.writer import Follower
 
 
+def test_an_experiment_that_another_process_makes_meanwhile_is_taken():
+    from mlflow.exceptions import MlflowException
+
+    class Raced:
+        made = None
+
+        def get_experiment_by_name(self, name):
+            return self.made
+
+        def create_experiment(self, name, artifact_location):
+            self.made = name
+            raise MlflowException("it exists")
+
+    assert writer._experiment(Raced(), "rotssl", None) == "rotssl"
+
+
 class Store:
     """A Tracker whose store answers when it is told to."""
 
