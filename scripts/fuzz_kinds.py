@@ -183,9 +183,9 @@ def damage(folder: Path, kind: str, which: float, where: float, junk: Any) -> st
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     path = files[min(len(files) - 1, int(which * len(files)))]
     content = path.read_bytes()
-    place = int(where * max(0, len(content) - 1))
     if kind == "value" and path.suffix in (".json", ".jsonl"):
         content = _another_value(content, where, junk)
+    place = int(where * max(0, len(content) - 1))
     changed = {
         "empty": b"",
         "cut": content[:place],

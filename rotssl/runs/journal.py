@@ -69,14 +69,16 @@ class Journal:
 
 
 def read(folder: Path) -> Points:
-    """Epoch -> metrics of the run in a folder; lines that a crash cut short are skipped."""
+    """Epoch -> metrics of the run in a folder; lines that a crash cut short, or that are no metrics of an epoch, are skipped."""
     points: Points = {}
     path = folder / Journal.NAME
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             point = json.loads(line)
-            epoch = int(point.pop("epoch"))
-            points[epoch] = point | points.get(epoch, {})
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            epoch = point.pop("epoch")
+            if type(epoch) is not int or epoch < 1 or not all(type(value) in (int, float) for value in point.values()):
+                continue
+            points[epoch] = {key: float(value) for key, value in point.items()} | points.get(epoch, {})
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OverflowError):
             continue
     return points

@@ -196,7 +196,7 @@ print(faults())
 """
 
 
-@pytest.mark.contract
+@pytest.mark.exhaustive  # two processes that import torch, for what only costs time
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
 def test_freed_memory_is_kept():
     def faults(how):

@@ -46,7 +46,9 @@ def test_a_journal_survives_a_torn_last_line(tmp_path, keep):
 
 def test_a_journal_that_is_not_there_is_empty_and_odd_lines_are_passed_over(tmp_path):
     assert journal.read(tmp_path / "none") == {}
-    lines = ["", "5", "null", "[1]", '{"loss": 1}', '{"epoch": null}', "\0\0"]
+    lines = ["", "5", "null", "[1]", '{"loss": 1}', "\0\0"]
+    lines += [f'{{"epoch": {epoch}, "loss": 1}}' for epoch in ("null", '"3"', 3.5, 0, "true")]
+    lines += [f'{{"epoch": 3, "loss": {loss}}}' for loss in ("null", "[]", '"1"', "true", 10**400)]
     lines += [json.dumps({"epoch": 3, "loss": loss}) for loss in (2.0, 9.0)]  # the first one counts
     (tmp_path / Journal.NAME).write_text("\n".join(lines))
     assert journal.read(tmp_path) == {3: {"loss": 2.0}}
