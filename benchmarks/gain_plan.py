@@ -176,6 +176,8 @@ class Plan:
         self.base: dict[str, dict[str, Any]] = content.get("base") or {}
         self.forms: dict[str, dict[str, Any]] = content["forms"]
         self.defaults: list[str] = content.get("defaults") or []
+        if unknown := set(self.defaults) - self.forms.keys():
+            raise SystemExit(f"defaults: unknown: {', '.join(sorted(unknown))}")
         self.stages = {name: self._stage(name, dict(keys)) for name, keys in content["stages"].items()}
         seen: dict[str, Cell] = {}
         for stage in self.stages.values():

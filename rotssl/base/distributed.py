@@ -138,7 +138,9 @@ def broadcast_running_stats(model: nn.Module) -> None:
     """Set the running statistics of all workers to rank 0's, so that rank 0's checkpoint is valid for all of them."""
     if world_size() == 1:
         return
-    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]  # the others are equal
+    layers = [
+        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]  # synchronised ones are equal
     found = [x for layer in layers for x in (layer.running_mean, layer.running_var) if x is not None]
     if found:
         flat = torch.cat(found)

@@ -210,7 +210,10 @@ class EvaluationConfig:
     """Evaluation during training."""
 
     knn_every: int | Auto = opt(
-        1, "Evaluate kNN on validation every N epochs; 0: never; auto: as often as takes at most 5% of the time.", ge=0
+        1,
+        "Evaluate kNN on validation every N epochs; 0: never; auto: after the first epoch of a start and after the last one, and "
+        "in between as often as takes at most 5% of the training time.",
+        ge=0,
     )
     knn_bf16: bool = opt(
         False, "Compute kNN's cosines in bf16, for large banks on devices that support it; a few predictions change."

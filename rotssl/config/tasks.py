@@ -198,7 +198,7 @@ class RotationConfig(TaskConfig):
         require(fits, "rotation.head_on", "projector", "encoder or stage: a conditioned projector is told the angle")
 
     def check_share(self, each: int) -> None:
-        """Check that each worker rotates at least two images, because the head normalises over them."""
+        """Check that each worker rotates at least two images, over which the head normalises, and leaves the method two."""
         if self.mode == "disjoint":
             fits, expected = each % SIXTEENTHS == 0, f"a multiple of {SIXTEENTHS} in rotation.mode disjoint"
             require(fits, "train.batch_size", f"{each} images per worker and pass", expected)
@@ -207,8 +207,10 @@ class RotationConfig(TaskConfig):
             share = getattr(self, key)
             if share in (None, "auto"):
                 continue
-            enough = int(each * (self._rounded(share) or 1 / SIXTEENTHS)) >= 2
-            require(enough, f"rotation.{key}", share, expected + stays)
+            turned = int(each * (self._rounded(share) or 1 / SIXTEENTHS))
+            require(turned >= 2, f"rotation.{key}", share, expected + stays)
+            upright = self.mode != "disjoint" or each - turned >= 2
+            require(upright, f"rotation.{key}", share, "less: two images per worker and step that are not rotated")
 
     def resolve(self, side: int, batch: int) -> dict[str, Any]:
         """Resolve four_way's crop to half the side of small views, and let the share of rotated images fall where that was best.

@@ -37,7 +37,9 @@ def epoch_seconds(
         every = config.train.epochs  # once, at the end
     encoded = train_size / (1 - holdout) if every and labelled else 0.0
     once = encoded * speed.encode / workers
-    return training, min(once, SHARE * training) if every == "auto" else once / max(1, every)
+    if every == "auto":  # after the first epoch and the last in any case
+        return training, min(once, max(SHARE * training, once * 2 / config.train.epochs))
+    return training, once / max(1, every)
 
 
 def report(config: ResolvedConfig, train_size: int, labelled: bool) -> str:

@@ -29,6 +29,7 @@ from rotssl.engine.flops import count_mean, period, samples
 from rotssl.engine.runtime import LocalRuntime, RunFailed, indexed
 from rotssl.engine.trainer import Trainer
 from rotssl.evaluation.measure import extract
+from rotssl.models.norm import exchanges
 from rotssl.runs import journal
 
 TIMED = 3  # timed steps of each size, after one warm-up step
@@ -228,7 +229,9 @@ def _exchanges(trainer: Trainer, norm: str) -> Iterator[list[int]]:
     """The exchanges that several workers would make within the body: one per forward, one more per backward with gradients."""
     found: list[int] = []
     layers = [m for m in trainer.model.modules() if norm == "sync" and isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    hooks = [m.register_forward_hook(lambda _, args, out: found.append(1 + out.requires_grad)) for m in layers]
+    hooks = [
+        m.register_forward_hook(lambda m, _, out: found.append((1 + out.requires_grad) * exchanges(m))) for m in layers
+    ]
     try:
         yield found
     finally:

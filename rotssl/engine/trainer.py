@@ -196,7 +196,7 @@ class Trainer:
         self.recorder.keep(epoch, metrics, self.state(epoch + 1))
         self.clock.restart()
         found: dict[str, float] = {}
-        if self.evaluator.due(epoch, seconds):
+        if self.evaluator.due(epoch, seconds - begun.seconds):
             if first or epoch + 1 == train.epochs:
                 # Running out of memory usually happens at the first evaluation or at the probe, and may kill the process: save
                 # this epoch first, so that the next start does not repeat it and fail in the same way.

@@ -33,8 +33,8 @@ def other_views(views: int, targets: int) -> list[tuple[int, int]]:
     return [(i, j) for j in range(targets) for i in range(views) if i != j]
 
 
-def beside_others(views: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The rows of ``other_views`` in two tensors (n, D), for losses that are means over rows."""
+def rows_of_pairs(views: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows and targets of all pairs of ``other_views``, (P B, D) each, for losses that are means over rows."""
     pairs = other_views(len(views), len(targets))
     return torch.cat([views[i] for i, _ in pairs]), torch.cat([targets[j] for _, j in pairs])
 

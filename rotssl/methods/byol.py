@@ -5,7 +5,7 @@ from torch import Tensor
 from rotssl.base.schedules import cosine
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import ByolConfig
-from rotssl.methods.base import Method, beside_others
+from rotssl.methods.base import Method, rows_of_pairs
 from rotssl.methods.losses import byol_regression
 from rotssl.models.heads import mlp
 from rotssl.models.passes import each_view
@@ -35,7 +35,7 @@ class BYOL(Method):
         same meaning with all of them. The official sum with task weight 2 w equals ours with w at twice the learning rate.
         """
         assert z_teacher is not None
-        return StepOutput(byol_regression(*beside_others(each_view(self.predictor, z), z_teacher)))
+        return StepOutput(byol_regression(*rows_of_pairs(each_view(self.predictor, z), z_teacher)))
 
     def teacher_momentum(self, progress: float) -> float:
         """1 - (1 - tau) (cos(pi k / K) + 1) / 2, section 3.2."""

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import SimsiamConfig
-from rotssl.methods.base import Method, beside_others
+from rotssl.methods.base import Method, rows_of_pairs
 from rotssl.methods.losses import negative_cosine
 from rotssl.models.heads import mlp
 from rotssl.models.passes import each_view
@@ -31,4 +31,4 @@ class SimSiam(Method):
 
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
         """Eq. 2: the mean negative cosine over all ordered pairs of views, from -1 to 1."""
-        return StepOutput(negative_cosine(*beside_others(each_view(self.predictor, z), z[: ctx.global_views])))
+        return StepOutput(negative_cosine(*rows_of_pairs(each_view(self.predictor, z), z[: ctx.global_views])))

@@ -29,12 +29,24 @@ def per_view_statistics(views: int) -> Iterator[None]:
 
 
 def keeps_views_apart(network: nn.Module) -> bool:
-    """Whether views in one pass give the same output as in separate passes: all BatchNorm layers know of views."""
+    """Whether views in one pass give the same output as in separate passes: all BatchNorm layers take statistics of each view."""
     return all(isinstance(m, _ViewsNorm) for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
 
+def exchanges(layer: nn.Module) -> int:
+    """Exchanges of the forward pass under way, if several workers were to synchronise a BatchNorm layer.
+
+    On GPUs torch's SyncBatchNorm would take the place of a ViewBatchNorm, with a pass for each view.
+    """
+    return _views if isinstance(layer, ViewBatchNorm) else 1
+
+
 class _ViewsNorm(nn.modules.batchnorm._BatchNorm):
-    """A BatchNorm that knows of views. It counts no batches: nothing reads that, and on GPUs it would be a launch a layer."""
+    """A BatchNorm that takes the statistics of each of several views in one batch.
+
+    It counts no batches, which nothing reads and which would be one more kernel launch per layer: a momentum of None, for which
+    torch takes the mean over all batches, means that running statistics stay as they are.
+    """
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -42,7 +54,10 @@ class _ViewsNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _BatchNormOfViews(torch.autograd.Function):
-    """torch's batch normalisation of V views of B samples each, by the statistics of each view, into one tensor."""
+    """torch's batch normalisation of V views of B samples each, by the statistics of each view, into one tensor.
+
+    The running statistics are updated in place, view by view.
+    """
 
     @staticmethod
     def forward(
@@ -50,15 +65,16 @@ class _BatchNormOfViews(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        how: tuple[float, float, int],
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        epsilon: float,
+        views: int,
     ) -> Tensor:
-        momentum, epsilon, views = how
-        out, found = torch.empty_like(x), mean.new_empty(2, views, len(mean))
+        out, found = torch.empty_like(x), running_mean.new_empty(2, views, len(running_mean))
         for view, written, mean_, inv_std in zip(x.chunk(views), out.chunk(views), *found, strict=True):
             torch.native_batch_norm(
-                view, weight, bias, mean, var, True, momentum, epsilon, out=(written, mean_, inv_std)
+                *(view, weight, bias, running_mean, running_var, True, momentum, epsilon), out=(written, mean_, inv_std)
             )
         ctx.save_for_backward(x, weight, found)
         ctx.epsilon = epsilon
@@ -78,7 +94,7 @@ class _BatchNormOfViews(torch.autograd.Function):
             sums = list(torch._foreach_add(sums, affine)) if sums else affine
         rest = iter(sums)
         to_affine = [next(rest) if needed else None for needed in wanted[1:]]
-        return torch.cat(to_x) if wanted[0] else None, *to_affine, None, None, None
+        return torch.cat(to_x) if wanted[0] else None, *to_affine, *[None] * 5
 
 
 class ViewBatchNorm(_ViewsNorm):
@@ -88,17 +104,26 @@ class ViewBatchNorm(_ViewsNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise ``input`` (B, C, ...) by the statistics of each view (training) or the running ones (evaluation)."""
-        mean_, var = self.running_mean, self.running_var
-        if not self.training or mean_ is None or var is None:
+        """Normalise ``input`` (B, C, ...) by the statistics of each view (training) or the running ones (evaluation).
+
+        Raises:
+            ValueError: a channel of a view has a single value, in training.
+        """
+        if not self.training:
             return super().forward(input)
+        mean_, var = self.running_mean, self.running_var
+        assert mean_ is not None and var is not None
         momentum = 0.0 if self.momentum is None else self.momentum
         if _views == 1:
             return F.batch_norm(input, mean_, var, self.weight, self.bias, True, momentum, self.eps)
+        if input.numel() <= _views * input.shape[1]:
+            raise ValueError(
+                f"expected more than 1 value per channel in each of {_views} views, got {tuple(input.shape)}"
+            )
         if torch.compiler.is_compiling():
             return self._fused(input, mean_, var, momentum)
         how = momentum, self.eps, _views
-        return _BatchNormOfViews.apply(input, self.weight, self.bias, mean_, var, how)  # type: ignore[no-any-return]
+        return _BatchNormOfViews.apply(input, self.weight, self.bias, mean_, var, *how)  # type: ignore[no-any-return]
 
     def _fused(self, x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> Tensor:
         """The same in operations that torch.compile joins with what is around them."""

@@ -130,10 +130,8 @@ class Rotation(Task):
         share = distributed.world_size() * targets.passes / max(1, targets.count) / len(features) / versions
         rows = targets.rows if self.in_place else None
         judged = each_view(self.head, features if rows is None else [view[rows] for view in features])
-        logits, labels = (
-            full_precision(torch.cat(judged)),
-            torch.cat(targets.labels[: len(features)]),
-        )  # of the student's views
+        logits = full_precision(torch.cat(judged))
+        labels = torch.cat(targets.labels[: len(features)])  # the student may see only the first view
         loss = F.cross_entropy(logits, labels, reduction="sum") * share
         correct = (logits.detach().argmax(1) == labels).sum() * share
         return StepOutput(loss, {"accuracy": correct})

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
+from rotssl.config.methods import METHODS
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -291,5 +293,9 @@ def test_the_registered_plan_holds(tmp_path):
     from gain_plan import Plan, Results
 
     plan = Plan(FOLDER / "gain_plan.yaml")
+    for method, spec in METHODS.items():
+        if spec.recommended:  # what the newest of the defaults was run as
+            form = plan.forms[plan.defaults[0]]
+            assert {key: value for key, value in form.items() if "." in key} | form[method] == spec.recommended, method
     names = {cell.name for cell in plan.needed(plan.stages["rates"], Results(tmp_path, plan.common))}
     assert len(names) == 3 * 5 + 7 + 3 + 3 + 1 and "cifar10_byol_plain-ema0.95-1_5ep_seed100_held-out" in names

@@ -181,7 +181,7 @@ def test_ddp_on_nccl_takes_the_same_steps(tmp_path, monkeypatch, group):
 
 def test_synchronised_statistics_on_nccl_are_those_of_the_batch(tmp_path, monkeypatch, group):
     with monkeypatch.context() as patch:
-        patch.setattr(distributed, "world_size", lambda: 2)  # one worker keeps torch's BatchNorm
+        patch.setattr(distributed, "world_size", lambda: 2)  # one worker has nothing to synchronise
         layer = norm.convert_norm(torch.nn.BatchNorm2d(8), "sync", torch.device("cuda", 0)).cuda()
     assert isinstance(layer, torch.nn.SyncBatchNorm)
     x = torch.randn(16, 8, 5, 5, device="cuda").contiguous(memory_format=torch.channels_last).requires_grad_()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rotssl.base import distributed
-from rotssl.models.norm import ViewBatchNorm, convert_norm, per_view_statistics
+from rotssl.models.norm import GlobalBatchNorm, ViewBatchNorm, convert_norm, exchanges, per_view_statistics
 from tests.models.test_encoders import build, pictures
 
 CPU = torch.device("cpu")
@@ -48,11 +48,32 @@ def test_another_norm_keeps_the_activation_of_timm_s_layers(name, monkeypatch):
     torch.testing.assert_close(spread.eval()(x), plain(x), rtol=1e-3, atol=1e-4)
 
 
+def test_a_view_with_a_single_value_per_channel_is_refused():
+    layer = ViewBatchNorm(3)
+    with (
+        per_view_statistics(2),
+        pytest.raises(ValueError, match=r"^expected more than 1 value per channel in each of 2"),
+    ):
+        layer(torch.randn(2, 3))
+
+
+def test_several_gpus_would_exchange_once_per_view():
+    with per_view_statistics(2):
+        assert exchanges(ViewBatchNorm(3)) == 2 and exchanges(GlobalBatchNorm(3)) == 1
+
+
+HERE = [
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+]
+
+
+@pytest.mark.parametrize("device", HERE)
 @pytest.mark.parametrize("fused", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("shape", [(7,), (7, 5, 4)], ids=str)
-def test_each_of_several_views_has_the_statistics_of_torch_s_layer(monkeypatch, shape, affine, kind, fused):
+def test_each_of_several_views_has_the_statistics_of_torch_s_layer(monkeypatch, shape, affine, kind, fused, device):
     layer = nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d
     theirs = layer(7, affine=affine, momentum=0.3)
     for value in theirs.parameters():
@@ -60,8 +81,10 @@ def test_each_of_several_views_has_the_statistics_of_torch_s_layer(monkeypatch, 
     ours = convert_norm(copy.deepcopy(theirs), "batch", CPU)
     assert isinstance(ours, ViewBatchNorm)
     for module in (ours, theirs):
-        module.to(torch.float64 if kind == torch.float64 else torch.float32)
-    x = (torch.randn(12, *shape, dtype=torch.float64) * torch.linspace(1, 9, 12).view(-1, *[1] * len(shape))).to(kind)
+        module.to(device, torch.float64 if kind == torch.float64 else torch.float32)
+    x = (torch.randn(12, *shape, dtype=torch.float64) * torch.linspace(1, 9, 12).view(-1, *[1] * len(shape))).to(
+        device, kind
+    )
     x = x.contiguous(memory_format=torch.channels_last) if len(shape) == 3 else x
     way = torch.randn_like(x)
 
