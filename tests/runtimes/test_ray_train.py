@@ -215,7 +215,6 @@ def test_a_run_that_is_interrupted_and_whose_workers_hang_and_die_equals_an_unin
         assert {"RayTrainWorker", "TrainController", "_QueueActor"} <= set(in_the_cluster(cluster))
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130, process.told()[-3000:]
-        assert new_workers(before) == []  # they are ended before what may take long
     assert logged(tmp_path, "run")[1].info.status == "KILLED"
     reached = max(journal.read(folder))
     made = cached(tmp_path / "cache")
