@@ -71,16 +71,14 @@ def test_the_loss_is_the_mean_over_combinations_that_meet_whole_views_of_the_tea
         assert torch.stack(losses).std() > 1e-6
 
 
-@pytest.mark.parametrize(
-    ("joint", "encoded", "projected"), [(False, [64, 64, 16], [16] * 13), (True, [128, 16], [12 * 16 + 16])]
-)
-def test_combinations_share_passes_as_views_do(tmp_path, joint, encoded, projected):
+@pytest.mark.parametrize("joint", [False, True])
+def test_combinations_share_passes_as_views_do(tmp_path, joint):
     fields = {**SPLIT, "model.norm": "batch", "model.joint_views": joint, "views.local_count": 1}
     model, views, ctx = prepared(tmp_path, "byol", **fields, **OFF)
     student, heads, teacher = watch(model.encoder), watch(model.method.projector), watch(model.teacher[0])
     model(views, ctx)
-    assert [len(x) for x, _ in student] == encoded and [len(x) for x, _ in heads] == projected
-    assert [x.shape[-1] for x, _ in student] == [8] * (len(encoded) - 1) + [7]
+    assert [tuple(x.shape) for x, _ in student] == [(128, 3, 8, 8), (16, 3, 7, 7)]
+    assert [len(x) for x, _ in heads] == [12 * 16 + 16]
     assert torch.equal(torch.cat([x for x, _ in teacher]), torch.cat(views.full))
 
 
@@ -117,7 +115,7 @@ def test_in_place_views_turn_before_they_are_cut_and_the_head_reads_the_mean_of_
         [out if head_on == "encoder" else out.mean((2, 3)) for _, out in (student if head_on == "encoder" else stages)]
     )
     means = source.unflatten(0, (2, 4, 16)).mean(1)  # of two views of four tiles
-    torch.testing.assert_close(torch.stack([x for x, _ in read]), means)
+    torch.testing.assert_close(torch.cat([x for x, _ in read]).unflatten(0, (2, 16)), means)
     taught = turned if angles == "shared" else views.full
     assert torch.equal(torch.cat([x for x, _ in teacher]), torch.cat(taught))
 
