@@ -148,7 +148,7 @@ class Pretrainer(nn.Module):
             if task.in_place:
                 judged = [self.split.mean(view) for view in judged]
             part = task.loss(judged, inputs.targets[name])
-            parts[name] = self.balance.weight(name, ctx.progress) * part.loss
+            parts[name] = self.balance.weight(name, ctx.progress, part.logs.get("accuracy")) * part.loss
             logs[f"loss/{name}"] = part.loss.detach()
             logs.update({f"{name}/{key}": value for key, value in part.logs.items()})
         loss = functools.reduce(operator.add, [*parts.values(), *self._idle(on)])
