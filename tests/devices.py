@@ -63,9 +63,14 @@ class Launches(TorchDispatchMode):
 
 
 class Waits(TorchDispatchMode):
-    """Within the context the operations are noted for which the host would wait, were the tensors on a GPU."""
+    """Within the context the operations are noted for which the host would wait, were the tensors on a GPU.
 
-    NAMES = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique")
+    They are those whose result is a value on the host, or has a shape that depends on values.
+    """
+
+    NAMES = re.compile(
+        "_local_scalar_dense|is_nonzero|nonzero|equal|masked_select|_?unique.*|bincount|repeat_interleave"
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,6 +78,7 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        if name in self.NAMES:
+        masks = any(isinstance(x, torch.Tensor) and x.dtype in (torch.bool, torch.uint8) for x in tree_iter(args[1:2]))
+        if self.NAMES.fullmatch(name) or (name.startswith("index") and masks):
             self.found.append(name)
         return func(*args, **(kwargs or {}))

@@ -212,7 +212,7 @@ class EvaluationConfig:
     knn_every: int | Auto = opt(
         1,
         "Evaluate kNN on validation every N epochs; 0: never; auto: after the first epoch of a start and after the last one, and "
-        "in between as often as takes at most 5% of the training time.",
+        "in between as often as takes, with checkpoints, at most 5% of the training time.",
         ge=0,
     )
     knn_bf16: bool = opt(

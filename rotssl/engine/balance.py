@@ -1,6 +1,7 @@
 """How strongly each task pulls at the encoder beside the method, and the weights that follow from it."""
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from rotssl.base import distributed
-from rotssl.base.precision import full_precision
 from rotssl.tasks.base import Task
 
 MEMORY = 0.99  # of the moving averages of gradient norms, per step
@@ -43,7 +43,7 @@ class Balance(nn.Module):
         self.auto = [name for name, task in tasks.items() if task.config.weight == "auto"]
         self.register_buffer("norms", torch.zeros(len(self.auto), 2), persistent=False)
         self.register_buffer("accuracy", torch.tensor([tasks[name].chance for name in self.auto]), persistent=False)
-        self._squares: dict[str, Tensor] = {}
+        self._found: dict[str, list[Tensor]] = {}  # norms of the step's gradients, by owner
         self._weights: dict[str, float | Tensor] = {}
         self._gates: dict[str, Tensor] = {}
         self._accuracies: dict[str, list[Tensor]] = {}  # of the step's forward passes
@@ -59,8 +59,8 @@ class Balance(nn.Module):
 
     def _note(self, owner: str, gradient: Tensor) -> Tensor | None:
         if not self._paused:
-            square = full_precision(gradient).square().sum()
-            self._squares[owner] = self._squares[owner] + square if owner in self._squares else square
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            self._found.setdefault(owner, []).append(torch.linalg.vector_norm(gradient, dtype=wide))
         return gradient * self._gates[owner].to(gradient.dtype) if owner in self._gates else None
 
     @contextmanager
@@ -83,7 +83,7 @@ class Balance(nn.Module):
             chance = self.tasks[name].chance
             if accuracy is not None and chance > 0:
                 self._accuracies.setdefault(name, []).append(accuracy.detach())
-                self._gates[name] = ((self.accuracy[i] / chance - 1) / (WHOLE - 1)).clamp(0, 1)
+                self._gates[name] = ((self.accuracy[i] - chance) / ((WHOLE - 1) * chance)).clamp(0, 1)
         self._weights[name] = weight
         return weight
 
@@ -97,18 +97,18 @@ class Balance(nn.Module):
         Returns:
             ``TASK/grad_share`` of each task that took part, and ``TASK/weight`` and ``TASK/gate`` of those with weight auto.
         """
-        squares, self._squares = self._squares, {}
+        found, self._found = self._found, {}
         accuracies, self._accuracies = self._accuracies, {}
-        names = [name for name in self.tasks if name in squares]
+        names = [name for name in self.tasks if name in found]
         if not names:
             return {}
-        seen = torch.stack([self._seen(name, squares, accuracies) for name in names])
-        # Where no weight follows from the norms, each worker logs its own, and the logs of workers are averaged.
-        seen = distributed.all_reduce(seen) if self.auto else seen
-        # Norms are those of the mean of the workers' losses, whatever their number.
-        norms, means = seen[:, :2].sqrt() / distributed.world_size(), seen[:, 2] / distributed.world_size()
+        owners = [owner for name in names for owner in (f"ssl at {self.tasks[name].reads}", name)]
+        norms = torch.stack([torch.linalg.vector_norm(torch.stack(found[owner])) for owner in owners]).view(-1, 2)
+        # Where no weight follows from the norms, each worker logs its own share, and the logs of workers are averaged.
+        if self.auto:
+            norms, recent = self._of_all_workers(norms, [accuracies.get(name, []) for name in names])
         logs = {}
-        for name, pair, accuracy in zip(names, norms, means, strict=True):
+        for row, (name, pair) in enumerate(zip(names, norms, strict=True)):
             pull = pair[1] * self._gates[name] if name in self._gates else pair[1]
             logs[f"{name}/grad_share"] = pull / (pull + pair[0])
             if name not in self.auto:
@@ -117,21 +117,25 @@ class Balance(nn.Module):
             assert isinstance(weight, Tensor)
             logs[f"{name}/weight"] = weight
             fresh = torch.stack([pair[0], pair[1] / weight]).to(self.norms.dtype)
-            usable = torch.isfinite(fresh).all() & (fresh > 0).all()
+            usable = ((fresh > 0) & (fresh < math.inf)).all()
             if skipped is not None:
                 usable = usable & ~skipped
             self.norms[i] = torch.where(usable, self.norms[i].lerp(fresh, 1 - MEMORY), self.norms[i])
             if name in self._gates:
                 logs[f"{name}/gate"] = self._gates[name]
-                recent = self.accuracy[i].lerp(accuracy.to(self.accuracy.dtype), 1 - RECENT)
-                self.accuracy[i] = torch.where(usable, recent, self.accuracy[i])
+                moved = self.accuracy[i].lerp(recent[row], 1 - RECENT)
+                self.accuracy[i] = torch.where(usable, moved, self.accuracy[i])
         return logs
 
-    def _seen(self, name: str, squares: Mapping[str, Tensor], accuracies: Mapping[str, list[Tensor]]) -> Tensor:
-        """|g_ssl|^2, |g_task|^2 and the task's accuracy in a step of this worker."""
-        own = squares[name]
-        accuracy = torch.stack(accuracies[name]).mean() if name in accuracies else torch.zeros_like(own)
-        return torch.stack([squares[f"ssl at {self.tasks[name].reads}"], own, accuracy.to(own.dtype)])
+    def _of_all_workers(self, norms: Tensor, accuracies: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
+        """The norms of the mean of the workers' losses, and the mean accuracies, whatever the number of workers."""
+        means = [torch.stack(seen).mean() if seen else norms.new_zeros(()) for seen in accuracies]
+        accuracy, workers = torch.stack(means).to(norms.dtype), distributed.world_size()
+        if workers > 1:
+            sums = distributed.all_reduce(torch.cat([norms.square().flatten(), accuracy]))
+            squares, accuracy = sums.split([norms.numel(), len(means)])
+            norms, accuracy = squares.sqrt().view_as(norms) / workers, accuracy / workers
+        return norms, accuracy.to(self.accuracy.dtype)
 
     def state(self) -> dict[str, Any]:
         """The averages, by task: |g_ssl|, |g_task| and the accuracy, (3,)."""

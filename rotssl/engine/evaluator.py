@@ -17,7 +17,7 @@ from rotssl.evaluation import hits
 from rotssl.evaluation.measure import encode_share, measures
 
 log = logging.getLogger(__name__)
-SHARE = 0.05  # of the time of training, for evaluations with knn_every auto
+SHARE = 0.05  # of the time of training, for checkpoints, and evaluations with knn_every auto
 
 
 class Evaluator:
@@ -56,20 +56,21 @@ class Evaluator:
         between = self.splits.test is None  # the test split is used only once
         return names if last or (between and every != "auto" and (epoch + 1) % every == 0) else set()
 
-    def due(self, epoch: int, seconds: float) -> bool:
+    def due(self, epoch: int, seconds: float, saving: float = 0.0) -> bool:
         """Whether to evaluate after an epoch (0-based); every worker must call it after each.
 
-        With ``evaluation.knn_every auto`` also where it makes evaluations take no more than ``SHARE`` of the time, going by the
-        last one; the first epoch of a start shows how long that is.
+        With ``evaluation.knn_every auto`` also where evaluations and checkpoints then take no more than ``SHARE`` of the time,
+        going by the last one; the first epoch of a start shows how long that is.
 
         Args:
             epoch: 0-based.
             seconds: that its training took.
+            saving: seconds that checkpoints have held up this start.
         """
         self._trained += seconds
         if self.config.evaluation.knn_every != "auto" or self.queries is None or self.splits.test is not None:
             return bool(self.wanted(epoch))
-        affordable = self._spent + self._latest <= SHARE * self._trained and self.runtime.rank == 0
+        affordable = self._spent + self._latest + saving <= SHARE * self._trained and self.runtime.rank == 0
         agreed = distributed.mean(torch.tensor(float(affordable), device=self.runtime.device))  # rank 0 decides
         return bool(self.wanted(epoch)) or float(agreed) > 0
 

@@ -205,12 +205,12 @@ class Pretrainer(nn.Module):
         """The projector's inputs: features, and the angle of each view if a task tells it; local views have the last one's."""
         if not self.tells:
             return features
-        upright = torch.zeros(self.tells, dtype=torch.long, device=features[0].device)
-        upright[0] = 1
-        told = [upright.expand(len(view), -1) for view in features]
-        if angles is not None:
-            told = [angles[min(v, len(angles) - 1)] for v in range(len(features))]
-        return [torch.cat([view, angle.to(view.dtype)], 1) for view, angle in zip(features, told, strict=True)]
+        if angles is None:
+            upright = torch.arange(self.tells, device=features[0].device) == 0
+            angles = [upright.expand(len(view), -1) for view in features]
+        told = {id(angle): angle.to(features[0].dtype) for angle in angles}  # that all views share is cast once
+        each = [told[id(angles[min(v, len(angles) - 1)])] for v in range(len(features))]
+        return [torch.cat([view, angle], 1) for view, angle in zip(features, each, strict=True)]
 
     def _judged(self, task: Task, made: list[Tensor], joined: Mapping[str, list[Tensor]] | None) -> list[Tensor]:
         """The head inputs of a task for its own views; ``joined`` if these already shared the method's pass."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rotssl.engine import hardware
 from rotssl.engine.events import EpochDone, Note, StepDone
 from rotssl.engine.runtime import Runtime
 from rotssl.runs import checkpoint
@@ -46,7 +48,8 @@ class EpochRecorder:
 
     def __init__(self, journal: Journal, runtime: Runtime) -> None:
         self.journal, self.runtime = journal, runtime
-        self.cost = Cost()
+        self.cost, self.memory = Cost(), hardware.MemoryHeld(runtime.device)
+        self.saving = 0.0  # seconds that training has waited for checkpoints in this start
         self.spent = 0.0  # seconds trained by all starts, up to the last booked epoch
         self._spent_file = journal.folder / "trained_seconds"
         self._lines, self._checkpoints = ThreadPoolExecutor(1, "journal"), ThreadPoolExecutor(1, "checkpoint")
@@ -136,7 +139,7 @@ class EpochRecorder:
             before: how many of the seconds an earlier start trained.
 
         Returns:
-            The metrics ``cost/...``, cumulative.
+            The metrics ``cost/...``, cumulative, and ``memory/...``.
         """
         self.spent += seconds - before
         earlier = self.journal.point(epoch + 1)
@@ -149,7 +152,7 @@ class EpochRecorder:
             self.cost.device_seconds += seconds * self.runtime.world_size
             self.cost.flops += flops
         self.cost.lost_seconds = max(0.0, self.spent - self.cost.train_seconds)
-        return {f"cost/{key}": float(value) for key, value in vars(self.cost).items()}
+        return {f"cost/{key}": float(value) for key, value in vars(self.cost).items()} | self.memory()
 
     def keep(self, epoch: int, metrics: dict[str, float], state: Mapping[str, Any]) -> None:
         """Record the training of an epoch; every worker must call it, and then ``finish``.
@@ -162,6 +165,7 @@ class EpochRecorder:
         Raises:
             OSError: the previous epoch could not be written, for example to a full disk; ``announce`` raises it for this one.
         """
+        started = time.perf_counter()
         if self.runtime.rank == 0:
             self.announce(wait=True)
             if self._within is not None:
@@ -171,6 +175,7 @@ class EpochRecorder:
             self._booked = booked = self._lines.submit(self._append, noting, epoch + 1, metrics)
             folder = self.journal.folder / checkpoint.name(epoch + 1)
             self._kept = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)
+        self.saving += time.perf_counter() - started
 
     def keep_within(self, state: Mapping[str, Any]) -> None:
         """Save a state within an epoch, unless the last one is still being written.

@@ -182,7 +182,6 @@ class Trainer:
         distributed.broadcast_running_stats(self.model)
         seconds = begun.seconds + time.perf_counter() - started
         metrics["throughput/input_wait"] /= seconds
-        metrics.update(hardware.memory_held(self.runtime.device))
         backing_off = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         with self.breakdown.noted(self.journal.folder) as step:
             check_finite(metrics, self.config, epoch, self.steps_per_epoch, backing_off, step)
@@ -196,7 +195,7 @@ class Trainer:
         self.recorder.keep(epoch, metrics, self.state(epoch + 1))
         self.clock.restart()
         found: dict[str, float] = {}
-        if self.evaluator.due(epoch, seconds - begun.seconds):
+        if self.evaluator.due(epoch, seconds - begun.seconds, self.recorder.saving):
             if first or epoch + 1 == train.epochs:
                 # Running out of memory usually happens at the first evaluation or at the probe, and may kill the process: save
                 # this epoch first, so that the next start does not repeat it and fail in the same way.

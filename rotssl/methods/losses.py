@@ -36,7 +36,7 @@ def byol_regression(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 4].
     """
-    return 2 + 2 * negative_cosine(prediction, target)
+    return torch.rsub(_mean_cosine(prediction, target), 2, alpha=2)  # 2 - 2 cos in one operation
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -51,8 +51,12 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar in [-1, 1].
     """
+    return -_mean_cosine(prediction, target)
+
+
+def _mean_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     prediction, target = full_precision(prediction), full_precision(target.detach())
-    return -(F.normalize(prediction, dim=1) * F.normalize(target, dim=1)).sum(dim=1).mean()
+    return (F.normalize(prediction, dim=1) * F.normalize(target, dim=1)).sum(dim=1).mean()
 
 
 def nt_xent(a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, offset: int, temperature: float) -> Tensor:

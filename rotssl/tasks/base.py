@@ -27,7 +27,7 @@ class Targets:
         count: number of images in the step's whole batch that count, so that the mean does not depend on their distribution.
         passes: number of forward passes that the step's batch is split into; their losses are averaged.
         rest: the rows that the method uses, if not all of them: the others are the task's alone.
-        angles: what the projector is told about each student view, one-hot (B, K), or None if nothing.
+        angles: what the projector is told about each student view, one-hot bool (B, K), or None if nothing.
     """
 
     labels: list[Tensor]

@@ -15,6 +15,7 @@ from rotssl.config.methods import METHODS
 from rotssl.config.tasks import TASKS as REGISTRY
 from rotssl.engine.pretrainer import build_pretrainer
 from rotssl.runs import journal
+from tests.devices import Waits
 from tests.small_runs import CPU, PAPER, arithmetic, batch, make_config, run_to, trainer
 
 pytestmark = pytest.mark.contract
@@ -119,11 +120,13 @@ def test_extra_task_leaves_the_method_alone(tmp_path, method, task):
 
 
 @covering(ON)
-def test_every_parameter_gets_a_gradient(tmp_path, method, task):
+def test_every_parameter_gets_a_gradient_and_the_host_waits_for_no_value(tmp_path, method, task):
     config = make_config(tmp_path, method, **task)
     model = build_pretrainer(config, CPU)
     views, ctx = batch(config, model)
-    model(views, ctx).loss.backward()
+    with Waits() as waits:
+        model(views, ctx).loss.backward()
+    assert waits.found == []
     for name, grad in gradients(model).items():
         assert grad is not None and grad.abs().sum() > 0, name
 
@@ -273,7 +276,9 @@ def test_state_moves_with_a_step_and_stays_in_one_that_is_skipped(tmp_path, meth
     for name, value in state().items():
         assert torch.equal(value, moved[name]), name
     run.augment.normalize = normalize
-    run.step(*batches[2])  # what the skipped one saw is dropped
+    with Waits() as waits:
+        run.step(*batches[2])  # what the skipped one saw is dropped
+    assert waits.found == []
     assert all(torch.isfinite(value).all() for value in state().values())
 
 

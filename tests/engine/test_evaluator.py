@@ -54,16 +54,20 @@ def test_an_evaluation_that_fails_costs_a_warning(tmp_path, monkeypatch, caplog,
     assert next(checkpoint.latest(run.config.run_dir))["epoch"] == 3 and (tmp_path / "rotssl/run/encoder.json").exists()
 
 
-def test_kNN_as_often_as_it_takes_a_twentieth_of_the_time(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("saving", "epochs"),
+    [(0.0, [1, 8, 12, 16, 20, 24, 25]), (0.05, [1, 10, 15, 20, 25])],  # 2 seconds of 40, 3 of 60; 1% of each epoch
+)
+def test_kNN_as_often_as_it_takes_with_checkpoints_a_twentieth_of_the_time(tmp_path, monkeypatch, saving, epochs):
     clock = itertools.count()  # an evaluation looks at it twice, so it takes a second
     monkeypatch.setattr(evaluator, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     config = make_config(tmp_path, "simclr", **{"data.limit": 64, "train.epochs": 25, "evaluation.knn_every": "auto"})
     run, seen = trainer(config), []
     for epoch in range(25):
-        if run.evaluator.due(epoch, seconds=5.0):
+        if run.evaluator.due(epoch, seconds=5.0, saving=saving * (epoch + 1)):
             assert "knn/top1" in run.evaluate(epoch)
             seen.append(epoch + 1)
-    assert seen == [1, 8, 12, 16, 20, 24, 25]  # 2 seconds of 40, 3 of 60, and the last
+    assert seen == epochs  # the last one in any case
 
 
 def due(overrides):

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from rotssl.engine import hardware
 from tests.small_runs import make_config, trainer
 
 
@@ -23,3 +24,20 @@ def test_deterministic_sets_what_cuda_wants(tmp_path, monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     trainer(make_config(tmp_path, "simclr"))
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+def test_memory_is_looked_at_as_seldom_as_takes_half_a_percent_of_the_time(monkeypatch):
+    now, looked = [0.0], []
+
+    def look():
+        now[0] += 0.5
+        looked.append(now[0])
+        return len(looked)
+
+    monkeypatch.setattr(hardware.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(hardware.memory, "host_bytes", look)
+    held, told = hardware.MemoryHeld(torch.device("cpu")), []
+    for _ in range(30):
+        told.append(held()["memory/host_bytes"])
+        now[0] += 10.0  # an epoch
+    assert looked == [0.5, 101.0, 201.5] and told == [1] * 10 + [2] * 10 + [3] * 10
