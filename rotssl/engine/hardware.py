@@ -158,8 +158,8 @@ def be_deterministic(asked: bool) -> None:
 class MemoryHeld:
     """Bytes of host memory that this process holds, and its peak GPU memory since the last call; for the log.
 
-    The kernel looks at every page of the process to tell, so it is asked as seldom as takes half a percent of the time, and what it
-    told last counts in between.
+    The kernel looks at every page of the process to tell. So it is asked as seldom as takes half a percent of the time, and what
+    it told last counts in between.
 
     Args:
         device: that the process trains on.
