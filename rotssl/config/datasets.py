@@ -13,7 +13,8 @@ class DatasetSpec:
     """A registered data set.
 
     Attributes:
-        kind: ``package``: shipped with rotssl or synthetic; ``torchvision``: read by torchvision; ``folders``: files in folders.
+        kind: ``package``: shipped with rotssl or synthetic; ``torchvision``: read by torchvision; ``folders``: files in folders;
+            ``packed``: made by jobs/pack.py.
         target: ``module:name`` of the reader: a function without arguments (package), torchvision's class, or a function of
             the root that finds the files (folders).
         side: side of the images in pixels, if known in advance.
@@ -27,7 +28,7 @@ class DatasetSpec:
             and the classes; empty: it has none.
     """
 
-    kind: Literal["package", "torchvision", "folders"]
+    kind: Literal["package", "torchvision", "folders", "packed"]
     target: str
     side: int | None = None
     channels: int = 3
@@ -86,6 +87,7 @@ DATASETS = {
         root="a folder of images",
         test_target="rotssl.data.folders:scan_test",
     ),
+    "packed": DatasetSpec("packed", "rotssl.data.packed_sets:load", root="a packed set, a folder or an address"),
     "synthetic": DatasetSpec("package", "rotssl.data.packaged:synthetic", side=32, sizes=(1024, 256, 256)),
 }
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ def _check_data(data: sections.DataConfig) -> None:
     require(kind == "package" or data.root is not None, "data.root", None, expected)
     downloaded = kind == "torchvision"
     require(downloaded or not data.download, "data.download", "true", f"false: {name} cannot be downloaded")
-    in_memory = kind == "folders" or data.store != "disk"
+    in_memory = kind in ("folders", "packed") or data.store != "disk"
     require(in_memory, "data.store", "disk", f"auto or memory: {name} is always read into memory")
 
 

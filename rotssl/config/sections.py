@@ -49,7 +49,16 @@ class DataConfig:
     )
     cache: str | None = opt(
         None,
-        "Folder for the files of data.store disk, on a local disk of each node; default: rotssl in the user's cache folder.",
+        "Folder for the files of data.store disk, and for shards of a packed set from an object store, on a local disk of each "
+        "node; default: rotssl in the user's cache folder.",
+    )
+    cache_gb: float | None = opt(
+        None,
+        "Gigabytes of shards that are kept there; the ones that were opened longest ago go first. none: all.",
+        gt=0,
+    )
+    interpolation: Literal["bilinear", "bicubic"] = opt(
+        "bilinear", "How crops of a packed set's pictures are resized, always with antialiasing."
     )
 
 

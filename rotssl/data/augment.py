@@ -19,7 +19,7 @@ from rotssl.base import rng
 from rotssl.base.rng import Mask, Positions
 from rotssl.base.step import StepContext
 from rotssl.config.resolved import ResolvedViews
-from rotssl.data.crops import crop_grid, crop_resize, draw_crops
+from rotssl.data.crops import Cut, crop_grid, crop_resize, draw_crops
 from rotssl.data.pixels import (
     BLUR,
     GRAYSCALE,
@@ -55,6 +55,15 @@ def masked_view(
     size = y.shape[1]
     grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=3)
     pixels = F.grid_sample(images.float() / 255, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return _recolour(pixels, ops, factors, normal, possible)
+
+
+def masked_cut(images: Tensor, ops: Tensor, factors: Tensor, normal: Tensor, possible: list[tuple[int, ...]]) -> Tensor:
+    """As ``masked_view``, of images that are cut already, uint8 (B, C, S, S)."""
+    return _recolour(images.float() / 255, ops, factors, normal, possible)
+
+
+def _recolour(pixels: Tensor, ops: Tensor, factors: Tensor, normal: Tensor, possible: list[tuple[int, ...]]) -> Tensor:
     mean, std = normal
     return apply_masked(pixels, possible, ops, factors).sub(mean).div(std).expand(-1, 3, -1, -1)
 
@@ -158,10 +167,11 @@ class Augment:
         own: additional crops requested by tasks, by task.
 
     Attributes:
-        masked: None, or the function that makes a view without shapes that depend on draws: ``masked_view`` or a compiled one.
+        masked: None, or the functions that make a view without shapes that depend on draws, of whole images and of such that
+            are cut already: ``masked_view`` and ``masked_cut``, or compiled ones.
     """
 
-    masked: Callable[..., Tensor] | None = None
+    masked: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
 
     def __init__(
         self,
@@ -193,7 +203,8 @@ class Augment:
         """Make views by a compiled function from now on, which is compiled anew for each kind and size of view."""
         # A run has more of them than torch allows by default, after which it would end with an error.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        self.masked = torch.compile(masked_view, fullgraph=True, dynamic=False)
+        whole, cut = (torch.compile(f, fullgraph=True, dynamic=False) for f in (masked_view, masked_cut))
+        self.masked = whole, cut
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise by the data set's mean and standard deviation: (B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W)."""
@@ -218,38 +229,59 @@ class Augment:
         """The views of a batch: functions of the seed, the epoch and the samples' positions, with the step's sides.
 
         Args:
-            images: uint8 (B, C, H, W), on the device of the views.
+            images: uint8 (B, C, H, W), on the device of the views; or what ``cuts`` says, cut, (B, sum of 3 S^2).
             ctx: context of the step, with the positions of these B samples, and what the loader drew for them, if it did.
         """
+        cut = images.dim() == 2
         draws = next((drawn for drawn in ctx.draws if drawn.are_for(ctx)), None)
         if draws is None:
-            draws = self.draw(ctx, images.shape[1:]).to(images.device)
-        if self.masked is not None:
-            normal = self._normal(images.device)
-            made = iter([self.masked(images, *numbers, normal, plan.work) for plan, numbers in draws.each()])
+            draws = self.draw(ctx, None if cut else images.shape[1:]).to(images.device)
+        if cut:
+            sides = [crop.size for crop, _ in self._named(ctx.progress)]
+            parts = images.split([3 * side**2 for side in sides], dim=1)
+            each = [p.reshape(-1, s, s, 3).permute(0, 3, 1, 2) for p, s in zip(parts, sides, strict=True)]
         else:
-            x = images.float() / 255
-            made = iter([self._view(x, plan, numbers) for plan, numbers in draws.each()])
+            each = [images if self.masked is not None else images.float() / 255] * len(draws.plans)
+        drawn = zip(each, draws.each(), strict=True)
+        made = iter([self._view(x, plan, numbers, cut) for x, (plan, numbers) in drawn])
         full, local = ([next(made) for _ in crops] for crops in (self.full, self.local))
         return Views(full, local, {name: [next(made)] for name in self.own})
 
-    def _view(self, x: Tensor, plan: Plan, numbers: list[Tensor]) -> Tensor:
-        ticks_y, ticks_x, index, own = numbers
-        return self.normalize(apply_steps(crop_resize(x, ticks_y, ticks_x), plan.work, index.long(), own))
+    def _view(self, x: Tensor, plan: Plan, numbers: list[Tensor], cut: bool) -> Tensor:
+        if self.masked is not None:
+            return self.masked[cut](x, *numbers, self._normal(x.device), plan.work)
+        *ticks, index, own = numbers
+        pixels = x.float() / 255 if cut else crop_resize(x, *ticks)
+        return self.normalize(apply_steps(pixels, plan.work, index.long(), own))
 
-    def draw(self, ctx: StepContext, shape: Sequence[int]) -> Draws:
+    def _named(self, progress: float) -> list[tuple[Crop, tuple[str, int | str]]]:
+        """All views with the names of their draws: global, local, then those of tasks."""
+        named: list[tuple[Crop, tuple[str, int | str]]] = [(crop, ("view", v)) for v, crop in enumerate(self.full)]
+        named += [(crop, ("local", v)) for v, crop in enumerate(self.local)]
+        named += [(crop, ("task", name)) for name, crop in self.own.items()]
+        return [(self.crop_at(crop, progress), name) for crop, name in named]
+
+    def cuts(self, ctx: StepContext, heights: Positions, widths: Positions) -> list[Cut]:
+        """What to cut out of pictures of these sizes, (B,) each, for the views of a batch."""
+        found = []
+        for crop, name in self._named(ctx.progress):
+            own = self.seed, ctx.epoch, *name
+            boxes = draw_crops(rng.key(*own, "crop"), ctx.positions, heights, widths, crop.scale)
+            found.append(Cut(boxes, self._flipped(own, ctx.positions), crop.size))
+        return found
+
+    def _flipped(self, name: tuple[int | str, ...], positions: Positions) -> Mask:
+        return rng.uniform(rng.key(*name, "flip"), positions, 1)[:, 0] < self.views.flip
+
+    def draw(self, ctx: StepContext, shape: Sequence[int] | None) -> Draws:
         """Draw for the views of a batch, on the host.
 
         Args:
             ctx: context of the step.
-            shape: of the stored images, (C, H, W).
+            shape: of the stored images, (C, H, W); None: the views are cut already, in three channels.
         """
-        named: list[tuple[Crop, tuple[str, int | str]]] = [(crop, ("view", v)) for v, crop in enumerate(self.full)]
-        named += [(crop, ("local", v)) for v, crop in enumerate(self.local)]
-        named += [(crop, ("task", name)) for name, crop in self.own.items()]
         plans, arrays = list[Plan](), list[npt.NDArray[Any]]()
-        for crop, name in named:
-            crop = self.crop_at(crop, ctx.progress)
+        for crop, name in self._named(ctx.progress):
             work, drawn = self._draw(crop, (self.seed, ctx.epoch, *name), ctx.positions, shape)
             plans.append(Plan(work, [array.shape for array in drawn]))
             arrays += drawn
@@ -257,10 +289,10 @@ class Augment:
         return Draws(ctx.epoch, ctx.progress, ctx.positions, plans, torch.from_numpy(flat))
 
     def _draw(
-        self, crop: Crop, name: tuple[int | str, ...], positions: Positions, shape: Sequence[int]
+        self, crop: Crop, name: tuple[int | str, ...], positions: Positions, shape: Sequence[int] | None
     ) -> tuple[Any, list[npt.NDArray[Any]]]:
         """The work of a view, and its numbers: rows and columns to read, then what apply_steps() or apply_masked() takes."""
-        config, (channels, height, width) = self.views, shape
+        config, channels, grid = self.views, 3 if shape is None else shape[0], list[npt.NDArray[Any]]()
 
         def stream(purpose: str) -> int:
             return rng.key(*name, purpose)
@@ -268,8 +300,10 @@ class Augment:
         def chance(purpose: str, p: float) -> Mask:
             return rng.uniform(stream(purpose), positions, 1)[:, 0] < p
 
-        boxes = draw_crops(stream("crop"), positions, height, width, crop.scale)
-        y_x = crop_grid(boxes, chance("flip", config.flip), height, width, crop.size)
+        if shape is not None:
+            _, height, width = shape
+            boxes = draw_crops(stream("crop"), positions, height, width, crop.scale)
+            grid += crop_grid(boxes, self._flipped(name, positions), height, width, crop.size)
         steps = [draw_jitter(stream("jitter"), positions, config.jitter, config.jitter_p)]
         for op, purpose, p in (
             (GRAYSCALE, "grayscale", config.grayscale),
@@ -284,6 +318,6 @@ class Augment:
                 steps.append(Steps(np.where(chance(purpose, p), op, NOTHING)[None], factors, (op,)))
         if self.masked is not None:
             possible, ops, factors = all_steps(steps, coloured=channels == 3)
-            return possible, [*y_x, ops, factors]
+            return possible, [*grid, ops, factors]
         slices, rows, factors = sort_steps(steps, coloured=channels == 3)
-        return slices, [*y_x, rows, factors]
+        return slices, [*grid, rows, factors]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,32 +25,43 @@ class Crops:
     width: Positions
 
 
-def draw_crops(stream: int, positions: Positions, height: int, width: int, scale: tuple[float, float]) -> Crops:
+class Cut(NamedTuple):
+    """A view to cut out of pictures: boxes of the upright pictures, which ones are flipped, and the side of the result."""
+
+    boxes: Crops
+    flipped: Mask
+    size: int
+
+
+def draw_crops(
+    stream: int, positions: Positions, height: int | Positions, width: int | Positions, scale: tuple[float, float]
+) -> Crops:
     """Boxes of random area and aspect ratio: the first of ten tries that fits, else the largest central one.
 
     Args:
         stream: key of the draws.
         positions: positions of the samples, (B,).
-        height: height of the images in pixels.
-        width: width of the images in pixels.
+        height: height of the images in pixels; of all, or of each, (B,).
+        width: width of the images in pixels, likewise.
         scale: smallest and largest share of the area.
     """
     tries = 10
     draws = rng.uniform(stream, positions, 4 * tries).reshape(len(positions), 4, tries)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[:, 0])
+    high, wide = (np.broadcast_to(side, len(positions)).astype(np.int64) for side in (height, width))
+    area = (high * wide)[:, None] * (scale[0] + (scale[1] - scale[0]) * draws[:, 0])
     ratio = np.exp(math.log(RATIO[0]) + math.log(RATIO[1] / RATIO[0]) * draws[:, 1])
     w, h = np.rint(np.sqrt(area * ratio)).astype(np.int64), np.rint(np.sqrt(area / ratio)).astype(np.int64)
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    fits = (w > 0) & (w <= wide[:, None]) & (h > 0) & (h <= high[:, None])
     first = np.argmax(fits, axis=1)
     rows = np.arange(len(positions))
     found = fits[rows, first]
     # torchvision's fallback: the whole image, cut to the nearest allowed aspect ratio.
-    whole = width / height
-    central_w = min(width, round(height * RATIO[1])) if whole > RATIO[1] else width
-    central_h = min(height, round(width / RATIO[0])) if whole < RATIO[0] else height
+    whole = wide / high
+    central_w = np.where(whole > RATIO[1], np.minimum(wide, np.rint(high * RATIO[1])), wide).astype(np.int64)
+    central_h = np.where(whole < RATIO[0], np.minimum(high, np.rint(wide / RATIO[0])), high).astype(np.int64)
     w, h = np.where(found, w[rows, first], central_w), np.where(found, h[rows, first], central_h)
-    top = np.where(found, np.floor(draws[rows, 2, first] * (height - h + 1)), (height - h) // 2).astype(np.int64)
-    left = np.where(found, np.floor(draws[rows, 3, first] * (width - w + 1)), (width - w) // 2).astype(np.int64)
+    top = np.where(found, np.floor(draws[rows, 2, first] * (high - h + 1)), (high - h) // 2).astype(np.int64)
+    left = np.where(found, np.floor(draws[rows, 3, first] * (wide - w + 1)), (wide - w) // 2).astype(np.int64)
     return Crops(top, left, h, w)
 
 

@@ -13,13 +13,14 @@ from typing import TypeVar
 
 import numpy as np
 
+from rotssl.base.address import without_login
 from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError, load_class
 from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import DataConfig
-from rotssl.data import decoding, disk_cache, likeness
+from rotssl.data import decoding, disk_cache, likeness, packed_sets
 from rotssl.data.folders import Folder, Scan
-from rotssl.data.images import DataError, ImageSet, choose, hold_out
+from rotssl.data.images import DataError, ImageSet, Labels, choose, hold_out
 from rotssl.data.record import Record
 from rotssl.data.seen import Seen, listing
 
@@ -101,6 +102,8 @@ def inspect(config: DataConfig, holdout: float) -> DataInfo:
     spec = DATASETS[config.name]
     if spec.kind == "folders":
         return _inspect_folders(config, holdout)
+    if spec.kind == "packed":
+        return _inspect_packed(config, holdout)
     assert spec.side is not None
     needed = [*spec.files, *(spec.test_files if holdout == 0 else ())]
     path = Path(os.path.expanduser(config.root or "")) / spec.folder
@@ -136,6 +139,23 @@ def _inspect_folders(config: DataConfig, holdout: float) -> DataInfo:
     return replace(info, warnings=scan.warnings)
 
 
+def _inspect_packed(config: DataConfig, holdout: float) -> DataInfo:
+    there, manifest = packed_sets.opened(config)
+    size = packed_sets.native(manifest)
+
+    def labels(name: str) -> Labels:
+        return packed_sets.rows(there, manifest, name)["label"].astype(np.int64)
+
+    parts = packed_sets.parts(config, holdout, labels)
+    counts = {
+        name: manifest.splits[split].images if index is None else len(index) for name, (split, index) in parts.items()
+    }
+    side = min(size) if size else 224
+    views = side if config.image_size == "auto" else config.image_size
+    train, others = counts.pop("train"), sum(counts.values())
+    return DataInfo(train, side, bool(manifest.classes), (train + others, 3, *(size or (views, views))))
+
+
 def _info(
     config: DataConfig,
     holdout: float,
@@ -164,6 +184,8 @@ def describe_storage(config: ResolvedData, holdout: float, info: DataInfo, here:
         ConfigError: they will be decoded here, but the disk has no room for them.
     """
     count, *shape = info.shape
+    if DATASETS[config.name].kind == "packed" and config.store == "disk":
+        return f"images: {count}, packed in {without_login(str(config.root))}, decoded for each step"
     line = f"images: {count} of {' x '.join(map(str, shape))}, {info.bytes:,} bytes"
     if config.store != "disk":
         return f"{line}, in memory, one copy per node"
@@ -195,6 +217,17 @@ def load(config: ResolvedData, holdout: float, say: Callable[[str], None] = lamb
     spec = DATASETS[config.name]
     if spec.kind == "folders":
         return _load_folders(config, holdout, say)
+    if spec.kind == "packed":
+        found, manifest = packed_sets.load(config, holdout, say)
+        counts = {name: len(part) for name, part in found.items()}
+        line = Seen().line(counts, manifest.classes, {})
+        return Splits(
+            found["train"],
+            found.get("validation"),
+            manifest.classes,
+            found.get("test"),
+            (f"{line}, packed, identity {manifest.identity[:12]}", *manifest.notes),
+        )
     if spec.kind == "torchvision":
         splits, classes = _torchvision(config)
         splits |= _torchvision(config, "test")[0] if holdout == 0 else {}
@@ -237,7 +270,12 @@ def _load_folders(config: ResolvedData, holdout: float, say: Callable[[str], Non
 
 
 def where(config: DataConfig, size: int) -> str:
-    """``memory`` or ``disk``: where images of a given size in bytes are stored. Only data sets in folders go to disk."""
+    """``memory`` or ``disk``: where images of a given size in bytes are stored.
+
+    Only data sets in folders go to disk, and packed ones of large images stay on theirs.
+    """
+    if DATASETS[config.name].kind == "packed":
+        return "memory" if packed_sets.native(packed_sets.opened(config)[1]) else "disk"
     return disk_cache.kind(config.store, size) if DATASETS[config.name].kind == "folders" else "memory"
 
 

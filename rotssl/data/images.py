@@ -3,12 +3,13 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rotssl.base import rng
+from rotssl.data.crops import Cut
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -22,15 +23,39 @@ class DataError(Exception):
     """Bad data found during a run; the text names the file. Exit code 1."""
 
 
+class Lazy(Protocol):
+    """Images as an array (N, C, S, S) of uint8 whose rows are made when they are taken.
+
+    A row is the evaluation's picture; views are cut from the file's whole picture.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, S, S)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice | npt.NDArray[np.int64]) -> Pixels: ...
+
+    def subset(self, index: npt.NDArray[np.int64]) -> "Lazy":
+        """The images with these indices."""
+
+    def sizes(self, index: rng.Positions) -> tuple[rng.Positions, rng.Positions]:
+        """Heights and widths of the files' pictures, (B,) each."""
+
+    def cuts(self, index: rng.Positions, views: Sequence[Cut]) -> Pixels:
+        """Views of a batch, (B, sum of 3 S^2 over the views)."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
-    """Images (N, C, H, W) with C = 1 or 3, in memory or mapped from a file; labels (N,), or None if unlabelled.
+    """Images (N, C, H, W) with C = 1 or 3, in memory, mapped from a file or lazy; labels (N,), or None if unlabelled.
 
     ``sums`` (N, 4) of 64 bits, of images in files: checksums of the file and of the stored pixels, and the two numbers of their
     looks (``likeness.look``).
     """
 
-    images: Pixels
+    images: Pixels | Lazy
     labels: Labels | None
     sums: Sums | None = None
 
@@ -40,7 +65,8 @@ class ImageSet:
     def take(self, index: npt.NDArray[np.int64]) -> "ImageSet":
         """The images with these indices."""
         labels = None if self.labels is None else self.labels[index]
-        return ImageSet(self.images[index], labels, None if self.sums is None else self.sums[index])
+        images = self.images[index] if isinstance(self.images, np.ndarray) else self.images.subset(index)
+        return ImageSet(images, labels, None if self.sums is None else self.sums[index])
 
 
 def sketch(images: ImageSet, classes: Sequence[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rotssl.base import rng
 from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
 from rotssl.data.augment import Augment
-from rotssl.data.images import Pixels
+from rotssl.data.images import Lazy, Pixels
 
 AHEAD = 2  # batches that the thread prepares in advance
 Batch = TypeVar("Batch")
@@ -54,7 +54,7 @@ class Loader:
 
     Args:
         config: resolved.
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W) uint8, or lazy.
         device: device of the batches.
         rank: rank of this worker.
         world_size: number of workers that share each batch.
@@ -70,7 +70,7 @@ class Loader:
     def __init__(
         self,
         config: ResolvedConfig,
-        images: Pixels,
+        images: Pixels | Lazy,
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
@@ -81,7 +81,8 @@ class Loader:
         self.steps_per_epoch = len(images) // config.train.batch_size
         self.total_steps = self.steps_per_epoch * config.train.epochs
         on_gpu = device.type == "cuda"
-        self.ahead = AHEAD if on_gpu or isinstance(images, np.memmap) else 0
+        in_memory = type(images) is np.ndarray
+        self.ahead = AHEAD if on_gpu or not in_memory else 0
         self.stream = torch.cuda.Stream(device) if on_gpu else None
         self.waited = 0.0
 
@@ -96,7 +97,7 @@ class Loader:
             i += begin
             first = i * size + self.rank * each
             ctx = self._context(epoch, i, np.arange(first, first + each))
-            return self._send(self._cut(order[first : first + each]), ctx)
+            return self._send(self._cut(order[first : first + each], ctx), ctx)
 
         device = self.device  # a new thread would use the first GPU of the node and create a context there
         start = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
@@ -112,9 +113,12 @@ class Loader:
             yield images, ctx
             started = time.perf_counter()
 
-    def _cut(self, index: rng.Positions) -> Tensor:
-        """The images with these indices."""
-        return torch.from_numpy(np.take(self.images, index, axis=0))
+    def _cut(self, index: rng.Positions, ctx: StepContext) -> Tensor:
+        """The images with these indices; of lazy ones the views, cut."""
+        if isinstance(self.images, np.ndarray):
+            return torch.from_numpy(np.take(self.images, index, axis=0))
+        assert self.augment is not None
+        return torch.from_numpy(self.images.cuts(index, self.augment.cuts(ctx, *self.images.sizes(index))))
 
     def _send(self, images: Tensor, ctx: StepContext) -> tuple[Tensor, torch.cuda.Event | None, StepContext]:
         """The images and what is drawn for them on the device, and on GPUs the event after the copies, which overlap a step."""
@@ -131,7 +135,8 @@ class Loader:
             return replace(ctx, draws=())
         each = len(ctx.positions) // ctx.passes
         parts = [ctx.positions[first : first + each] for first in range(0, len(ctx.positions), each)]
-        drawn = [self.augment.draw(replace(ctx, positions=part), self.images.shape[1:]) for part in parts]
+        shape = self.images.shape[1:] if isinstance(self.images, np.ndarray) else None
+        drawn = [self.augment.draw(replace(ctx, positions=part), shape) for part in parts]
         return replace(ctx, draws=tuple(part.to(self.device) for part in drawn))
 
     def _context(self, epoch: int, i: int, positions: rng.Positions) -> StepContext:

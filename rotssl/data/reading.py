@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ from rotssl.data.likeness import look
 
 ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and TIFF
 
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -23,6 +25,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = 5  # from this orientation on, height and width change places
 
 
 class Facts(NamedTuple):
@@ -53,28 +56,76 @@ def read(path: str) -> tuple[Image.Image, Facts]:
         DataError: it can't be decoded, or the range of its shades is unknown; the text begins with the path.
     """
     try:
-        # A pipe without a writer would be waited for, so nothing is waited for.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            content = file.read()
-        with Image.open(BytesIO(content)) as image:
-            tag = _orientation(image)
-            image.load()
-            deep = image.mode[0] in "IF"
-            shades = _to_8_bits(image) if deep else image
-            transparent = not deep and _is_transparent(image)
-            rgb = _on_white(shades) if transparent else shades.convert("RGB")
-            # Pillow turns TIFF by itself.
-            upright = rgb if image.format == "TIFF" or tag == 1 else rgb.transpose(_UPRIGHT[tag])
-    except DataError as error:
-        raise DataError(f"{path} {error}") from error
-    except Exception as error:  # of any kind: damaged files make Pillow raise whatever they run into
-        raise DataError(f"{path} cannot be decoded as an image ({_cause(error, path)})") from error
+        content = fetch(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be decoded as an image ({_cause(error, None)})") from error
+    return decode(content, path)
+
+
+def fetch(path: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    # A pipe without a writer would be waited for, so nothing is waited for.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        return file.read()
+
+
+def decode(content: bytes, path: str) -> tuple[Image.Image, Facts]:
+    """The image of a file's content, as ``read``; the path is for messages."""
+    with _one_kind_of_error(content, path), Image.open(BytesIO(content)) as image:
+        tag = _orientation(image)
+        image.load()
+        deep = image.mode[0] in "IF"
+        shades = _to_8_bits(image) if deep else image
+        transparent = not deep and _is_transparent(image)
+        rgb = _on_white(shades) if transparent else shades.convert("RGB")
+        # Pillow turns TIFF by itself.
+        upright = rgb if image.format == "TIFF" or tag == 1 else rgb.transpose(UPRIGHT[tag])
     return upright, Facts(upright.size, tag != 1, transparent, deep, digest(content), look(upright))
 
 
-def _cause(error: Exception, path: str) -> str:
+class Header(NamedTuple):
+    """What is known of an image file without its pixels: format, upright width and height, orientation tag, and as in Facts."""
+
+    kind: str
+    size: tuple[int, int]
+    orientation: int
+    transparent: bool = False
+    deep: bool = False
+
+
+def check(content: bytes, path: str) -> Header:
+    """Check that a file's content can be decoded; of a JPEG all of it is read, but few of its pixels are made.
+
+    Raises:
+        DataError: as ``read``.
+    """
+    with _one_kind_of_error(content, path), Image.open(BytesIO(content)) as image:
+        kind, tag, (width, height) = str(image.format), _orientation(image), image.size
+        if kind == "JPEG" and image.mode in ("L", "RGB"):
+            image.draft(image.mode, (1, 1))
+            image.load()
+            return Header(kind, (height, width) if tag >= SIDEWAYS else (width, height), tag)
+    _, facts = decode(content, path)
+    return Header(kind, facts.size, 1 if kind == "TIFF" else tag, facts.transparent, facts.deep)
+
+
+@contextmanager
+def _one_kind_of_error(content: bytes, path: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path} {error}") from error
+    except Exception as error:  # of any kind: damaged files make Pillow raise whatever they run into
+        raise DataError(f"{path} cannot be decoded as an image ({_cause(error, content)})") from error
+
+
+def _cause(error: Exception, content: bytes | None) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "empty file" if os.path.getsize(path) == 0 else "no known image format"
+        return "no known image format" if content else "empty file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
@@ -86,7 +137,7 @@ def _orientation(image: Image.Image) -> int:
         tag = image.getexif().get(ORIENTATION, 1)
     except Exception:  # of any kind: viewers, too, take damaged EXIF data for none
         return 1
-    return tag if tag in _UPRIGHT else 1
+    return tag if tag in UPRIGHT else 1
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -42,7 +42,7 @@ def encode_share(
     own = np.arange(distributed.rank() * share, (distributed.rank() + 1) * share) % count  # the last share wraps around
     parts = []
     for first in range(0, share, batch):
-        images = torch.from_numpy(np.take(data.images, own[first : first + batch], axis=0))
+        images = torch.from_numpy(data.images[own[first : first + batch]])
         x = augment.evaluation(images.to(device)).contiguous(memory_format=layout)
         with autocast(device, kind):
             parts.append(encoder(x).float())

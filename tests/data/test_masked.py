@@ -16,7 +16,13 @@ PLAIN = ViewsConfig(global_scale=(1.0, 1.0), jitter_p=0.0, grayscale=0.0, blur=(
 BUSY = ViewsConfig(jitter_p=0.8, grayscale=0.3, blur=(1.0, 0.5), solarize=(0.0, 0.5), local_count=1, local_size=12)
 
 
-def both_ways(config, images, mean, own=None, change=lambda masked: setattr(masked, "masked", augment.masked_view)):
+def both_ways(
+    config,
+    images,
+    mean,
+    own=None,
+    change=lambda masked: setattr(masked, "masked", (augment.masked_view, augment.masked_cut)),
+):
     """Views by sorted samples, and by masks."""
     masked = Augment(config, 28, mean, (0.2,) * len(mean), 0, own)
     change(masked)

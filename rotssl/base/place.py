@@ -1,0 +1,174 @@
+"""A place for files: a folder of this machine, or a prefix of an object store (S3, Google Cloud, Azure) through pyarrow.
+
+In both, a file is there whole or not at all: a folder gets it by renaming, an object store shows an object once it is complete.
+"""
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from rotssl.base.files import put, write_whole
+
+
+class Place(ABC):
+    """Files by name; a name may have folders in it, with slashes."""
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if there is none."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+    @abstractmethod
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
+    @abstractmethod
+    def take(self, name: str, file: Path) -> None:
+        """Move a finished file of this machine here.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
+    @abstractmethod
+    def fetch(self, name: str, file: Path) -> None:
+        """Copy a file to one of this machine.
+
+        Raises:
+            OSError: it cannot be read, or the copy not be written.
+        """
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there, or a folder with all that is in it."""
+
+
+class Folder(Place):
+    """A folder of this machine, or of a file system that is mounted on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def size(self, name: str) -> int | None:
+        """See Place."""
+        try:
+            return (self.path / name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def read(self, name: str) -> bytes:
+        """See Place."""
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        """See Place."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+
+    def take(self, name: str, file: Path) -> None:
+        """See Place; the file is on the disk afterwards."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if file.stat().st_dev != path.parent.stat().st_dev:
+            near = path.with_name(f"{path.name}.part")
+            shutil.copyfile(file, near)
+            file.unlink()
+            file = near
+        with file.open("rb") as content:
+            os.fsync(content.fileno())
+        put(file, path)
+
+    def fetch(self, name: str, file: Path) -> None:
+        """See Place."""
+        shutil.copyfile(self.path / name, file)
+
+    def remove(self, name: str) -> None:
+        """See Place."""
+        path = self.path / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class Objects(Place):
+    """A prefix of an object store.
+
+    Args:
+        system: pyarrow's file system.
+        prefix: bucket and key, without a slash at the end.
+    """
+
+    def __init__(self, system: Any, prefix: str) -> None:
+        self.system, self.prefix = system, prefix
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}/{name}"
+
+    def size(self, name: str) -> int | None:
+        """See Place."""
+        (found,) = self.system.get_file_info([self._key(name)])
+        return int(found.size) if found.is_file else None
+
+    def read(self, name: str) -> bytes:
+        """See Place."""
+        with self.system.open_input_stream(self._key(name)) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, content: bytes) -> None:
+        """See Place."""
+        with self.system.open_output_stream(self._key(name)) as stream:
+            stream.write(content)
+
+    def take(self, name: str, file: Path) -> None:
+        """See Place."""
+        with file.open("rb") as source, self.system.open_output_stream(self._key(name)) as stream:
+            shutil.copyfileobj(source, stream, 8 << 20)
+        file.unlink()
+
+    def fetch(self, name: str, file: Path) -> None:
+        """See Place."""
+        with self.system.open_input_stream(self._key(name)) as stream, file.open("wb") as target:
+            shutil.copyfileobj(stream, target, 8 << 20)
+
+    def remove(self, name: str) -> None:
+        """See Place."""
+        (found,) = self.system.get_file_info([self._key(name)])
+        if found.is_file:
+            self.system.delete_file(self._key(name))
+        elif str(found.type) == "FileType.Directory":
+            self.system.delete_dir(self._key(name))
+
+
+def place(address: str) -> Place:
+    """The place of an address: a path, or ``s3://``, ``gs://`` or ``abfs://`` with a bucket and a prefix.
+
+    Options of pyarrow may follow, as in ``s3://bucket/prefix?endpoint_override=HOST:PORT&scheme=http``; credentials come from the
+    environment.
+
+    Raises:
+        ValueError: no such address is known.
+    """
+    if "://" not in address:
+        return Folder(Path(os.path.expanduser(address)))
+    from pyarrow import fs
+
+    try:
+        system, prefix = fs.FileSystem.from_uri(address)
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(f"{address}: {str(error).splitlines()[0]}") from error
+    return Objects(system, prefix.rstrip("/"))

@@ -1,0 +1,1 @@
+"""Packing: from any source of images to a packed set."""
