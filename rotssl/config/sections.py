@@ -58,7 +58,7 @@ class DataConfig:
         gt=0,
     )
     interpolation: Literal["bilinear", "bicubic"] = opt(
-        "bilinear", "How crops of a packed set's pictures are resized, always with antialiasing."
+        "bilinear", "How crops of a packed set's pictures are resized, always with antialiasing.", later=True
     )
 
 

@@ -218,7 +218,7 @@ def load(config: ResolvedData, holdout: float, say: Callable[[str], None] = lamb
     if spec.kind == "folders":
         return _load_folders(config, holdout, say)
     if spec.kind == "packed":
-        found, manifest = packed_sets.load(config, holdout, say)
+        found, manifest, record = packed_sets.load(config, holdout, say)
         counts = {name: len(part) for name, part in found.items()}
         line = Seen().line(counts, manifest.classes, {})
         return Splits(
@@ -227,6 +227,7 @@ def load(config: ResolvedData, holdout: float, say: Callable[[str], None] = lamb
             manifest.classes,
             found.get("test"),
             (f"{line}, packed, identity {manifest.identity[:12]}", *manifest.notes),
+            record,
         )
     if spec.kind == "torchvision":
         splits, classes = _torchvision(config)

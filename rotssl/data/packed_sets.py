@@ -17,9 +17,10 @@ from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import DataConfig
 from rotssl.data import disk_cache
 from rotssl.data.decoding import NATIVE_LIMIT, in_threads
-from rotssl.data.images import DataError, ImageSet, Labels, Pixels, choose, hold_out
+from rotssl.data.images import DataError, ImageSet, Labels, Pixels, Sums, choose, hold_out
 from rotssl.data.packed import MANIFEST, Manifest, Rows
 from rotssl.data.packed_images import PackedImages
+from rotssl.data.record import Record
 from rotssl.data.shards import Shards
 
 Index = npt.NDArray[np.int64]
@@ -112,8 +113,8 @@ def rows(there: Place, manifest: Manifest, name: str) -> Rows:
 
 def load(
     config: ResolvedData, holdout: float, say: Callable[[str], None] = lambda line: None
-) -> tuple[dict[str, ImageSet], Manifest]:
-    """The splits that a run reads, by name, and the manifest.
+) -> tuple[dict[str, ImageSet], Manifest, Record]:
+    """The splits that a run reads, by name, the manifest, and what a resumed run compares.
 
     Args:
         config: the data section, with ``image_size`` resolved.
@@ -129,7 +130,7 @@ def load(
     known = {name: rows(there, manifest, name) for name in manifest.splits}
     chosen = parts(config, holdout, lambda name: known[name]["label"].astype(np.int64))
     limit = None if config.cache_gb is None else int(config.cache_gb * 1e9)
-    found = {}
+    found, checksums = dict[str, ImageSet](), list[Sums]()
     for name, (split, index) in chosen.items():
         shards = Shards(there, manifest.splits[split], cache, limit, say)
         own = known[split] if index is None else known[split][index]
@@ -137,7 +138,9 @@ def load(
         labels = own["label"].astype(np.int64) if manifest.classes else None
         small = native(manifest)
         found[name] = ImageSet(decoded(images, small) if small else images, labels)
-    return found, manifest
+        checksums.append(own["checksum"])
+    sums = np.concatenate(checksums)  # images have no names of their own here: the content stands for them
+    return found, manifest, Record(manifest.classes, sums, sums)
 
 
 def decoded(images: PackedImages, size: tuple[int, int]) -> Pixels:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from rotssl.base.place import Place, place
+from rotssl.base.place import Folder, Place, place
 from rotssl.data.folders import EXTENSIONS
 from rotssl.data.images import DataError
 from rotssl.data.packed import ROW, Rows, Shard, index_bytes
@@ -84,12 +84,13 @@ def make(task: Task, options: Options, address: str) -> Record:
     done = known(to, task.name)
     if done is not None:
         return done
-    near = (
-        Path(address) if "://" not in address else None
-    )  # a folder's part lies in it, so that it gets its name by renaming
-    if near is not None:
+    near = None
+    if isinstance(
+        to, Folder
+    ):  # a part lies in it, gets its name by renaming, and is removed with the records if it is left
+        near = to.path / RECORDS
         near.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(".part", f".{task.name}-", near)
+    handle, part = tempfile.mkstemp(".part", f"{task.name}-", near)
     try:
         with os.fdopen(handle, "wb") as file:
             found, left_out, counts = _fill(task, options, file)

@@ -26,7 +26,7 @@ def folder(root, *splits, classes=("ant", "bee"), each=5):
 
 
 def config(root, name="imagefolder", **options):
-    return DataConfig(name=name, root=str(root), image_size=16, **options)
+    return DataConfig(**{"name": name, "root": str(root), "image_size": 16, **options})
 
 
 def rows(pictures):
