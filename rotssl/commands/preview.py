@@ -50,7 +50,10 @@ def preview(argv: Sequence[str], description: str = "") -> int:
     order = rng.permutation(rng.key(config.train.seed, 0, "order"), len(images))[:batch]
     positions = np.arange(batch)
     ctx = StepContext(config.train.seed, 0, 0, 0.0, positions, 0, batch, config.views.global_count)
-    views = augment(torch.from_numpy(images[order]), ctx)
+    pixels = (
+        images[order] if isinstance(images, np.ndarray) else images.cuts(order, augment.cuts(ctx, *images.sizes(order)))
+    )
+    views = augment(torch.from_numpy(pixels), ctx)
     seen = {"global": views.full, "local": views.local}
     for name, task in model.named_tasks():
         made, targets = task.transform(views.own.get(name, views.full), ctx)

@@ -20,7 +20,7 @@ from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import DataConfig
 from rotssl.data import decoding, disk_cache, likeness, packed_sets
 from rotssl.data.folders import Folder, Scan
-from rotssl.data.images import DataError, ImageSet, Labels, choose, hold_out
+from rotssl.data.images import DataError, ImageSet, choose, hold_out
 from rotssl.data.record import Record
 from rotssl.data.seen import Seen, listing
 
@@ -140,20 +140,10 @@ def _inspect_folders(config: DataConfig, holdout: float) -> DataInfo:
 
 
 def _inspect_packed(config: DataConfig, holdout: float) -> DataInfo:
-    there, manifest = packed_sets.opened(config)
-    size = packed_sets.native(manifest)
-
-    def labels(name: str) -> Labels:
-        return packed_sets.rows(there, manifest, name)["label"].astype(np.int64)
-
-    parts = packed_sets.parts(config, holdout, labels)
-    counts = {
-        name: manifest.splits[split].images if index is None else len(index) for name, (split, index) in parts.items()
-    }
+    train, others, labelled, size = packed_sets.counts(config, holdout)
     side = min(size) if size else 224
     views = side if config.image_size == "auto" else config.image_size
-    train, others = counts.pop("train"), sum(counts.values())
-    return DataInfo(train, side, bool(manifest.classes), (train + others, 3, *(size or (views, views))))
+    return DataInfo(train, side, labelled, (train + others, 3, *(size or (views, views))))
 
 
 def _info(
@@ -314,6 +304,8 @@ def load_test(config: ResolvedData) -> ImageSet:
     if spec.kind == "folders":
         native = decoding.probe(_scan(config).splits, config.on_bad == "skip")
         return _read(config, [_test_files(config)], native)[0][0]
+    if spec.kind == "packed":
+        return packed_sets.load_test(config)
     test: ImageSet = (_torchvision(config, "test") if spec.kind == "torchvision" else spec.load()())[0]["test"]
     return test
 

@@ -89,6 +89,21 @@ def parts(config: DataConfig, holdout: float, labels: Callable[[str], Labels]) -
     return found
 
 
+def counts(config: DataConfig, holdout: float) -> tuple[int, int, bool, tuple[int, int] | None]:
+    """Images of train, and of the other split that a run reads; whether there are labels; and ``native``.
+
+    Raises:
+        ConfigError: as ``parts``.
+    """
+    there, manifest = opened(config)
+    chosen = parts(config, holdout, lambda name: rows(there, manifest, name)["label"].astype(np.int64))
+    each = {
+        name: manifest.splits[split].images if index is None else len(index) for name, (split, index) in chosen.items()
+    }
+    train = each.pop("train")
+    return train, sum(each.values()), bool(manifest.classes), native(manifest)
+
+
 def rows(there: Place, manifest: Manifest, name: str) -> Rows:
     """The index of a split, mapped from a file where there is one.
 
@@ -126,21 +141,45 @@ def load(
         DataError: images cannot be read.
     """
     there, manifest = opened(config)
-    cache = disk_cache.folder(config.cache) / manifest.identity[:16]
     known = {name: rows(there, manifest, name) for name in manifest.splits}
     chosen = parts(config, holdout, lambda name: known[name]["label"].astype(np.int64))
-    limit = None if config.cache_gb is None else int(config.cache_gb * 1e9)
     found, checksums = dict[str, ImageSet](), list[Sums]()
     for name, (split, index) in chosen.items():
-        shards = Shards(there, manifest.splits[split], cache, limit, say)
         own = known[split] if index is None else known[split][index]
-        images = PackedImages(shards, own, config.image_size, config.interpolation)
-        labels = own["label"].astype(np.int64) if manifest.classes else None
-        small = native(manifest)
-        found[name] = ImageSet(decoded(images, small) if small else images, labels)
+        found[name] = _images(config, there, manifest, split, own, say)
         checksums.append(own["checksum"])
     sums = np.concatenate(checksums)  # images have no names of their own here: the content stands for them
     return found, manifest, Record(manifest.classes, sums, sums)
+
+
+def load_test(config: ResolvedData) -> ImageSet:
+    """The labelled test split.
+
+    Raises:
+        ConfigError: there is none.
+        DataError: images cannot be read.
+    """
+    there, manifest = opened(config)
+    if "test" not in manifest.splits or not manifest.classes:
+        raise ConfigError(f"data.name: {config.name} in {config.root} has no labelled test split")
+    return _images(config, there, manifest, "test", rows(there, manifest, "test"))
+
+
+def _images(
+    config: ResolvedData,
+    there: Place,
+    manifest: Manifest,
+    split: str,
+    own: Rows,
+    say: Callable[[str], None] = lambda line: None,
+) -> ImageSet:
+    cache = disk_cache.folder(config.cache) / manifest.identity[:16]
+    limit = None if config.cache_gb is None else int(config.cache_gb * 1e9)
+    shards = Shards(there, manifest.splits[split], cache, limit, say)
+    images = PackedImages(shards, own, config.image_size, config.interpolation)
+    labels = own["label"].astype(np.int64) if manifest.classes else None
+    small = native(manifest)
+    return ImageSet(decoded(images, small) if small else images, labels)
 
 
 def decoded(images: PackedImages, size: tuple[int, int]) -> Pixels:

@@ -205,10 +205,11 @@ def test_the_splits_of_a_run(tmp_path, splits):
         return
     assert set(got.train.images.rows["checksum"]).isdisjoint(got.validation.images.rows["checksum"])
     if "test" in splits:
-        assert len(datasets.load(asked, 0.0).test) == 16
+        assert len(datasets.load(asked, 0.0).test) == len(datasets.load_test(asked)) == 16
     else:
-        with pytest.raises(ConfigError, match="no labelled test split"):
-            datasets.inspect(asked, 0.0)
+        for refused in (lambda: datasets.inspect(asked, 0.0), lambda: datasets.load_test(asked)):
+            with pytest.raises(ConfigError, match="no labelled test split"):
+                refused()
 
 
 def test_small_images_of_one_size_are_decoded_into_memory(tmp_path):
