@@ -114,7 +114,7 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
 
 
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else os.path.abspath(os.path.expanduser(path))
+    return path if path is None or "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def _first_side(start: float | None, side: int) -> int | None:

@@ -1,5 +1,6 @@
 """The rules between the fields of a configuration."""
 
+from rotssl.base.address import without_login
 from rotssl.config import sections
 from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError, nearest, require
@@ -33,6 +34,11 @@ def _check_data(data: sections.DataConfig) -> None:
     expected = DATASETS[name].root or f"the folder that holds {name}"
     kind = DATASETS[name].kind
     require(kind == "package" or data.root is not None, "data.root", None, expected)
+    # It would be in every record of the run.
+    bare = without_login(data.root or "")
+    require(
+        bare == (data.root or ""), "data.root", bare, "no login in the address; credentials come from the environment"
+    )
     downloaded = kind == "torchvision"
     require(downloaded or not data.download, "data.download", "true", f"false: {name} cannot be downloaded")
     in_memory = kind in ("folders", "packed") or data.store != "disk"
