@@ -109,11 +109,11 @@ def import_path() -> str:
     return os.pathsep.join(filter(None, [str(RESULTS.parent.parent), os.environ.get("PYTHONPATH")]))
 
 
-def commit() -> str:
-    """The commit of this checkout."""
+def commit(folder: Path = RESULTS.parent) -> str:
+    """The commit of a checkout, by default this one."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip() or "unknown"
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder).stdout.strip() or "unknown"
     except OSError:  # a machine without git
         return "unknown"
 

@@ -1,6 +1,7 @@
 """From a folder of JPEG files to updated weights: BYOL with a ResNet-18, against lightly, solo-learn's pipeline and a bare loop.
 
     python benchmarks/end_to_end.py [--steps 50] [--rounds 3] [--device cuda] [--only lightly rotssl-fp32] [--quick]
+    python benchmarks/end_to_end.py --only rotssl-fp32 --before DIR     # and a checkout of an earlier commit, in turn with it
 
 Every contender trains in a process of its own with the same batch size, the same heads (512 - 1024 - 256, lightly's example's)
 and the same number of threads; the data loaders of the peers have as many workers on top. A sample is --steps steps in steady
@@ -22,6 +23,8 @@ from typing import Any
 
 from contenders import ABOUT, HEADS, PEERS_OWN, build, fast, precision_of, suited
 from paired import PEERS, Sample, peers, serve, started, take_turns, versions
+
+BEFORE = ", before"
 
 
 def contender(args: argparse.Namespace) -> tuple[Callable[[int], float], dict[str, Any]]:
@@ -60,20 +63,22 @@ def report(args: argparse.Namespace, samples: dict[str, list[Sample]], facts: di
         "Median (range) of the rounds; ratios are of images a second, within a round.",
         "",
         "| contender | images/s | CPU ms an image | waits for its batches | against lightly | against solo "
-        "| against the bare loop of its precision | start-up, s |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| against the bare loop of its precision | start-up, s |{' against before |' if args.before else ''}",
+        f"|---|---|---|---|---|---|---|---|{'---|' if args.before else ''}",
     ]
     for name, own in samples.items():
         waits = [each.waited / each.seconds for each in own]
         cpu = [1000 * each.cpu / (args.steps * args.batch) for each in own]
-        precision = precision_of(name, args.device)
+        precision = precision_of(name.removesuffix(BEFORE), args.device)
         start = facts[name]["built"] + facts[name]["warmed_up"]
         lines.append(
             f"| {name} | {shown(speed[name], '.0f')} | {shown(cpu, '.1f')} | {shown(waits, '.1%')} "
             f"| {ratio(name, 'lightly')} | {ratio(name, 'solo')} "
             f"| {ratio(name, 'bare-' + precision)} | {start:.1f} |"
+            + (f" {ratio(name, name + BEFORE)} |" if args.before else "")
         )
-    lines += ["", *(f"- {name}: {ABOUT[name].format(fast=fast(args.device))}." for name in samples)]
+    lines += ["", *(f"- {name}: {ABOUT[name].format(fast=fast(args.device))}." for name in samples if name in ABOUT)]
+    lines += [f"- before: commit {commit(args.before)}."] if args.before else []
     if args.device == "cpu" and fast("cpu") == "fp32":
         lines.append("- This processor has no instructions for bf16: nothing in it was measured.")
     if "rotssl-rotation" in samples:
@@ -126,6 +131,7 @@ def main() -> None:
         choices=tuple(ABOUT),
         help="contenders; all of them are on the device at a time, so take few on a small one",
     )
+    parser.add_argument("--before", type=Path, help="a checkout of an earlier commit, whose contenders take turns, too")
     parser.add_argument("--quick", action="store_true", help="two rounds of 3 steps, and no files")
     parser.add_argument("--images", type=int, default=10000, help="of CIFAR-10's")
     parser.add_argument("--root", type=Path, default=None, help="folder with train/CLASS/*.jpg, instead of CIFAR-10")
@@ -142,7 +148,7 @@ def main() -> None:
     if args.serve:
         serve(lambda: contender(args), args.warm_up)
         return
-    from common import cifar10_folder
+    from common import cifar10_folder, import_path
 
     if args.quick:
         args.steps, args.rounds, args.warm_up = 3, 2, 1
@@ -171,8 +177,15 @@ def main() -> None:
             ]
             for name in names
         }
+        if args.before:
+            there = args.before.resolve()
+            path = os.pathsep.join([str(there), *filter(None, import_path().split(os.pathsep)[1:])])
+            script = str(there / "benchmarks" / "end_to_end.py")
+            for name, command in list(commands.items()):
+                own = [script if part == __file__ else part for part in command]
+                commands[name + BEFORE] = ["env", f"PYTHONPATH={path}", *own]
         with started(commands, args.threads, Path(scratch)) as contenders:
-            samples = take_turns(contenders, dict.fromkeys(names, args.steps), args.rounds)
+            samples = take_turns(contenders, dict.fromkeys(commands, args.steps), args.rounds)
     facts = {each.name: each.facts for each in contenders}
     lines = report(args, samples, facts, versions(python) if python else "none could be installed")
     print("\n".join(lines))

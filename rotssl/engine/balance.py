@@ -26,9 +26,9 @@ class Balance(nn.Module):
     unweighted |g_task|, as in the balancer of EnCodec (Defossez et al. 2022, arXiv 2210.13438, section 3.4), but only the task is
     scaled. At the first step both norms count as equal.
 
-    Where a task cannot be solved, its gradient is small and without direction, and the share would scale it up. So the encoder
-    gets the gradient of a task with weight auto times its gate, (accuracy / chance - 1) / 0.2 between 0 and 1, of the moving
-    average of its accuracy, which starts at chance. The task's head learns at full strength.
+    Where a task cannot be solved, its gradient is small and points nowhere in particular, and the share would scale it up. So the
+    encoder gets the gradient of a task with weight auto times its gate: (accuracy / chance - 1) / 0.2 between 0 and 1, of the
+    moving average of its accuracy, which starts at chance. The task's head learns at full strength.
 
     Args:
         tasks: the tasks by name.

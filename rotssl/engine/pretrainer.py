@@ -279,7 +279,7 @@ def encoder_gradients(parts: dict[str, Tensor], encoder: nn.Module) -> dict[str,
     """The flat gradient of each part of the loss at the encoder's weights, on this worker; the parts' graph is kept.
 
     Args:
-        parts: losses with gradient, as ``Output.parts``.
+        parts: losses with gradient, as ``Output.parts``; of a task that is gated (see Balance), what its gate lets through.
         encoder: encoder whose trainable parameters all parts reach.
     """
     weights = [p for p in encoder.parameters() if p.requires_grad]

@@ -186,8 +186,9 @@ class EpochRecorder:
         if self.runtime.rank == 0 and (self._within is None or self._within.done()):
             if self._within is not None:
                 self._within.result()
-            folder = self.journal.folder / checkpoint.WITHIN
+            folder, started = self.journal.folder / checkpoint.WITHIN, time.perf_counter()
             self._within = self._checkpoints.submit(checkpoint.save, checkpoint.snapshot(state), folder)
+            self.saving += time.perf_counter() - started
 
     def wait_for_checkpoint(self) -> None:
         """Wait until the newest checkpoint is on disk, before a step that might kill this process.
