@@ -22,8 +22,8 @@ def main() -> int:
     parser.add_argument("set", metavar="SET")
     text = "share of each class of train that becomes validation, if there is none [default: 0]"
     parser.add_argument("--holdout", type=float, default=0.0, metavar="SHARE", help=text)
-    text = "what to do with images that cannot be read: refuse, or leave them out and list them [default: refuse]"
-    parser.add_argument("--on_bad", choices=("refuse", "skip"), default="refuse", help=text)
+    text = "what is done about images that cannot be read: stop, or leave them out and list them [default: error]"
+    parser.add_argument("--on_bad", choices=("error", "skip"), default="error", help=text)
     text = "reduce images whose short side is longer to so many pixels; others stay as they are"
     parser.add_argument("--resize", type=int, metavar="PIXELS", help=text)
     parser.add_argument("--quality", type=int, default=95, help="of JPEG, for reduced images [default: 95]")

@@ -1,6 +1,7 @@
 """A place for files: a folder of this machine, or a prefix of an object store (S3, Google Cloud, Azure) through pyarrow.
 
-In both, a file is there whole or not at all: a folder gets it by renaming, an object store shows an object once it is complete.
+A folder gets a file by renaming, so it is there whole or not at all. An object store shows an object once it is closed, which an
+error may cause too early: who writes there writes again until nothing fails.
 """
 
 import os
@@ -9,6 +10,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+from rotssl.base.address import without_login
+from rotssl.base.errors import in_a_line
 from rotssl.base.files import put, write_whole
 
 
@@ -49,6 +52,14 @@ class Place(ABC):
 
         Raises:
             OSError: it cannot be read, or the copy not be written.
+        """
+
+    @abstractmethod
+    def part(self, name: str, offset: int, length: int) -> bytes:
+        """A part of a file; shorter where the file ends.
+
+        Raises:
+            OSError: it cannot be read.
         """
 
     @abstractmethod
@@ -95,6 +106,11 @@ class Folder(Place):
     def fetch(self, name: str, file: Path) -> None:
         """See Place."""
         shutil.copyfile(self.path / name, file)
+
+    def part(self, name: str, offset: int, length: int) -> bytes:
+        """See Place."""
+        with (self.path / name).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, offset)
 
     def remove(self, name: str) -> None:
         """See Place."""
@@ -145,6 +161,11 @@ class Objects(Place):
         with self.system.open_input_stream(self._key(name)) as stream, file.open("wb") as target:
             shutil.copyfileobj(stream, target, 8 << 20)
 
+    def part(self, name: str, offset: int, length: int) -> bytes:
+        """See Place."""
+        with self.system.open_input_file(self._key(name)) as file:
+            return bytes(file.read_at(length, offset))
+
     def remove(self, name: str) -> None:
         """See Place."""
         (found,) = self.system.get_file_info([self._key(name)])
@@ -161,8 +182,10 @@ def place(address: str) -> Place:
     environment.
 
     Raises:
-        ValueError: no such address is known.
+        ValueError: no such address is known, or it has a login in it, which would be in every record.
     """
+    if without_login(address) != address:
+        raise ValueError(f"{without_login(address)}: no login in the address; credentials come from the environment")
     if "://" not in address:
         return Folder(Path(os.path.expanduser(address)))
     from pyarrow import fs
@@ -170,5 +193,5 @@ def place(address: str) -> Place:
     try:
         system, prefix = fs.FileSystem.from_uri(address)
     except (ValueError, NotImplementedError) as error:
-        raise ValueError(f"{address}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{address}: {in_a_line(error)}") from error
     return Objects(system, prefix.rstrip("/"))

@@ -1,6 +1,7 @@
 """The command that packs images into a set that is read from anywhere."""
 
 import os
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rotssl.base.errors import in_a_line
 from rotssl.base.place import place
-from rotssl.commands import EXIT_OK, say
+from rotssl.commands import EXIT_INTERRUPTED, EXIT_OK, say
 from rotssl.config.fields import ConfigError
 from rotssl.data.packed import Manifest
 from rotssl.packing import packer
@@ -76,14 +78,15 @@ def pack(
     Raises:
         ConfigError: the source or the set is not as it must be.
     """
-    found = look(source, columns)
-    planned = packer.plan(found, options, holdout, per_shard)
+    source = os.path.abspath(os.path.expanduser(source))  # other nodes work in other folders
+    address = address if "://" in address else os.path.abspath(os.path.expanduser(address))
     try:
         place(address)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if "://" not in address and Path(address).resolve().is_relative_to(Path(source).resolve()):
+    if "://" not in address and Path(address).is_relative_to(source):
         raise ConfigError(f"{address}: lies within {source}, and would be packed the next time")
+    planned = packer.plan(look(source, columns), options, holdout, per_shard)
     for line in planned.notes:
         say(line)
 
@@ -95,8 +98,18 @@ def pack(
         return in_processes(tasks, options, address, workers or os.cpu_count() or 1)
 
     view = _View(sum(len(task.items) for tasks in planned.tasks.values() for task in tasks))
-    with view.bar:
-        manifest = packer.pack(planned, address, run, skip, view.see)
+    try:
+        with view.bar:
+            manifest = packer.pack(planned, address, run, skip, view.see)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from here")
+        return EXIT_INTERRUPTED
+    except ConfigError:
+        raise
+    except Exception as error:  # of any kind: clients of object stores, and Ray, raise their own
+        if isinstance(error, OSError) and error.errno is not None and "://" not in address:
+            raise  # of a disk
+        raise ConfigError(f"{address}: {in_a_line(error)}; the same command goes on from here") from error
     _show(manifest, address)
     return EXIT_OK
 
@@ -113,4 +126,4 @@ def _show(manifest: Manifest, address: str) -> None:
         print(f"left out: {name} {why}")
     if len(manifest.left_out) > 10:
         print(f"left out: {len(manifest.left_out) - 10:,} more, see manifest.json")
-    print(f"train from it: --data.name packed --data.root {address}")
+    print(f"train from it: --data.name packed --data.root {shlex.quote(address)}")

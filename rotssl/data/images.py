@@ -46,6 +46,9 @@ class Lazy(Protocol):
     def cuts(self, index: rng.Positions, views: Sequence[Cut]) -> Pixels:
         """Views of a batch, (B, sum of 3 S^2 over the views)."""
 
+    def end(self) -> None:
+        """Called when nobody takes the images any more."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -72,11 +75,14 @@ class ImageSet:
 def sketch(images: ImageSet, classes: Sequence[str]) -> dict[str, Any]:
     """A fingerprint of a set of images as plain values; it does not change if the folder is moved."""
     picks = np.linspace(0, len(images) - 1, min(64, len(images))).astype(np.int64)
+    stored = images.images if isinstance(images.images, np.ndarray) else None  # lazy ones are compared by their record
     return {
         "count": len(images),
         "labels": 0 if images.labels is None else zlib.crc32(images.labels.tobytes()),
         "classes": zlib.crc32("\n".join(classes).encode()),
-        "means": images.images[picks].mean(axis=(1, 2, 3)).tolist(),  # means, because decoders round pixels differently
+        "means": []
+        if stored is None
+        else stored[picks].mean(axis=(1, 2, 3)).tolist(),  # means, because decoders round pixels differently
     }
 
 
@@ -90,7 +96,7 @@ def other_images(ours: dict[str, Any], theirs: dict[str, Any] | None) -> str:
         return "the class names differ"
     if ours["labels"] != theirs["labels"]:
         return "the labels or their order differ"
-    apart = max(abs(a - b) for a, b in zip(ours["means"], theirs["means"], strict=True))
+    apart = max((abs(a - b) for a, b in zip(ours["means"], theirs["means"], strict=True)), default=0.0)
     return "the pixels differ" if apart > MEANS_APART else ""
 
 

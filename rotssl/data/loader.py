@@ -103,15 +103,19 @@ class Loader:
         start = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
         left = steps - begin
         found = prefetch(make, left, self.ahead, start) if self.ahead else map(make, range(left))
-        for images, copied, ctx in found:
-            if copied is not None:
-                stream = torch.cuda.current_stream(self.device)
-                stream.wait_event(copied)
-                for tensor in (images, *(drawn.numbers for drawn in ctx.draws)):
-                    tensor.record_stream(stream)
-            self.waited += time.perf_counter() - started
-            yield images, ctx
-            started = time.perf_counter()
+        try:
+            for images, copied, ctx in found:
+                if copied is not None:
+                    stream = torch.cuda.current_stream(self.device)
+                    stream.wait_event(copied)
+                    for tensor in (images, *(drawn.numbers for drawn in ctx.draws)):
+                        tensor.record_stream(stream)
+                self.waited += time.perf_counter() - started
+                yield images, ctx
+                started = time.perf_counter()
+        finally:
+            if not isinstance(self.images, np.ndarray):
+                self.images.end()
 
     def _cut(self, index: rng.Positions, ctx: StepContext) -> Tensor:
         """The images with these indices; of lazy ones the views, cut."""

@@ -4,8 +4,8 @@
     train.npy          a row for each image: see ROW
     train-00000.tar    the image files, each followed by its label as CLASS.cls, as WebDataset has them
 
-The tar files are a WebDataset. A folder of class folders comes out of them with ``tar xf``. The index says where in a tar file an
-image lies, so that one read fetches it. This module does not import torch.
+The tar files are a WebDataset. The index says where in a tar file an image lies, so that one read fetches it. This module does
+not import torch.
 """
 
 import hashlib
@@ -128,7 +128,8 @@ def _json(value: Any, indent: int | None = None) -> bytes:
     def plain(value: Any) -> Any:
         return asdict(value)
 
-    return (json.dumps(value, default=plain, indent=indent, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, default=plain, indent=indent, sort_keys=True)  # names that are not UTF-8 are escaped
+    return f"{text}\n".encode()
 
 
 def index_bytes(rows: Rows) -> bytes:

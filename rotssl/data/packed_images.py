@@ -1,10 +1,11 @@
 """The images of a packed split, decoded when they are asked for: crops for the views, or the whole picture for evaluation."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -106,8 +107,7 @@ class PackedImages:
                     pixels = np.asarray(picture.crop(box).resize((side, side), how))
                     made[i, start:end].reshape(side, side, 3)[:] = pixels[:, ::-1] if view.flipped[i] else pixels
 
-        for _ in _threads().map(work, range(0, len(index), EACH)):
-            pass
+        self._each(work, range(0, len(index), EACH))
         return made
 
     def __getitem__(self, index: slice | npt.NDArray[np.int64]) -> Pixels:
@@ -118,9 +118,22 @@ class PackedImages:
         def work(i: int) -> None:
             made[i] = np.asarray(middle(self.picture(int(chosen[i])), self.side, self.interpolation)).transpose(2, 0, 1)
 
-        for _ in _threads().map(work, range(len(chosen))):
-            pass
+        self._each(work, range(len(chosen)))
         return made
+
+    def _each(self, work: Callable[[int], None], items: range) -> None:
+        """Do some work in the threads that decode; whoever is interrupted ends their waiting, too."""
+        self.shards.stop.clear()
+        try:
+            for _ in _threads().map(work, items):
+                pass
+        except BaseException:
+            self.shards.stop.set()
+            raise
+
+    def end(self) -> None:
+        """End the waiting for a place that cannot be reached, because nobody takes the images any more."""
+        self.shards.stop.set()
 
 
 def middle(picture: Image.Image, side: int, interpolation: str = "bilinear") -> Image.Image:
@@ -134,11 +147,14 @@ def middle(picture: Image.Image, side: int, interpolation: str = "bilinear") -> 
 
 
 _pools: dict[int, ThreadPoolExecutor] = {}
+_making = Lock()
 
 
 def _threads() -> ThreadPoolExecutor:
-    """The threads of this process that decode; a forked process has its own."""
-    if os.getpid() not in _pools:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        _pools[os.getpid()] = ThreadPoolExecutor(min(32, cores), "decode")
-    return _pools[os.getpid()]
+    """The threads of this process that decode: its share of the cores; a forked process has its own."""
+    with _making:
+        if os.getpid() not in _pools:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            own = cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+            _pools[os.getpid()] = ThreadPoolExecutor(max(1, min(32, own)), "decode")
+        return _pools[os.getpid()]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from rotssl.base.errors import in_a_line
 from rotssl.base.place import Folder, Place, place
 from rotssl.config.fields import ConfigError
 from rotssl.config.resolved import ResolvedData
@@ -18,7 +19,7 @@ from rotssl.config.sections import DataConfig
 from rotssl.data import disk_cache
 from rotssl.data.decoding import NATIVE_LIMIT, in_threads
 from rotssl.data.images import DataError, ImageSet, Labels, Pixels, Sums, choose, hold_out
-from rotssl.data.packed import MANIFEST, Manifest, Rows
+from rotssl.data.packed import MANIFEST, ROW, Manifest, Rows
 from rotssl.data.packed_images import PackedImages
 from rotssl.data.record import Record
 from rotssl.data.shards import Shards
@@ -39,7 +40,7 @@ def opened(config: DataConfig) -> tuple[Place, Manifest]:
     except ValueError as error:
         raise ConfigError(f"data.root: {address}/{MANIFEST} {error}") from error
     except Exception as error:  # of any kind: clients of object stores raise their own
-        raise ConfigError(f"data.root: cannot read {address}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"data.root: cannot read {address}: {in_a_line(error)}") from error
     if manifest is None:
         raise ConfigError(f"data.root: no packed set in {address}; jobs/pack.py makes one")
     return there, manifest
@@ -67,7 +68,7 @@ def parts(config: DataConfig, holdout: float, labels: Callable[[str], Labels]) -
     """
     _, manifest = opened(config)
     found: dict[str, tuple[str, Index | None]] = {"train": ("train", None)}
-    if "validation" in manifest.splits:
+    if "validation" in manifest.splits and manifest.classes:
         found["validation"] = "validation", None
     elif manifest.classes and holdout:
         held = hold_out(labels("train"), holdout)
@@ -108,7 +109,7 @@ def rows(there: Place, manifest: Manifest, name: str) -> Rows:
     """The index of a split, mapped from a file where there is one.
 
     Raises:
-        DataError: it cannot be read, or is not the one that the manifest names.
+        DataError: it cannot be read, or does not fit the manifest.
     """
     split = manifest.splits[name]
     try:
@@ -120,9 +121,9 @@ def rows(there: Place, manifest: Manifest, name: str) -> Rows:
                 raise DataError(f"{split.index} does not have the checksum that the manifest says")
             found = np.load(io.BytesIO(content), allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise DataError(f"{split.index} of the packed set cannot be read: {str(error).splitlines()[0]}") from error
-    if len(found) != split.images:
-        raise DataError(f"{split.index} has {len(found)} images, the manifest says {split.images}")
+        raise DataError(f"{split.index} of the packed set cannot be read: {in_a_line(error)}") from error
+    if found.dtype != ROW or len(found) != split.images:
+        raise DataError(f"{split.index} of the packed set does not fit its manifest")
     return found  # type: ignore[no-any-return]
 
 
@@ -144,9 +145,13 @@ def load(
     known = {name: rows(there, manifest, name) for name in manifest.splits}
     chosen = parts(config, holdout, lambda name: known[name]["label"].astype(np.int64))
     found, checksums = dict[str, ImageSet](), list[Sums]()
+    shards, room = dict[str, Shards](), None if config.cache_gb is None else int(config.cache_gb * 1e9)
     for name, (split, index) in chosen.items():
+        if split not in shards:  # train comes first
+            shards[split] = _shards(config, there, manifest, split, room, say)
+            room = shards[split].room
         own = known[split] if index is None else known[split][index]
-        found[name] = _images(config, there, manifest, split, own, say)
+        found[name] = _images(config, manifest, shards[split], own)
         checksums.append(own["checksum"])
     sums = np.concatenate(checksums)  # images have no names of their own here: the content stands for them
     return found, manifest, Record(manifest.classes, sums, sums)
@@ -162,20 +167,24 @@ def load_test(config: ResolvedData) -> ImageSet:
     there, manifest = opened(config)
     if "test" not in manifest.splits or not manifest.classes:
         raise ConfigError(f"data.name: {config.name} in {config.root} has no labelled test split")
-    return _images(config, there, manifest, "test", rows(there, manifest, "test"))
+    room = None if config.cache_gb is None else int(config.cache_gb * 1e9)
+    shards = _shards(config, there, manifest, "test", room)
+    return _images(config, manifest, shards, rows(there, manifest, "test"))
 
 
-def _images(
+def _shards(
     config: ResolvedData,
     there: Place,
     manifest: Manifest,
     split: str,
-    own: Rows,
+    room: int | None,
     say: Callable[[str], None] = lambda line: None,
-) -> ImageSet:
+) -> Shards:
     cache = disk_cache.folder(config.cache) / manifest.identity[:16]
-    limit = None if config.cache_gb is None else int(config.cache_gb * 1e9)
-    shards = Shards(there, manifest.splits[split], cache, limit, say)
+    return Shards(there, manifest.splits[split], cache, room, say)
+
+
+def _images(config: ResolvedData, manifest: Manifest, shards: Shards, own: Rows) -> ImageSet:
     images = PackedImages(shards, own, config.image_size, config.interpolation)
     labels = own["label"].astype(np.int64) if manifest.classes else None
     small = native(manifest)

@@ -1,30 +1,34 @@
-"""The tar files of a packed set, read at any offset: where they lie, or in a cache on this node.
+"""The tar files of a packed set, read at any offset: where they lie, in copies on this node, or by ranges of an object store.
 
-The cache holds whole shards, each once for all processes of the node. A shard gets its name when it is complete and has its
-checksum, so a process that is killed leaves nothing that counts. Where the cache has a limit, the shards that were opened longest
-ago go first; who still reads one keeps it.
+Of a set in an object store each node copies whole shards, once for all of its processes, up to a limit; pictures of the other
+shards are read one by one. Which shards are copied follows from the manifest alone. Shards are never dropped for others: every
+epoch reads each picture once, so any set of copies of a given size saves as many reads.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
-from typing import BinaryIO
+from threading import Event, Lock
+from typing import BinaryIO, TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from rotssl.base import heartbeat
+from rotssl.base.errors import in_a_line
 from rotssl.base.place import Folder, Place
 from rotssl.data.images import DataError
 from rotssl.data.packed import Shard, Split
 
 OPEN = 128  # files kept open
-RETRY_S = 600.0  # for which a place that cannot be reached is asked again
+RETRY_S = 300.0  # for which a place that cannot be reached is asked again; less than workers wait for each other
 STALE_S = 3600.0  # after which what a killed process left unfinished is removed
+Result = TypeVar("Result")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class Shards:
@@ -34,8 +38,13 @@ class Shards:
         place: of the set.
         split: the split.
         cache: folder for copies of shards from a place that is no folder.
-        limit: bytes of the cache; None: no limit.
+        limit: bytes of the copies; None: all shards are copied.
         say: called with a line about a place that cannot be reached.
+
+    Attributes:
+        stop: ends the waiting for a place that cannot be reached.
+        copied: numbers of the shards that are copied.
+        room: bytes that are left of the limit.
     """
 
     def __init__(
@@ -46,9 +55,15 @@ class Shards:
         limit: int | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.place, self.split, self.cache, self.limit, self.say = place, split, cache, limit, say
+        self.place, self.split, self.cache, self.say = place, split, cache, say
+        self.stop = Event()
+        self.copied, self.room = set[int](), limit
+        for number, shard in enumerate(split.shards):
+            if self.room is None or shard.bytes <= self.room:
+                self.copied.add(number)
+                self.room = None if self.room is None else self.room - shard.bytes
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
-        self._lock = Lock()
+        self._lock, self._failing = Lock(), 0.0
 
     def read(self, shard: int, offset: int, length: int) -> bytes:
         """A part of a shard.
@@ -56,13 +71,17 @@ class Shards:
         Raises:
             DataError: it cannot be read.
         """
-        file = self._file(shard)  # which stays open as long as somebody holds it
-        try:
-            found = os.pread(file.fileno(), length, offset)
-        except OSError as error:
-            raise DataError(f"{file.name} cannot be read ({error.strerror})") from error
+        name = self.split.shards[shard].file
+        if not isinstance(self.place, Folder) and shard not in self.copied:
+            found = self._persist(name, lambda: self.place.part(name, offset, length))
+        else:
+            file = self._file(shard)  # which stays open as long as somebody holds it
+            try:
+                found = os.pread(file.fileno(), length, offset)
+            except OSError as error:
+                raise DataError(f"{file.name} cannot be read ({error.strerror})") from error
         if len(found) < length:
-            raise DataError(f"{file.name} ends before an image does")
+            raise DataError(f"{name} ends before an image does")
         return found
 
     def _file(self, number: int) -> BinaryIO:
@@ -85,62 +104,76 @@ class Shards:
             except OSError as error:
                 raise DataError(f"{path} cannot be read ({error.strerror})") from error
         path = self.cache / f"{shard.sha256[:32]}.tar"
-        with contextlib.suppress(FileNotFoundError):
-            return self._known(path)
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):  # one process of a node fetches it
-                with contextlib.suppress(FileNotFoundError):
-                    return self._known(path)
-                self._make_room(shard.bytes)
-                self._fetch(shard, path)
-                return self._known(path)
+            while (file := self._copy(path, shard)) is None:
+                with (
+                    contextlib.suppress(Timeout),
+                    FileLock(path.with_suffix(".lock"), timeout=1.0),
+                ):  # one process fetches it
+                    return self._copy(path, shard) or self._persist(shard.file, lambda: self._fetch(shard, path))
+                heartbeat.beat()
+                self._check_stop(shard.file)
+            return file
         except OSError as error:
-            raise DataError(f"data.cache: cannot write to {self.cache}: {error.strerror or error}") from error
+            raise DataError(f"data.cache: cannot write to {self.cache}: {in_a_line(error)}") from error
 
     @staticmethod
-    def _known(path: Path) -> BinaryIO:
-        file = path.open("rb", buffering=0)
-        os.utime(path)  # it was opened last
-        return file
+    def _copy(path: Path, shard: Shard) -> BinaryIO | None:
+        """The copy of a shard, if it is whole; after a loss of power a file may be short."""
+        try:
+            file = path.open("rb", buffering=0)
+        except FileNotFoundError:
+            return None
+        if os.fstat(file.fileno()).st_size == shard.bytes:
+            return file
+        file.close()
+        return None
 
-    def _fetch(self, shard: Shard, path: Path) -> None:
-        """Copy a shard here; a place that cannot be reached is asked again for a while."""
+    def _fetch(self, shard: Shard, path: Path) -> BinaryIO:
+        """Copy a shard here, and open it."""
+        for left in self.cache.glob("*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > STALE_S:
+                    left.unlink()
         part = path.with_suffix(f".{os.getpid()}.part")
-        started, wait = time.monotonic(), 1.0
+        try:
+            self.place.fetch(shard.file, part)
+            with part.open("rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() != shard.sha256:
+                    raise ValueError("does not have the checksum that the manifest says")
+            file = part.open("rb", buffering=0)
+            part.rename(path)
+            return file
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _persist(self, name: str, ask: Callable[[], Result]) -> Result:
+        """What a place answers; one that cannot be reached is asked again for a while, all threads counting together.
+
+        Raises:
+            DataError: it could not be reached for that long, or the run ends.
+            OSError: a disk of this machine is full or cannot be written.
+        """
+        wait = 1.0
         while True:
             try:
-                self.place.fetch(shard.file, part)
-                with part.open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                        raise OSError("does not have the checksum that the manifest says")
-                part.rename(path)
-                return
+                found = ask()
+                self._failing = 0.0
+                return found
             except Exception as error:  # of any kind: clients of object stores raise their own
-                part.unlink(missing_ok=True)
-                if time.monotonic() - started > RETRY_S:
-                    raise DataError(f"{shard.file} cannot be fetched: {str(error).splitlines()[0]}") from error
-                self.say(f"{shard.file} cannot be fetched, trying again: {str(error).splitlines()[0]}")
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    raise
+                now = time.monotonic()
+                self._failing = self._failing or now
+                if now - self._failing > RETRY_S:
+                    raise DataError(f"{name} cannot be fetched: {in_a_line(error)}") from error
+                self.say(f"{name} cannot be fetched, trying again: {in_a_line(error)}")
             heartbeat.beat()
-            time.sleep(wait)
+            self.stop.wait(wait)
+            self._check_stop(name)
             wait = min(30.0, 2 * wait)
 
-    def _make_room(self, needed: int) -> None:
-        """Remove the shards that were opened longest ago, and what killed processes left, until one more fits."""
-        if self.limit is None:
-            return
-        with FileLock(self.cache / "room.lock"):
-            files = []
-            for entry in os.scandir(self.cache):
-                with contextlib.suppress(FileNotFoundError):
-                    if entry.name.endswith(".part") and time.time() - entry.stat().st_mtime > STALE_S:
-                        os.unlink(entry.path)
-                    elif entry.name.endswith(".tar"):
-                        files.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
-            held = sum(size for _, size, _ in files)
-            for _, size, path in sorted(files):
-                if held + needed <= self.limit:
-                    return
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-                held -= size
+    def _check_stop(self, name: str) -> None:
+        if self.stop.is_set():
+            raise DataError(f"{name} is not waited for any more")

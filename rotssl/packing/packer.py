@@ -7,18 +7,22 @@ it makes the shards that are not complete. The manifest comes last: without it t
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from rotssl.base import rng
-from rotssl.base.place import Place, place
+from rotssl.base.place import Folder, Place, place
 from rotssl.config.fields import ConfigError
+from rotssl.data.folders import EXTENSIONS
 from rotssl.data.images import SPLIT_SEED, hold_out
 from rotssl.data.packed import Manifest, Rows, Split, index_bytes
 from rotssl.packing.shards import RECORDS, Options, Record, Task, known, rows
-from rotssl.packing.sources import Source
+from rotssl.packing.sources import Item, Source
 
 PLAN = f"{RECORDS}/plan.json"
 PER_SHARD = 1024  # images
@@ -66,13 +70,22 @@ def plan(source: Source, options: Options, holdout: float = 0.0, per_shard: int 
         options: how they are packed.
         holdout: share of each class of train that becomes validation, if there is none and there are labels.
         per_shard: images in a shard.
+
+    Raises:
+        ConfigError: there is no train, or a split would be empty.
     """
-    splits = {name: list(items) for name, items in source.splits.items()}
+    splits = {name: _named(items) for name, items in source.splits.items()}
+    if not splits.get("train"):
+        raise ConfigError(f"no images of train; there are {', '.join(splits) or 'none'}")
     if holdout and "validation" not in splits and source.classes:
         train = splits["train"]
         held = set(hold_out(np.array([item.label for item in train], np.int64), holdout).tolist())
+        if not held:
+            raise ConfigError(f"--holdout: got {holdout}, which holds out no image of {len(train)}")
         splits["validation"] = [item for i, item in enumerate(train) if i in held]
         splits["train"] = [item for i, item in enumerate(train) if i not in held]
+    if empty := [name for name, items in splits.items() if not items]:
+        raise ConfigError(f"no images of {', '.join(empty)}")
     tasks = {}
     for name, items in splits.items():
         if source.scattered:
@@ -85,6 +98,23 @@ def plan(source: Source, options: Options, holdout: float = 0.0, per_shard: int 
     skipped = ", ".join(f"{count:,} {kind}" for kind, count in sorted(source.skipped.items()))
     notes = source.notes + ((f"skipped: {skipped}",) if skipped else ())
     return Plan(tasks, source.classes, options, settings, notes)
+
+
+def _named(items: Sequence[Item]) -> list[Item]:
+    """The images with names that WebDataset can use: no dot but before the suffix, none twice, and none that leads upwards."""
+    found, seen = list[Item](), set[str]()
+    for item in items:
+        path = PurePosixPath(item.name)
+        suffix = path.suffix if path.suffix.lower() in EXTENSIONS else ""
+        stem = path.name.removesuffix(suffix).replace(".", "_") or "_"
+        base = PurePosixPath(*(part for part in path.parent.parts if part not in ("..", "/")))
+        key, number = str(base / stem), 1
+        while key in seen:
+            number += 1
+            key = str(base / f"{stem}_{number}")
+        seen.add(key)
+        found.append(item._replace(name=key + suffix))
+    return found
 
 
 def pack(
@@ -108,6 +138,28 @@ def pack(
         OSError: the set cannot be written.
     """
     to = place(address)
+    with _alone(to, address):
+        return _pack(planned, to, address, run, skip, tell)
+
+
+@contextmanager
+def _alone(to: Place, address: str) -> Iterator[None]:
+    """Keep other processes of this file system from packing to the same folder."""
+    if not isinstance(to, Folder):
+        yield
+        return
+    file = to.path.with_name(f".{to.path.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(file, timeout=0):
+            yield
+    except Timeout as error:
+        raise ConfigError(f"{address}: another process is packing to it") from error
+
+
+def _pack(
+    planned: Plan, to: Place, address: str, run: Run, skip: bool, tell: Callable[[Record, int], None]
+) -> Manifest:
     done = Manifest.read(to)
     if done is not None:
         if done.options.get("plan") != planned.checksum:

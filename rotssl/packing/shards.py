@@ -26,7 +26,7 @@ from rotssl.data.packed import ROW, Rows, Shard, index_bytes
 from rotssl.data.reading import check, decode, digest
 from rotssl.packing.sources import Item, checked
 
-SUFFIXES = {"JPEG": "jpg"}  # of formats whose names are no suffixes
+SUFFIXES = {"JPEG": "jpg", "MPO": "jpg"}  # of formats whose names are no suffixes; phones write the second one
 RECORDS = "parts"  # folder of the records, until the set is complete
 
 
@@ -145,7 +145,10 @@ def _prepare(item: Item, options: Options, counts: Counter[str]) -> tuple[str, b
     scale = options.resize / min(width, height)
     image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
     smaller = io.BytesIO()
-    image.save(smaller, "JPEG", quality=options.quality)
+    try:
+        image.save(smaller, "JPEG", quality=options.quality)
+    except OSError as error:
+        raise DataError(f"{item.name} cannot be reduced ({image.width} x {image.height}: {error})") from error
     counts["reduced"] += 1
     return str(path.with_suffix(".jpg")), smaller.getvalue(), (image.height, image.width, 1)
 

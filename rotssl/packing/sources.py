@@ -10,6 +10,7 @@ import io
 import json
 import re
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from rotssl.base.errors import in_a_line
 from rotssl.config.fields import ConfigError
 from rotssl.data import folders
 from rotssl.data.folders import EXTENSIONS, SPLITS
 from rotssl.data.images import DataError
 from rotssl.data.reading import fetch
+
+MOST_CLASSES = 10**6
+LARGEST_GROUP = 2 << 30  # bytes of a row group of Parquet, which is held in memory
 
 Where = tuple[str, Any, Any, Any]  # the kind, a file, and two values that say where in it
 
@@ -134,6 +139,7 @@ def _tars(files: Sequence[Path]) -> Source:
     labels, unlabelled = set[int](), 0
     for file in files:
         images: dict[str, tuple[str, Where]] = {}
+        said: dict[str, int] = {}  # by .json, where there is no .cls
         known: dict[str, int] = {}
         try:
             with tarfile.open(file, "r:") as archive:
@@ -143,19 +149,22 @@ def _tars(files: Sequence[Path]) -> Source:
                     base, _, name = member.name.rpartition("/")
                     stem, _, suffix = name.partition(".")
                     key, suffix = f"{base}/{stem}", f".{suffix.casefold()}"
-                    if suffix in EXTENSIONS:
+                    if suffix in EXTENSIONS and key in images:
+                        skipped["second images of a sample"] += 1
+                    elif suffix in EXTENSIONS:
                         images[key] = member.name, ("tar", str(file), member.offset_data, member.size)
-                    elif suffix in (".cls", ".json") and key not in known:
+                    elif suffix in (".cls", ".json"):
                         text = archive.extractfile(member)
                         assert text is not None
-                        known[key] = _label(suffix, text.read(), f"{file}, {member.name}")
+                        found = known if suffix == ".cls" else said
+                        found[key] = _label(suffix, text.read(), f"{file}, {member.name}")
                     else:
                         skipped[suffix] += 1
-        except tarfile.TarError as error:
-            raise ConfigError(f"{file}: is no tar file, or a compressed one ({error})") from error
+        except (tarfile.TarError, OSError) as error:
+            raise ConfigError(f"{file}: is no tar file, or a compressed one ({in_a_line(error)})") from error
         part = splits.setdefault(_split_of(file.name), [])
         for key, (name, where) in images.items():
-            label = known.get(key, -1)
+            label = known.get(key, said.get(key, -1))
             unlabelled += label < 0
             labels.add(label)
             part.append(Item(f"{file.stem}/{name}", label, where))
@@ -173,41 +182,60 @@ def _label(suffix: str, text: bytes, place: str) -> int:
     try:
         found = json.loads(text)
         value = found if suffix == ".cls" else found.get("label", found.get("cls", -1))
-        if isinstance(value, int) and value >= -1:
+        if type(value) is int and -1 <= value < MOST_CLASSES:
             return value
     except (ValueError, AttributeError):
         pass
-    raise ConfigError(f"{place}: expected a label, a whole number from 0 on, got {text[:40]!r}")
+    raise ConfigError(f"{place}: expected a label, a whole number from 0 to {MOST_CLASSES - 1}, got {text[:40]!r}")
 
 
 def _parquet(files: Sequence[Path], columns: tuple[str, str]) -> Source:
-    from pyarrow import parquet
-
     splits: dict[str, list[Item]] = {}
     classes: tuple[str, ...] = ()
-    highest, unlabelled = -1, 0
     for file in files:
-        table = parquet.ParquetFile(file)
-        schema = table.schema_arrow
-        image = columns[0] or _column(schema, ("image", "img", "jpg", "png", "webp", "jpeg"), f"{file}: images")
-        label = columns[1] or _column(schema, ("label", "labels", "cls", "fine_label"), "")
-        for name in (image, *([label] if label else [])):
-            if name not in schema.names:
-                raise ConfigError(f"{file}: no column {name}; there are {', '.join(schema.names)}")
-        classes = classes or _class_names(schema, label)
-        part = splits.setdefault(_split_of(file.name), [])
-        for group in range(table.num_row_groups):
-            labels = table.read_row_group(group, [label]).column(0).to_pylist() if label else []
-            count = table.metadata.row_group(group).num_rows
-            for row, value in enumerate(labels or [-1] * count):
-                known = -1 if value is None else int(value)
-                highest, unlabelled = max(highest, known), unlabelled + (known < 0)
-                part.append(Item(f"{file.stem}/{len(part):09}", known, ("parquet", str(file), group, (image, row))))
-    if unlabelled and highest >= 0:
-        raise ConfigError(f"{files[0].parent}: {unlabelled} of the images in the Parquet files have no label")
-    if highest >= 0:
-        classes = classes if len(classes) > highest else tuple(map(str, range(highest + 1)))
-    return Source("parquet", splits, classes if highest >= 0 else (), scattered=False)
+        try:
+            found, names = _parquet_file(file, columns)
+        except ConfigError:
+            raise
+        except Exception as error:  # of any kind: pyarrow raises its own
+            raise ConfigError(f"{file}: cannot be read as Parquet ({in_a_line(error)})") from error
+        splits.setdefault(_split_of(file.name), []).extend(found)
+        classes = classes or names
+    labels = [item.label for items in splits.values() for item in items]
+    highest = max(labels)
+    if highest < 0:
+        return Source("parquet", splits, (), scattered=False)
+    for name, items in splits.items():
+        if unlabelled := sum(item.label < 0 for item in items):
+            raise ConfigError(
+                f"{files[0].parent}: {unlabelled} of the images of {name} have no label; leave out the files of a split without"
+            )
+    classes = classes if len(classes) > highest else tuple(map(str, range(highest + 1)))
+    return Source("parquet", splits, classes, scattered=False)
+
+
+def _parquet_file(file: Path, columns: tuple[str, str]) -> tuple[list[Item], tuple[str, ...]]:
+    """The images of a file, and the names of the classes if it has them."""
+    from pyarrow import parquet
+
+    table = parquet.ParquetFile(file)
+    schema, found = table.schema_arrow, list[Item]()
+    image = columns[0] or _column(schema, ("image", "img", "jpg", "png", "webp", "jpeg"), f"{file}: images")
+    label = columns[1] or _column(schema, ("label", "labels", "cls", "fine_label"), "")
+    for name in (image, *([label] if label else [])):
+        if name not in schema.names:
+            raise ConfigError(f"{file}: no column {name}; there are {', '.join(schema.names)}")
+    for group in range(table.num_row_groups):
+        about = table.metadata.row_group(group)
+        if about.total_byte_size > LARGEST_GROUP:
+            raise ConfigError(f"{file}: a row group has {about.total_byte_size:,} bytes; write it with smaller ones")
+        values = table.read_row_group(group, [label]).column(0).to_pylist() if label else [-1] * about.num_rows
+        for row, value in enumerate(values):
+            known = -1 if value is None else value
+            if type(known) is not int or not -1 <= known < MOST_CLASSES:
+                raise ConfigError(f"{file}: label {known!r}, expected a whole number from 0 to {MOST_CLASSES - 1}")
+            found.append(Item(f"{file.stem}/{len(found):09}", known, ("parquet", str(file), group, (image, row))))
+    return found, _class_names(schema, label)
 
 
 def _column(schema: Any, names: Sequence[str], what: str) -> str:
@@ -246,12 +274,14 @@ def _idx_files(images: Sequence[Path]) -> Source:
         assert match is not None
         beside = file.with_name(file.name.replace("images-idx3", "labels-idx1"))
         labels = _idx(str(beside)).tolist() if beside.exists() else [-1] * len(_idx(str(file)))
-        if len(labels) != len(_idx(str(file))):
-            raise ConfigError(f"{beside}: {len(labels)} labels for {len(_idx(str(file)))} images")
+        if len(labels) != len(_idx(str(file))) or _idx(str(file)).ndim != 3:
+            raise ConfigError(f"{beside}: {len(labels)} labels for images of shape {_idx(str(file)).shape}")
         name = "test" if match["set"].startswith(("t10k", "test")) else _split_of(match["set"])
         part = splits.setdefault(name, [])
         part += [Item(f"{match['set']}/{i:06}.png", labels[i], ("idx", str(file), i, 0)) for i in range(len(labels))]
         highest = max([highest, *labels])
+    if highest >= 0 and any(item.label < 0 for items in splits.values() for item in items):
+        raise ConfigError(f"{images[0].parent}: some of the images have labels, and some none")
     return Source("idx", splits, tuple(map(str, range(highest + 1))))
 
 
@@ -262,8 +292,11 @@ def _idx(file: str) -> npt.NDArray[np.uint8]:
     Raises:
         ConfigError: it is none.
     """
-    raw = Path(file).read_bytes()
-    raw = gzip.decompress(raw) if file.endswith(".gz") else raw
+    try:
+        raw = Path(file).read_bytes()
+        raw = gzip.decompress(raw) if file.endswith(".gz") else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{file}: cannot be read ({in_a_line(error)})") from error
     if raw[:3] != b"\0\0\x08" or len(raw) < 8:
         raise ConfigError(f"{file}: is no idx file of unsigned bytes")
     axes = raw[3]

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -265,24 +266,27 @@ def test_shards_from_an_object_store_are_fetched_once_and_kept(made):
     assert not list((made / "cache").glob("*.part"))
 
 
-def test_a_cache_with_a_limit_keeps_what_was_opened_last(made):
-    place, largest = Elsewhere(made / "set"), max(path.stat().st_size for path in (made / "set").glob("*.tar"))
-    far, near = elsewhere(made, made / "cache", place, 2 * largest), opened(made / "set")
-    cut = np.array([0, 5, 10, 15])  # one of each shard
-    for _ in range(2):
-        far.shards._open.clear()
-        assert np.array_equal(far[cut], near[cut])
-        assert sum(path.stat().st_size for path in (made / "cache").glob("*.tar")) <= 2 * largest
-    assert len(place.fetched) > 4
+def test_what_does_not_fit_into_the_cache_is_read_picture_by_picture(made):
+    sizes = [shard.bytes for shard in Manifest.read(Folder(made / "set")).splits["train"].shards]
+    place = Elsewhere(made / "set")
+    far, near = elsewhere(made, made / "cache", place, sum(sizes[:2])), opened(made / "set")
+    with ThreadPoolExecutor(8) as pool:  # which is more than there are cores
+        found = list(pool.map(lambda i: far[i : i + 1], [*range(16)] * 3))
+    for i, image in enumerate(found):
+        assert np.array_equal(image[0], near[i % 16 : i % 16 + 1][0])
+    assert sorted(place.fetched) == [shard.file for shard in far.shards.split.shards[:2]]
+    assert sum(path.stat().st_size for path in (made / "cache").glob("*.tar")) == sum(sizes[:2])
+    assert far.shards.room == 0
 
 
 def test_a_store_that_fails_is_asked_again_and_a_wrong_shard_is_not_taken(made, monkeypatch):
-    now, said = [0.0], []
-    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s), time=lambda: 0.0)
+    now, said = [1.0], []
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=lambda: 0.0)
     monkeypatch.setattr(shards, "time", clock)
+    monkeypatch.setattr(shards.Event, "wait", lambda self, seconds: now.__setitem__(0, now[0] + seconds))
     far = elsewhere(made, made / "cache", Elsewhere(made / "set", failures=3), say=said.append)
     assert np.array_equal(far[:1], opened(made / "set")[:1])
-    assert len(said) == 3 and "connection refused" in said[0] and now[0] == 1 + 2 + 4
+    assert len(said) == 3 and "connection refused" in said[0] and now[0] == 1 + 1 + 2 + 4
     wrong = next((made / "set").glob("train-*.tar"))
     wrong.write_bytes(wrong.read_bytes()[:700] + b"?" + wrong.read_bytes()[701:])
     with pytest.raises(DataError, match="checksum"):

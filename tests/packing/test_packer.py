@@ -124,7 +124,7 @@ def test_a_packer_killed_at_any_moment_leaves_nothing_wrong(tmp_path):
             stderr=subprocess.STDOUT,
         )
         try:
-            process.wait(timeout=gen.uniform(0.2, 2.5))
+            assert process.wait(timeout=gen.uniform(0.2, 2.5)) == 0
             subprocess.run(["rm", "-r", tmp_path / "set"], check=True)  # it was ready first
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
@@ -190,7 +190,9 @@ def test_large_images_are_reduced_and_stored_upright_where_asked_for(tmp_path):
             count += 1
             assert min(image.size) == 48 and image.size == (row["width"], row["height"])
             assert row["orientation"] == 1 and 0x0112 not in image.getexif()
-    assert count and f"{count + 0:,}" and any(note.endswith("images reduced") for note in manifest.notes)
+    total = sum(note.endswith("images reduced") and int(note.split()[0]) for note in manifest.notes)
+    in_validation = sum(row["checksum"] not in by_digest for row in index(tmp_path / "set", "validation"))
+    assert count and total == count + in_validation
 
 
 def test_validation_is_held_out_of_each_class_when_the_set_is_made(tmp_path):
@@ -248,6 +250,93 @@ def test_parquet_files_with_image_bytes(tmp_path):
         assert archive.getnames()[:2] == ["train-00000-of-00001/000000000.jpg", "train-00000-of-00001/000000000.cls"]
 
 
+def test_names_are_fit_for_webdataset(tmp_path):
+    top = tmp_path / "source" / "train"
+    for name in ("bee/1.jpg", "bee/1.png", "bee/im.0.jpg", "wasp/im.1.jpg"):
+        picture(top / name, 30, 20, len(name))
+    packed(tmp_path / "source", tmp_path / "set")
+    with tarfile.open(tmp_path / "set" / "train-00000.tar") as archive:
+        names = set(archive.getnames())
+    images = {"train/bee/1.jpg", "train/bee/1_2.png", "train/bee/im_0.jpg", "train/wasp/im_1.jpg"}
+    assert names == images | {f"{name.rpartition('.')[0]}.cls" for name in images}
+    again = packed(tmp_path / "set", tmp_path / "again")
+    assert again.splits["train"].images == 4 and again.notes == ()
+    reduced = packed(tmp_path / "source", tmp_path / "reduced", options=Options(resize=10))
+    with tarfile.open(tmp_path / "reduced" / "train-00000.tar") as archive:
+        assert len(set(archive.getnames())) == 8
+    assert reduced.splits["train"].images == 4
+
+
+def members(path, **files):
+    """A tar file with members given by name, with a double underscore for the dot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name.replace("__", "."))
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text))
+
+
+def test_samples_of_tar_files(tmp_path):
+    image = picture(tmp_path / "a.jpg", 9, 9).read_bytes()
+    members(tmp_path / "tars" / "train.tar", a__jpg=image, a__json=b'{"w": 1}', a__cls=b"1", b__jpg=image, b__cls=b"0")
+    members(tmp_path / "tars" / "val.tar", a__jpg=image, a__png=image, a__json=b'{"label": 1}')
+    source = look(str(tmp_path / "tars"))
+    assert source.classes == ("0", "1") and dict(source.skipped) == {"second images of a sample": 1}
+    assert {name: [item.label for item in items] for name, items in source.splits.items()} == {
+        "train": [1, 0],
+        "validation": [1],
+    }
+    for wrong in (b"bee", b"4294967296000", b"true", b"-2"):
+        members(tmp_path / "wrong" / "train.tar", a__jpg=image, a__cls=wrong)
+        with pytest.raises(ConfigError, match=r"train.tar, a.cls: expected a label"):
+            look(str(tmp_path / "wrong"))
+    members(tmp_path / "some" / "train.tar", a__jpg=image, a__cls=b"1", b__jpg=image)
+    with pytest.raises(ConfigError, match="1 of the images in the tar files have no label"):
+        look(str(tmp_path / "some"))
+
+
+@pytest.mark.parametrize(
+    ("splits", "holdout", "words"),
+    [
+        (("val",), 0.0, "no images of train; there are validation"),
+        (("train",), 0.02, "holds out no image of 16"),
+        (("train", "empty-val"), 0.0, "no images of validation"),
+    ],
+)
+def test_a_set_without_train_or_with_an_empty_split_is_refused_before_it_is_made(tmp_path, splits, holdout, words):
+    image = picture(tmp_path / "a.jpg", 9, 9).read_bytes()
+    for split in splits:
+        some = (
+            {}
+            if "empty" in split
+            else {f"{i}__jpg": image for i in range(16)} | {f"{i}__cls": b"%d" % (i % 2) for i in range(16)}
+        )
+        members(tmp_path / "tars" / f"{split}.tar", **(some or {"x__cls": b"0"}))
+    with pytest.raises(ConfigError, match=words):
+        packed(tmp_path / "tars", tmp_path / "set", None, holdout=holdout)
+    assert not (tmp_path / "set").exists()
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    for name in (b"caf\xe9", b"bar"):
+        picture(Path(os.fsdecode(os.fsencode(tmp_path / "source" / "train") + b"/" + name + b"/1.jpg")), 9, 9)
+    manifest = packed(tmp_path / "source", tmp_path / "set")
+    assert Manifest.read(Folder(tmp_path / "set")) == manifest
+    assert [os.fsencode(name) for name in manifest.classes] == [b"bar", b"caf\xe9"]
+
+
+def test_one_packs_to_a_folder_at_a_time(tmp_path):
+    source = pictures(tmp_path / "source")
+
+    def run(tasks, options, address):
+        with pytest.raises(ConfigError, match="another process is packing"):
+            packed(source, address)
+        return here(tasks, options, address)
+
+    packed(source, tmp_path / "set", run)
+
+
 def test_idx_files_as_mnist_has_them(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 7), np.uint8)
     for name, count in (("train", 6), ("t10k", 4)):
@@ -280,16 +369,6 @@ def test_what_is_no_source_is_refused_by_name(tmp_path, make, words):
     make(tmp_path / "source")
     with pytest.raises(ConfigError, match=words):
         look(str(tmp_path / "source"))
-
-
-def test_a_file_of_labels_that_are_none_is_refused(tmp_path):
-    with tarfile.open(tmp_path / "train.tar", "w") as archive:
-        for name, text in (("a.jpg", picture(tmp_path / "a.jpg", 9, 9).read_bytes()), ("a.cls", b"bee")):
-            info = tarfile.TarInfo(name)
-            info.size = len(text)
-            archive.addfile(info, io.BytesIO(text))
-    with pytest.raises(ConfigError, match=r"train.tar, a.cls: expected a label"):
-        look(str(tmp_path))
 
 
 def test_a_record_of_a_shard_that_is_not_there_does_not_count(tmp_path):
