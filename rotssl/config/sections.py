@@ -54,7 +54,7 @@ class DataConfig:
     )
     cache_gb: float | None = opt(
         None,
-        "Gigabytes of shards that are kept there; the ones that were opened longest ago go first. none: all.",
+        "Gigabytes of a packed set that are copied there; other pictures are read one by one. none: all of it.",
         gt=0,
     )
     interpolation: Literal["bilinear", "bicubic"] = opt(
