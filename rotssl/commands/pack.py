@@ -87,8 +87,6 @@ def pack(
     if "://" not in address and Path(address).is_relative_to(source):
         raise ConfigError(f"{address}: lies within {source}, and would be packed the next time")
     planned = packer.plan(look(source, columns), options, holdout, per_shard)
-    for line in planned.notes:
-        say(line)
 
     def run(tasks: Sequence[Task], options: Options, address: str) -> Iterable[Record]:
         if cluster:

@@ -1,8 +1,13 @@
 """Small sets of pictures of all shapes, and packing in this process."""
 
+import io
+import tarfile
+
 import numpy as np
 from PIL import Image
 
+from rotssl.base.place import Folder
+from rotssl.data.packed import Manifest
 from rotssl.packing import packer
 from rotssl.packing.shards import Options, make
 from rotssl.packing.sources import look
@@ -47,3 +52,24 @@ def packed(source, to, run=here, options=None, holdout=0.0, per_shard=5, skip=Fa
 def files(folder):
     """All files of a folder by name, with their content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def members(path, **files):
+    """A tar file with members given by name, with a double underscore for the dot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name.replace("__", "."))
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text))
+
+
+def index(folder, name="train"):
+    return np.load(folder / f"{name}.npy")
+
+
+def stored(folder, split="train"):
+    """The image files of a split by the index, in its order."""
+    manifest = Manifest.read(Folder(folder))
+    shards = [(folder / shard.file).read_bytes() for shard in manifest.splits[split].shards]
+    return [shards[row["shard"]][row["offset"] : row["offset"] + row["length"]] for row in index(folder, split)]
