@@ -205,7 +205,7 @@ METHODS: dict[str, MethodSpec] = {
         0.24,
         two_views=True,
         recommended=_TOLD,
-        gain=f"+2.6 (+2.0 to +3.3) and +3.4 (+2.3 to +4.5) {_WHERE}",
+        gain=f"+2.4 (+1.3 to +3.4) and +3.6 (+2.5 to +4.8) {_WHERE}",
         paper_weight=0.5,
     ),
     "byol": MethodSpec(
@@ -216,7 +216,7 @@ METHODS: dict[str, MethodSpec] = {
         multi_crop=True,
         per_image=True,
         recommended=_TOLD,
-        gain=f"+2.5 (+1.6 to +3.4) and +2.3 (+1.6 to +3.0) {_WHERE}",
+        gain=f"+2.4 (+1.3 to +3.6) and +2.2 (+0.9 to +3.6) {_WHERE}",
         paper_weight=0.2,
     ),
     "simsiam": MethodSpec(
@@ -227,7 +227,7 @@ METHODS: dict[str, MethodSpec] = {
         multi_crop=True,
         per_image=True,
         recommended={**_SMALLER, "rotation.share": 0.5},
-        gain=f"+5.1 (+3.7 to +6.4) and +4.2 (+2.9 to +5.6) {_WHERE}",
+        gain=f"+5.0 (+4.3 to +5.8) and +3.8 (+2.3 to +5.4) {_WHERE}",
         paper_weight=0.05,
     ),
     "swav": MethodSpec(
