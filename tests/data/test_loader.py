@@ -147,9 +147,9 @@ def test_the_log_has_the_wait_as_a_share_and_the_memory(tmp_path, monkeypatch):
     run = trainer(make_config(tmp_path, "byol", **{"data.limit": 64, "train.epochs": 1}))
     cut = run.loader._cut
 
-    def slow(index):
+    def slow(*batch):
         time.sleep(0.05)
-        return cut(index)
+        return cut(*batch)
 
     monkeypatch.setattr(run.loader, "_cut", slow)
     run.run()

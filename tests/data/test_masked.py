@@ -44,7 +44,7 @@ def test_masked_views_are_those_of_sorted_samples(channels):
 def test_views_of_many_sizes_may_be_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # no code is made
     images, ctx = pictures(4), step_at(positions=np.arange(4))
-    for size in range(16, 28):
+    for size in range(16, 25):  # one more than torch allows by default
         compiled = Augment(BUSY, size, (0.4,) * 3, (0.2,) * 3, 0)
         compiled.compile()
         assert [view.shape[2] for view in compiled(images, ctx).full] == [size, size]
