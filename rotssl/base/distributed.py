@@ -138,9 +138,8 @@ def broadcast_running_stats(model: nn.Module) -> None:
     """Set the running statistics of all workers to rank 0's, so that rank 0's checkpoint is valid for all of them."""
     if world_size() == 1:
         return
-    layers = [
-        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-    ]  # synchronised ones are equal
+    # Those of synchronised layers are equal already.
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     found = [x for layer in layers for x in (layer.running_mean, layer.running_var) if x is not None]
     if found:
         flat = torch.cat(found)

@@ -192,6 +192,6 @@ def place(address: str) -> Place:
 
     try:
         system, prefix = fs.FileSystem.from_uri(address)
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, OSError) as error:  # the last one where a client's library is missing
         raise ValueError(f"{address}: {in_a_line(error)}") from error
     return Objects(system, prefix.rstrip("/"))

@@ -36,9 +36,12 @@ def opened(config: DataConfig) -> tuple[Place, Manifest]:
     address = os.path.expanduser(str(config.root))
     try:
         there = place(address)
+    except ValueError as error:
+        raise ConfigError(f"data.root: {error}") from error
+    try:
         manifest = Manifest.read(there)
     except ValueError as error:
-        raise ConfigError(f"data.root: {address}/{MANIFEST} {error}") from error
+        raise ConfigError(f"data.root: {MANIFEST} in {address} {error}") from error
     except Exception as error:  # of any kind: clients of object stores raise their own
         raise ConfigError(f"data.root: cannot read {address}: {in_a_line(error)}") from error
     if manifest is None:
@@ -55,18 +58,20 @@ def native(manifest: Manifest) -> tuple[int, int] | None:
     return (high, wide) if low == high <= NATIVE_LIMIT and narrow == wide <= NATIVE_LIMIT else None
 
 
-def parts(config: DataConfig, holdout: float, labels: Callable[[str], Labels]) -> dict[str, tuple[str, Index | None]]:
+def parts(
+    config: DataConfig, manifest: Manifest, holdout: float, labels: Callable[[str], Labels]
+) -> dict[str, tuple[str, Index | None]]:
     """The splits that a run reads: for each the split of the set and which of its images; None: all.
 
     Args:
         config: the data section.
+        manifest: of the set.
         holdout: share of each class of train held out if the set has no validation; 0: test is read instead.
         labels: of a split of the set.
 
     Raises:
         ConfigError: nothing is held out, and there is neither validation nor test.
     """
-    _, manifest = opened(config)
     found: dict[str, tuple[str, Index | None]] = {"train": ("train", None)}
     if "validation" in manifest.splits and manifest.classes:
         found["validation"] = "validation", None
@@ -97,7 +102,7 @@ def counts(config: DataConfig, holdout: float) -> tuple[int, int, bool, tuple[in
         ConfigError: as ``parts``.
     """
     there, manifest = opened(config)
-    chosen = parts(config, holdout, lambda name: rows(there, manifest, name)["label"].astype(np.int64))
+    chosen = parts(config, manifest, holdout, lambda name: rows(there, manifest, name)["label"].astype(np.int64))
     each = {
         name: manifest.splits[split].images if index is None else len(index) for name, (split, index) in chosen.items()
     }
@@ -143,7 +148,7 @@ def load(
     """
     there, manifest = opened(config)
     known = {name: rows(there, manifest, name) for name in manifest.splits}
-    chosen = parts(config, holdout, lambda name: known[name]["label"].astype(np.int64))
+    chosen = parts(config, manifest, holdout, lambda name: known[name]["label"].astype(np.int64))
     found, checksums = dict[str, ImageSet](), list[Sums]()
     shards, room = dict[str, Shards](), None if config.cache_gb is None else int(config.cache_gb * 1e9)
     for name, (split, index) in chosen.items():

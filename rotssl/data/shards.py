@@ -73,7 +73,10 @@ class Shards:
         """
         name = self.split.shards[shard].file
         if not isinstance(self.place, Folder) and shard not in self.copied:
-            found = self._persist(name, lambda: self.place.part(name, offset, length))
+            try:
+                found = self._persist(name, lambda: self.place.part(name, offset, length))
+            except OSError as error:
+                raise DataError(f"{name} cannot be read ({in_a_line(error)})") from error
         else:
             file = self._file(shard)  # which stays open as long as somebody holds it
             try:
@@ -107,10 +110,8 @@ class Shards:
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
             while (file := self._copy(path, shard)) is None:
-                with (
-                    contextlib.suppress(Timeout),
-                    FileLock(path.with_suffix(".lock"), timeout=1.0),
-                ):  # one process fetches it
+                # One process of the node fetches it; the others look now and then.
+                with contextlib.suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=1.0):
                     return self._copy(path, shard) or self._persist(shard.file, lambda: self._fetch(shard, path))
                 heartbeat.beat()
                 self._check_stop(shard.file)

@@ -148,7 +148,7 @@ def _alone(to: Place, address: str) -> Iterator[None]:
     if not isinstance(to, Folder):
         yield
         return
-    file = to.path.with_name(f".{to.path.name}.lock")
+    file = to.path / RECORDS / "lock"  # which goes with the records
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(file, timeout=0):
@@ -162,9 +162,9 @@ def _pack(
 ) -> Manifest:
     done = Manifest.read(to)
     if done is not None:
+        to.remove(RECORDS)  # of a packing that was ended just then
         if done.options.get("plan") != planned.checksum:
             raise ConfigError(f"{address}: there is another packed set; give another folder, or remove it")
-        to.remove(RECORDS)  # of a packing that was ended just then
         return done
     _agree(to, planned, address)
     tasks = [task for own in planned.tasks.values() for task in own]

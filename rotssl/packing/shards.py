@@ -85,9 +85,8 @@ def make(task: Task, options: Options, address: str) -> Record:
     if done is not None:
         return done
     near = None
-    if isinstance(
-        to, Folder
-    ):  # a part lies in it, gets its name by renaming, and is removed with the records if it is left
+    if isinstance(to, Folder):
+        # There a part gets its name by renaming, and is removed with the records if it is left.
         near = to.path / RECORDS
         near.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(".part", f"{task.name}-", near)
@@ -103,9 +102,8 @@ def make(task: Task, options: Options, address: str) -> Record:
     finally:
         Path(part).unlink(missing_ok=True)
     to.write(f"{RECORDS}/{task.name}.npy", index_bytes(found))
-    to.write(
-        f"{RECORDS}/{task.name}.json", json.dumps(asdict(record), sort_keys=True).encode()
-    )  # last: all else is there
+    # Last, when all else is there.
+    to.write(f"{RECORDS}/{task.name}.json", json.dumps(asdict(record), sort_keys=True).encode())
     return record
 
 

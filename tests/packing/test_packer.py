@@ -137,8 +137,11 @@ def test_another_source_or_other_options_are_refused(tmp_path):
         packed(source, tmp_path / "set")
     (source / "train" / "bee" / "new.jpg").unlink()
     packed(source, tmp_path / "set")
+    whole = files(tmp_path / "set")
     with pytest.raises(ConfigError, match="another packed set"):
         packed(source, tmp_path / "set", per_shard=4)
+    assert files(tmp_path / "set") == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "set"}  # no lock is left
 
 
 def test_images_that_cannot_be_read_are_refused_by_name_or_left_out(tmp_path):
