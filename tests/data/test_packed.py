@@ -301,6 +301,13 @@ def test_a_store_that_fails_is_asked_again_and_a_wrong_shard_is_not_taken(made, 
     assert now[0] > shards.RETRY_S
 
 
+def test_a_store_that_refuses_is_not_asked_again(made):
+    place = Elsewhere(made / "set")
+    place.part = lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    with pytest.raises(DataError, match=r"train-\d+\.tar cannot be read .*Permission denied"):
+        elsewhere(made, made / "cache", place, 1)[:1]
+
+
 def test_a_damaged_or_missing_shard_is_named(made):
     images = opened(made / "set")
     file = made / "set" / images.shards.split.shards[0].file
