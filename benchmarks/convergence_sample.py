@@ -55,7 +55,7 @@ def references(seeds: range, work: str) -> list[tuple[str, list[float]]]:
     import torch
 
     from rotssl.evaluation.knn import knn_top1
-    from rotssl.evaluation.measure import extract
+    from rotssl.evaluation.measure import encode_share
 
     untrained = []
     for seed in seeds:
@@ -65,7 +65,8 @@ def references(seeds: range, work: str) -> list[tuple[str, list[float]]]:
                 run.model.encoder.train()(run.augment.evaluation(images))
         bank, queries = run.splits.train, run.splits.validation
         features = [
-            extract(run.model.encoder, part, run.augment, torch.device("cpu"), run.layout) for part in (bank, queries)
+            encode_share(run.model.encoder, part, run.augment, torch.device("cpu"), run.layout)
+            for part in (bank, queries)
         ]
         labels = torch.from_numpy(bank.labels), torch.from_numpy(queries.labels)
         untrained.append(knn_top1(features[0], labels[0], features[1], labels[1]))

@@ -87,7 +87,7 @@ def knn(args: argparse.Namespace, name: str, file: Path, splits: Any) -> float:
     from rotssl.config.views import ViewsConfig
     from rotssl.data.augment import Augment
     from rotssl.evaluation.knn import knn_top1
-    from rotssl.evaluation.measure import extract
+    from rotssl.evaluation.measure import encode_share
     from rotssl.models.encoders import build_encoder
 
     ours = name.startswith("rotssl")
@@ -98,7 +98,7 @@ def knn(args: argparse.Namespace, name: str, file: Path, splits: Any) -> float:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     augment = Augment(ViewsConfig(), 32, mean, std, 0)
     bank, queries = splits
-    features = [extract(encoder.to(device), part, augment, device, torch.contiguous_format) for part in splits]
+    features = [encode_share(encoder.to(device), part, augment, device, torch.contiguous_format) for part in splits]
     labels = [torch.from_numpy(part.labels).to(device) for part in (bank, queries)]
     return knn_top1(features[0], labels[0], features[1], labels[1])
 

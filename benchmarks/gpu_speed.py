@@ -280,19 +280,20 @@ def speed(cell: Cell) -> None:
 def evaluation(cell: Cell, trainer: Any) -> dict[str, Any]:
     """Seconds of an evaluation of the encoder, and of its parts."""
     from rotssl.base.precision import HALF
-    from rotssl.evaluation.measure import extract, measures
+    from rotssl.evaluation.measure import Features, encode_share, measures
 
     encoder, parts = trainer.model.encoder, (trainer.splits.train, trainer.splits.validation)
-    features: list[Any] = []
+    rows: list[Any] = []
 
     def encode(_: int) -> None:
         kind = HALF.get(trainer.evaluator.precision)
-        features.extend(extract(encoder, part, trainer.augment, cell.device, trainer.layout, kind) for part in parts)
+        rows.extend(encode_share(encoder, part, trainer.augment, cell.device, trainer.layout, kind) for part in parts)
 
     row: dict[str, Any] = {"images": sum(map(len, parts)), "encode, s": seconds(cell, encode, 1)}
     labels = [torch.from_numpy(part.labels).to(cell.device) for part in parts]
-    for name, compute in measures(features[0], labels[0], features[1], labels[1], True).items():
-        row[f"{name}, s"] = seconds(cell, lambda _, compute=compute: compute() and None, 1)  # type: ignore[misc]
+    features = [Features(*each) for each in zip(rows, labels, strict=False)]
+    for name, measure in measures(*features, True).items():
+        row[f"{name}, s"] = seconds(cell, lambda _, measure=measure: measure.compute() and None, 1)  # type: ignore[misc]
     trainer.parallel.train()
     return row
 

@@ -19,7 +19,7 @@ from rotssl.config.tasks import TASKS
 from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.engine.events import Event, Missing, Note
-from rotssl.evaluation.protocol import KNN_PROTOCOL, LINEAR_PROTOCOL
+from rotssl.evaluation.protocol import protocols
 from rotssl.runs import checkpoint, health, journal
 from rotssl.runs.curve import save_convergence
 from rotssl.runs.journal import Points
@@ -173,8 +173,7 @@ class Run:
             "world_size": str(workers.count if workers else 1),
             "status_reason": "running",
             "run_dir": str(self.folder),
-            "knn_protocol": KNN_PROTOCOL,
-            "linear_protocol": LINEAR_PROTOCOL,
+            **protocols(bank=config.evaluation.bank),
             **({"changed": "; ".join(state.changes)} if state.changes else {}),
             **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
             **(more or {}),

@@ -64,21 +64,33 @@ def gather(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllGather.apply(x)
 
 
-def room_for_all(x: Tensor) -> Tensor | None:
-    """The buffer of ``gather_to_first`` for all workers' rows, (world x B, ...), on rank 0 of several; elsewhere None."""
-    return x.new_empty(world_size() * len(x), *x.shape[1:]) if world_size() > 1 and rank() == 0 else None
+def gather_to(x: Tensor, target: int) -> Tensor:
+    """All workers' rows in the order of their ranks, (world x B, ...), without gradient, on one rank; others keep their own.
 
-
-def gather_to_first(x: Tensor, room: Tensor | None) -> Tensor:
-    """All workers' rows in the order of their ranks, on rank 0 and without gradient; on other ranks only their own rows.
-
-    Args:
-        x: (B, ...), with the same number of rows on each rank.
-        room: from ``room_for_all``; allocated beforehand, so that a rank without memory for it does not block the others here.
+    Every rank must have the same number of rows.
     """
-    if world_size() > 1:
-        dist.gather(x.contiguous(), None if room is None else list(room.split(len(x))), dst=0)
+    if world_size() == 1:
+        return x
+    room = x.new_empty(world_size() * len(x), *x.shape[1:]) if rank() == target else None
+    dist.gather(x.contiguous(), None if room is None else list(room.split(len(x))), dst=target)
     return x if room is None else room
+
+
+def from_rank(x: Tensor, source: int) -> Tensor:
+    """One worker's tensor, on all of them and without gradient; others give one of the same shape, which stays as it is."""
+    if world_size() == 1:
+        return x
+    found = x.contiguous() if rank() == source else torch.empty_like(x, memory_format=torch.contiguous_format)
+    dist.broadcast(found, source)
+    return found
+
+
+def largest(x: Tensor) -> Tensor:
+    """The largest value over all workers, element by element and without gradient."""
+    x = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
 
 
 def first_nonempty(text: str, device: torch.device) -> str:

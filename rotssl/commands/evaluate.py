@@ -16,7 +16,7 @@ from rotssl.config.sections import OFF
 from rotssl.data import datasets, likeness
 from rotssl.data.images import DataError
 from rotssl.data.record import Record
-from rotssl.evaluation.protocol import KNN_PROTOCOL, LINEAR_PROTOCOL
+from rotssl.evaluation.protocol import protocols as protocol_texts
 from rotssl.reports import terminal
 from rotssl.runs import journal
 from rotssl.runs.state import RunState, check_writable
@@ -61,8 +61,8 @@ def evaluate(
     if new:
         if off:
             check_writable(place)
-        facts = {"knn": KNN_PROTOCOL, "linear": LINEAR_PROTOCOL}
-        shown = {f"{name}_protocol": facts[name].replace("validation", "test") for name in new}
+        texts = protocol_texts("test", config.evaluation.bank)
+        shown = {f"{name}_protocol": texts[f"{name}_protocol"] for name in new}
         try:
             found = _measure(config, place, new)
         except DataError as error:
@@ -121,7 +121,7 @@ def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str])
 
     from rotssl.data.augment import Augment
     from rotssl.engine.runtime import indexed
-    from rotssl.evaluation.measure import extract, measures
+    from rotssl.evaluation.measure import Features, bank_of, encode_share, measures
     from rotssl.models.encoders import load_encoder
 
     if config.data.root is not None and not Path(config.data.root).exists():
@@ -145,9 +145,10 @@ def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str])
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     encoder = load_encoder(folder)[0].to(device, memory_format=layout)  # type: ignore[call-overload]
     augment = Augment(config.views, config.data.image_size, *datasets.normalization(config.data.name), 0)
-    bank, queries = (extract(encoder, part, augment, device, layout) for part in (train, test))
-    labels = [torch.from_numpy(part.labels).to(device) for part in (train, test)]
-    computed = measures(bank, labels[0], queries, labels[1], "linear" in protocols)
-    found = {name: compute() for name, compute in computed.items()}
+    bank, queries = (
+        Features(encode_share(encoder, part, augment, device, layout), torch.from_numpy(part.labels).to(device))
+        for part in (bank_of(train, config.evaluation.bank), test)
+    )
+    found = {name: measure.compute() for name, measure in measures(bank, queries, "linear" in protocols).items()}
     wanted = {f"{name}/top1" for name in protocols}
     return {key: value for key, value in found.items() if key in wanted or key == "feature/effective_rank"}

@@ -224,6 +224,11 @@ class EvaluationConfig:
         "in between as often as takes, with checkpoints, at most 5% of the training time.",
         ge=0,
     )
+    bank: int | None = opt(
+        None,
+        "Training images, as many of each class, whose features kNN and the probe compare with; default: all.",
+        ge=200,
+    )
     knn_bf16: bool = opt(
         False, "Compute kNN's cosines in bf16, for large banks on devices that support it; a few predictions change."
     )

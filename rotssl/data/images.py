@@ -3,13 +3,15 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rotssl.base import rng
-from rotssl.data.crops import Cut
+
+if TYPE_CHECKING:  # it imports torch
+    from rotssl.data.crops import Cut
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -43,7 +45,7 @@ class Lazy(Protocol):
     def sizes(self, index: rng.Positions) -> tuple[rng.Positions, rng.Positions]:
         """Heights and widths of the files' pictures, (B,) each."""
 
-    def cuts(self, index: rng.Positions, views: Sequence[Cut]) -> Pixels:
+    def cuts(self, index: rng.Positions, views: "Sequence[Cut]") -> Pixels:
         """Views of a batch, (B, sum of 3 S^2 over the views)."""
 
     def end(self) -> None:

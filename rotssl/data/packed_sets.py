@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,11 @@ from rotssl.data import disk_cache
 from rotssl.data.decoding import NATIVE_LIMIT, in_threads
 from rotssl.data.images import DataError, ImageSet, Labels, Pixels, Sums, choose, hold_out
 from rotssl.data.packed import MANIFEST, ROW, Manifest, Rows
-from rotssl.data.packed_images import PackedImages
 from rotssl.data.record import Record
 from rotssl.data.shards import Shards
+
+if TYPE_CHECKING:  # it imports torch
+    from rotssl.data.packed_images import PackedImages
 
 Index = npt.NDArray[np.int64]
 
@@ -190,18 +193,20 @@ def _shards(
 
 
 def _images(config: ResolvedData, manifest: Manifest, shards: Shards, own: Rows) -> ImageSet:
+    from rotssl.data.packed_images import PackedImages
+
     images = PackedImages(shards, own, config.image_size, config.interpolation)
     labels = own["label"].astype(np.int64) if manifest.classes else None
     small = native(manifest)
     return ImageSet(decoded(images, small) if small else images, labels)
 
 
-def decoded(images: PackedImages, size: tuple[int, int]) -> Pixels:
+def decoded(images: "PackedImages", size: tuple[int, int]) -> Pixels:
     """All pictures of one size, (N, 3, H, W)."""
     made = np.empty((len(images), 3, *size), np.uint8)
 
     def work(i: int) -> None:
-        made[i] = np.asarray(images.picture(i)).transpose(2, 0, 1)
+        made[i] = images.picture(i).permute(2, 0, 1)
 
     for _ in in_threads(work, range(len(images))):
         pass

@@ -11,10 +11,9 @@ from rotssl.base.precision import HALF
 from rotssl.config import ResolvedConfig
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits
-from rotssl.data.images import ImageSet
 from rotssl.engine.runtime import RunFailed, Runtime
 from rotssl.evaluation import hits
-from rotssl.evaluation.measure import encode_share, measures
+from rotssl.evaluation.measure import Features, Measure, bank_of, encode_share, measures
 
 log = logging.getLogger(__name__)
 SHARE = 0.05  # of the time of training, for checkpoints, and evaluations with knn_every auto
@@ -45,6 +44,7 @@ class Evaluator:
         self.precision = "bf16" if precision == "bf16" and splits.test is None else "fp32"
         self.prefix = "" if splits.test is None else "test/"
         self.queries = splits.test or splits.validation  # None without labels
+        self.bank = bank_of(splits.train, config.evaluation.bank)
         self._trained = self._spent = self._latest = 0.0  # seconds of this start
 
     def wanted(self, epoch: int) -> set[str]:
@@ -99,8 +99,8 @@ class Evaluator:
 
     def _evaluate(self, encoder: nn.Module, epoch: int, skipped: int) -> dict[str, float]:
         assert self.queries is not None
-        sets, device = (self.splits.train, self.queries), self.runtime.device
-        shares, room, finite, reason = list[Tensor](), list[Tensor | None](), True, ""
+        sets, device = (self.bank, self.queries), self.runtime.device
+        shares, finite, reason = list[Tensor](), True, ""
         try:
             shares = [
                 encode_share(encoder, part, self.augment, device, self.layout, HALF.get(self.precision))
@@ -108,7 +108,6 @@ class Evaluator:
             ]
             # By rows: a mask of all features would take as much memory as the features themselves.
             finite = all(bool(share.sum(1).isfinite().all()) for share in shares)
-            room = [distributed.room_for_all(share) for share in shares]
         except Exception as error:  # of any kind, see the docstring
             reason = _in_a_line(error)
         # If one worker fails, all skip the evaluation: the others would wait for its share.
@@ -123,29 +122,43 @@ class Evaluator:
                 f"{skipped} {'step' if skipped == 1 else 'steps'} of epoch {epoch + 1} skipped for non-finite gradients"
             )
             raise RunFailed(f"{many}, and {why}" if skipped else why)
-        features = [distributed.gather_to_first(share, place) for share, place in zip(shares, room, strict=True)]
+        labels = (torch.from_numpy(part.labels).to(device) for part in sets)
+        bank, queries = map(Features, shares, labels)
+        return self._measure(bank, queries, epoch)
+
+    def _measure(self, bank: Features, queries: Features, epoch: int) -> dict[str, float]:
+        kind = torch.bfloat16 if self.config.evaluation.knn_bf16 else torch.float32
+        found, right = dict[str, float](), dict[str, Tensor]()
+        for name, measure in measures(bank, queries, self._probes(epoch), kind, right).items():
+            value, reason = self._attempt(measure)
+            if not reason:
+                found[self.prefix + name] = value
+                continue
+            if self.runtime.rank == 0:
+                log.warning("%s could not be measured (%s); the run continues", self.prefix + name, reason)
+            self._give_back()
         if self.runtime.rank != 0:
             return {}
-        return self._measure([rows[: len(part)] for rows, part in zip(features, sets, strict=True)], sets, epoch)
-
-    def _measure(self, features: list[Tensor], sets: tuple[ImageSet, ImageSet], epoch: int) -> dict[str, float]:
-        labels = [torch.from_numpy(part.labels).to(self.runtime.device) for part in sets]
-        kind = torch.bfloat16 if self.config.evaluation.knn_bf16 else torch.float32
-        probe = self._probes(epoch)
-        found, right = dict[str, float](), dict[str, Tensor]()
-        for name, compute in measures(features[0], labels[0], features[1], labels[1], probe, kind, right).items():
-            try:
-                found[self.prefix + name] = compute()
-                continue
-            except Exception as error:  # as above
-                log.warning("%s could not be measured (%s); the run continues", self.prefix + name, _in_a_line(error))
-            self._give_back()
         if right and epoch + 1 == self.config.train.epochs:
             try:
                 hits.save(right, self.config.run_dir)
             except Exception as error:  # as above
                 log.warning("%s could not be written (%s); the run continues", hits.FILE, _in_a_line(error))
         return found
+
+    def _attempt(self, measure: Measure) -> tuple[float, str]:
+        """A measure's value, or why it has none; the same reason on all workers."""
+        alone, reason = distributed.world_size() == 1, ""
+        try:
+            if alone:
+                return measure.compute(), ""
+            with distributed.alone():
+                measure.trial()
+        except Exception as error:  # of any kind, see evaluate()
+            reason = _in_a_line(error)
+        if alone or (reason := distributed.first_nonempty(reason, self.runtime.device)):
+            return 0.0, reason
+        return measure.compute(), ""
 
     def _give_back(self) -> None:
         """Free the GPU memory held by an error; called after its handler, because the traceback holds it."""

@@ -28,7 +28,7 @@ from rotssl.engine import hardware
 from rotssl.engine.flops import count_mean, period, samples
 from rotssl.engine.runtime import LocalRuntime, RunFailed, indexed
 from rotssl.engine.trainer import Trainer
-from rotssl.evaluation.measure import extract
+from rotssl.evaluation.measure import encode_share
 from rotssl.models.norm import exchanges
 from rotssl.runs import journal
 
@@ -207,7 +207,7 @@ def _time(config: ResolvedConfig, size: int, folder: str, device: torch.device, 
         exchanged += sample.share * (sum(exchanges) + bool(trainer.model.balance.auto))
     part, encoder = trainer.splits.train, trainer.model.encoder
     encoding = functools.partial(
-        extract, encoder, part, trainer.augment, device, trainer.layout, HALF.get(trainer.evaluator.precision)
+        encode_share, encoder, part, trainer.augment, device, trainer.layout, HALF.get(trainer.evaluator.precision)
     )
     seen = Speed(
         device.type,

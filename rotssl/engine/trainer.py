@@ -35,7 +35,7 @@ from rotssl.engine.optim import build_optimizer, schedule_rates
 from rotssl.engine.pretrainer import Output, Pretrainer, build_pretrainer, compare_gradients, encoder_gradients
 from rotssl.engine.recorder import Cost, EpochRecorder
 from rotssl.engine.runtime import RunFailed, Runtime
-from rotssl.evaluation.protocol import KNN_K, KNN_PROTOCOL, LINEAR_PROTOCOL
+from rotssl.evaluation.protocol import KNN_K, protocols
 from rotssl.models.encoders import save_encoder
 from rotssl.runs.journal import Journal
 
@@ -97,10 +97,9 @@ class Trainer:
     def facts(self) -> dict[str, str]:
         """Facts that the configuration leaves open, for the tags of the run."""
         found = {"precision": self.precision, "evaluation_precision": self.evaluator.precision}
-        found |= {"device": self.runtime.device.type, "knn_k": str(min(KNN_K, len(self.splits.train.images)))}
+        found |= {"device": self.runtime.device.type, "knn_k": str(min(KNN_K, len(self.evaluator.bank)))}
         if self.splits.test is not None:
-            protocols = {"knn_protocol": KNN_PROTOCOL, "linear_protocol": LINEAR_PROTOCOL}
-            found |= {name: text.replace("queries validation", "queries test") for name, text in protocols.items()}
+            found |= protocols("test", self.config.evaluation.bank)
         return found | ({"switched_off": "; ".join(self.guard.off.values())} if self.guard.off else {})
 
     def state(self, epoch: int, begun: Begun | None = None) -> dict[str, Any]:

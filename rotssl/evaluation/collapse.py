@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rotssl.base import distributed
+
 
 def feature_std(z: Tensor) -> Tensor:
     """sqrt(d) x the mean over dimensions of the standard deviation of L2-normalised rows; (..., B, d) -> scalar.
@@ -16,13 +18,15 @@ def feature_std(z: Tensor) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> float:
-    """Exponential of the entropy of the normalised singular values; (N, D) -> 1 to min(N, D).
+    """Exponential of the entropy of the normalised singular values; (N, D), with the rows of all workers -> 1 to min(N, D).
 
     RankMe, Garrido et al. 2023 (arXiv 2210.02885), eq. 1.
     """
     x = features.double()
     # From the smaller Gram matrix, in float64: the singular values of 50,000 x 2048 features take seconds on a GPU.
-    gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
-    values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    rows = int(distributed.all_reduce(torch.tensor(len(x), device=x.device)))
+    alone = distributed.world_size() == 1
+    gram = x @ x.T if alone and rows < x.shape[1] else distributed.all_reduce(x.T @ x)
+    values = torch.linalg.eigvalsh(gram)[-rows:].clamp_min(0).sqrt()
     share = values / values.sum().clamp_min(1e-12) + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))

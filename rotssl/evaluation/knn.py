@@ -1,14 +1,21 @@
-"""Weighted k-nearest-neighbour classification on frozen features, after Wu et al. 2018 (arXiv 1805.01978)."""
+"""Weighted k-nearest-neighbour classification on frozen features, after Wu et al. 2018 (arXiv 1805.01978).
+
+Each worker keeps its share of the bank and looks there for the neighbours of all queries; the worker that a query belongs to
+merges what they found. The result does not depend on how many workers there are, to the bit: cosines come from products of one
+shape, equal ones are told apart by their place in the bank, and votes are summed as whole numbers.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rotssl.base import heartbeat
+from rotssl.base import distributed, heartbeat
 from rotssl.evaluation.hits import top1
 from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE
 
-CHUNK_BYTES = 256 << 20  # of similarities at a time, regardless of the size of the bank
+QUERIES, BLOCK = 256, 512  # rows of the two factors of each product
+SPAN_BYTES = 256 << 20  # of cosines at a time, regardless of the size of the bank
+VOTE = 2.0**32  # of a neighbour at cosine 0; 200 votes of exp(1 / T) times as many fit into 64 bits
 
 
 @torch.no_grad()
@@ -18,32 +25,89 @@ def knn_hits(
     """Which queries are of the class that has the largest sum of exp(cosine / T) among the k nearest neighbours.
 
     Args:
-        bank: features with known labels, (N, D).
+        bank: this worker's share of the features with known labels, in the order of the ranks, (N, D).
         bank_labels: (N,) int64.
-        queries: (M, D).
+        queries: this worker's share, as many on each worker, (M, D).
         query_labels: (M,) int64.
-        kind: data type of the cosines; votes are summed in single precision.
+        kind: data type of the cosines.
 
     Returns:
         (M,) bool.
     """
-    bank = F.normalize(bank.float(), dim=1).to(kind).T
-    queries = F.normalize(queries.float(), dim=1).to(kind)
-    classes = int(bank_labels.max()) + 1
-    chunk = max(1, CHUNK_BYTES // (bank.shape[1] * bank.element_size()))  # queries per matrix multiplication
-    hits = []
-    for rows, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
-        similarity, index = (rows @ bank).topk(min(KNN_K, bank.shape[1]), dim=1)
-        votes = bank_labels.new_zeros(len(rows), classes, dtype=torch.float32).scatter_add_(
-            1, bank_labels[index], (similarity.float() / KNN_TEMPERATURE).exp()
-        )
-        hits.append(votes.argmax(1) == labels)
-        heartbeat.beat()
-    return torch.cat(hits)
+    bank, images = _normalised(bank, kind, BLOCK), len(bank)
+    asked = _normalised(queries, kind, QUERIES)
+    total = int(distributed.all_reduce(bank_labels.new_tensor(images)))
+    classes = 1 + int(distributed.largest(bank_labels.amax() if images else bank_labels.new_tensor(0)))
+    k, hits = min(KNN_K, total), list[Tensor]()
+    for source in range(distributed.world_size()):
+        for rows in asked.split(QUERIES):
+            found, index = nearest(distributed.from_rank(rows, source), bank, images, k)
+            known = bank_labels[index.clamp_max(max(0, images - 1))] if images else torch.zeros_like(index)
+            parts = distributed.gather_to(torch.cat([found.double(), known.double()], 1), source)
+            if distributed.rank() == source:
+                hits.append(_votes(parts.view(-1, QUERIES, 2, k), k, classes).argmax(1))
+            heartbeat.beat()
+    return torch.cat(hits)[: len(queries)] == query_labels
+
+
+def _normalised(rows: Tensor, kind: torch.dtype, multiple: int) -> Tensor:
+    """Rows of length 1, and zeros that make their number a multiple of another, so that all products are of one shape."""
+    made = rows.new_zeros(max(1, -(-len(rows) // multiple)) * multiple, rows.shape[1], dtype=kind)
+    for own, part in zip(made[: len(rows)].split(1 << 16), rows.split(1 << 16), strict=True):
+        own.copy_(F.normalize(part.float(), dim=1))
+    return made
+
+
+def nearest(queries: Tensor, bank: Tensor, images: int, k: int) -> tuple[Tensor, Tensor]:
+    """Cosines of the k nearest rows of a bank, the nearest first, and their indices, each (QUERIES, k).
+
+    Args:
+        queries: (QUERIES, D), of length 1.
+        bank: (N, D), of length 1, N a multiple of BLOCK.
+        images: how many rows of the bank count; where there are fewer than k, cosines of -inf follow.
+        k: number of neighbours.
+    """
+    span = max(1, SPAN_BYTES // (QUERIES * BLOCK * bank.element_size())) * BLOCK
+    values, index = queries.new_empty(QUERIES, 0), torch.empty(QUERIES, 0, dtype=torch.int64, device=bank.device)
+    for first in range(0, len(bank), span):
+        part = bank[first : first + span]
+        cosines = queries.new_empty(QUERIES, max(k, len(part)))
+        for begin in range(0, len(part), BLOCK):
+            torch.mm(queries, part[begin : begin + BLOCK].T, out=cosines[:, begin : begin + BLOCK])
+        cosines[:, max(0, min(len(part), images - first)) :] = -torch.inf
+        near, place = _top(cosines, k)
+        index = torch.cat([index, first + place], 1)
+        values, place = _top(torch.cat([values, near], 1), k)
+        index = index.gather(1, place)
+    return values, index
+
+
+def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest values of each row and their indices; of equal ones the first, and in this order."""
+    found, index = values.topk(min(k + 1, values.shape[1]), dim=1)
+    several = (found[:, k:] == found[:, k - 1 : k]).nonzero()[:, 0]
+    index = index[:, :k]
+    if len(several):  # topk() takes any of those that are equal to the last one
+        own, border = values[several], found[several, k - 1 : k]
+        above = own > border
+        equal = own == border
+        taken = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+        index[several] = taken.nonzero()[:, 1].view(-1, k)
+    index = index.sort(dim=1)[0]
+    found, order = values.gather(1, index).sort(dim=1, descending=True, stable=True)
+    return found, index.gather(1, order)
+
+
+def _votes(parts: Tensor, k: int, classes: int) -> Tensor:
+    """The votes for each class, (QUERIES, classes) int64, from what the workers found: cosines and labels, (W, QUERIES, 2, k)."""
+    cosines, labels = parts.permute(2, 1, 0, 3).flatten(2)
+    cosines, index = _top(cosines, k)
+    votes = (cosines / KNN_TEMPERATURE).exp().mul(VOTE).round().long()
+    return votes.new_zeros(len(votes), classes).scatter_add_(1, labels.gather(1, index).long(), votes)
 
 
 def knn_top1(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, kind: torch.dtype = torch.float32
 ) -> float:
-    """Share of the queries that ``knn_hits`` says are classified correctly."""
+    """Share of this worker's queries that ``knn_hits`` says are classified correctly."""
     return top1(knn_hits(bank, bank_labels, queries, query_labels, kind))

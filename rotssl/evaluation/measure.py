@@ -1,6 +1,7 @@
 """Measures of an encoder: features of all images, and the metrics computed from them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,11 +10,49 @@ from torch import Tensor, nn
 from rotssl.base import distributed, heartbeat
 from rotssl.base.precision import autocast
 from rotssl.data.augment import Augment
-from rotssl.data.images import ImageSet
+from rotssl.data.images import ImageSet, choose
+from rotssl.data.loader import AHEAD, prefetch
 from rotssl.evaluation.collapse import effective_rank
 from rotssl.evaluation.hits import top1
 from rotssl.evaluation.knn import knn_hits
-from rotssl.evaluation.linear import linear_hits
+from rotssl.evaluation.linear import held_out, linear_hits
+
+
+def bank_of(train: ImageSet, most: int | None) -> ImageSet:
+    """The training images whose features others are compared with: all, or so many, of all classes alike."""
+    return train if most is None or most >= len(train) else train.take(choose(train.labels, len(train), most))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a set, of which each worker has a share, in the order of their ranks; all have as many rows.
+
+    Attributes:
+        rows: of this worker, (ceil(N / workers), D); those beyond the end of the set are its first ones again.
+        labels: of the whole set, (N,) int64.
+    """
+
+    rows: Tensor
+    labels: Tensor
+
+    @property
+    def first(self) -> int:
+        """Index of this worker's first row."""
+        return distributed.rank() * len(self.rows)
+
+    @property
+    def count(self) -> int:
+        """How many rows are no repetition."""
+        return max(0, min(len(self.rows), len(self.labels) - self.first))
+
+    def own(self, of_all: Tensor) -> Tensor:
+        """Of something about the whole set, (N, ...), what is this worker's, without repetition."""
+        return of_all[self.first : self.first + self.count]
+
+    def own_labels(self) -> Tensor:
+        """Labels of ``rows``."""
+        index = torch.arange(self.first, self.first + len(self.rows), device=self.labels.device)
+        return self.labels[index % len(self.labels)]
 
 
 @torch.no_grad()
@@ -40,9 +79,15 @@ def encode_share(
     encoder.eval()
     count, share = len(data.images), -(-len(data.images) // distributed.world_size())
     own = np.arange(distributed.rank() * share, (distributed.rank() + 1) * share) % count  # the last share wraps around
+
+    def make(i: int) -> Tensor:
+        return torch.from_numpy(data.images[own[i * batch : (i + 1) * batch]])
+
+    # In another thread where there is something to wait for: a copy to a GPU, or images that are decoded now.
+    steps = -(-share // batch)
+    wait = device.type == "cuda" or not isinstance(data.images, np.ndarray)
     parts = []
-    for first in range(0, share, batch):
-        images = torch.from_numpy(data.images[own[first : first + batch]])
+    for images in prefetch(make, steps, AHEAD) if wait else map(make, range(steps)):
         x = augment.evaluation(images.to(device)).contiguous(memory_format=layout)
         with autocast(device, kind):
             parts.append(encoder(x).float())
@@ -50,48 +95,50 @@ def encode_share(
     return torch.cat(parts)
 
 
-def extract(
-    encoder: nn.Module,
-    data: ImageSet,
-    augment: Augment,
-    device: torch.device,
-    layout: torch.memory_format,
-    kind: torch.dtype | None = None,
-) -> Tensor:
-    """Features (N, D) of all images; every worker encodes its share. Arguments as of ``encode_share``."""
-    return distributed.gather(encode_share(encoder, data, augment, device, layout, kind))[: len(data)]
+@dataclass(frozen=True)
+class Measure:
+    """A measure: the function that computes it on all workers together, and one that takes as much memory on each alone."""
+
+    compute: Callable[[], float]
+    trial: Callable[[], object]
 
 
 def measures(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    query_labels: Tensor,
+    bank: Features,
+    queries: Features,
     probe: bool,
     kind: torch.dtype = torch.float32,
     hits: dict[str, Tensor] | None = None,
-) -> dict[str, Callable[[], float]]:
-    """Functions that compute ``knn/top1``, ``feature/effective_rank`` and, with a probe, ``linear/top1``.
+) -> dict[str, Measure]:
+    """``knn/top1``, ``feature/effective_rank`` and, with a probe, ``linear/top1``; accuracies are rank 0's, of all queries.
 
     Args:
-        bank: training features, (N, D).
-        bank_labels: (N,) int64.
-        queries: features to classify, (M, D).
-        query_labels: (M,) int64.
+        bank: training features.
+        queries: features to classify.
         probe: whether to train a linear probe.
         kind: data type of kNN's cosines.
-        hits: where the functions put which queries were classified correctly, (M,) bool, as ``knn`` and ``linear``.
+        hits: where rank 0 puts which queries were classified correctly, (M,) bool, as ``knn`` and ``linear``.
     """
+    rows, labels = bank.rows[: bank.count], bank.own(bank.labels)
+    held = bank.own(held_out(bank.labels))
+    given = rows, labels, queries.rows, queries.own_labels()
 
     def accuracy(name: str, found: Tensor | None) -> float:
-        if hits is not None and found is not None:
-            hits[name] = found
-        return top1(found)
+        if found is None:
+            return top1(None)
+        of_all = distributed.gather_to(found.to(torch.uint8), 0)[: len(queries.labels)].bool()
+        if hits is not None:
+            hits[name] = of_all
+        return top1(of_all)
 
-    computed: dict[str, Callable[[], float]] = {
-        "knn/top1": lambda: accuracy("knn", knn_hits(bank, bank_labels, queries, query_labels, kind)),
-        "feature/effective_rank": lambda: effective_rank(queries),
+    found = {
+        "knn/top1": Measure(lambda: accuracy("knn", knn_hits(*given, kind)), lambda: knn_hits(*given, kind)),
+        "feature/effective_rank": Measure(
+            lambda: effective_rank(queries.rows[: queries.count]), lambda: effective_rank(queries.rows)
+        ),
     }
     if probe:
-        computed["linear/top1"] = lambda: accuracy("linear", linear_hits(bank, bank_labels, queries, query_labels))
-    return computed
+        found["linear/top1"] = Measure(
+            lambda: accuracy("linear", linear_hits(*given, held)), lambda: linear_hits(*given, held, 1)
+        )
+    return found

@@ -1,6 +1,7 @@
 """What an evaluation leaves, and what it may cost if it fails or ends the process."""
 
 import dataclasses
+import importlib
 import itertools
 import threading
 from types import SimpleNamespace
@@ -28,7 +29,6 @@ class Killed(BaseException):
 
 PLACES = {
     "encoding": "rotssl.engine.evaluator.encode_share",
-    "room": "rotssl.base.distributed.room_for_all",
     "knn": "rotssl.evaluation.measure.knn_hits",
     "probe": "rotssl.evaluation.measure.linear_hits",
 }
@@ -46,10 +46,10 @@ def test_an_evaluation_that_fails_costs_a_warning(tmp_path, monkeypatch, caplog,
     points = journal.read(run.config.run_dir)
     assert list(points) == [1, 2, 3] and all(point["cost/epochs"] == epoch for epoch, point in points.items())
     whole = {"knn/top1", "linear/top1", "feature/effective_rank"}
-    missing = {"encoding": whole, "room": whole, "knn": {"knn/top1"}}
+    missing = {"encoding": whole, "knn": {"knn/top1"}}
     for name in ("knn/top1", "linear/top1", "feature/effective_rank"):
         assert (name not in points[3]) == (name in missing.get(where, {"linear/top1"})), name
-    assert len(caplog.records) == {"encoding": 3, "room": 3, "knn": 3, "probe": 1}[where]
+    assert len(caplog.records) == {"encoding": 3, "knn": 3, "probe": 1}[where]
     assert all("OutOfMemoryError: CUDA out of memory." in record.message for record in caplog.records)
     assert next(checkpoint.latest(run.config.run_dir))["epoch"] == 3 and (tmp_path / "rotssl/run/encoder.json").exists()
 
@@ -146,23 +146,27 @@ def test_validation_is_encoded_in_bf16_if_the_run_trains_in_it_and_test_never(tm
     assert run.facts()["evaluation_precision"] == {torch.float32: "fp32", torch.bfloat16: "bf16"}[kinds[1]]
 
 
-def test_where_one_worker_cannot_encode_its_share_all_leave_it(tmp_path, pool):
-    for points in pool.run(run_with_one_that_fails, {"folder": tmp_path, "method": "simclr", **SHORT}):
-        assert list(points) == [1, 2, 3] and not any("knn/top1" in point for point in points.values())
+@pytest.mark.parametrize("where", PLACES)
+def test_where_one_worker_cannot_measure_its_share_all_leave_it(tmp_path, pool, where):
+    missing = {"encoding": {"knn/top1", "linear/top1"}, "knn": {"knn/top1"}, "probe": {"linear/top1"}}[where]
+    for points in pool.run(run_with_one_that_fails, {"folder": tmp_path, "method": "simclr", **SHORT}, PLACES[where]):
+        assert list(points) == [1, 2, 3]
+        assert {"knn/top1", "linear/top1"} - points[3].keys() == missing
 
 
-def run_with_one_that_fails(overrides):
+def run_with_one_that_fails(overrides, where):
+    module, name = where.rsplit(".", 1)
+    real, rank = getattr(importlib.import_module(module), name), distributed.rank()
+
     def fails(*args):
-        if distributed.rank() == 1:
+        if rank == 1:
             raise MemoryError("none left")
         return real(*args)
 
-    real, evaluator.encode_share = evaluator.encode_share, fails
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, fails)
         run = trainer(make_config(**overrides))
         run.run()
-    finally:
-        evaluator.encode_share = real
     return journal.read(run.config.run_dir)
 
 

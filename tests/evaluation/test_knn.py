@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from rotssl.base import distributed
 from rotssl.evaluation import knn
 from rotssl.evaluation.knn import knn_hits, knn_top1
+from rotssl.evaluation.measure import Features, measures
 from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE
 from tests.evaluation.features import features
 
@@ -36,14 +39,59 @@ def test_knn_is_the_naive_one_with_more_and_fewer_images_than_neighbours(size, s
     queries = (features(90, seed=seed + 50) + centres[asked]) * torch.logspace(2, -2, 90)[:, None]
     expected = naive_knn(bank, labels, queries, asked)
     assert 0.3 < sum(expected) / 90 < 0.9
-    topk, seen = torch.Tensor.topk, []
-    monkeypatch.setattr(torch.Tensor, "topk", lambda x, *args, **more: seen.append(x.nbytes) or topk(x, *args, **more))
-    for most in (1, 7 * 4 * size + 3, 1 << 28):  # a row at least, seven at a time with a rest, all
-        monkeypatch.setattr(knn, "CHUNK_BYTES", most)
-        assert knn_hits(bank, labels, queries, asked).tolist() == expected
-        assert max(seen) == max(4 * size, min(most - most % (4 * size), 90 * 4 * size))
-        seen.clear()
     assert knn_top1(bank, labels, queries, asked) == sum(expected) / 90
+    most, seen = torch.mm, []
+    monkeypatch.setattr(torch, "mm", lambda a, b, **more: seen.append((a.shape, b.shape)) or most(a, b, **more))
+    for rows, block, span in ((16, 32, 1), (7, 10, 3 * 4 * 7 * 10), (256, 512, 1 << 28)):
+        for name, value in {"QUERIES": rows, "BLOCK": block, "SPAN_BYTES": span}.items():
+            monkeypatch.setattr(knn, name, value)
+        assert knn_hits(bank, labels, queries, asked).tolist() == expected
+        assert set(seen) == {((rows, bank.shape[1]), (bank.shape[1], block))}  # all products are of one shape
+        seen.clear()
+
+
+def test_of_equal_cosines_the_first_ones_count(monkeypatch):
+    values = torch.tensor([[1.0, 2.0, 1.0, 3.0, 1.0, 1.0], [5.0, 4.0, 4.0, 0.0, 0.0, 0.0], [0.0] * 6])
+    found, index = knn._top(values, 3)
+    assert found.tolist() == [[3.0, 2.0, 1.0], [5.0, 4.0, 4.0], [0.0] * 3]
+    assert index.tolist() == [[3, 1, 0], [0, 1, 2], [0, 1, 2]]
+
+
+def pairs(size, asked, width):
+    """Features and labels of a bank and of queries; many of the bank are the same image with several labels."""
+    gen = torch.Generator().manual_seed(size)
+    centres = torch.randn(7, width, generator=gen)
+    labels, known = (torch.randint(0, 7, (count,), generator=gen) for count in (size, asked))
+    bank = torch.randn(size, width, generator=gen) + 0.3 * centres[labels]
+    bank[size // 2 :] = bank[: size - size // 2].roll(size // 3, 0)
+    return bank, labels, torch.randn(asked, width, generator=gen) + 0.3 * centres[known], known
+
+
+def shares(size, asked, width):
+    """This worker's hits of kNN and of the probe, and the effective rank of the queries."""
+    bank, labels, queries, known = pairs(size, asked, width)
+    each = [-(-len(rows) // distributed.world_size()) for rows in (bank, queries)]
+    index = [torch.arange(distributed.rank() * n, (distributed.rank() + 1) * n) for n in each]
+    parts = [
+        Features(rows[i % len(rows)], of) for rows, i, of in zip((bank, queries), index, (labels, known), strict=True)
+    ]
+    hits = {}
+    found = {name: measure.compute() for name, measure in measures(*parts, width < 100, hits=hits).items()}
+    return found, {name: right.tolist() for name, right in hits.items()}
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    "sizes", [(1501, 301, 24), (250, 31, 8), pytest.param((200_000, 2000, 512), marks=pytest.mark.exhaustive)], ids=str
+)
+def test_two_workers_find_what_one_finds(pool, sizes):
+    (first, hits), (_, others) = pool.run(shares, *sizes)
+    alone, expected = shares(*sizes)
+    assert hits["knn"] == expected["knn"] and 0.1 < alone["knn/top1"] < 1 and first["knn/top1"] == alone["knn/top1"]
+    assert first["feature/effective_rank"] == pytest.approx(alone["feature/effective_rank"], rel=1e-6)
+    if "linear" in expected:
+        assert np.mean(np.array(hits["linear"]) != expected["linear"]) < 0.005
+    assert len(others["knn"]) == -(-sizes[1] // 2)  # its own
 
 
 def test_knn_weighs_the_near_above_the_many():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rotssl.evaluation.measure import measures
+from rotssl.evaluation.measure import Features, measures
 from tests.small_runs import make_config, trainer
 
 
@@ -23,13 +23,13 @@ def test_hits_are_those_of_which_top1_is_the_mean():
     gen = torch.Generator().manual_seed(0)
     labels, asked = torch.arange(300) % 3, torch.arange(90) % 3
     bank, queries = (part[:, None] + torch.randn(len(part), 4, generator=gen) for part in (labels, asked))
-    hits = {}
-    found = {name: compute() for name, compute in measures(bank, labels, queries, asked, True, hits=hits).items()}
-    assert found == {name: compute() for name, compute in measures(bank, labels, queries, asked, True).items()}
+    hits, parts = {}, (Features(bank, labels), Features(queries, asked))
+    found = {name: measure.compute() for name, measure in measures(*parts, True, hits=hits).items()}
+    assert found == {name: measure.compute() for name, measure in measures(*parts, True).items()}
     for name in ("knn", "linear"):
         assert hits[name].shape == (90,) and hits[name].dtype == torch.bool
         assert 0.4 < found[f"{name}/top1"] < 0.95
         assert found[f"{name}/top1"] == pytest.approx(float(hits[name].double().mean()))
     hits.clear()
     queries[0] = math.nan
-    assert math.isnan(measures(bank, labels, queries, asked, True, hits=hits)["linear/top1"]()) and not hits
+    assert math.isnan(measures(*parts, True, hits=hits)["linear/top1"].compute()) and not hits

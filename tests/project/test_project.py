@@ -44,11 +44,12 @@ def test_core_runs_without_ray_and_mlflow(tmp_path):
     code = f"""
 import sys
 sys.modules["ray"] = sys.modules["mlflow"] = None
-import torch
 from pathlib import Path
 from rotssl import config as cfg
 from rotssl.runs import journal
 from rotssl.data import datasets
+assert "torch" not in sys.modules  # which takes seconds, before a driver says that its data are not there
+import torch
 from rotssl.engine.trainer import Trainer
 from rotssl.engine.runtime import LocalRuntime
 config = cfg.build({{"data.name": "synthetic", "data.limit": 64, "train.batch_size": 16, "train.epochs": 1,
