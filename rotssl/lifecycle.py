@@ -173,7 +173,7 @@ class Run:
             "world_size": str(workers.count if workers else 1),
             "status_reason": "running",
             "run_dir": str(self.folder),
-            **protocols(bank=config.evaluation.bank),
+            **protocols(config.evaluation),
             **({"changed": "; ".join(state.changes)} if state.changes else {}),
             **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
             **(more or {}),

@@ -61,7 +61,7 @@ def evaluate(
     if new:
         if off:
             check_writable(place)
-        texts = protocol_texts("test", config.evaluation.bank)
+        texts = protocol_texts(config.evaluation, "test")
         shown = {f"{name}_protocol": texts[f"{name}_protocol"] for name in new}
         try:
             found = _measure(config, place, new)
@@ -149,6 +149,8 @@ def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str])
         Features(encode_share(encoder, part, augment, device, layout), torch.from_numpy(part.labels).to(device))
         for part in (bank_of(train, config.evaluation.bank), test)
     )
-    found = {name: measure.compute() for name, measure in measures(bank, queries, "linear" in protocols).items()}
+    how = config.evaluation.knn_k, config.evaluation.knn_temperature
+    computed = measures(bank, queries, "linear" in protocols, neighbours=how)
+    found = {name: measure.compute() for name, measure in computed.items()}
     wanted = {f"{name}/top1" for name in protocols}
     return {key: value for key, value in found.items() if key in wanted or key == "feature/effective_rank"}

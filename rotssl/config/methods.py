@@ -36,6 +36,9 @@ class SimclrConfig(MethodConfig):
 
     name: str = opt("simclr", _NAME)
     temperature: float = opt(0.2, "Temperature of the softmax over similarities.", gt=0)
+    last_norm: bool = opt(
+        False, "End the projector with BatchNorm without affine weights, as the official code does.", later=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +161,7 @@ class MethodSpec:
         multi_crop: whether it takes local views.
         two_views: whether it needs exactly two global views.
         per_image: whether its loss is a mean over images, so that a batch can be split (gradient accumulation).
+        teacher: whether it has a teacher, a moving average of the encoder.
         recommended: fields that a run without a recipe has beside the defaults, chosen at equal compute.
         gain: what they gained there over the plain method, for --help and the first lines of a run.
         paper_weight: weight of the rotation loss in the paper's recipe, on this project's terms; None: it has none. MoCo v2,
@@ -171,6 +175,7 @@ class MethodSpec:
     multi_crop: bool = False
     two_views: bool = False
     per_image: bool = False
+    teacher: bool = False
     recommended: Mapping[str, Any] = field(default_factory=dict, hash=False)
     gain: str = ""
     paper_weight: float | None = None
@@ -204,6 +209,7 @@ METHODS: dict[str, MethodSpec] = {
         "sgd",
         0.24,
         two_views=True,
+        teacher=True,
         recommended=_TOLD,
         gain=f"+2.4 (+1.3 to +3.4) and +3.6 (+2.5 to +4.8) {_WHERE}",
         paper_weight=0.5,
@@ -215,6 +221,7 @@ METHODS: dict[str, MethodSpec] = {
         0.48,
         multi_crop=True,
         per_image=True,
+        teacher=True,
         recommended=_TOLD,
         gain=f"+2.4 (+1.3 to +3.6) and +2.2 (+0.9 to +3.6) {_WHERE}",
         paper_weight=0.2,
@@ -243,5 +250,7 @@ METHODS: dict[str, MethodSpec] = {
     ),
     "barlow": MethodSpec(BarlowConfig, "rotssl.methods.barlow:BarlowTwins", "adamw", 0.004),
     "vicreg": MethodSpec(VicregConfig, "rotssl.methods.vicreg:VICReg", "sgd", 0.005),
-    "dino": MethodSpec(DinoConfig, "rotssl.methods.dino:DINO", "adamw", 0.00025, multi_crop=True, per_image=True),
+    "dino": MethodSpec(
+        DinoConfig, "rotssl.methods.dino:DINO", "adamw", 0.00025, multi_crop=True, per_image=True, teacher=True
+    ),
 }

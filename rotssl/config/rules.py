@@ -24,6 +24,7 @@ def check(c: Config) -> None:
         _check_task(c, name)
     _check_equivariance(c)
     _check_training(c)
+    _check_evaluation(c)
     _check_results(c)
     if c.scaling.num_workers != "auto":
         check_workers(c, int(c.scaling.num_workers))
@@ -139,6 +140,14 @@ def _check_training(c: Config) -> None:
     require(train.accumulate == 1 or c.method.name in means, "train.accumulate", train.accumulate, expected)
 
 
+def _check_evaluation(c: Config) -> None:
+    evaluation, name = c.evaluation, c.method.name
+    fits = evaluation.network == "student" or METHODS[name].teacher
+    require(fits, "evaluation.network", evaluation.network, f"student: {name} has no teacher")
+    least = evaluation.bank is None or evaluation.bank >= evaluation.knn_k
+    require(least, "evaluation.bank", evaluation.bank, f"at least evaluation.knn_k, {evaluation.knn_k}")
+
+
 def _check_results(c: Config) -> None:
     for key in ("experiment", "run_name"):
         value = getattr(c.tracking, key)
@@ -162,6 +171,14 @@ def check_workers(c: Config, num_workers: int) -> None:
     require(batch % (workers * parts) == 0, "train.batch_size", batch, f"a multiple of {passes}")
     each = c.train.share(workers) // parts
     require(each >= 2, "train.batch_size", batch, f"at least 2 images for each of {passes}")
+    if c.model.norm == "split":
+        splits = c.model.norm_splits
+        require(parts == 1, "train.accumulate", parts, "1 with model.norm split")
+        require(splits % workers == 0, "model.norm_splits", splits, f"a multiple of {passes}")
+        fits = batch % splits == 0 and batch >= 2 * splits
+        require(
+            fits, "train.batch_size", batch, f"a multiple of model.norm_splits ({splits}), and at least twice as many"
+        )
     for section in c.active().values():
         section.check_share(each)
 

@@ -84,10 +84,12 @@ class EncoderConfig:
 class ModelConfig:
     """Settings shared by the encoder and the heads."""
 
-    norm: Literal["batch", "sync", "group"] = opt(
+    norm: Literal["batch", "sync", "group", "split"] = opt(
         "sync",
-        "BatchNorm per worker, BatchNorm over all workers, or GroupNorm; with sync and group, N workers train as one would.",
+        "BatchNorm per worker, BatchNorm over all workers, GroupNorm, or BatchNorm over each of norm_splits parts of the batch, "
+        "which a teacher sees shuffled (MoCo); with sync and group, and mostly with split, N workers train as one would.",
     )
+    norm_splits: int = opt(8, "Parts of the batch with norm split.", ge=2, later=True)
     joint_views: bool | Auto = opt(
         "auto",
         "Views of one size share a forward pass, and so BatchNorm's statistics; faster. auto: as the method's authors do.",
@@ -119,7 +121,12 @@ class OptimConfig:
     lr_scale: Literal["none", "linear", "sqrt"] = opt(
         "none", "How lr, warmup_lr and final_lr are scaled by batch_size / 256."
     )
-    weight_decay: float = opt(5e-4, "Weight decay; not applied to biases and norm layers.", ge=0)
+    weight_decay: float = opt(5e-4, "Weight decay; see decay_norms.", ge=0)
+    decay_norms: bool = opt(
+        False,
+        "Treat biases and norm layers as other weights: they decay, and LARS scales their rates, too.",
+        later=True,
+    )
     weight_decay_end: float | None = opt(
         None, "Weight decay at the end of the run, approached along a cosine; null: constant.", ge=0
     )
@@ -228,6 +235,14 @@ class EvaluationConfig:
         None,
         "Training images, as many of each class, whose features kNN and the probe compare with; default: all.",
         ge=200,
+        later=True,
+    )
+    knn_k: int = opt(200, "Number of neighbours of kNN.", ge=1, le=1000, later=True)
+    knn_temperature: float = opt(0.1, "Temperature of kNN's votes, exp(cosine / T).", gt=0, later=True)
+    network: Literal["student", "teacher"] = opt(
+        "student",
+        "Encoder that is evaluated and exported: the trained one, or its moving average, as DINO's authors do.",
+        later=True,
     )
     knn_bf16: bool = opt(
         False, "Compute kNN's cosines in bf16, for large banks on devices that support it; a few predictions change."

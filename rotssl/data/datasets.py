@@ -254,6 +254,10 @@ def _load_folders(config: ResolvedData, holdout: float, say: Callable[[str], Non
         lines.append(f"warning: nothing is held out of {few}, which have too few images for evaluation.holdout")
     for name, other in (("validation", validation), ("test", tested)):
         lines += [] if other is None else likeness.between(sets[0], other, name)
+    if isinstance(sets[0].images, np.memmap):
+        lines.append(
+            "these images are stored decoded, and views are cut from their middle; jobs/pack.py keeps the files instead"
+        )
     files = [file for part in decoding.keep(parts, found.kept) for file in part.files]
     return Splits(
         sets[0], validation, classes, tested, tuple(lines), Record.of(files, scan.top, classes, found.sums[:, 0])

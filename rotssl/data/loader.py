@@ -26,14 +26,14 @@ Batch = TypeVar("Batch")
 
 
 def prefetch(
-    make: Callable[[int], Batch], count: int, ahead: int, start: Callable[[], object] | None = None
+    make: Callable[[int], Batch], count: int, ahead: int, start: Callable[[], object] | None = None, threads: int = 1
 ) -> Iterator[Batch]:
-    """``make(0)`` to ``make(count - 1)`` in order, made in one background thread, at most ``ahead`` items in advance.
+    """``make(0)`` to ``make(count - 1)`` in order, made in background threads, at most ``ahead`` items in advance.
 
-    An exception in ``make`` is raised in place of its item. The thread calls ``start`` first, and ends when the iterator is
+    An exception in ``make`` is raised in place of its item. Each thread calls ``start`` first, and ends when the iterator is
     exhausted, closed or dropped.
     """
-    thread = ThreadPoolExecutor(1, "input", start)
+    thread = ThreadPoolExecutor(threads, "input", start)
     try:
         waiting: deque[Future[Batch]] = deque(thread.submit(make, i) for i in range(min(ahead, count)))
         for i in range(count):
@@ -43,6 +43,11 @@ def prefetch(
             yield batch
     finally:
         thread.shutdown(wait=False, cancel_futures=True)  # no wait: garbage collection may run in this very thread
+
+
+def input_threads(images: Pixels | Lazy) -> int:
+    """Threads that prepare batches: two where images are decoded, so that a batch's last ones do not hold up the next batch."""
+    return 1 if isinstance(images, np.ndarray) else 2
 
 
 class Loader:
@@ -102,7 +107,11 @@ class Loader:
         device = self.device  # a new thread would use the first GPU of the node and create a context there
         start = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
         left = steps - begin
-        found = prefetch(make, left, self.ahead, start) if self.ahead else map(make, range(left))
+        found = (
+            prefetch(make, left, self.ahead, start, input_threads(self.images))
+            if self.ahead
+            else map(make, range(left))
+        )
         try:
             for images, copied, ctx in found:
                 if copied is not None:

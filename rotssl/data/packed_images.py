@@ -164,6 +164,11 @@ def _jpeg(content: bytes) -> Tensor | None:
         return None
 
 
+def _alone() -> None:
+    """Let torch use no further threads in a thread that decodes: there is one for each core."""
+    torch.set_num_threads(1)  # of this thread; others keep what they have
+
+
 _pools: dict[int, ThreadPoolExecutor] = {}
 _making = Lock()
 
@@ -174,5 +179,5 @@ def _threads() -> ThreadPoolExecutor:
         if os.getpid() not in _pools:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             own = cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-            _pools[os.getpid()] = ThreadPoolExecutor(max(1, min(32, own)), "decode")
+            _pools[os.getpid()] = ThreadPoolExecutor(max(1, min(32, own)), "decode", _alone)
         return _pools[os.getpid()]

@@ -1,11 +1,15 @@
-"""The views of a step's owners through one encoder."""
+"""The views of a step's owners through one encoder, and what keeps BatchNorm from knowing more than it shall."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+from rotssl.base import distributed, rng
+from rotssl.base.step import StepContext
 from rotssl.models.passes import Network, each_view
 
 
@@ -39,3 +43,11 @@ def frozen_bn_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+
+
+def shuffled(count: int, device: torch.device, ctx: StepContext) -> tuple[Tensor, Tensor]:
+    """Which rows of the whole batch this worker takes when it is shuffled, and where then are its own; (count,) each."""
+    order = rng.permutation(rng.key(ctx.seed, ctx.step, "shuffle"), count * distributed.world_size())
+    own = slice(distributed.rank() * count, (distributed.rank() + 1) * count)
+    both = torch.from_numpy(np.stack([order[own], np.argsort(order)[own]])).to(device)
+    return both[0], both[1]

@@ -11,6 +11,7 @@ from rotssl.base.precision import HALF
 from rotssl.config import ResolvedConfig
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits
+from rotssl.data.images import ImageSet
 from rotssl.engine.runtime import RunFailed, Runtime
 from rotssl.evaluation import hits
 from rotssl.evaluation.measure import Features, Measure, bank_of, encode_share, measures
@@ -44,8 +45,13 @@ class Evaluator:
         self.precision = "bf16" if precision == "bf16" and splits.test is None else "fp32"
         self.prefix = "" if splits.test is None else "test/"
         self.queries = splits.test or splits.validation  # None without labels
-        self.bank = bank_of(splits.train, config.evaluation.bank)
+        self.bank: ImageSet = bank_of(splits.train, config.evaluation.bank)
         self._trained = self._spent = self._latest = 0.0  # seconds of this start
+
+    @property
+    def neighbours(self) -> int:
+        """How many kNN has."""
+        return min(self.config.evaluation.knn_k, len(self.bank))
 
     def wanted(self, epoch: int) -> set[str]:
         """Names of the accuracies that are due after an epoch (0-based)."""
@@ -129,7 +135,8 @@ class Evaluator:
     def _measure(self, bank: Features, queries: Features, epoch: int) -> dict[str, float]:
         kind = torch.bfloat16 if self.config.evaluation.knn_bf16 else torch.float32
         found, right = dict[str, float](), dict[str, Tensor]()
-        for name, measure in measures(bank, queries, self._probes(epoch), kind, right).items():
+        how = self.config.evaluation.knn_k, self.config.evaluation.knn_temperature
+        for name, measure in measures(bank, queries, self._probes(epoch), kind, right, how).items():
             value, reason = self._attempt(measure)
             if not reason:
                 found[self.prefix + name] = value

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rotssl.config.sections import TrainConfig
+from rotssl.config import ResolvedConfig
 from rotssl.data.datasets import Splits
 from rotssl.data.images import other_images
 from rotssl.data.record import Record
 from rotssl.engine.hardware import emulates_bf16
 from rotssl.engine.runtime import RunFailed
-from rotssl.evaluation.protocol import KNN_K
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +38,17 @@ def check_images(splits: Splits, sketch: dict[str, Any], state: dict[str, Any], 
         )
 
 
-def lines(splits: Splits, train: TrainConfig, device: str, done: int, step: int) -> Iterator[str]:
+def lines(splits: Splits, config: ResolvedConfig, device: str, done: int, step: int) -> Iterator[str]:
     """What to tell the user.
 
     Args:
         splits: the images.
-        train: of the configuration.
+        config: of the run.
         device: kind of device.
         done: number of epochs that earlier starts did.
         step: number of steps that they did of the next one.
     """
+    train = config.train
     yield from splits.lines
     if step:
         yield f"resuming within epoch {done + 1}, after {step} of its steps"
@@ -56,9 +56,9 @@ def lines(splits: Splits, train: TrainConfig, device: str, done: int, step: int)
         yield f"starting with the weights of {train.init_from}"
     elif done:
         yield f"resuming after epoch {done}"
-    bank = len(splits.train)
+    bank, k = len(splits.train), config.evaluation.knn_k
     measured = splits.validation if splits.validation is not None else splits.test
-    if measured is not None and bank < KNN_K:
-        yield f"kNN uses k={bank} instead of {KNN_K}: there are no more training images"
+    if measured is not None and bank < k:
+        yield f"kNN uses k={bank} instead of {k}: there are no more training images"
     if (train.precision, device) == ("bf16", "cpu") and emulates_bf16():
         yield "train.precision bf16: this processor has no bf16 instructions; fp32 is many times faster here"

@@ -14,8 +14,8 @@ from rotssl.config.resolved import ResolvedOptim
 class LARS(torch.optim.Optimizer):
     """SGD with momentum, with the learning rate of each layer scaled by the ratio of the norms of weight and gradient.
 
-    You, Gitman, Ginsburg 2017 (arXiv 1708.03888), algorithm 1, in the form used by SimCLR, BYOL and SwAV: momentum is applied
-    to the scaled gradient, and groups with ``adapt`` False (biases and norm layers) take plain SGD steps without decay. As with
+    You, Gitman, Ginsburg 2017 (arXiv 1708.03888), algorithm 1, in the form used by SimCLR, BYOL and EffSSL: momentum is applied
+    to the scaled gradient, and groups with ``adapt`` False (biases and norm layers) take plain SGD steps. As with
     torch's fused optimizers, a step changes nothing if the attribute ``found_inf``, a scalar on the device, is not 0.
 
     Args:
@@ -70,7 +70,7 @@ class LARS(torch.optim.Optimizer):
 def build_optimizer(
     model: nn.Module, config: ResolvedOptim, constant: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """The optimizer of a model's trainable parameters; biases and norm layers get no weight decay and no adaptation.
+    """The optimizer of a model's trainable parameters; biases and norm layers get neither decay nor adaptation by default.
 
     Args:
         model: model whose parameters with ``requires_grad`` are trained.
@@ -83,8 +83,9 @@ def build_optimizer(
         params = [p for p in model.parameters() if p.requires_grad and (id(p) in kept) == fixed]
         for matrix in (True, False):
             chosen = [p for p in params if (p.ndim > 1) == matrix]
-            decay = config.weight_decay if matrix else 0.0
-            groups.append({"params": chosen, "weight_decay": decay, "decays": matrix, "constant_lr": fixed})
+            decays = matrix or config.decay_norms
+            decay = config.weight_decay if decays else 0.0
+            groups.append({"params": chosen, "weight_decay": decay, "decays": decays, "constant_lr": fixed})
     groups = [group for group in groups if group["params"]]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)

@@ -19,7 +19,7 @@ from rotssl.config.methods import METHODS
 from rotssl.config.tasks import TASKS
 from rotssl.data.augment import Crop, Views
 from rotssl.engine.balance import Balance
-from rotssl.engine.encoding import encode_segments, frozen_bn_statistics
+from rotssl.engine.encoding import encode_segments, frozen_bn_statistics, shuffled
 from rotssl.engine.split import Split
 from rotssl.evaluation.collapse import feature_std
 from rotssl.methods.base import Method
@@ -77,6 +77,8 @@ class Pretrainer(nn.Module):
         joint_views: whether the method's views share passes; None: the method's default.
         layer: stage of the encoder that the task with ``inside`` gets, and its number of channels.
         split: number of tiles along a side of the student's global views; 1: they stay whole.
+        shuffle: whether the teacher sees each batch in another order, so that BatchNorm over parts of it does not tell which
+            images the student sees together (MoCo, section 3.3).
 
     Attributes:
         off: names of the tasks that no longer take part.
@@ -90,9 +92,10 @@ class Pretrainer(nn.Module):
         joint_views: bool | None = None,
         layer: tuple[nn.Module, int] | None = None,
         split: int = 1,
+        shuffle: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder, self.method = encoder, method
+        self.encoder, self.method, self.shuffle = encoder, method, shuffle
         self.joint_views = method.joint_views if joint_views is None else joint_views
         self.tasks: nn.ModuleDict = nn.ModuleDict(tasks)
         self.balance = Balance(tasks)
@@ -136,7 +139,7 @@ class Pretrainer(nn.Module):
         z = each_view(self.method.projector, self._told(own, inputs.angles), self.joint_views)
         whole["projector"] = z[:count]
         z = [self._fork("projector", view) for view in (_rows(z[:count], rest) + z[count:] if late else z)]
-        out = self.split.loss(self.method, z, self._teach(inputs), ctx, count)
+        out = self.split.loss(self.method, z, self._teach(inputs, ctx), ctx, count)
         parts = {METHOD: out.loss}
         logs = {"loss/ssl": out.loss.detach(), "feature/std": feature_std(torch.stack(z).detach())}
         logs.update(out.logs)
@@ -228,6 +231,10 @@ class Pretrainer(nn.Module):
         idle = [p.sum() for name, task in self.named_tasks() if name not in on for p in task.parameters()]
         return [torch.stack(idle).sum() * 0.0] if idle else []
 
+    def chosen(self, network: str) -> nn.Module:
+        """The encoder of the ``student`` or the ``teacher``."""
+        return self.encoder if self.teacher is None or network == "student" else self.teacher[0]
+
     def compile_networks(self) -> None:
         """Compile the encoders and projectors of student and teacher with torch.compile; keys of the state do not change."""
         warnings.filterwarnings(
@@ -245,12 +252,17 @@ class Pretrainer(nn.Module):
         return {name: task.crop for name, task in self.named_tasks() if task.crop is not None}
 
     @torch.no_grad()
-    def _teach(self, inputs: _Inputs) -> list[Tensor] | None:
+    def _teach(self, inputs: _Inputs, ctx: StepContext) -> list[Tensor] | None:
         if self.teacher is None:
             return None
         encoder, projector = self.teacher
-        features = each_view(encoder, _rows(inputs.teacher, inputs.rest), self.joint_views)
-        return each_view(projector, self._told(features, inputs.teacher_angles), self.joint_views)
+        views, angles, back = _rows(inputs.teacher, inputs.rest), inputs.teacher_angles, None
+        if self.shuffle:
+            there, back = shuffled(len(views[0]), views[0].device, ctx)
+            views = [distributed.gather(view)[there] for view in views]
+            angles = angles and [distributed.gather(angle)[there] for angle in angles]
+        z = each_view(projector, self._told(each_view(encoder, views, self.joint_views), angles), self.joint_views)
+        return z if back is None else [distributed.gather(view)[back] for view in z]
 
     @torch.no_grad()
     def after_step(self, ctx: StepContext, skipped: Tensor | None = None) -> dict[str, Tensor]:
@@ -330,6 +342,7 @@ def build_pretrainer(config: ResolvedConfig, device: torch.device) -> Pretrainer
     with rng.seeded(seed, "method"):
         method = METHODS[config.method.name].load()(config.method, dim + told)
     for module in (encoder, method, *tasks.values()):  # before the frozen teacher is copied
-        norm.convert_norm(module, config.model.norm, device)
+        norm.convert_norm(module, config.model.norm, device, config.model.norm_splits)
     joint = None if config.model.joint_views == "auto" else config.model.joint_views
-    return Pretrainer(encoder, method, tasks, joint, layer, config.views.split).to(device)
+    options = joint, layer, config.views.split, config.model.norm == "split"
+    return Pretrainer(encoder, method, tasks, *options).to(device)

@@ -35,7 +35,7 @@ from rotssl.engine.optim import build_optimizer, schedule_rates
 from rotssl.engine.pretrainer import Output, Pretrainer, build_pretrainer, compare_gradients, encoder_gradients
 from rotssl.engine.recorder import Cost, EpochRecorder
 from rotssl.engine.runtime import RunFailed, Runtime
-from rotssl.evaluation.protocol import KNN_K, protocols
+from rotssl.evaluation.protocol import protocols
 from rotssl.models.encoders import save_encoder
 from rotssl.runs.journal import Journal
 
@@ -97,9 +97,9 @@ class Trainer:
     def facts(self) -> dict[str, str]:
         """Facts that the configuration leaves open, for the tags of the run."""
         found = {"precision": self.precision, "evaluation_precision": self.evaluator.precision}
-        found |= {"device": self.runtime.device.type, "knn_k": str(min(KNN_K, len(self.evaluator.bank)))}
+        found |= {"device": self.runtime.device.type, "knn_k": str(self.evaluator.neighbours)}
         if self.splits.test is not None:
-            found |= protocols("test", self.config.evaluation.bank)
+            found |= protocols(self.config.evaluation, "test")
         return found | ({"switched_off": "; ".join(self.guard.off.values())} if self.guard.off else {})
 
     def state(self, epoch: int, begun: Begun | None = None) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class Trainer:
                 )
         if self.runtime.rank == 0 and self.splits.record is not None:
             self.splits.record.save(self.journal.folder)
-        for line in opening.lines(self.splits, train, self.runtime.device.type, done, begun.step):
+        for line in opening.lines(self.splits, self.config, self.runtime.device.type, done, begun.step):
             self.runtime.progress(Note(line))
         end = min(train.epochs, train.stop_after or train.epochs)
         self.runtime.progress(Facts(self.facts()))
@@ -337,12 +337,12 @@ class Trainer:
 
     def evaluate(self, epoch: int, skipped: int = 0) -> dict[str, float]:
         """The measures of an epoch (0-based), ``skipped`` of whose steps were skipped; see Evaluator."""
-        return self.evaluator.evaluate(self.model.encoder, epoch, skipped)
+        return self.evaluator.evaluate(self.model.chosen(self.config.evaluation.network), epoch, skipped)
 
     def export(self) -> None:
-        """Save the student encoder, with the facts that are needed to use it."""
+        """Save the encoder that is evaluated, with the facts that are needed to use it."""
         config, encoder, augment = self.config, self.config.encoder, self.augment
         about: dict[str, Any] = {"encoder": encoder.name, "stem": encoder.stem, "patch_size": encoder.patch_size}
         about |= {"norm": config.model.norm, "image_size": config.data.image_size}
         about |= {"mean": augment.mean, "std": augment.std}
-        save_encoder(self.model.encoder, about, self.journal.folder)
+        save_encoder(self.model.chosen(config.evaluation.network), about, self.journal.folder)

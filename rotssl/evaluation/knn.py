@@ -15,12 +15,18 @@ from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE
 
 QUERIES, BLOCK = 256, 512  # rows of the two factors of each product
 SPAN_BYTES = 256 << 20  # of cosines at a time, regardless of the size of the bank
-VOTE = 2.0**32  # of a neighbour at cosine 0; 200 votes of exp(1 / T) times as many fit into 64 bits
+VOTE = 2.0**52  # of the nearest neighbour, in whole numbers, of which 64 bits hold the sum of 1,000
 
 
 @torch.no_grad()
 def knn_hits(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, kind: torch.dtype = torch.float32
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    kind: torch.dtype = torch.float32,
+    k: int = KNN_K,
+    temperature: float = KNN_TEMPERATURE,
 ) -> Tensor:
     """Which queries are of the class that has the largest sum of exp(cosine / T) among the k nearest neighbours.
 
@@ -30,6 +36,8 @@ def knn_hits(
         queries: this worker's share, as many on each worker, (M, D).
         query_labels: (M,) int64.
         kind: data type of the cosines.
+        k: number of neighbours, at most 1,000.
+        temperature: T.
 
     Returns:
         (M,) bool.
@@ -38,14 +46,14 @@ def knn_hits(
     asked = _normalised(queries, kind, QUERIES)
     total = int(distributed.all_reduce(bank_labels.new_tensor(images)))
     classes = 1 + int(distributed.largest(bank_labels.amax() if images else bank_labels.new_tensor(0)))
-    k, hits = min(KNN_K, total), list[Tensor]()
+    k, hits = min(k, total), list[Tensor]()
     for source in range(distributed.world_size()):
         for rows in asked.split(QUERIES):
             found, index = nearest(distributed.from_rank(rows, source), bank, images, k)
             known = bank_labels[index.clamp_max(max(0, images - 1))] if images else torch.zeros_like(index)
             parts = distributed.gather_to(torch.cat([found.double(), known.double()], 1), source)
             if distributed.rank() == source:
-                hits.append(_votes(parts.view(-1, QUERIES, 2, k), k, classes).argmax(1))
+                hits.append(_votes(parts.view(-1, QUERIES, 2, k), temperature, classes).argmax(1))
             heartbeat.beat()
     return torch.cat(hits)[: len(queries)] == query_labels
 
@@ -98,11 +106,11 @@ def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return found, index.gather(1, order)
 
 
-def _votes(parts: Tensor, k: int, classes: int) -> Tensor:
+def _votes(parts: Tensor, temperature: float, classes: int) -> Tensor:
     """The votes for each class, (QUERIES, classes) int64, from what the workers found: cosines and labels, (W, QUERIES, 2, k)."""
     cosines, labels = parts.permute(2, 1, 0, 3).flatten(2)
-    cosines, index = _top(cosines, k)
-    votes = (cosines / KNN_TEMPERATURE).exp().mul(VOTE).round().long()
+    cosines, index = _top(cosines, parts.shape[3])
+    votes = ((cosines - cosines[:, :1]) / temperature).exp().mul(VOTE).round().long()  # in shares of the nearest one's
     return votes.new_zeros(len(votes), classes).scatter_add_(1, labels.gather(1, index).long(), votes)
 
 

@@ -11,11 +11,12 @@ from rotssl.base import distributed, heartbeat
 from rotssl.base.precision import autocast
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet, choose
-from rotssl.data.loader import AHEAD, prefetch
+from rotssl.data.loader import AHEAD, input_threads, prefetch
 from rotssl.evaluation.collapse import effective_rank
 from rotssl.evaluation.hits import top1
 from rotssl.evaluation.knn import knn_hits
 from rotssl.evaluation.linear import held_out, linear_hits
+from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE
 
 
 def bank_of(train: ImageSet, most: int | None) -> ImageSet:
@@ -87,7 +88,8 @@ def encode_share(
     steps = -(-share // batch)
     wait = device.type == "cuda" or not isinstance(data.images, np.ndarray)
     parts = []
-    for images in prefetch(make, steps, AHEAD) if wait else map(make, range(steps)):
+    threads = input_threads(data.images)
+    for images in prefetch(make, steps, AHEAD, threads=threads) if wait else map(make, range(steps)):
         x = augment.evaluation(images.to(device)).contiguous(memory_format=layout)
         with autocast(device, kind):
             parts.append(encoder(x).float())
@@ -109,6 +111,7 @@ def measures(
     probe: bool,
     kind: torch.dtype = torch.float32,
     hits: dict[str, Tensor] | None = None,
+    neighbours: tuple[int, float] = (KNN_K, KNN_TEMPERATURE),
 ) -> dict[str, Measure]:
     """``knn/top1``, ``feature/effective_rank`` and, with a probe, ``linear/top1``; accuracies are rank 0's, of all queries.
 
@@ -117,6 +120,7 @@ def measures(
         queries: features to classify.
         probe: whether to train a linear probe.
         kind: data type of kNN's cosines.
+        neighbours: k and T of kNN.
         hits: where rank 0 puts which queries were classified correctly, (M,) bool, as ``knn`` and ``linear``.
     """
     rows, labels = bank.rows[: bank.count], bank.own(bank.labels)
@@ -132,7 +136,9 @@ def measures(
         return top1(of_all)
 
     found = {
-        "knn/top1": Measure(lambda: accuracy("knn", knn_hits(*given, kind)), lambda: knn_hits(*given, kind)),
+        "knn/top1": Measure(
+            lambda: accuracy("knn", knn_hits(*given, kind, *neighbours)), lambda: knn_hits(*given, kind, *neighbours)
+        ),
         "feature/effective_rank": Measure(
             lambda: effective_rank(queries.rows[: queries.count]), lambda: effective_rank(queries.rows)
         ),

@@ -17,8 +17,9 @@ from rotssl.models.heads import mlp
 class MoCoV2(Method):
     """The query of one view is matched to the key of the other among the keys of earlier batches.
 
-    The official code shuffles batches between GPUs, so that BatchNorm's statistics do not reveal which key belongs to a query.
-    Here the statistics of all workers (``model.norm sync``) serve the same purpose, and make N workers equal one.
+    The official code shuffles batches between GPUs, so that BatchNorm's statistics do not tell which key belongs to a query: the
+    positive is normalised with the query's batch, negatives were with others. ``model.norm split`` does that. With the
+    statistics of all workers (``model.norm sync``) a positive still shares its query's statistics, and no negative does.
 
     Args:
         config: section of the method.

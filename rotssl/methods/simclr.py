@@ -29,7 +29,7 @@ class SimCLR(Method):
     def __init__(self, config: SimclrConfig, dim: int) -> None:
         super().__init__()
         self.temperature = config.temperature
-        self.projector = mlp([dim, config.hidden_dim, config.out_dim])
+        self.projector = mlp([dim, config.hidden_dim, config.out_dim], last_norm=config.last_norm)
 
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
         """NT-Xent (eq. 1) with the negatives of all workers, averaged over the pairs of views with at least one global."""

@@ -101,7 +101,13 @@ class ViewBatchNorm(_ViewsNorm):
     """BatchNorm over the batch of one worker, for several views in one batch (``per_view_statistics``); state as torch's.
 
     Accepts (B, C) and (B, C, H, W).
+
+    Attributes:
+        splits: parts of each view that have statistics of their own, as on so many GPUs; a view whose samples they do not divide
+            evenly is one part.
     """
+
+    splits: int = 1
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``input`` (B, C, ...) by the statistics of each view (training) or the running ones (evaluation).
@@ -114,20 +120,26 @@ class ViewBatchNorm(_ViewsNorm):
         mean_, var = self.running_mean, self.running_var
         assert mean_ is not None and var is not None
         momentum = 0.0 if self.momentum is None else self.momentum
-        if _views == 1:
+        parts = _views
+        if self.splits > 1 and len(input) % (_views * self.splits) == 0 and len(input) >= 2 * _views * self.splits:
+            parts *= self.splits
+            momentum = 1 - (1 - momentum) ** (
+                1 / self.splits
+            )  # all parts together move the running statistics as one would
+        if parts == 1:
             return F.batch_norm(input, mean_, var, self.weight, self.bias, True, momentum, self.eps)
-        if input.numel() <= _views * input.shape[1]:
+        if input.numel() <= parts * input.shape[1]:
             raise ValueError(
-                f"expected more than 1 value per channel in each of {_views} views, got {tuple(input.shape)}"
+                f"expected more than 1 value per channel in each of {parts} views, got {tuple(input.shape)}"
             )
         if torch.compiler.is_compiling():
-            return self._fused(input, mean_, var, momentum)
-        how = momentum, self.eps, _views
+            return self._fused(input, mean_, var, momentum, parts)
+        how = momentum, self.eps, parts
         return _BatchNormOfViews.apply(input, self.weight, self.bias, mean_, var, *how)  # type: ignore[no-any-return]
 
-    def _fused(self, x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> Tensor:
+    def _fused(self, x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, parts: int) -> Tensor:
         """The same in operations that torch.compile joins with what is around them."""
-        apart = full_precision(x.unflatten(0, (_views, -1)))
+        apart = full_precision(x.unflatten(0, (parts, -1)))
         dims = [d for d in range(apart.dim()) if d not in (0, 2)]
         var, mean_ = torch.var_mean(apart, dims, correction=0, keepdim=True)
         out = (apart - mean_) * torch.rsqrt(var + self.eps)
@@ -135,7 +147,7 @@ class ViewBatchNorm(_ViewsNorm):
             shape = [-1] + [1] * (x.dim() - 2)
             out = out * self.weight.view(shape) + self.bias.view(shape)
         with torch.no_grad():
-            count = x.numel() // (_views * x.shape[1])
+            count = x.numel() // (parts * x.shape[1])
             for mean_of_view, var_of_view in zip(mean_.flatten(1), var.flatten(1), strict=True):
                 running_mean.lerp_(mean_of_view, momentum)
                 running_var.lerp_(var_of_view * (count / (count - 1)), momentum)
@@ -224,15 +236,17 @@ def replace_modules(root: nn.Module, swap: Callable[[nn.Module], nn.Module | Non
     return root
 
 
-def convert_norm(model: nn.Module, norm: str, device: torch.device) -> nn.Module:
+def convert_norm(model: nn.Module, norm: str, device: torch.device, splits: int = 1) -> nn.Module:
     """Convert the BatchNorm layers of a model to the kind set by ``model.norm``, keeping their affine weights.
 
     Args:
         model: any module; changed in place.
-        norm: ``batch`` (per worker), ``sync`` (over all workers) or ``group`` (GroupNorm: no batch statistics at all).
+        norm: ``batch`` (per worker), ``sync`` (over all workers), ``group`` (GroupNorm: no batch statistics at all) or ``split``
+            (over parts of the batch).
         device: where the model will run; torch's SyncBatchNorm works on GPUs only. One worker on a GPU needs no exchange.
+        splits: number of the parts of all workers together, with ``split``.
     """
-    alone = norm == "batch" or (device.type == "cuda" and distributed.world_size() == 1)
+    alone = norm in ("batch", "split") or (device.type == "cuda" and distributed.world_size() == 1)
 
     def swap(module: nn.Module) -> nn.Module | None:
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -248,10 +262,10 @@ def convert_norm(model: nn.Module, norm: str, device: torch.device) -> nn.Module
             cls = ViewBatchNorm if alone else nn.SyncBatchNorm if device.type == "cuda" else GlobalBatchNorm
             new = cls(channels, module.eps, module.momentum, module.affine)
             new.load_state_dict(module.state_dict())
-        for part in (
-            "drop",
-            "act",
-        ):  # timm's BatchNormAct2d contains its activation; the keys of the state do not change
+            if norm == "split" and isinstance(new, ViewBatchNorm):
+                new.splits = splits // distributed.world_size()
+        # timm's BatchNormAct2d contains its activation; the keys of the state do not change.
+        for part in ("drop", "act"):
             if isinstance(after := getattr(module, part, None), nn.Module):
                 new.add_module(part, after)
                 new.register_forward_hook(_apply_submodule_after(part))

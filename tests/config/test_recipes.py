@@ -17,7 +17,7 @@ from tests.config.command_lines import recipe, refused
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").rglob("*.yaml"))
-SIDES = {"cifar10": 32, "cifar100": 32, "fashion-mnist-sample": 28, "tiny-imagenet": 64, "imagefolder": 224}
+SIDES = {"cifar10": 32, "cifar100": 32, "fashion-mnist-sample": 28, "tiny-imagenet": 64, "packed": 224}
 
 
 def named(path):

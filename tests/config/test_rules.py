@@ -93,6 +93,11 @@ train.epochs=3 | 'train.epochs=3'
 --method.name swav --method.epsilon 0.001 | method.epsilon: got '0.001' | at least 0.003
 --method.name dino --method.center_momentum 1 | method.center_momentum: got '1' | less than 1
 --optim.clip_norm 0 | optim.clip_norm: got '0' | greater than 0
+--evaluation.network teacher --method.name simclr | evaluation.network: got teacher, expected student: simclr has no teacher
+--evaluation.bank 300 --evaluation.knn_k 301 | evaluation.bank: got 300, expected at least evaluation.knn_k, 301
+--model.norm split --train.batch_size 20 --scaling.num_workers 1 | train.batch_size: got 20 | a multiple of model.norm_splits (8)
+--model.norm split --scaling.num_workers 4 --model.norm_splits 6 | model.norm_splits: got 6, expected a multiple of the 4 workers
+--model.norm split --scaling.num_workers 1 --train.accumulate 2 | train.accumulate: got 2, expected 1 with model.norm split
 --tracking.run_name a/b | tracking.run_name: got 'a/b'
 --storage.path s3://bucket | storage.path: got 's3://bucket'
 """
@@ -123,6 +128,8 @@ GOOD_FLAGS = """
 --rotation.mode four_way --rotation.update_bn false
 --optim.lr 0.1 --optim.warmup_lr 0.1 --optim.final_lr 0.1
 --data.name cifar100 --data.root x --data.download true
+--evaluation.network teacher --method.name dino --evaluation.bank 300 --evaluation.knn_k 300
+--model.norm split --model.norm_splits 10 --train.batch_size 20 --scaling.num_workers 1
 """
 
 

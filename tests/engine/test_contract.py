@@ -202,6 +202,7 @@ def first_steps(overrides, steps):
 OVER_TWO = {
     "extra on the projector, local views": {**PAPER, "views.local_count": 2, "rotation.head_on": "projector", **GROWS},
     "shared, fewer": TASKS["shared, fewer"] | {"rotation.share": 0.2, "views.local_count": 2},
+    "whole batches": {"model.norm_splits": 4, "rotation.conditioned": True},
     "disjoint": DISJOINT | {"data.limit": 256},
     "split": TASKS["split"] | {"views.local_count": 2},
     "four way and jigsaw": TASKS["four way"] | JIGSAW,
@@ -209,7 +210,7 @@ OVER_TWO = {
 }
 # Each norm with a form that the other has not; in whole, all pairs, and longer.
 PAIRS = [("sync", "extra on the projector, local views", 6), ("group", "shared, fewer", 6)]
-LONGER = [(norm, form, 10) for norm in ("sync", "group") for form in OVER_TWO]
+LONGER = [(norm, form, 10) for norm in ("sync", "group") for form in OVER_TWO if form != "whole batches"]
 # Rows that only the task uses, and a queue that gets the others; several losses of a pass, of which a queue gets one.
 PARTED = [("sync", form, 6) for form in ("disjoint", "equivariance", "split")]
 
@@ -217,6 +218,7 @@ PARTED = [("sync", form, 6) for form in ("disjoint", "equivariance", "split")]
 def over_two():
     cases = [(method, *case, ()) for method in METHODS for case in PAIRS]
     cases += [(m, *case, () if m in KINDS else pytest.mark.exhaustive) for m in METHODS for case in PARTED]
+    cases += [("mocov2", "split", "whole batches", 6, ())]
     cases += [(method, *case, pytest.mark.exhaustive) for method in METHODS for case in LONGER]
     return [pytest.param(*case, id=f"{case[0]}-{case[1]}-{case[2]}-{case[3]}", marks=marks) for *case, marks in cases]
 
@@ -230,7 +232,8 @@ def test_two_workers_equal_one(tmp_path, pool, method, norm, form, steps):
     overrides = {"data.limit": 64} | overrides
     alone, seen_alone, _ = first_steps(overrides, steps)
     (losses, seen_first, first), (_, seen_second, second) = pool.run(first_steps, overrides, steps)
-    assert first == second  # queues, prototypes and centres are the same on all ranks
+    apart = {name for name in first if norm == "split" and "running_" in name}  # until the end of an epoch
+    assert {name for name in first if first[name] != second[name]} <= apart  # queues, prototypes, centres are the same
     for step in range(steps):
         assert seen_alone[step] == seen_first[step] + seen_second[step]
         for key, value in alone[step].items():

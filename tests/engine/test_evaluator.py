@@ -15,6 +15,7 @@ from rotssl.commands import pretrain
 from rotssl.data import datasets
 from rotssl.engine import evaluator
 from rotssl.engine.events import EpochDone
+from rotssl.models.encoders import load_encoder
 from rotssl.runs import checkpoint, journal
 from rotssl.runs.state import RunState
 from tests.small_runs import make_config, trainer
@@ -144,6 +145,21 @@ def test_validation_is_encoded_in_bf16_if_the_run_trains_in_it_and_test_never(tm
     run.run()
     assert seen == {(True, kinds[0]), (False, kinds[1])}
     assert run.facts()["evaluation_precision"] == {torch.float32: "fp32", torch.bfloat16: "bf16"}[kinds[1]]
+
+
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_the_network_that_is_asked_for_is_evaluated_and_exported(tmp_path, network):
+    config = make_config(tmp_path, "byol", **SHORT | {"train.epochs": 1, "evaluation.network": network})
+    run = trainer(config)
+    both, seen = {"student": run.model.encoder, "teacher": run.model.teacher[0]}, set()
+    for name, encoder in both.items():
+        encoder.register_forward_hook(lambda module, *_, name=name: seen.add((name, module.training)))
+    run.run()
+    assert {name for name, training in seen if not training} == {network}
+    exported = load_encoder(config.run_dir)[0].state_dict()
+    for name, encoder in both.items():
+        same = all(torch.equal(exported[key], value) for key, value in encoder.state_dict().items() if key in exported)
+        assert same == (name == network), name
 
 
 @pytest.mark.parametrize("where", PLACES)

@@ -111,6 +111,9 @@ def test_biases_and_norms_are_left_out_and_frozen_parameters_are_not_there(name,
         assert (group["betas"][0] if name == "adamw" else group["momentum"]) == 0.8
     if name == "lars":
         assert (decayed["adapt"], others["adapt"]) == (True, False)
+    every = build_optimizer(model, OptimConfig(name=name, lr=0.2, weight_decay=0.01, decay_norms=True)).param_groups
+    assert sum(len(group["params"]) for group in every) == 6
+    assert all(group["weight_decay"] == 0.01 and group.get("adapt", True) for group in every)
 
 
 def test_cosine_runs_from_start_to_end():

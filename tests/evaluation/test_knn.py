@@ -14,7 +14,7 @@ from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE
 from tests.evaluation.features import features
 
 
-def naive_knn(bank, bank_labels, queries, query_labels):
+def naive_knn(bank, bank_labels, queries, query_labels, k=KNN_K, temperature=KNN_TEMPERATURE):
     """Which queries are right, one after the other, in plain numbers."""
     hits = []
     for query, label in zip(queries.tolist(), query_labels.tolist(), strict=True):
@@ -23,8 +23,8 @@ def naive_knn(bank, bank_labels, queries, query_labels):
             dot = sum(x * y for x, y in zip(query, row, strict=True))
             cosines.append((dot / math.hypot(*query) / math.hypot(*row), known))
         votes = dict.fromkeys(range(10), 0.0)
-        for cosine, known in sorted(cosines, reverse=True)[:KNN_K]:
-            votes[known] += math.exp(cosine / KNN_TEMPERATURE)
+        for cosine, known in sorted(cosines, reverse=True)[:k]:
+            votes[known] += math.exp(cosine / temperature)
         hits.append(max(votes, key=votes.get) == label)
     return hits
 
@@ -40,6 +40,8 @@ def test_knn_is_the_naive_one_with_more_and_fewer_images_than_neighbours(size, s
     expected = naive_knn(bank, labels, queries, asked)
     assert 0.3 < sum(expected) / 90 < 0.9
     assert knn_top1(bank, labels, queries, asked) == sum(expected) / 90
+    official = naive_knn(bank, labels, queries, asked, 20, 0.07)  # of DINO's code
+    assert knn_hits(bank, labels, queries, asked, torch.float32, 20, 0.07).tolist() == official != expected
     most, seen = torch.mm, []
     monkeypatch.setattr(torch, "mm", lambda a, b, **more: seen.append((a.shape, b.shape)) or most(a, b, **more))
     for rows, block, span in ((16, 32, 1), (7, 10, 3 * 4 * 7 * 10), (256, 512, 1 << 28)):

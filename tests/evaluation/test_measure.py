@@ -12,7 +12,7 @@ from tests.small_runs import make_config, trainer
 def test_the_bf16_option_reaches_knn(tmp_path, monkeypatch):
     kinds = []
     right = torch.ones(2, dtype=torch.bool)
-    monkeypatch.setattr("rotssl.evaluation.measure.knn_hits", lambda *given: kinds.append(given[-1]) or right)
+    monkeypatch.setattr("rotssl.evaluation.measure.knn_hits", lambda *given: kinds.append(given[4]) or right)
     for bf16 in (False, True):
         config = make_config(tmp_path / str(bf16), "simclr", **{"data.limit": 64, "evaluation.knn_bf16": bf16})
         trainer(config).evaluate(0)

@@ -25,6 +25,28 @@ def test_moco_s_query_is_the_first_view_and_its_key_the_second(tmp_path):
     assert torch.equal(seen["key"][0], views.full[1])
 
 
+def test_moco_s_keys_are_shuffled_for_batchnorm_over_parts_and_come_back_in_order(tmp_path):
+    fields = {"rotation.weight": 0, "model.norm": "split", "model.norm_splits": 4}
+    model = build_pretrainer(config := make_config(tmp_path, "mocov2", **fields), CPU)
+    views, ctx = batch(config, model)
+    seen = []
+    model.teacher[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    first = model(views, ctx).loss
+    order = [int((row == views.full[1]).flatten(1).all(1).nonzero()) for row in seen[0]]
+    assert order != sorted(order) == list(range(16))
+    (keys,) = model.method.keys.take()
+    model.eval()  # where parts do not matter
+    with torch.no_grad():
+        model(views, ctx)
+    (shuffled,) = model.method.keys.take()
+    model.shuffle = False
+    with torch.no_grad():
+        model(views, ctx)
+    torch.testing.assert_close(shuffled, model.method.keys.take()[0])
+    again = build_pretrainer(config, CPU)
+    assert again(views, ctx).loss == first and torch.equal(again.method.keys.take()[0], keys)  # a function of the step
+
+
 @pytest.mark.parametrize("size", [4, 8, 10])
 def test_moco_s_queue_is_first_in_first_out(size):
     method, line = make("mocov2", queue_size=size), deque(maxlen=size)

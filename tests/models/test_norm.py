@@ -57,6 +57,24 @@ def test_a_view_with_a_single_value_per_channel_is_refused():
         layer(torch.randn(2, 3))
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["eager", "compiled"])
+def test_split_batchnorm_has_the_statistics_of_each_part_of_each_view(monkeypatch, fused):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: fused)
+    layer = convert_norm(nn.BatchNorm2d(5), "split", CPU, 4).double()
+    x = torch.randn(24, 5, 3, 2, dtype=torch.float64) * torch.linspace(1, 9, 24).view(-1, 1, 1, 1)
+    with per_view_statistics(2):  # two views of twelve: parts of three
+        found = layer(x)
+    parts = [nn.functional.batch_norm(part, None, None, training=True) for part in x.split(3)]
+    torch.testing.assert_close(found, torch.cat(parts))
+    # All parts of a view together move the running statistics as one batch would.
+    weight, expected = 0.9 ** (1 / 4), torch.zeros(5, dtype=torch.float64)
+    for part in x.split(3):
+        expected = weight * expected + (1 - weight) * part.mean((0, 2, 3))
+    torch.testing.assert_close(layer.running_mean, expected)
+    plain = nn.BatchNorm2d(5).double()  # parts of ten images would not be alike
+    torch.testing.assert_close(layer(x[:10]), plain(x[:10]))
+
+
 def test_several_gpus_would_exchange_once_per_view():
     with per_view_statistics(2):
         assert exchanges(ViewBatchNorm(3)) == 2 and exchanges(GlobalBatchNorm(3)) == 1
