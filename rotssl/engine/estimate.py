@@ -20,8 +20,8 @@ def epoch_seconds(
 ) -> tuple[float, float]:
     """Seconds of training and of evaluation in an epoch.
 
-    Evaluation counts only the encoding of the images, with validation as the share ``evaluation.holdout``; the classification is
-    negligible. If nothing is held out, there is one evaluation at the end, and the test images are not counted.
+    Evaluation counts only the decoding and encoding of the images, with validation as the share ``evaluation.holdout``; the
+    classification is negligible. If nothing is held out, there is one evaluation at the end, without the test images.
 
     Args:
         config: resolved.
@@ -31,12 +31,13 @@ def epoch_seconds(
         labelled: whether there are labels to evaluate with.
     """
     steps = train_size // config.train.batch_size
-    training = steps * (speed.step(config.train.share(workers)) + speed.communication(workers))
+    share = config.train.share(workers)
+    training = steps * speed.with_decoding(speed.step(share) + speed.communication(workers), share)
     every, holdout = config.evaluation.knn_every, config.evaluation.holdout
     if holdout == 0 and every:
         every = config.train.epochs  # once, at the end
     encoded = train_size / (1 - holdout) if every and labelled else 0.0
-    once = encoded * speed.encode / workers
+    once = speed.with_decoding(encoded * speed.encode, encoded) / workers
     if every == "auto":  # after the first epoch and the last in any case
         return training, min(once, max(SHARE * training, once * 2 / config.train.epochs))
     return training, once / max(1, every)
@@ -77,6 +78,8 @@ def report(config: ResolvedConfig, train_size: int, labelled: bool) -> str:
         f"# without overlap; each of {speed.exchanges} BatchNorm exchanges takes {1000 * WAIT[speed.device]:g} ms. Not included: "
         "start-up, and the methods' own exchanges.",
     ]
+    if speed.decode:
+        lines.append(f"# Decoding and cropping is included, at {1 / speed.decode:.0f} pictures/s for each worker.")
     lines += ["# Measured without torch.compile."] if config.train.compile else []
     return "\n".join(lines)
 

@@ -18,9 +18,12 @@ from torch import nn
 from rotssl import config as cfg
 from rotssl.base import memory
 from rotssl.base.precision import HALF
+from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
 from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError
+from rotssl.data import datasets
+from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits
 from rotssl.data.decoding import MARGIN
 from rotssl.data.images import ImageSet
@@ -33,6 +36,8 @@ from rotssl.models.norm import exchanges
 from rotssl.runs import journal
 
 TIMED = 3  # timed steps of each size, after one warm-up step
+
+DECODED = 128  # pictures whose decoding is timed
 
 ENOUGH_S = 1.0  # no larger batches are timed once a step takes longer
 
@@ -58,6 +63,7 @@ class Speed:
         flops: FLOPs of a training step per image.
         gradient: bytes that the workers reduce per step.
         exchanges: number of small exchanges per step, of BatchNorm's statistics and of gradient norms, rounded.
+        decode: seconds per image for decoding a packed set's pictures and cutting the views; 0: they are in memory.
         too_many: smallest number of images per step that did not fit into memory; None: all tried sizes fitted.
     """
 
@@ -71,11 +77,17 @@ class Speed:
     flops: float
     gradient: float
     exchanges: int
+    decode: float = 0.0
     too_many: int | None = None
 
     def step(self, images: int) -> float:
-        """Seconds of a step on a number of images, without communication."""
+        """Seconds of a step on a number of images, without communication and decoding."""
         return self.fixed + self.each * images
+
+    def with_decoding(self, seconds: float, images: float) -> float:
+        """Seconds of some work on a number of images, with their decoding: beside a GPU's work, and on CPUs on the same cores."""
+        decoding = self.decode * images
+        return max(seconds, decoding) if self.device == "cuda" else seconds + decoding
 
     def communication(self, workers: int) -> float:
         """Seconds of communication per step: a ring all-reduce of gradients after the backward pass, and BatchNorm statistics."""
@@ -220,8 +232,22 @@ def _time(config: ResolvedConfig, size: int, folder: str, device: torch.device, 
         flops=math.nan,
         gradient=sum(4.0 * p.numel() for p in trainer.model.parameters() if p.requires_grad),
         exchanges=round(exchanged),
+        decode=_decoding(config, trainer.augment, ctx),
     )
     return seconds, seen
+
+
+def _decoding(config: ResolvedConfig, augment: Augment, ctx: StepContext) -> float:
+    """Seconds per image, see Speed."""
+    if DATASETS[config.data.name].kind != "packed":
+        return 0.0
+    images = datasets.load(config.data, config.evaluation.holdout).train.images
+    if isinstance(images, np.ndarray):
+        return 0.0
+    index = np.arange(min(len(images), DECODED))
+    cuts = augment.cuts(dataclasses.replace(ctx, positions=index), *images.sizes(index))
+    work = functools.partial(images.cuts, index, cuts)
+    return statistics.median(_seconds(work, torch.device("cpu"), 3)[1:]) / len(index)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,10 @@ def test_an_epoch_is_its_steps_the_gradients_and_the_encoding():
     once = resolved(**{"evaluation.holdout": 0, "train.epochs": 5})  # at the end
     assert epoch_seconds(once, SPEED, 520, 1)[1] == pytest.approx(520 * 0.001 / 5)
     assert epoch_seconds(resolved(**{"evaluation.knn_every": 0}), SPEED, 520, 1)[1] == 0
+    # Pictures that are decoded: on the same cores, or beside a GPU's work.
+    for device, step, measured in (("cpu", 0.42 + 32 * 0.02, 650 * 0.021), ("cuda", 32 * 0.02, 650 * 0.02)):
+        speed = dataclasses.replace(SPEED, device=device, decode=0.02)
+        assert epoch_seconds(config, speed, 520, 1) == pytest.approx((16 * step, measured))
 
 
 def test_utilization_is_counted_work_over_time_and_rate():
