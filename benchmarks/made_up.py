@@ -4,7 +4,7 @@
 
 Each picture is a part of one of CIFAR-10's ($ROTSSL_DATA), enlarged, with noise, as FOLDER/train/CLASS/NUMBER.jpg. Sides, shapes
 and bytes a picture follow what is known of ImageNet's training set: a long side of 500 for most, 4:3 and 3:2, seven tenths of
-them lying; few small and few very large ones; 110 kB on average. Contents are a function of the number alone.
+them lying; few small and few very large ones; about 100 kB on average. Contents are a function of the number alone.
 """
 
 import argparse

@@ -145,10 +145,13 @@ def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str])
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     encoder = load_encoder(folder)[0].to(device, memory_format=layout)  # type: ignore[call-overload]
     augment = Augment(config.views, config.data.image_size, *datasets.normalization(config.data.name), 0)
-    bank, queries = (
-        Features(encode_share(encoder, part, augment, device, layout), torch.from_numpy(part.labels).to(device))
-        for part in (bank_of(train, config.evaluation.bank), test)
+    chosen = bank_of(train, config.evaluation.bank)
+    labels = (torch.from_numpy(known).to(device) for known in (train.labels[chosen], test.labels))
+    rows = (
+        encode_share(encoder, train, augment, device, layout, chosen=chosen),
+        encode_share(encoder, test, augment, device, layout),
     )
+    bank, queries = map(Features, rows, labels)
     how = config.evaluation.knn_k, config.evaluation.knn_temperature
     computed = measures(bank, queries, "linear" in protocols, neighbours=how)
     found = {name: measure.compute() for name, measure in computed.items()}

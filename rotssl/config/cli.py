@@ -158,8 +158,8 @@ def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
     fraction = min(_number(overrides.get(key), 1) for key in shares)
     passes = math.ceil(_number(overrides.get("train.accumulate"), 1))
     parted = overrides.get("rotation.mode") == "disjoint" or any(key.startswith("equivariance.") for key in overrides)
-    split = overrides.get("model.norm") == "split"
-    unit = SIXTEENTHS if parted else 4 if split else 1
+    splits = math.ceil(_number(overrides.get("model.norm_splits"), sections.ModelConfig.norm_splits))
+    unit = 2 * splits if overrides.get("model.norm") == "split" else SIXTEENTHS if parted else 1
     batch = math.ceil(max(2, math.ceil(2 / fraction)) / unit) * unit * passes  # two rotated images per pass
     return {
         "data.name": "synthetic",
@@ -174,7 +174,6 @@ def smoke(overrides: Mapping[str, Any]) -> dict[str, Any]:
         "train.stop_after": None,
         "train.precision": "auto",  # half precision is far too slow on most CPUs
         "optim.warmup_epochs": 0,
-        **({"model.norm_splits": 2} if split else {}),
         "scaling.num_workers": 0,
         "tracking.experiment": "smoke",
         # A new folder each time, because a finished run would not run again.

@@ -174,6 +174,11 @@ def check_workers(c: Config, num_workers: int) -> None:
     if c.model.norm == "split":
         splits = c.model.norm_splits
         require(parts == 1, "train.accumulate", parts, "1 with model.norm split")
+        disjoint = c.rotation.on and c.rotation.mode == "disjoint"
+        require(
+            not disjoint, "rotation.mode", "disjoint", "another one with model.norm split, whose parts must be alike"
+        )
+        require(not c.equivariance.on, "equivariance.weight", c.equivariance.weight, "0 with model.norm split")
         require(splits % workers == 0, "model.norm_splits", splits, f"a multiple of {passes}")
         fits = batch % splits == 0 and batch >= 2 * splits
         require(

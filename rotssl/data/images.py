@@ -48,6 +48,9 @@ class Lazy(Protocol):
     def cuts(self, index: rng.Positions, views: "Sequence[Cut]") -> Pixels:
         """Views of a batch, (B, sum of 3 S^2 over the views)."""
 
+    def begin(self) -> None:
+        """Called before images are taken."""
+
     def end(self) -> None:
         """Called when nobody takes the images any more."""
 

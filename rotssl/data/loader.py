@@ -104,6 +104,8 @@ class Loader:
             ctx = self._context(epoch, i, np.arange(first, first + each))
             return self._send(self._cut(order[first : first + each], ctx), ctx)
 
+        if not isinstance(self.images, np.ndarray):
+            self.images.begin()
         device = self.device  # a new thread would use the first GPU of the node and create a context there
         start = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
         left = steps - begin

@@ -15,7 +15,7 @@ from torchcodec.decoders import decode_jpeg
 
 from rotssl.base.rng import Positions
 from rotssl.data.crops import Cut
-from rotssl.data.images import Pixels
+from rotssl.data.images import DataError, Pixels
 from rotssl.data.packed import Rows
 from rotssl.data.reading import decode
 from rotssl.data.shards import Shards
@@ -67,12 +67,18 @@ class PackedImages:
         """
         row = self.rows[index]
         content = self.shards.read(int(row["shard"]), int(row["offset"]), int(row["length"]))
-        found = _jpeg(content)
-        if found is not None and found.shape[:2] == (row["height"], row["width"]):
+        # What is turned is left to Pillow, from which the index has the orientation: decoders differ in the tags they believe.
+        found = _jpeg(content) if row["orientation"] == 1 else None
+        size = row["height"], row["width"]
+        if found is not None and found.shape[:2] == size:
             return found
-        # Anything else, and JPEGs that are not what the index says: Pillow can tell why.
         name = f"{self.shards.split.shards[row['shard']].file}, at {row['offset']}:"
-        return torch.from_numpy(np.array(decode(content, name)[0]))
+        known = torch.from_numpy(np.array(decode(content, name)[0]))
+        if known.shape[:2] != size:
+            raise DataError(
+                f"{name} has {known.shape[1]} x {known.shape[0]} pixels, the index says {size[1]} x {size[0]}"
+            )
+        return known
 
     def cuts(self, index: Positions, views: Sequence[Cut]) -> Pixels:
         """Views of a batch, each picture decoded once.
@@ -117,13 +123,18 @@ class PackedImages:
 
     def _each(self, work: Callable[[int], None], items: range) -> None:
         """Do some work in the threads that decode; whoever is interrupted ends their waiting, too."""
-        self.shards.stop.clear()
         try:
             for _ in _threads().map(work, items):
                 pass
+        except Exception:
+            raise  # another batch may still wait for its pictures
         except BaseException:
-            self.shards.stop.set()
+            self.end()
             raise
+
+    def begin(self) -> None:
+        """Wait again for a place that cannot be reached."""
+        self.shards.stop.clear()
 
     def end(self) -> None:
         """End the waiting for a place that cannot be reached, because nobody takes the images any more."""
@@ -166,7 +177,8 @@ def _jpeg(content: bytes) -> Tensor | None:
 
 def _alone() -> None:
     """Let torch use no further threads in a thread that decodes: there is one for each core."""
-    torch.set_num_threads(1)  # of this thread; others keep what they have
+    # Threads that have used torch keep their number; those that use it for the first time after this have one, too.
+    torch.set_num_threads(1)
 
 
 _pools: dict[int, ThreadPoolExecutor] = {}

@@ -36,7 +36,8 @@ def epoch_seconds(
     every, holdout = config.evaluation.knn_every, config.evaluation.holdout
     if holdout == 0 and every:
         every = config.train.epochs  # once, at the end
-    encoded = train_size / (1 - holdout) if every and labelled else 0.0
+    bank = min(config.evaluation.bank or train_size, train_size)
+    encoded = bank + train_size * holdout / (1 - holdout) if every and labelled else 0.0
     once = speed.with_decoding(encoded * speed.encode, encoded) / workers
     if every == "auto":  # after the first epoch and the last in any case
         return training, min(once, max(SHARE * training, once * 2 / config.train.epochs))
@@ -75,8 +76,8 @@ def report(config: ResolvedConfig, train_size: int, labelled: bool) -> str:
     lines += [
         f"# Training and evaluation are per epoch. Assumptions: every worker{cores} is as fast as this one alone,",
         f"# with no slowdown from neighbours and no waiting for data; {added},",
-        f"# without overlap; each of {speed.exchanges} BatchNorm exchanges takes {1000 * WAIT[speed.device]:g} ms. Not included: "
-        "start-up, and the methods' own exchanges.",
+        f"# without overlap; each of {speed.exchanges} BatchNorm exchanges takes {1000 * WAIT[speed.device]:g} ms.",
+        "# Not included: start-up, and the exchanges of methods and of norm split.",
     ]
     if speed.decode:
         lines.append(f"# Decoding and cropping is included, at {1 / speed.decode:.0f} pictures/s for each worker.")

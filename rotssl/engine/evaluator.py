@@ -3,6 +3,7 @@
 import logging
 import time
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +12,6 @@ from rotssl.base.precision import HALF
 from rotssl.config import ResolvedConfig
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits
-from rotssl.data.images import ImageSet
 from rotssl.engine.runtime import RunFailed, Runtime
 from rotssl.evaluation import hits
 from rotssl.evaluation.measure import Features, Measure, bank_of, encode_share, measures
@@ -45,7 +45,7 @@ class Evaluator:
         self.precision = "bf16" if precision == "bf16" and splits.test is None else "fp32"
         self.prefix = "" if splits.test is None else "test/"
         self.queries = splits.test or splits.validation  # None without labels
-        self.bank: ImageSet = bank_of(splits.train, config.evaluation.bank)
+        self.bank = bank_of(splits.train, config.evaluation.bank)
         self._trained = self._spent = self._latest = 0.0  # seconds of this start
 
     @property
@@ -105,12 +105,13 @@ class Evaluator:
 
     def _evaluate(self, encoder: nn.Module, epoch: int, skipped: int) -> dict[str, float]:
         assert self.queries is not None
-        sets, device = (self.bank, self.queries), self.runtime.device
+        sets, device = (self.splits.train, self.queries), self.runtime.device
+        chosen = self.bank, np.arange(len(self.queries))
         shares, finite, reason = list[Tensor](), True, ""
         try:
             shares = [
-                encode_share(encoder, part, self.augment, device, self.layout, HALF.get(self.precision))
-                for part in sets
+                encode_share(encoder, part, self.augment, device, self.layout, HALF.get(self.precision), chosen=which)
+                for part, which in zip(sets, chosen, strict=True)
             ]
             # By rows: a mask of all features would take as much memory as the features themselves.
             finite = all(bool(share.sum(1).isfinite().all()) for share in shares)
@@ -128,7 +129,8 @@ class Evaluator:
                 f"{skipped} {'step' if skipped == 1 else 'steps'} of epoch {epoch + 1} skipped for non-finite gradients"
             )
             raise RunFailed(f"{many}, and {why}" if skipped else why)
-        labels = (torch.from_numpy(part.labels).to(device) for part in sets)
+        both = zip(sets, chosen, strict=True)
+        labels = (torch.from_numpy(part.labels)[torch.from_numpy(which)].to(device) for part, which in both)
         bank, queries = map(Features, shares, labels)
         return self._measure(bank, queries, epoch)
 

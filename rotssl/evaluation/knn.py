@@ -1,8 +1,8 @@
 """Weighted k-nearest-neighbour classification on frozen features, after Wu et al. 2018 (arXiv 1805.01978).
 
 Each worker keeps its share of the bank and looks there for the neighbours of all queries; the worker that a query belongs to
-merges what they found. The result does not depend on how many workers there are, to the bit: cosines come from products of one
-shape, equal ones are told apart by their place in the bank, and votes are summed as whole numbers.
+merges what they found. For the same features the result does not depend on how many workers there are, to the bit: cosines come
+from products of one shape, equal ones are told apart by their place in the bank, and votes are summed as whole numbers.
 """
 
 import torch
@@ -46,14 +46,15 @@ def knn_hits(
     asked = _normalised(queries, kind, QUERIES)
     total = int(distributed.all_reduce(bank_labels.new_tensor(images)))
     classes = 1 + int(distributed.largest(bank_labels.amax() if images else bank_labels.new_tensor(0)))
-    k, hits = min(k, total), list[Tensor]()
+    k, hits = max(1, min(k, total)), list[Tensor]()
     for source in range(distributed.world_size()):
         for rows in asked.split(QUERIES):
             found, index = nearest(distributed.from_rank(rows, source), bank, images, k)
             known = bank_labels[index.clamp_max(max(0, images - 1))] if images else torch.zeros_like(index)
             parts = distributed.gather_to(torch.cat([found.double(), known.double()], 1), source)
             if distributed.rank() == source:
-                hits.append(_votes(parts.view(-1, QUERIES, 2, k), temperature, classes).argmax(1))
+                parts = parts.view(distributed.world_size(), QUERIES, 2, k)
+                hits.append(_votes(parts, temperature, classes).argmax(1))
             heartbeat.beat()
     return torch.cat(hits)[: len(queries)] == query_labels
 
@@ -95,12 +96,14 @@ def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     found, index = values.topk(min(k + 1, values.shape[1]), dim=1)
     several = (found[:, k:] == found[:, k - 1 : k]).nonzero()[:, 0]
     index = index[:, :k]
-    if len(several):  # topk() takes any of those that are equal to the last one
-        own, border = values[several], found[several, k - 1 : k]
+    for rows in several.split(
+        16
+    ):  # topk() takes any of those that are equal to the last one; a few, for the masks are wide
+        own, border = values[rows], found[rows, k - 1 : k]
         above = own > border
         equal = own == border
         taken = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
-        index[several] = taken.nonzero()[:, 1].view(-1, k)
+        index[rows] = taken.nonzero()[:, 1].view(-1, k)
     index = index.sort(dim=1)[0]
     found, order = values.gather(1, index).sort(dim=1, descending=True, stable=True)
     return found, index.gather(1, order)

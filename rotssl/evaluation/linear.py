@@ -1,6 +1,7 @@
 """A linear classifier on frozen features: multinomial logistic regression, its L2 penalty chosen on a part of the bank.
 
-Each worker keeps its share of the bank; in each iteration they sum their gradients, and take the same step.
+Each worker keeps its share of the bank. The first one takes the steps; in each it tells the others its weights, and all sum their
+gradients.
 """
 
 import math
@@ -103,6 +104,12 @@ def fit(features: Tensor, labels: Tensor, l2: float, start: Tensor, iterations: 
     """
     weights = start.clone().requires_grad_()
     count = _count(features)
+    if distributed.rank() > 0:
+        while _told(weights):
+            with torch.enable_grad():
+                _cross_entropy(features, labels, weights, count)
+            weights.grad = None
+        return weights.detach()
     optimizer = torch.optim.LBFGS(
         [weights],
         max_iter=iterations,
@@ -112,6 +119,7 @@ def fit(features: Tensor, labels: Tensor, l2: float, start: Tensor, iterations: 
     )
 
     def objective() -> Tensor:
+        _told(weights)
         optimizer.zero_grad()
         loss = _cross_entropy(features, labels, weights, count)
         penalty = l2 / 2 * weights[:, :-1].square().sum()
@@ -120,7 +128,19 @@ def fit(features: Tensor, labels: Tensor, l2: float, start: Tensor, iterations: 
         return loss + penalty.detach()
 
     optimizer.step(objective)  # enables gradients
+    _told(weights, on=False)
     return weights.detach()
+
+
+def _told(weights: Tensor, on: bool = True) -> bool:
+    """Give the first worker's weights to the others, in place; returns whether it goes on.
+
+    The steps of L-BFGS depend on comparisons, which must not turn out otherwise on a worker that rounds otherwise.
+    """
+    found = distributed.from_rank(torch.cat([weights.new_tensor([on]), weights.detach().flatten()]), 0)
+    with torch.no_grad():
+        weights.copy_(found[1:].view_as(weights))
+    return bool(found[0])
 
 
 def _cross_entropy(features: Tensor, labels: Tensor, weights: Tensor, count: int) -> Tensor:
@@ -150,7 +170,7 @@ def _fit_with_best_l2(bank: Tensor, labels: Tensor, held: Tensor, iterations: in
     best, chosen = math.inf, LINEAR_L2[0]
     for l2 in LINEAR_L2:  # each fit starts from the previous one, which is close
         candidate = fit(features, known, l2, weights, iterations)
-        loss = float(_cross_entropy(apart, theirs, candidate, _count(apart)))
+        loss = float(distributed.from_rank(_cross_entropy(apart, theirs, candidate, _count(apart)), 0))
         if loss >= best:  # smaller penalties only overfit more
             break
         best, chosen, weights = loss, l2, candidate

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -14,14 +15,14 @@ from rotssl.data.images import ImageSet, choose
 from rotssl.data.loader import AHEAD, input_threads, prefetch
 from rotssl.evaluation.collapse import effective_rank
 from rotssl.evaluation.hits import top1
-from rotssl.evaluation.knn import knn_hits
-from rotssl.evaluation.linear import held_out, linear_hits
+from rotssl.evaluation.knn import QUERIES, knn_hits
+from rotssl.evaluation.linear import HISTORY, held_out, linear_hits
 from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE
 
 
-def bank_of(train: ImageSet, most: int | None) -> ImageSet:
-    """The training images whose features others are compared with: all, or so many, of all classes alike."""
-    return train if most is None or most >= len(train) else train.take(choose(train.labels, len(train), most))
+def bank_of(train: ImageSet, most: int | None) -> npt.NDArray[np.int64]:
+    """Indices of the training images whose features others are compared with: all, or so many, of all classes alike."""
+    return np.arange(len(train)) if most is None or most >= len(train) else choose(train.labels, len(train), most)
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ def encode_share(
     layout: torch.memory_format,
     kind: torch.dtype | None = None,
     batch: int = 512,
+    chosen: npt.NDArray[np.int64] | None = None,
 ) -> Tensor:
-    """Features (ceil(N / workers), D) of this worker's share of the images; the encoder stays in evaluation mode.
+    """Features (ceil(N / workers), D) of this worker's share of N images; the encoder stays in evaluation mode.
 
     Args:
         encoder: (B, 3, S, S) -> (B, D).
@@ -76,16 +78,20 @@ def encode_share(
         layout: memory format of the images.
         kind: of half precision to encode in, as in training; None: float32. The features are float32.
         batch: images per forward pass.
+        chosen: indices of the N images; None: all.
     """
     encoder.eval()
-    count, share = len(data.images), -(-len(data.images) // distributed.world_size())
+    chosen = np.arange(len(data.images)) if chosen is None else chosen
+    count, share = len(chosen), -(-len(chosen) // distributed.world_size())
     own = np.arange(distributed.rank() * share, (distributed.rank() + 1) * share) % count  # the last share wraps around
 
     def make(i: int) -> Tensor:
-        return torch.from_numpy(data.images[own[i * batch : (i + 1) * batch]])
+        return torch.from_numpy(data.images[chosen[own[i * batch : (i + 1) * batch]]])
 
     # In another thread where there is something to wait for: a copy to a GPU, or images that are decoded now.
     steps = -(-share // batch)
+    if not isinstance(data.images, np.ndarray):
+        data.images.begin()
     wait = device.type == "cuda" or not isinstance(data.images, np.ndarray)
     parts = []
     threads = input_threads(data.images)
@@ -99,7 +105,7 @@ def encode_share(
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure: the function that computes it on all workers together, and one that takes as much memory on each alone."""
+    """A measure: the function that computes it on all workers together, and one that takes about as much memory on each alone."""
 
     compute: Callable[[], float]
     trial: Callable[[], object]
@@ -127,6 +133,23 @@ def measures(
     held = bank.own(held_out(bank.labels))
     given = rows, labels, queries.rows, queries.own_labels()
 
+    few = rows, labels, queries.rows[:QUERIES], queries.own_labels()[:QUERIES]
+    wide, workers = rows.shape[1] + 1, distributed.world_size()
+
+    def room(*numbers: int) -> list[Tensor]:
+        """Memory that a measure takes on several workers beside what it takes on one, in numbers of double precision."""
+        return [rows.new_empty(number, dtype=torch.float64) for number in numbers]
+
+    def try_knn() -> None:
+        kept = room(4 * workers * QUERIES * neighbours[0])
+        knn_hits(*few, kind, *neighbours)
+        del kept
+
+    def try_probe() -> None:
+        kept = room(HISTORY * (1 + int(bank.labels.max())) * wide)  # two of single precision for each iteration
+        linear_hits(*given, held, 1)
+        del kept
+
     def accuracy(name: str, found: Tensor | None) -> float:
         if found is None:
             return top1(None)
@@ -136,15 +159,11 @@ def measures(
         return top1(of_all)
 
     found = {
-        "knn/top1": Measure(
-            lambda: accuracy("knn", knn_hits(*given, kind, *neighbours)), lambda: knn_hits(*given, kind, *neighbours)
-        ),
+        "knn/top1": Measure(lambda: accuracy("knn", knn_hits(*given, kind, *neighbours)), try_knn),
         "feature/effective_rank": Measure(
-            lambda: effective_rank(queries.rows[: queries.count]), lambda: effective_rank(queries.rows)
+            lambda: effective_rank(queries.rows[: queries.count]), lambda: room(wide**2, wide**2)
         ),
     }
     if probe:
-        found["linear/top1"] = Measure(
-            lambda: accuracy("linear", linear_hits(*given, held)), lambda: linear_hits(*given, held, 1)
-        )
+        found["linear/top1"] = Measure(lambda: accuracy("linear", linear_hits(*given, held)), try_probe)
     return found

@@ -62,6 +62,25 @@ def test_pictures_are_upright_whatever_their_orientation(made):
     assert seen == set(range(1, 9))
 
 
+def test_a_picture_that_only_xmp_turns_is_upright_too(tmp_path):
+    tag = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="3"/>'
+    for name in ("a", "b"):
+        picture(tmp_path / "source" / "train" / "c" / f"{name}.jpg", 40, 30, xmp=tag, quality=90)
+    packed(tmp_path / "source", tmp_path / "set")
+    images = opened(tmp_path / "set")
+    assert images.rows["orientation"].tolist() == [3, 3]
+    expected, _ = read(str(tmp_path / "source" / "train" / "c" / "a.jpg"))
+    assert np.array_equal(images.picture(0), np.asarray(expected))
+
+
+def test_a_picture_that_is_not_as_large_as_the_index_says_is_named(made):
+    images = opened(made / "set")
+    images.rows.setflags(write=True)
+    images.rows["width"][0] += 1
+    with pytest.raises(DataError, match=r"^train-00000.tar, at \d+: has \d+ x \d+ pixels, the index says \d+ x \d+$"):
+        images.picture(0)
+
+
 @pytest.mark.parametrize(
     ("interpolation", "count"),
     [

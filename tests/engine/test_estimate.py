@@ -47,6 +47,8 @@ def test_an_epoch_is_its_steps_the_gradients_and_the_encoding():
     once = resolved(**{"evaluation.holdout": 0, "train.epochs": 5})  # at the end
     assert epoch_seconds(once, SPEED, 520, 1)[1] == pytest.approx(520 * 0.001 / 5)
     assert epoch_seconds(resolved(**{"evaluation.knn_every": 0}), SPEED, 520, 1)[1] == 0
+    few = resolved(**{"evaluation.holdout": 0.2, "evaluation.bank": 200})
+    assert epoch_seconds(few, SPEED, 520, 1)[1] == pytest.approx((200 + 130) * 0.001)
     # Pictures that are decoded: on the same cores, or beside a GPU's work.
     for device, step, measured in (("cpu", 0.42 + 32 * 0.02, 650 * 0.021), ("cuda", 32 * 0.02, 650 * 0.02)):
         speed = dataclasses.replace(SPEED, device=device, decode=0.02)
@@ -81,7 +83,7 @@ def test_what_is_measured_is_what_steps_take_and_nothing_is_left_on_disk(tmp_pat
 
     sizes, now, paper = [], [0.0], {"rotation.mode": "extra"}
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(timing, "extract", encode)
+    monkeypatch.setattr(timing, "encode_share", encode)
     monkeypatch.setattr(timing.Trainer, "step", slow)
     monkeypatch.setattr(timing, "matmul_rate", lambda device, kind: 1e9)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -35,7 +35,7 @@ PLACES = {
 }
 
 
-def out_of_memory(*args):
+def out_of_memory(*args, **options):
     raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
 
@@ -174,10 +174,10 @@ def run_with_one_that_fails(overrides, where):
     module, name = where.rsplit(".", 1)
     real, rank = getattr(importlib.import_module(module), name), distributed.rank()
 
-    def fails(*args):
+    def fails(*args, **options):
         if rank == 1:
             raise MemoryError("none left")
-        return real(*args)
+        return real(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(where, fails)

@@ -59,6 +59,11 @@ def test_of_equal_cosines_the_first_ones_count(monkeypatch):
     assert index.tolist() == [[3, 1, 0], [0, 1, 2], [0, 1, 2]]
 
 
+def test_a_worker_without_a_share_of_the_bank_finds_nothing_and_does_not_fail():
+    none = knn_hits(torch.empty(0, 4), torch.empty(0, dtype=torch.int64), torch.rand(3, 4), torch.ones(3).long())
+    assert none.tolist() == [False] * 3
+
+
 def pairs(size, asked, width):
     """Features and labels of a bank and of queries; many of the bank are the same image with several labels."""
     gen = torch.Generator().manual_seed(size)
