@@ -75,7 +75,7 @@ def report(config: ResolvedConfig, train_size: int, labelled: bool) -> str:
     cores = f" has its own cores ({os.cpu_count()} here) and" if speed.device == "cpu" else ""
     lines += [
         f"# Training and evaluation are per epoch. Assumptions: every worker{cores} is as fast as this one alone,",
-        f"# with no slowdown from neighbours and no waiting for data; {added},",
+        f"# with no slowdown from neighbours and no waiting for disks; {added},",
         f"# without overlap; each of {speed.exchanges} BatchNorm exchanges takes {1000 * WAIT[speed.device]:g} ms.",
         "# Not included: start-up, and the exchanges of methods and of norm split.",
     ]

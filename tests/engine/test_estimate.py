@@ -154,7 +154,7 @@ def test_the_report_shows_the_workers_that_were_asked_for(monkeypatch):
     config = resolved(**{"train.batch_size": 12, "train.epochs": 100, "scaling.num_workers": 3})
     lines = estimate.report(config, 120, True).splitlines()
     assert all(text.startswith("# ") and len(text) <= 130 for text in lines)
-    rows = {text.split()[1]: text.split()[2:] for text in lines[3:-3]}
+    rows = {text.split()[1]: text.split()[2:] for text in lines[3:-4]}
     assert list(rows) == ["1", "2", "3", "4"]  # of 8 workers each would have one image
     # 10 steps of 0.1 + 4 x 0.01 s, and 133 images to encode between three; 100 epochs of them on 3 devices.
     assert rows["3"] == ["1.4", "s", "0.0444", "s", "2.41", "min", "0.12", "(requested)"]
