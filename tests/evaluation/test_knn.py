@@ -69,9 +69,9 @@ def pairs(size, asked, width):
     gen = torch.Generator().manual_seed(size)
     centres = torch.randn(7, width, generator=gen)
     labels, known = (torch.randint(0, 7, (count,), generator=gen) for count in (size, asked))
-    bank = torch.randn(size, width, generator=gen) + 0.3 * centres[labels]
+    bank = torch.randn(size, width, generator=gen) + 1.5 * width**-0.5 * centres[labels]
     bank[size // 2 :] = bank[: size - size // 2].roll(size // 3, 0)
-    return bank, labels, torch.randn(asked, width, generator=gen) + 0.3 * centres[known], known
+    return bank, labels, torch.randn(asked, width, generator=gen) + 1.5 * width**-0.5 * centres[known], known
 
 
 def shares(size, asked, width):
