@@ -24,6 +24,8 @@ from rotssl.data.images import DataError, ImageSet, choose, hold_out
 from rotssl.data.record import Record
 from rotssl.data.seen import Seen, listing
 
+PACK_BYTES = 4 << 30  # of decoded images of mixed sizes, from which on a run says that they can be packed instead
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -254,7 +256,7 @@ def _load_folders(config: ResolvedData, holdout: float, say: Callable[[str], Non
         lines.append(f"warning: nothing is held out of {few}, which have too few images for evaluation.holdout")
     for name, other in (("validation", validation), ("test", tested)):
         lines += [] if other is None else likeness.between(sets[0], other, name)
-    if isinstance(sets[0].images, np.memmap):
+    if native is None and math.prod(sets[0].images.shape) >= PACK_BYTES:
         lines.append(
             "these images are stored decoded, and views are cut from their middle; jobs/pack.py keeps the files instead"
         )

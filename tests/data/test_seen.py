@@ -18,7 +18,7 @@ def noise(path, seed, size=(16, 20), top=256, **options):
 
 
 @pytest.mark.parametrize("store", ["memory", "disk"])
-def test_the_line_has_sizes_and_counts_also_from_a_finished_store(tmp_path, store):
+def test_the_line_has_sizes_and_counts_also_from_a_finished_store(tmp_path, monkeypatch, store):
     exif = Image.Exif()
     exif[0x0112] = 6
     for i in range(20):
@@ -36,6 +36,8 @@ def test_the_line_has_sizes_and_counts_also_from_a_finished_store(tmp_path, stor
         )
         (warning,) = warnings
         assert warning == f"warning: left out: {tmp_path}/data/b/bad.png cannot be decoded as an image (empty file)"
+    monkeypatch.setattr(datasets, "PACK_BYTES", 1)
+    assert "jobs/pack.py keeps the files instead" in datasets.load(data, 0.2).lines[-1]
 
 
 def test_sets_that_are_not_in_files_are_described_too():

@@ -89,7 +89,7 @@ def shares(size, asked, width):
 
 @pytest.mark.contract
 @pytest.mark.parametrize(
-    "sizes", [(1501, 301, 24), (250, 31, 8), pytest.param((200_000, 2000, 512), marks=pytest.mark.exhaustive)], ids=str
+    "sizes", [(701, 151, 12), (250, 31, 8), pytest.param((200_000, 2000, 512), marks=pytest.mark.exhaustive)], ids=str
 )
 def test_two_workers_find_what_one_finds(pool, sizes):
     (first, hits), (_, others) = pool.run(shares, *sizes)

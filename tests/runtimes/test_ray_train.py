@@ -187,8 +187,8 @@ def in_the_cluster(cluster):
 
 
 def nothing_stays(cluster, before):
-    """Wait up to a minute until no actor, placement group or process of a worker is left of what came after ``before``."""
-    limit = time.monotonic() + 60
+    """Wait up to three minutes until no actor, placement group or process of a worker is left of what came after ``before``."""
+    limit = time.monotonic() + 180
     while (left := in_the_cluster(cluster)) or new_workers(before):
         assert time.monotonic() < limit, left
         time.sleep(0.1)
