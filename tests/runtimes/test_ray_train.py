@@ -206,7 +206,7 @@ def new_workers(before):
 def test_a_run_that_is_interrupted_and_whose_workers_hang_and_die_equals_an_uninterrupted_one(cluster, pool, tmp_path):
     # With the images mapped from disk, which two workers on two nodes of one machine decode once.
     root = noise_images(tmp_path / "images")
-    fields = {**SMALL, "train.epochs": 12, "data.name": "imagefolder", "data.root": root, "scaling.hang_minutes": 0.3}
+    fields = {**SMALL, "train.epochs": 12, "data.name": "imagefolder", "data.root": root, "scaling.hang_minutes": 0.8}
     given = flags({**fields, "data.store": "disk", "data.cache": tmp_path / "cache"}, tmp_path)
     folder, argv = tmp_path / "rotssl" / "run", command("pretrain.py", *given)
     before = set(psutil.pids())
@@ -230,7 +230,7 @@ def test_a_run_that_is_interrupted_and_whose_workers_hang_and_die_equals_an_unin
         assert len(hanging) == 2
         hanging[0].suspend()
         wait_for(lambda: not any(worker.is_running() for worker in hanging), process)
-        assert "no progress for 0.3 minutes (scaling.hang_minutes)" in process.told()
+        assert "no progress for 0.8 minutes (scaling.hang_minutes)" in process.told()
         held = max(journal.read(folder))
         wait_for(lambda: max(journal.read(folder)) > held, process)
         new_workers(before)[0].kill()
