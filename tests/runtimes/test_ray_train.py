@@ -203,6 +203,7 @@ def new_workers(before):
     ]
 
 
+@pytest.mark.timeout(900)  # four minutes on a slow machine with nothing beside it
 def test_a_run_that_is_interrupted_and_whose_workers_hang_and_die_equals_an_uninterrupted_one(cluster, pool, tmp_path):
     # With the images mapped from disk, which two workers on two nodes of one machine decode once.
     root = noise_images(tmp_path / "images")
