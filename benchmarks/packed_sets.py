@@ -69,7 +69,7 @@ def opened(folder: Path) -> tuple[Any, Any, Any]:
             **{"method.name": "simclr", "rotation.weight": 0, "views.blur": 0.5},
         }
     )
-    info = datasets.inspect(config.data, 0.0 if (folder / "test.npy").exists() else 0.1)
+    info = datasets.inspect(config.data, 0.1)
     config = cfg.resolve(config, info.image_size, info.train_size)
     mean, std = datasets.normalization("packed")
     return config, datasets.load(config.data, 0.1), Augment(config.views, SIDE, mean, std, 0)
@@ -211,7 +211,7 @@ def start(folder: Path) -> dict[str, float]:
 
 def started_in(folder: Path) -> dict[str, float]:
     """``start`` in a process of its own."""
-    told = [sys.executable, __file__, "--start", str(folder)]
+    told = [sys.executable, __file__, "--start", "--work", str(folder)]
     done = subprocess.run(
         told, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": import_path()}
     )
@@ -275,7 +275,7 @@ def report(args: argparse.Namespace, facts: dict[str, Any], samples: dict[bool, 
 def main() -> int:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="an empty folder")
+    parser.add_argument("--work", type=Path, required=True, help="an empty folder")
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=20)
@@ -283,10 +283,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="2,000 pictures, one round, and no page")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--serve", choices=ABOUT, help=argparse.SUPPRESS)
-    parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--start", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.start:
-        print(json.dumps(start(args.start)))
+        print(json.dumps(start(args.work)))
         return 0
     if args.serve:
         serve(lambda: contender(args.serve, args.work), 4)
@@ -311,8 +311,6 @@ def main() -> int:
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """Make and pack the pictures, and measure packing and start; with --keep, what an earlier call measured is taken."""
-    if args.work is None:
-        raise SystemExit("--work: expected a folder")
     args.work.mkdir(parents=True, exist_ok=True)
     noted = args.work / "facts.json"
     facts: dict[str, Any] = json.loads(noted.read_text()) if noted.exists() else {}

@@ -126,9 +126,7 @@ class PackedImages:
         try:
             for _ in _threads().map(work, items):
                 pass
-        except Exception:
-            raise  # another batch may still wait for its pictures
-        except BaseException:
+        except (KeyboardInterrupt, SystemExit):  # after an error another batch may still wait for its pictures
             self.end()
             raise
 

@@ -123,9 +123,8 @@ class ViewBatchNorm(_ViewsNorm):
         parts = _views
         if self.splits > 1 and len(input) % (_views * self.splits) == 0 and len(input) >= 2 * _views * self.splits:
             parts *= self.splits
-            momentum = 1 - (1 - momentum) ** (
-                1 / self.splits
-            )  # all parts together move the running statistics as one would
+            # All parts together move the running statistics as one would.
+            momentum = 1 - (1 - momentum) ** (1 / self.splits)
         if parts == 1:
             return F.batch_norm(input, mean_, var, self.weight, self.bias, True, momentum, self.eps)
         if input.numel() <= parts * input.shape[1]:
