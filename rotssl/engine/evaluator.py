@@ -156,7 +156,11 @@ class Evaluator:
         return found
 
     def _attempt(self, measure: Measure) -> tuple[float, str]:
-        """A measure's value, or why it has none; the same reason on all workers."""
+        """A measure's value, or why it has none; the same reason on all workers.
+
+        Of several workers, each tries alone first. An error that only shows when they measure together is raised: the others would
+        wait for this one.
+        """
         alone, reason = distributed.world_size() == 1, ""
         try:
             if alone:
