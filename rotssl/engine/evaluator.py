@@ -158,8 +158,10 @@ class Evaluator:
     def _attempt(self, measure: Measure) -> tuple[float, str]:
         """A measure's value, or why it has none; the same reason on all workers.
 
-        Of several workers, each tries alone first. An error that only shows when they measure together is raised: the others would
-        wait for this one.
+        Of several workers, each tries alone first.
+
+        Raises:
+            Exception: an error that only shows when they measure together; the others would wait for this one.
         """
         alone, reason = distributed.world_size() == 1, ""
         try:
