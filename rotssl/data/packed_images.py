@@ -23,6 +23,13 @@ from rotssl.data.shards import Shards
 EVALUATED = (
     256 / 224
 )  # short side of a picture, in sides of the square that is cut from its middle, as in the official codes
+# What makes a stored picture upright, by its orientation tag: axes swapped, then columns mirrored, rows mirrored.
+UPRIGHT = {
+    **{1: (False, False, False), 2: (False, True, False), 3: (False, True, True), 4: (False, False, True)},
+    **{5: (True, False, False), 6: (True, True, False), 7: (True, True, True), 8: (True, False, True)},
+}
+# Second bytes of a JPEG's markers: EXIF or XMP, one that is filled up, and the scan, after which no tags are read.
+TAGS, FILL, SCAN = 0xE1, 0xFF, {b"\xda", b""}
 EACH = 2  # images that a thread decodes at a time: with more, the last ones are waited for longer
 
 
@@ -67,8 +74,7 @@ class PackedImages:
         """
         row = self.rows[index]
         content = self.shards.read(int(row["shard"]), int(row["offset"]), int(row["length"]))
-        # What is turned is left to Pillow, from which the index has the orientation: decoders differ in the tags they believe.
-        found = _jpeg(content) if row["orientation"] == 1 else None
+        found = _jpeg(content, int(row["orientation"]))
         size = row["height"], row["width"]
         if found is not None and found.shape[:2] == size:
             return found
@@ -165,12 +171,33 @@ def _resize(part: Tensor, height: int, width: int, interpolation: str) -> Tensor
     return resized[0].permute(1, 2, 0)
 
 
-def _jpeg(content: bytes) -> Tensor | None:
+def _jpeg(content: bytes, orientation: int) -> Tensor | None:
     """A JPEG, upright, (H, W, 3); None: it is something else, or damaged."""
+    if content[:2] != b"\xff\xd8":
+        return None
     try:
-        return decode_jpeg(content).permute(1, 2, 0) if content[:2] == b"\xff\xd8" else None
+        stored = decode_jpeg(_untagged(content)).permute(1, 2, 0)
     except RuntimeError:
         return None
+    swapped, mirrored, turned = UPRIGHT[orientation]
+    upright = stored.transpose(0, 1) if swapped else stored
+    axes = [axis for axis, back in enumerate((turned, mirrored)) if back]
+    return upright.flip(axes) if axes else upright
+
+
+def _untagged(content: bytes) -> bytes:
+    """A JPEG without its EXIF and XMP: the index has the orientation, and decoders differ in the tags that they believe."""
+    kept, at, marker = [], 0, 2
+    while content[marker : marker + 1] == b"\xff" and content[marker + 1 : marker + 2] not in SCAN:
+        if content[marker + 1] == FILL:
+            marker += 1
+            continue
+        end = marker + 2 + int.from_bytes(content[marker + 2 : marker + 4], "big")
+        if content[marker + 1] == TAGS:
+            kept.append(content[at:marker])
+            at = end
+        marker = end
+    return b"".join([*kept, content[at:]]) if kept else content
 
 
 def _alone() -> None:
