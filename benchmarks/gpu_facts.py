@@ -18,7 +18,7 @@ import common
 from gpu_queue import Refused
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("torchvision", "timm", "numpy", "ray", "lightly")
+PACKAGES = ("torchvision", "timm", "numpy", "torchcodec", "ray", "lightly")
 
 
 def ask(device: str, bundle: Path) -> dict[str, Any]:

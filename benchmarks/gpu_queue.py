@@ -17,11 +17,16 @@ KINDS: dict[str, set[str]] = {
     "speed": {"batch", "encoder", "steps", "rounds", "images"},
     "profile": {"batch", "encoder", "steps", "form", "images"},
     "lightly": {"batch", "encoder", "steps", "rounds", "images"},
+    "decode": {"images", "steps", "rounds"},
     "equal_minutes": {"minutes", "seeds", "arms", "fields", "warmup_share", "images"},
     "train": {"recipe", "fields", "paper", "images"},
 }
 # What may be missing, and the modules that show whether it is.
-NEEDS = {"ray": ("pandas", "pyarrow", "ray", "ray.train"), "lightly": ("lightly",)}
+NEEDS = {
+    "ray": ("pandas", "pyarrow", "ray", "ray.train"),
+    "lightly": ("lightly",),
+    "decode": ("torchcodec.decoders",),
+}
 SLACK_S = 60  # that a cell may take beyond twice its estimate: imports, the first use of a GPU
 
 

@@ -9,6 +9,7 @@ them lying; few small and few very large ones; about 100 kB on average. Contents
 
 import argparse
 import io
+import multiprocessing
 import os
 import sys
 import tarfile
@@ -93,7 +94,8 @@ def make(folder: Path, images: int, classes: int, jobs: int) -> int:
     """Write all pictures, in so many processes; returns their bytes."""
     for label in range(classes):
         (folder / "train" / f"{label:04}").mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(jobs) as pool:
+    # Spawned: a forked process would inherit threads' locks.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         return sum(pool.map(part, [folder] * jobs, [range(i, images, jobs) for i in range(jobs)], [classes] * jobs))
 
 

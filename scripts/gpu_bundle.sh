@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Makes what benchmarks/gpu.py needs on a machine that has torch 2.11, torchvision, timm, rich, safetensors, pytest, scipy and
-# matplotlib for Python 3.12 on x86-64 Linux, but neither Ray nor lightly, nor data, nor git, nor a network:
+# matplotlib for Python 3.12 on x86-64 Linux, but neither Ray, torchcodec nor lightly, nor data, nor git, nor a network:
 #
 #     scripts/gpu_bundle.sh [--fresh] [DIR]      # DIR: .gpu by default; then, on that machine: benchmarks/gpu.py --bundle DIR
 #
 # cifar10-jpeg.tar.gz   CIFAR-10 as JPEG folders, from $ROTSSL_DATA
-# site.tar.xz           Ray and lightly with what they need, for PYTHONPATH; pandas and pyarrow, which Ray Train needs, are too large
+# site.tar.xz           Ray, torchcodec and lightly with what they need, for PYTHONPATH; pandas and pyarrow, which Ray Train needs, are too large
 # commit                of this checkout
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +17,7 @@ NEEDS=(click filelock jsonschema msgpack packaging protobuf pyyaml requests fssp
 # What lightly imports, without torch and torchvision; pytorch_lightning it does not need for what is measured here.
 LIGHTLY_NEEDS=(certifi lightning-utilities python-dateutil six tqdm urllib3 aenum)
 # Taken without their own needs, which are above or on the machine.
-ALONE=("$RAY" "lightly>=1.5.20,<2" lightly-utils hydra-core omegaconf "antlr4-python3-runtime==4.9.*")
+ALONE=("$RAY" "torchcodec>=0.16,<1" "lightly>=1.5.20,<2" lightly-utils hydra-core omegaconf "antlr4-python3-runtime==4.9.*")
 # Large, and on the machine already.
 NOT=(numpy numpy.libs PIL pillow pillow.libs torch torchvision nvidia triton sympy networkx)
 # Of Ray: what one machine without a dashboard, Java, C++, RLlib, Serve and LLMs has no use for.
