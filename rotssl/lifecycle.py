@@ -158,11 +158,10 @@ class Run:
             more: additional tags.
 
         Raises:
-            ConfigError: the store can't be used, or not from all nodes of the cluster.
+            ConfigError: the store can't be used.
         """
         config, state = self.config, self.state
         uri = store.store_of(config)
-        store.check_store(uri, workers.nodes if workers is not None else 1)
         tags = {
             "method": config.method.name,
             "data": config.data.name,

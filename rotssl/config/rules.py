@@ -30,16 +30,25 @@ def check(c: Config) -> None:
         check_workers(c, int(c.scaling.num_workers))
 
 
+INSTEAD = "it belongs into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+
+
+def no_login(key: str, address: str | None, instead: str) -> None:
+    """Check that an address has no user name and no password: whoever starts a job shows its command line to all.
+
+    Raises:
+        ConfigError: it has; the message does not repeat them.
+    """
+    bare = without_login(address or "")
+    require(bare == (address or ""), key, bare, f"no login in the address; {instead}")
+
+
 def _check_data(data: sections.DataConfig) -> None:
     name = data.name
     expected = DATASETS[name].root or f"the folder that holds {name}"
     kind = DATASETS[name].kind
     require(kind == "package" or data.root is not None, "data.root", None, expected)
-    # It would be in every record of the run.
-    bare = without_login(data.root or "")
-    require(
-        bare == (data.root or ""), "data.root", bare, "no login in the address; credentials come from the environment"
-    )
+    no_login("data.root", data.root, "credentials come from the environment")
     downloaded = kind == "torchvision"
     require(downloaded or not data.download, "data.download", "true", f"false: {name} cannot be downloaded")
     in_memory = kind in ("folders", "packed") or data.store != "disk"
@@ -149,6 +158,7 @@ def _check_evaluation(c: Config) -> None:
 
 
 def _check_results(c: Config) -> None:
+    no_login("tracking.uri", c.tracking.uri, INSTEAD)
     for key in ("experiment", "run_name"):
         value = getattr(c.tracking, key)
         bad = value is not None and (value in (".", "..") or any(ch in value for ch in "/\\\0\n"))

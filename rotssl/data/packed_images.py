@@ -180,7 +180,7 @@ def _jpeg(content: bytes, orientation: int) -> Tensor | None:
     except RuntimeError:
         return None
     swapped, mirrored, turned = UPRIGHT[orientation]
-    upright = stored.transpose(0, 1) if swapped else stored
+    upright: Tensor = stored.transpose(0, 1) if swapped else stored
     axes = [axis for axis, back in enumerate((turned, mirrored)) if back]
     return upright.flip(axes) if axes else upright
 

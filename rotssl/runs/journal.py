@@ -82,3 +82,12 @@ def read(folder: Path) -> Points:
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OverflowError):
             continue
     return points
+
+
+def stamp(folder: Path) -> tuple[int, int] | None:
+    """Changes whenever the journal in a folder does; None if there is none."""
+    try:
+        found = (folder / Journal.NAME).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns

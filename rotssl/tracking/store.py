@@ -14,6 +14,7 @@ from rotssl.base.address import file_of, is_gone, without_login
 from rotssl.base.lock import locked
 from rotssl.config import ResolvedConfig, default_storage
 from rotssl.config.fields import ConfigError
+from rotssl.config.rules import INSTEAD, no_login
 from rotssl.config.sections import OFF
 from rotssl.tracking import moved
 
@@ -42,10 +43,11 @@ def asked_uri(given: str | None) -> str:
     """The URI of the store given by a flag, else MLFLOW_TRACKING_URI, else the sqlite file in the default storage.
 
     Raises:
-        ConfigError: the URI is off, which cannot be read.
+        ConfigError: the URI is off, which cannot be read, or the flag has a login in it.
     """
     storage = os.path.abspath(os.path.expanduser(default_storage()))
-    uri = take_login(given or os.environ.get(ADDRESS) or default_uri(storage))
+    no_login("--uri", given, INSTEAD)
+    uri = given or take_login(os.environ.get(ADDRESS) or default_uri(storage))
     if uri == OFF:
         raise ConfigError("--uri: got off, expected a store to read from: sqlite:///FILE or http(s)://HOST:PORT")
     return uri
@@ -63,11 +65,10 @@ def chosen_uri(given: str | None, say: Callable[[str], None]) -> str | None:
     """
     set_ = os.environ.get(ADDRESS)
     if given is not None:
-        uri = take_login(given)
-        check_uri(uri)
-        if set_ and without_login(set_) != uri:
-            say(f"{ADDRESS} ({without_login(set_)}) is not used: tracking.uri is {uri}")
-        return uri
+        check_uri(given)
+        if set_ and without_login(set_) != given:
+            say(f"{ADDRESS} ({without_login(set_)}) is not used: tracking.uri is {given}")
+        return given
     if not set_:
         return None
     uri, file = take_login(set_), file_of(set_)
@@ -121,14 +122,15 @@ def store_of(config: ResolvedConfig) -> str:
 
 
 def check_store(uri: str, nodes: int) -> None:
-    """Check that an sqlite file is used on one machine only.
+    """Check that the trials of a sweep do not write to an sqlite file from several machines; of a run the driver alone does.
 
     Raises:
         ConfigError: the store is an sqlite file, but the cluster has several nodes.
     """
     if uri.startswith("sqlite") and nodes > 1:
         raise ConfigError(
-            f"tracking.uri: got {uri!r}, expected http(s)://HOST:PORT: sqlite works on one machine only, the cluster has {nodes}"
+            f"tracking.uri: got {uri!r}, expected http(s)://HOST:PORT: the trials write from all {nodes} nodes, "
+            "and sqlite works on one machine only"
         )
 
 

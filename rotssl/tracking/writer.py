@@ -7,10 +7,11 @@ later start with a store sends everything.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -233,35 +234,60 @@ class Tracker:
 class Follower:
     """Keeps a run in MLflow in sync with its journal, in a separate thread, so that training never waits for the store.
 
-    Only one sync runs at a time: points added meanwhile are sent by the next one, or by the Tracker that closes the run. Leaving
-    the context waits for the current sync.
+    The thread looks at the journal itself, not only when it hears of an epoch: events may be lost with a node.
+    Points added during a sync are sent by the next one, or by the Tracker that closes the run. Leaving the context waits for the
+    current sync.
 
     Args:
         tracker: tracker of the run, used by this thread only.
         folder: folder of the run.
     """
 
+    LOOK_S = 2.0
+
     def __init__(self, tracker: Tracker, folder: Path) -> None:
         self.tracker, self.folder = tracker, folder
-        self._pool = ThreadPoolExecutor(1, "tracking")
-        self._look: Future[bool] | None = None
+        self._tags: SimpleQueue[dict[str, str]] = SimpleQueue()
+        self._wake, self._ending = threading.Event(), False
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._follow, name="tracking", daemon=True)
 
     def __enter__(self) -> "Follower":
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown()
-        if kind is None and self._look is not None:
-            self._look.result()  # raises if the journal could not be read
+        self._ending = True
+        self._wake.set()
+        self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error  # the journal could not be read
 
     def handle(self, event: Event) -> None:
         """Handle an event of the engine: facts become tags, a finished epoch starts a sync."""
         if isinstance(event, Facts):
-            self._pool.submit(self.tracker.tag, dict(event.tags))
-        if isinstance(event, EpochDone) and (self._look is None or self._look.done()):
-            self._look = self._pool.submit(lambda: self.tracker.sync(journal.read(self.folder)))
+            self._tags.put(dict(event.tags))
+        if isinstance(event, Facts | EpochDone):
+            self._wake.set()
+
+    def _follow(self) -> None:
+        known: object = None
+        while True:
+            self._wake.wait(self.LOOK_S)
+            self._wake.clear()
+            while not self._tags.empty():
+                self.tracker.tag(self._tags.get())
+            if self._ending:
+                return
+            try:
+                now = journal.stamp(self.folder)
+                if now != known:
+                    self.tracker.sync(journal.read(self.folder))
+                known, self._error = now, None
+            except OSError as error:
+                self._error = error
 
 
 def log_report(uri: str, run_id: str, files: Sequence[Path]) -> bool:

@@ -39,6 +39,7 @@ train.epochs=3 | 'train.epochs=3'
 --data.name tiny-imagenet --data.root x --data.download true | data.download: got true | tiny-imagenet cannot be downloaded
 --data.download true | data.download: got true | cannot be downloaded
 --data.name packed --data.root s3://key:secret@bucket/set | data.root: got s3://bucket/set | no login
+--tracking.uri http://alice:secret@host:5000 | tracking.uri: got http://host:5000 | MLFLOW_TRACKING_PASSWORD
 --optim.lr_scale linear | optim.lr_scale: got linear | none with lr auto
 --rotation.mode in_place --rotation.views 1 | rotation.views: got 1
 --rotation.fraction 0.1 --train.batch_size 16 --scaling.num_workers 1 | rotation.fraction: got 0.1 | at least 0.125

@@ -1,6 +1,7 @@
 """What goes to MLflow beside a run: a store that hangs holds up nothing, and nothing is written twice."""
 
 import threading
+import time
 
 import pytest
 
@@ -25,6 +26,14 @@ def test_an_experiment_that_another_process_makes_meanwhile_is_taken():
             raise MlflowException("it exists")
 
     assert writer._experiment(Raced(), "rotssl", None) == "rotssl"
+
+
+def wait_until(holds, seconds=20):
+    """Whether a condition holds within so many seconds."""
+    ends = time.monotonic() + seconds
+    while not holds() and time.monotonic() < ends:
+        time.sleep(0.005)
+    return bool(holds())
 
 
 class Store:
@@ -53,11 +62,26 @@ def test_a_store_that_hangs_holds_up_nothing_and_gets_the_rest_later(tmp_path):
             assert store.asked.wait(timeout=20)
         assert store.seen == []
         store.answers.set()
-    assert store.seen == [[1]] and store.tags == {"device": "cpu"}  # what came meanwhile waits for the next epoch
+    assert store.seen[0] == [1] and store.tags == {"device": "cpu"}
     with Follower(store, tmp_path) as follower:
         follower.handle(EpochDone(3, 1, 1, {}))
         follower.handle(Note("going on"))
-    assert store.seen == [[1], [1, 2, 3]]
+        assert wait_until(lambda: store.seen[-1] == [1, 2, 3])
+
+
+def test_mlflow_hears_of_epochs_whose_events_are_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(Follower, "LOOK_S", 0.01)
+    book, store = journal.Journal(tmp_path), Store()
+    store.answers.set()
+    with Follower(store, tmp_path):
+        for epoch in (1, 2):
+            book.append(epoch, {"loss/total": 1.0})
+            assert wait_until(lambda epoch=epoch: store.seen and store.seen[-1][-1] == epoch)
+    assert store.seen == [[1], [1, 2]]  # what has not changed is not sent again
+    (tmp_path / journal.Journal.NAME).unlink()
+    (tmp_path / journal.Journal.NAME).mkdir()
+    with pytest.raises(IsADirectoryError), Follower(store, tmp_path) as follower:
+        assert wait_until(lambda: follower._error)
 
 
 @pytest.mark.contract
