@@ -219,6 +219,18 @@ class ScalingConfig:
         ge=0,
         later=True,
     )
+    wait_minutes: float = opt(
+        10.0,
+        "How long a run waits for nodes: for those of a cluster that still grows, and for others in place of lost ones.",
+        ge=0,
+        later=True,
+    )
+    elastic: bool = opt(
+        False,
+        "Go on with fewer workers while nodes are missing for over a minute, as many as share the batch, and with all once they "
+        "are back.",
+        later=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,10 @@
 """The connection to a Ray cluster, and the check that the workers fit into it."""
 
 import contextlib
+import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from rotssl.config.fields import ConfigError
 from rotssl.data.images import DataError
 from rotssl.runtimes import ray_start
 
+log = logging.getLogger(__name__)
 # Set before Ray starts; Train passes the first one to its controller and workers.
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the last report waits for the controller's next poll, by default 2 s
@@ -20,6 +23,10 @@ _ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives the connection must not start another cluster
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+class NoRoom(ConfigError):
+    """The workers do not fit into the cluster as it is now."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +59,56 @@ def connected(config: Config) -> Iterator[Workers]:
     """
     ray = import_ray()
     ours = not ray.is_initialized()
+    patience = 60 * config.scaling.wait_minutes
     if ours:
         address = ray_start.address()
         if address == "local":
+            patience = 0  # no node will join
             check_machine(config)
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts a cluster of our own
         ray_start.connect(ray, address)
     try:
-        yield plan_workers(config, ray.cluster_resources(), ray.nodes())
+        yield _wait_for_room(config, ray, patience)
     finally:
         if ours:
             ray_start.disconnect(ray)
+
+
+def _wait_for_room(config: Config, ray: Any, patience: float) -> Workers:
+    """The workers for a cluster that may still grow.
+
+    Raises:
+        ConfigError: they don't fit into it, or still don't after so many seconds.
+    """
+    ends, told, asked = time.monotonic() + patience, "", False
+    try:
+        while True:
+            try:
+                return plan_workers(config, ray.cluster_resources(), ray.nodes())
+            except NoRoom as error:
+                if time.monotonic() > ends:
+                    raise
+                if str(error) != told:
+                    told = str(error)
+                    log.warning("%s; waiting for nodes (scaling.wait_minutes %g)", error, config.scaling.wait_minutes)
+                if not asked:
+                    asked = _wake_autoscaler(config)
+            time.sleep(2)
+    finally:
+        if asked:
+            _wake_autoscaler(None)
+
+
+def _wake_autoscaler(config: Config | None) -> bool:
+    """Tell the cluster's autoscaler, if there is one, what the workers need; None takes that back."""
+    from ray.autoscaler.sdk import request_resources
+
+    bundles: list[dict[str, float]] = []
+    if config is not None:
+        gpu = {"GPU": 1.0} if config.scaling.use_gpu is True else {}
+        bundles = [{"CPU": float(config.scaling.cpus_per_worker), **gpu}] * max(1, int(config.scaling.num_workers))
+    request_resources(bundles=bundles)
+    return True
 
 
 def check_machine(config: Config) -> None:
@@ -87,15 +133,16 @@ def plan_workers(config: Config, resources: dict[str, float], nodes: list[dict[s
         nodes: nodes of the cluster, from ray.nodes().
 
     Raises:
-        ConfigError: they don't fit into the cluster.
+        NoRoom: they don't fit into the cluster.
+        ConfigError: they cannot share the batch.
     """
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     scaling = config.scaling
     use_gpu = gpus > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
     if use_gpu and gpus == 0:
-        raise ConfigError("scaling.use_gpu: got true, but the cluster has no GPU")
+        raise NoRoom("scaling.use_gpu: got true, but the cluster has no GPU")
     alive = [node for node in nodes if node.get("Alive", True)]
-    places = sum(int(node["Resources"].get("CPU", 0)) // scaling.cpus_per_worker for node in alive)
+    places = places_for(config, alive, False)
     why = ""
     if scaling.num_workers == "auto":
         most = max(1, min(gpus, places) if use_gpu else min(2, places))
@@ -104,15 +151,35 @@ def plan_workers(config: Config, resources: dict[str, float], nodes: list[dict[s
     else:
         count = scaling.num_workers
     if use_gpu and count > gpus:
-        raise ConfigError(
+        raise NoRoom(
             f"scaling.num_workers: got {count} with a GPU each, expected at most the cluster's {gpus} GPUs"
         )
     if count > places:
-        raise ConfigError(
+        raise NoRoom(
             f"scaling.num_workers: got {count} with {scaling.cpus_per_worker} CPU each, but the cluster has {cpus} CPUs"
         )
     cfg.check_workers(config, count)
     return Workers(count, use_gpu, len({node["NodeManagerAddress"] for node in alive}), why)
+
+
+def places_for(config: Config, nodes: Sequence[Mapping[str, Any]], use_gpu: bool) -> int:
+    """The number of workers that the living ones among these nodes have room for."""
+    total = 0
+    for node in nodes:
+        has = node["Resources"] if node.get("Alive", True) else {}
+        cpus = int(has.get("CPU", 0)) // config.scaling.cpus_per_worker
+        total += min(cpus, int(has.get("GPU", 0))) if use_gpu else cpus
+    return total
+
+
+def gone_from(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The nodes, in words, that were alive before and are not now."""
+    alive = {node["NodeID"] for node in now if node.get("Alive", True)}
+    return [
+        f"node {node['NodeManagerAddress']}"
+        for node in before
+        if node.get("Alive", True) and node["NodeID"] not in alive
+    ]
 
 
 def nodes() -> list[dict[str, Any]]:

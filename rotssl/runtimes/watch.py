@@ -65,8 +65,10 @@ class Head:
         self.seen = time.monotonic()
         return ""
 
-    def until_done(self, work: Callable[[], Any]) -> Any:
+    def until_done(self, work: Callable[[], Any], look: Callable[[], None]) -> Any:
         """The result of ``work``, which runs in another thread and is left behind if the head is gone.
+
+        ``look`` is called every second.
 
         Raises:
             HeadGone: it has not answered for 30 seconds.
@@ -81,8 +83,11 @@ class Head:
 
         threading.Thread(target=run, name="fit", daemon=True).start()
         while not wait([future], timeout=1).done:
-            if (line := self.gone()) and time.monotonic() - self.seen > HEAD_PATIENCE_S:
-                raise HeadGone(line)
+            if line := self.gone():
+                if time.monotonic() - self.seen > HEAD_PATIENCE_S:
+                    raise HeadGone(line)
+            else:
+                look()
         return future.result()
 
 
@@ -155,6 +160,10 @@ class Watch:
     def to_blame(self) -> str:
         """Why the run failed, if it was a hang; empty if new workers had started after the last one."""
         return self.reason if self.restarting or self.last is None else ""
+
+    def rest(self) -> None:
+        """Forget the workers, which have ended: whatever time passes until others start is no hang."""
+        self.last, self.restarting, self.workers, self.controller = None, False, {}, None
 
     def stop(self) -> None:
         """End the workers and the controller at once, so that nothing of the run goes on while it is closed."""

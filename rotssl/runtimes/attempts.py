@@ -1,0 +1,149 @@
+"""What happens when workers fail or nodes go: whether the run starts again, on how many workers, and what is said about it.
+
+Ray Train could start workers again by itself. It counts failures over a whole run, however long, gives missing nodes a minute, and
+says nothing. So each failure ends its fit(), and another one begins here.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rotssl import config as cfg
+from rotssl.config import ResolvedConfig
+from rotssl.engine.events import EpochDone, Event
+from rotssl.runs import checkpoint, journal
+from rotssl.runtimes.ray_cluster import Workers, gone_from, places_for
+from rotssl.runtimes.watch import Watch
+
+MAX_FAILURES = 3  # in a row, without progress between them
+ELASTIC_S = 60.0  # that missing workers are waited for before a run goes on with fewer
+QUIET_S = 10.0  # that workers take to start, before anything is said
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # that Ray Train reads
+
+Nodes = Sequence[Mapping[str, Any]]
+
+
+class Attempts:
+    """The starts of the workers of a run.
+
+    Args:
+        config: of the run.
+        asked: the workers that it should have.
+        nodes: gives the nodes of the cluster.
+        guard: that watches the workers.
+        say: called with a line for people.
+
+    Attributes:
+        workers: those of the next start.
+    """
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        asked: Workers,
+        nodes: Callable[[], Nodes],
+        guard: Watch,
+        say: Callable[[str], None],
+    ) -> None:
+        self.config, self.asked, self.nodes, self.guard, self.say = config, asked, nodes, guard, say
+        self.workers = asked
+        self.failures, self.growing, self.told = 0, False, ""
+        self.reached = self._progress()
+        self.known = list(nodes())
+        self.begun = self.waiting_since = time.monotonic()
+
+    def _progress(self) -> tuple[int, float]:
+        """Grows with every epoch, and with every state that is saved within one."""
+        return max(journal.read(self.config.run_dir), default=0), checkpoint.last_save(self.config.run_dir)
+
+    def room(self) -> int:
+        """The number of workers for which the cluster has room now, if nobody else uses it."""
+        return places_for(self.config, self.nodes(), self.asked.use_gpu)
+
+    def fitting(self) -> int:
+        """The largest number of workers that fit, and can share the batch; 0: not one."""
+        counts = range(min(self.room(), self.asked.count), 0, -1)
+        return next((count for count in counts if not cfg.unshared(self.config, count)), 0)
+
+    def start(self) -> None:
+        """Note that the workers start, and how long Ray Train shall wait for them."""
+        self.begun, self.told = time.monotonic(), ""
+        patience = self.waiting_since + 60 * self.config.scaling.wait_minutes - self.begun
+        if self.config.scaling.elastic:
+            patience = min(patience, ELASTIC_S)
+        os.environ[START_TIMEOUT] = str(max(patience, QUIET_S))
+
+    def look(self) -> None:
+        """Say what is waited for, if the workers do not start for want of room; called every second or so."""
+        if self.guard.last is not None:
+            self.waiting_since = time.monotonic()
+            return
+        room, count = self.room(), self.workers.count
+        if room >= count or time.monotonic() - self.begun < QUIET_S:
+            return
+        line = f"waiting for room for {count} workers: the cluster has room for {room}"
+        if line != self.told:
+            self.told = line
+            self.say(f"{line} (scaling.wait_minutes {self.config.scaling.wait_minutes:g})")
+
+    def heard(self, show: Callable[[Event], None]) -> Callable[[Event], None]:
+        """``show``, which is called with each event; at the end of an epoch, workers that were missed may come back."""
+
+        def handle(event: Event) -> None:
+            show(event)
+            fewer = self.workers.count < self.asked.count
+            if isinstance(event, EpochDone) and fewer and not self.growing and self.fitting() > self.workers.count:
+                self.growing = True
+                self.say(f"the cluster has room for {self.fitting()} workers again: they start from the last checkpoint")
+                self.guard.stop()
+
+        return handle
+
+    def again(self, reason: str, timed_out: bool, said: bool) -> str:
+        """Decide whether workers that have ended start again.
+
+        Args:
+            reason: why they ended.
+            timed_out: whether they did not start in the time that ``start`` has set.
+            said: whether the user knows already.
+
+        Returns:
+            An empty text, or why the run ends.
+        """
+        self.guard.rest()
+        now, before = self._progress(), self.workers.count
+        self.workers = replace(self.asked, count=self._count(timed_out))
+        if timed_out:
+            waited = time.monotonic() - self.waiting_since >= 60 * self.config.scaling.wait_minutes - 1
+            if waited and self.workers.count == before:
+                minutes = f"{self.config.scaling.wait_minutes:g} minutes (scaling.wait_minutes)"
+                return f"no {before} workers could start for {minutes}: {self._whereabouts() or reason}"
+        elif self.growing:
+            self.growing = False
+        else:
+            self.failures = self.failures + 1 if now <= self.reached else 1
+            self.reached = now
+            if self.failures > MAX_FAILURES:
+                return reason
+            if not said:
+                why = self._whereabouts() or reason
+                self.say(f"{why}; the workers start again from the last checkpoint")
+        if self.workers.count < before:
+            self.say(f"going on with {self.workers.count} of {self.asked.count} workers (scaling.elastic)")
+        return ""
+
+    def _count(self, timed_out: bool) -> int:
+        """The number of workers of the next start."""
+        if not self.config.scaling.elastic:
+            return self.asked.count
+        fit = self.fitting()
+        # A node that has just gone is waited for first: it may be a moment's silence.
+        return fit if fit and (timed_out or self.growing or fit == self.asked.count) else self.workers.count
+
+    def _whereabouts(self) -> str:
+        """A line about nodes that are gone since this was last asked; empty if all are there."""
+        now = list(self.nodes())
+        gone, self.known = gone_from(self.known, now), now
+        return f"{', '.join(gone)} of the cluster {'is' if len(gone) == 1 else 'are'} gone" if gone else ""
