@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tests.cluster.hosts import RAY, Hosts, address, missing
-from tests.programs import started, wait_for
+from tests.programs import ROOT, started, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.exhaustive]
 SERVER = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=8000, bind='0.0.0.0')"
@@ -71,7 +71,7 @@ def test_nothing_is_left_of_hosts_that_end_and_others_go_on(tmp_path, how):
     argv = [sys.executable, "-c", ENDS, str(tmp_path / "hosts")]
     with (
         started(["sleep", "600"], tmp_path / "bystander") as bystander,
-        Popen(argv, stdin=PIPE, stdout=PIPE) as process,
+        Popen(argv, stdin=PIPE, stdout=PIPE, cwd=ROOT) as process,
     ):
         process.told = lambda: "no output"
         assert process.stdout.readline() == b"up\n"
