@@ -4,6 +4,8 @@ import pytest
 
 from tests.cluster.hosts import Hosts, missing
 from tests.cluster.rays import Rays
+from tests.cluster.slurm import Slurm
+from tests.cluster.slurm import missing as absent
 
 
 @pytest.fixture(scope="session")
@@ -19,4 +21,13 @@ def hosts(tmp_path_factory):
 def rays(hosts):
     """Ray on two of the hosts; a test that ends a node starts it again."""
     with Rays(hosts) as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
+def slurm(hosts):
+    """A Slurm of two of the hosts."""
+    if reason := absent():
+        pytest.skip(reason)
+    with Slurm(hosts) as up:
         yield up
