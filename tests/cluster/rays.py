@@ -87,5 +87,10 @@ class Rays:
         told = self.job("status", name, check=False)
         return next(word for word in ("PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED") if word in told.upper())
 
+    def wait(self, name):
+        """Wait until a job ends; returns its status."""
+        self.job("logs", "--follow", name, check=False)
+        return self.status(name)
+
     def stop(self, name):
         self.job("stop", name)
