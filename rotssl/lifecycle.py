@@ -2,7 +2,10 @@
 
 import functools
 import logging
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -215,6 +218,7 @@ class Run:
         """Train; returns the status of the run and the reason for it."""
         state = self.state
         state.write("running")
+        (self.folder / checkpoint.ASKED).unlink(missing_ok=True)
         write_whole(self.folder / "config.yaml", dump(self.config))
         with writer.Follower(self.tracker, self.folder) as follower:
 
@@ -291,9 +295,23 @@ def _train(config: ResolvedConfig, workers: Workers | None, show: Callable[[Even
     return _run_here(config, show, splits)
 
 
-def interrupt(*_: object) -> None:
-    """A signal handler that interrupts the program like Ctrl-C."""
+def interrupt(number: int, *_: object) -> None:
+    """A signal handler that interrupts the program like Ctrl-C. The signal is ignored from then on: Slurm sends it twice."""
+    signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def save_and_interrupt(folder: Path, patience: float = 60) -> None:
+    """Ask a run for a save of its state, and send SIGTERM to this process once there is one, or after so many seconds."""
+    asked, before, until = folder / checkpoint.ASKED, checkpoint.last_save(folder), time.monotonic() + patience
+    try:
+        asked.touch()
+        while checkpoint.last_save(folder) == before and time.monotonic() < until:
+            time.sleep(0.1)
+        asked.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("no state was saved: %s", error)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def open_in_mlflow(

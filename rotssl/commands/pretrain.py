@@ -4,6 +4,7 @@ import shlex
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rotssl.config.methods import METHODS
 from rotssl.config.recipes import dump
 from rotssl.config.sections import OFF
 from rotssl.data import datasets
-from rotssl.lifecycle import Run, interrupt, prepare
+from rotssl.lifecycle import Run, interrupt, prepare, save_and_interrupt
 from rotssl.reports import terminal
 from rotssl.reports.progress import ProgressView
 from rotssl.runs import checkpoint, journal
@@ -99,14 +100,25 @@ def pretrain(config: ResolvedConfig, told: str = "") -> int:
             if workers.why:
                 say(f"more workers cannot share the batch: {workers.why}")
         if threading.current_thread() is threading.main_thread():
-            stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-            signal.signal(signal.SIGTERM, interrupt)  # what `ray job stop` sends
+            _handle(stack, signal.SIGTERM, interrupt)  # what `ray job stop` sends
+            _handle(stack, signal.SIGUSR1, lambda *_: _leave(run))  # what cluster/slurm sends when a job's time is up
         if told:
             say(told)
         run.track(workers)
         with ProgressView(config.train.epochs, run.name) as view:
             status = run.train(workers, view.handle)
         return _conclude(run, status)
+
+
+def _handle(stack: ExitStack, number: signal.Signals, handler: Callable[..., None]) -> None:
+    """Handle a signal until the stack is closed."""
+    stack.callback(signal.signal, number, signal.getsignal(number))
+    signal.signal(number, handler)
+
+
+def _leave(run: Run) -> None:
+    """Save and end, in another thread: this one has signals to handle and, without Ray, the training to do."""
+    threading.Thread(target=save_and_interrupt, args=[run.folder], name="leave", daemon=True).start()
 
 
 def _conclude(run: Run, status: str) -> int:

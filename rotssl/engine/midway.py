@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,22 +41,24 @@ class Clock:
     Args:
         minutes: between saves; 0: never within an epoch.
         device: of the collectives.
+        asked: a file; as long as it exists, every look saves.
     """
 
-    def __init__(self, minutes: float, device: torch.device) -> None:
-        self.minutes, self.device, self.saved = minutes, device, time.monotonic()
+    def __init__(self, minutes: float, device: torch.device, asked: Path) -> None:
+        self.minutes, self.device, self.asked, self.saved = minutes, device, asked, time.monotonic()
 
     def restart(self) -> None:
         """Start the interval anew, because the state has just been saved."""
         self.saved = time.monotonic()
 
     def due(self) -> bool:
-        """Whether to save now; all workers call it, and rank 0's clock decides for all."""
+        """Whether to save now; all workers call it, and rank 0's clock and file decide for all."""
         if not self.minutes:
             return False
-        late = time.monotonic() - self.saved >= 60 * self.minutes
+        late = distributed.rank() == 0
+        late = late and (time.monotonic() - self.saved >= 60 * self.minutes or self.asked.exists())
         if distributed.world_size() > 1:
-            own = torch.tensor(float(late and distributed.rank() == 0), device=self.device)
+            own = torch.tensor(float(late), device=self.device)
             late = float(distributed.mean(own)) > 0
         if late:
             self.restart()

@@ -37,6 +37,7 @@ from rotssl.engine.recorder import Cost, EpochRecorder
 from rotssl.engine.runtime import RunFailed, Runtime
 from rotssl.evaluation.protocol import protocols
 from rotssl.models.encoders import save_encoder
+from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
 
 
@@ -86,7 +87,7 @@ class Trainer:
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
         self.recorder = EpochRecorder(journal, runtime)
         self.alarm = Alarm(train.on_collapse, journal.points, runtime)
-        self.clock = Clock(train.save_minutes, device)
+        self.clock = Clock(train.save_minutes, device, journal.folder / checkpoint.ASKED)
         self.warmup = round(config.optim.warmup_epochs * self.steps_per_epoch)
         steps = config.tasks.guard
         self.guard = Guard(dict(self.model.named_tasks()), steps and self.warmup + steps, steps // 2)

@@ -3,6 +3,7 @@
 The file is what ``torch.save`` writes, a zip archive. The comment at the archive's end is a checksum of all bytes before it.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -23,6 +24,7 @@ from rotssl.config.fields import ConfigError
 log = logging.getLogger(__name__)
 FILE = "checkpoint.pt"
 WITHIN = "within_epoch"  # folder of the state that was last saved within an epoch
+ASKED = "save_now"  # file in the run's folder that asks for such a save
 KEEP = 2  # the newest, and one to fall back to if it is damaged
 _NAME = re.compile(r"epoch_(\d{5})")
 _MARK = b"sha256:"
@@ -175,6 +177,15 @@ def _read(folder: Path) -> dict[str, Any] | None:
 def within(run_dir: Path) -> dict[str, Any] | None:
     """The state that was last saved within an epoch; None if there is none that can be read."""
     return _read(run_dir / WITHIN) if (run_dir / WITHIN / FILE).exists() else None
+
+
+def last_save(run_dir: Path) -> float:
+    """When a state was last saved, in seconds of the file system's clock; 0 if none was."""
+    times = [0.0]
+    for path in run_dir.glob(f"*/{FILE}"):
+        with contextlib.suppress(FileNotFoundError):  # the oldest ones are deleted meanwhile
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def source(place: Path) -> Path:

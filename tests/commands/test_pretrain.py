@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from rotssl import lifecycle
 from rotssl.commands import pretrain
 from rotssl.config.fields import ConfigError
 from rotssl.models.encoders import load_encoder
-from rotssl.runs import journal
+from rotssl.runs import checkpoint, journal
 from tests.programs import SMALL, command, flags, job, mlflow_client, started, wait_for, with_store
 
 trains = pytest.mark.system
@@ -240,3 +241,19 @@ def test_without_ray_a_run_that_is_killed_in_mid_epoch_goes_on_and_exports(tmp_p
     assert journal.read(folder)[2]["cost/lost_seconds"] > 0
     encoder, dim = load_encoder(folder)
     assert encoder(torch.zeros(2, 3, 16, 16)).shape == (2, dim)
+
+
+@trains
+def test_a_run_whose_time_is_up_saves_its_state_within_the_epoch(tmp_path):
+    # 460 steps an epoch, and a look at the file every 50.
+    fields = {**SMALL, "data.limit": 2048, "train.batch_size": 4, "train.epochs": 1, "evaluation.linear": False}
+    argv = [*flags(fields, tmp_path), *HERE, "--tracking.uri", "off"]
+    folder = tmp_path / "rotssl" / "run"
+    with started(command("pretrain.py", *argv), tmp_path / "log") as process:
+        wait_for((folder / "trained_seconds").exists, process)
+        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait() == 130, process.told()[-3000:]
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    assert 0 < checkpoint.within(folder)["within"]["step"] < 460  # test_midway.py shows that a run goes on from there
+    assert not (folder / checkpoint.ASKED).exists()

@@ -150,15 +150,25 @@ def test_a_disk_that_is_full_ends_the_run_as_with_other_checkpoints(tmp_path, mo
         start(tmp_path, fields=OFTEN)
 
 
-def rank_0_decides(late):
-    clock = midway.Clock(1, "cpu")
+def rank_0_decides(late, folder):
+    clock = midway.Clock(1, "cpu", folder / "none")
     clock.saved -= 100 if (distributed.rank() == 0) == late else 0
     return clock.due(), clock.due()
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_the_clock_of_rank_0_decides_for_all(pool, late):
-    assert pool.run(rank_0_decides, late) == [(late, False)] * 2
+def test_the_clock_of_rank_0_decides_for_all(pool, late, tmp_path):
+    assert pool.run(rank_0_decides, late, tmp_path) == [(late, False)] * 2
+
+
+def test_a_file_asks_for_a_save_at_the_next_look(tmp_path):
+    folder = tmp_path / "rotssl" / "run"
+    start(tmp_path, 7)
+    assert not (folder / checkpoint.WITHIN).exists()
+    (folder / checkpoint.ASKED).touch()
+    before = checkpoint.last_save(folder)
+    start(tmp_path, 3)
+    assert checkpoint.within(folder)["within"]["step"] == 2 and checkpoint.last_save(folder) > before
 
 
 def test_zero_minutes_never_save(tmp_path):

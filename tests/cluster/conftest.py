@@ -1,0 +1,33 @@
+"""What the tests of clusters share: hosts for the whole session, and Ray on two of them."""
+
+import pytest
+
+from tests.cluster.hosts import Hosts, missing
+from tests.cluster.rays import Rays
+from tests.cluster.slurm import Slurm
+from tests.cluster.slurm import missing as absent
+
+
+@pytest.fixture(scope="session")
+def hosts(tmp_path_factory):
+    """Three hosts, which a test leaves as it found them: no program of its own, all cables in."""
+    if reason := missing():
+        pytest.skip(reason)
+    with Hosts(tmp_path_factory.mktemp("hosts")) as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
+def rays(hosts):
+    """Ray on two of the hosts; a test that ends a node starts it again."""
+    with Rays(hosts) as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
+def slurm(hosts):
+    """A Slurm of two of the hosts."""
+    if reason := absent():
+        pytest.skip(reason)
+    with Slurm(hosts) as up:
+        yield up

@@ -1,0 +1,169 @@
+"""The page about Slurm, typed by a stranger: its commands on a real Slurm of two nodes, and what it says about ends."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rotssl.config import cli, sweep
+from rotssl.runs import checkpoint, journal
+from tests.programs import ROOT
+from tests.runtimes.test_ray_train import uninterrupted
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slurm, pytest.mark.system, pytest.mark.exhaustive]
+PAGE = ROOT / "docs" / "clusters" / "slurm.md"
+LONG = """sbatch --nodes=2 --cpus-per-task=1 cluster/slurm/pretrain.sbatch --data.name synthetic --data.limit 512
+    --data.image_size 16 --method.hidden_dim 32 --method.out_dim 16 --train.batch_size 32 --train.epochs 60
+    --evaluation.linear false --evaluation.knn_every 0 --scaling.num_workers 2 --tracking.uri off
+    --tracking.run_name long""".replace("\n", " ")
+SWEEP = """
+sweep: {seeds: 1}
+grid: {rotation.weight: [0, 1.0], train.epochs: [1]}
+data: {name: fashion-mnist-sample, limit: 256}
+method: {hidden_dim: 32, out_dim: 16}
+train: {batch_size: 64}
+"""
+
+
+def blocks():
+    """The page's indented blocks, by the title of their section."""
+    found = {}
+    for section in re.split(r"^## ", PAGE.read_text(), flags=re.M)[1:]:
+        title, body = section.split("\n", 1)
+        found[title] = [re.sub("^    ", "", block, flags=re.M) for block in re.findall(r"(?:^    .*\n)+", body, re.M)]
+    return found
+
+
+class Stranger:
+    """Somebody with an account, in a checkout of their own."""
+
+    def __init__(self, slurm, checkout):
+        self.slurm, self.checkout = slurm, checkout
+        # `make setup` has been done elsewhere.
+        self.env = {"VENV": sys.prefix, "PYTHONPATH": str(checkout)}
+
+    def types(self, block, job="", more=""):
+        """Type a block of the page, with a number in place of JOB; returns what it prints."""
+        command = block.rstrip().replace("JOB", job) + more
+        return self.slurm("bash", "-euc", command, env=self.env, cwd=self.checkout)
+
+    def submits(self, block, more=""):
+        """Type a block that submits a job; returns its number."""
+        return re.fullmatch(r"Submitted batch job (\d+)\s*", self.types(block, more=more))[1]
+
+    def log(self, job):
+        file = self.checkout / f"rotssl-{job}.log"
+        return file.read_text() if file.exists() else ""
+
+    def run(self, name):
+        return self.checkout / "results" / "rotssl" / name
+
+    def status(self, name):
+        return json.loads((self.run(name) / "run.json").read_text())["status"]
+
+
+@pytest.fixture(scope="module")
+def stranger(slurm, tmp_path_factory):
+    checkout = tmp_path_factory.mktemp("stranger") / "rotssl"
+    for name in ("cluster", "jobs", "rotssl"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return Stranger(slurm, checkout)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(slurm):
+    """After each test there is no process of a job, no token, no folder of Ray and no shared memory of it."""
+    before = {*Path("/tmp").glob("ray.??????")}
+    yield
+    for host in ("head", "worker"):
+        assert not [p for p in slurm.hosts.processes(host) if "ray" in " ".join(p.cmdline())]
+        assert "plasma" not in slurm.hosts.run(host, ["ls", "/dev/shm"]).stdout
+    assert not [*slurm.hosts.home("head").glob(".rotssl-*")]
+    assert {*Path("/tmp").glob("ray.??????")} <= before
+
+
+def test_the_pages_first_job_and_a_sweep_share_a_node(stranger):
+    first, look, expected, files = blocks()["Try it"]
+    (ablate,) = blocks()["Sweep"]
+    (stranger.checkout / "small.yaml").write_text(SWEEP)
+    sweeping = stranger.submits(ablate.replace("jobs/sweeps/weight_budget_demo.yaml", "small.yaml"))
+    job = stranger.submits(first)
+    assert job in stranger.types(look.splitlines()[0], job)
+    assert stranger.slurm.ended(job) == "COMPLETED", stranger.log(job)
+    log = stranger.types(look, job)
+    for line in expected.replace("JOB", job).splitlines():
+        # As the page has it, but for addresses, ports and the names of nodes.
+        words = re.sub(r"\\d+\\\.[\d.\\]+\d|127.*? on .*|\S*node\S*|(?<=:)\d+", r".+", re.escape(line))
+        assert re.search(words, log), f"{line}\n{log}"
+    told = stranger.types(files)
+    assert '"status": "finished"' in told and len(journal.read(stranger.run("try"))) == 2
+    assert stranger.slurm.ended(sweeping) == "COMPLETED", stranger.log(sweeping)
+    assert (stranger.checkout / "results" / "small" / "small" / "report" / "report.html").exists()
+
+
+def test_the_token_is_private(stranger):
+    job = stranger.submits("sbatch --nodes=2 --cpus-per-task=1 cluster/slurm/pretrain.sbatch --help")
+    home = stranger.slurm.hosts.home("head")
+    while not (found := [*home.glob(f".rotssl-{job}.*/token")]) or not found[0].read_text():
+        assert stranger.slurm.facts(job)["JobState"] != "COMPLETED", stranger.log(job)
+    assert found[0].stat().st_mode & 0o777 == 0o600 and found[0].parent.stat().st_mode & 0o777 == 0o700
+    assert len(found[0].read_text()) == 64
+    assert stranger.slurm.ended(job) == "COMPLETED", stranger.log(job)
+
+
+@pytest.mark.timeout(600)
+def test_a_run_that_is_preempted_and_cancelled_ends_with_the_weights_of_a_quiet_one(stranger, pool, tmp_path):
+    slurm, folder = stranger.slurm, stranger.run("long")
+    save_and_requeue, end = blocks()["End, resume, preempt"]
+
+    def done():
+        return max(journal.read(folder), default=0)
+
+    job = stranger.submits(LONG)
+    slurm.wait(job, lambda facts: done() >= 2)
+    urgent = slurm.submit("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    assert slurm.ended(urgent) == "COMPLETED"
+    slurm.wait(job, lambda facts: facts["Restarts"] == "1" and facts["JobState"] == "RUNNING")
+    preempted = done()
+    slurm.wait(job, lambda facts: done() >= preempted + 2)
+    stranger.types(save_and_requeue, job)
+    slurm.wait(job, lambda facts: facts["Restarts"] == "2" and facts["JobState"] == "RUNNING")
+    assert stranger.status("long") in ("interrupted", "running")
+    assert stranger.log(job).count("resuming") == 1
+    requeued = done()
+    slurm.wait(job, lambda facts: done() >= requeued + 2)
+    stranger.types(end, job)
+    assert slurm.ended(job) == "CANCELLED", stranger.log(job)
+    assert stranger.status("long") == "interrupted" and done() < 60
+    again = stranger.submits(LONG)
+    assert slurm.ended(again) == "COMPLETED", stranger.log(again)
+    assert stranger.status("long") == "finished" and "resuming after epoch" in stranger.log(again)
+
+    quiet = pool.run(uninterrupted, folder, tmp_path)[0]
+    ours = torch.load(checkpoint.found(folder)[0] / checkpoint.FILE, weights_only=True)["model"]
+    assert all(torch.equal(ours[name], quiet[name]) for name in quiet) and len(ours) == len(quiet)
+    points, others = journal.read(folder), journal.read(tmp_path / "rotssl" / "long")
+    for epoch in range(1, 61):
+        for key in ("loss/total", "loss/ssl", "optim/grad_norm"):
+            assert points[epoch][key] == others[epoch][key], (epoch, key)
+
+
+def test_a_job_outside_a_checkout_says_so(stranger, tmp_path):
+    script = stranger.checkout / "cluster" / "slurm" / "pretrain.sbatch"
+    job = stranger.slurm.submit("--nodes=1", script, cwd=tmp_path)
+    assert stranger.slurm.ended(job) == "FAILED"
+    symptom = re.search(r"^\| `(cluster/slurm/run.sh: .*?)`", PAGE.read_text(), re.M)[1]
+    assert symptom in (tmp_path / f"rotssl-{job}.log").read_text()
+
+
+def test_what_the_page_submits_for_gpus_parses():
+    (train,) = blocks()["Train"]
+    _, _, flags = train.replace("\\\n", " ").partition("pretrain.sbatch")
+    command = cli.parse(flags.split(), "jobs/pretrain.py", "")
+    assert command.config.data.root == "/datasets/imagenet100" and command.config.tracking.uri.startswith("http")
+    (ablate,) = blocks()["Sweep"]
+    assert sweep.parse(ablate.partition("ablate.sbatch")[2].split()).sweep.name == "weight_budget_demo"
