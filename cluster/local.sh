@@ -3,7 +3,7 @@
 #
 #   cluster/local.sh start   starts it and prints what to export
 #   cluster/local.sh env     prints that again:  eval "$(cluster/local.sh env)"
-#   cluster/local.sh stop    stops these two nodes, and nothing else
+#   cluster/local.sh stop    stops these two nodes, and nothing else, and removes their token, logs and files
 #
 # CPUS (a node, default 1), GCS_PORT (6399) and DASHBOARD_PORT (8299) may be set; state lies in STATE (default: a folder in TMPDIR).
 set -euo pipefail
@@ -13,6 +13,8 @@ STATE=${STATE:-${TMPDIR:-/tmp}/rotssl-cluster-$(id -u)}
 GCS_PORT=${GCS_PORT:-6399}
 DASHBOARD_PORT=${DASHBOARD_PORT:-8299}
 CPUS=${CPUS:-1}
+# A folder of its own for the second node: two that unpack a job's files into the same one delete each other's.
+SECOND=${RAY_TMPDIR:-${TMPDIR:-/tmp}}/ray-second-$(id -u)-$GCS_PORT
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$STATE/token" RAY_USAGE_STATS_ENABLED=0
 # Ray's processes write their bytecode once instead of compiling their imports each time.
 unset PYTHONDONTWRITEBYTECODE RAY_ADDRESS
@@ -43,8 +45,7 @@ start() {
     node head --head --port="$GCS_PORT" --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT"
     wait_for head "the head node" started head
     wait_for head "the job server" ray job list --address "http://127.0.0.1:$DASHBOARD_PORT"
-    # A folder of its own: two nodes that unpack a job's files into the same one delete each other's.
-    node worker --address="127.0.0.1:$GCS_PORT" --temp-dir="/tmp/ray-second-$(id -u)"
+    node worker --address="127.0.0.1:$GCS_PORT" --temp-dir="$SECOND"
     wait_for worker "the second node" started worker
     echo "two nodes are up; for the commands that follow:" >&2
     print_env
@@ -82,7 +83,9 @@ stop() {
         done
         kill -KILL -- "-$(cat "$STATE/$name.pid")" 2>/dev/null || true
     done
-    rm -f "$STATE/worker.pid" "$STATE/head.pid"
+    rm -rf "$SECOND"
+    rm -f "$STATE"/{worker,head}.{pid,log} "$STATE/token"
+    if [ -d "$STATE" ]; then rmdir --ignore-fail-on-non-empty "$STATE"; fi
 }
 
 case "${1:-}" in

@@ -27,6 +27,7 @@ from rotssl.runs import checkpoint, health, journal
 from rotssl.runs.curve import save_convergence
 from rotssl.runs.journal import Points
 from rotssl.runs.state import RunState, run_folder
+from rotssl.runtimes import torchrun
 from rotssl.runtimes.ray_cluster import Workers
 from rotssl.tracking import moved, store, untracked, writer
 
@@ -292,6 +293,8 @@ def _train(config: ResolvedConfig, workers: Workers | None, show: Callable[[Even
         from rotssl.runtimes import ray_train
 
         return ray_train.fit(config, workers, show, splits)
+    if (group := torchrun.group()) is not None:
+        return torchrun.work(config, group, show)
     return _run_here(config, show, splits)
 
 

@@ -22,6 +22,7 @@ from rotssl.reports import terminal
 from rotssl.reports.progress import ProgressView
 from rotssl.runs import checkpoint, journal
 from rotssl.runs.state import RunState, check_writable
+from rotssl.runtimes import torchrun
 from rotssl.tracking import store, untracked
 
 
@@ -30,6 +31,12 @@ def run(command: Command) -> int:
     config, info = prepare(command.config, say=say)
     with ExitStack() as stack:
         if config.train.budget is not None:
+            require(
+                torchrun.group() is None,
+                "train.budget",
+                config.train.budget,
+                "train.epochs: each process of torchrun would plan",
+            )
             here = command.dry_run or command.print_config or config.scaling.num_workers == 0
             config = budget.planned(command.config, config, info, None if here else stack)
         return _run(command, config, info)
@@ -78,6 +85,11 @@ def pretrain(config: ResolvedConfig, told: str = "") -> int:
     require(
         config.train.budget is None, "train.budget", config.train.budget, "none here: only jobs/pretrain.py plans it"
     )
+    group = torchrun.group()
+    if group is not None:
+        torchrun.check(config, group)
+        if group.rank > 0:
+            return _follow(config, group)
     with ExitStack() as stack:
         run = stack.enter_context(Run.held(config))
         if run.state.doubt:
@@ -90,7 +102,9 @@ def pretrain(config: ResolvedConfig, told: str = "") -> int:
             report(run)
             return EXIT_OK
         workers = None
-        if config.scaling.num_workers == 0:
+        if group is not None:
+            say(f"training in {group.count} processes of torchrun")
+        elif config.scaling.num_workers == 0:
             _check_local_gpu(config)
         else:
             from rotssl.runtimes import ray_cluster
@@ -104,10 +118,17 @@ def pretrain(config: ResolvedConfig, told: str = "") -> int:
             _handle(stack, signal.SIGUSR1, lambda *_: _leave(run))  # what cluster/slurm sends when a job's time is up
         if told:
             say(told)
-        run.track(workers)
+        run.track(workers, None if group is None else {"world_size": str(group.count)})
         with ProgressView(config.train.epochs, run.name) as view:
             status = run.train(workers, view.handle)
         return _conclude(run, status)
+
+
+def _follow(config: ResolvedConfig, group: torchrun.Group) -> int:
+    """Train in a process of torchrun that is not the first; returns the exit code."""
+    if RunState.of(config).is_done:  # the first one prints its table
+        return EXIT_OK
+    return EXIT_OK if torchrun.work(config, group, lambda event: None) is None else EXIT_FAILED
 
 
 def _handle(stack: ExitStack, number: signal.Signals, handler: Callable[..., None]) -> None:

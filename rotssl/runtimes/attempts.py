@@ -1,7 +1,7 @@
 """What happens when workers fail or nodes go: whether the run starts again, on how many workers, and what is said about it.
 
-Ray Train could start workers again by itself. It counts failures over a whole run, however long, gives missing nodes a minute, and
-says nothing. So each failure ends its fit(), and another one begins here.
+Ray Train could start workers again by itself. But it counts failures over a whole run, however long, gives missing nodes a
+minute, and says nothing. So each failure ends its fit(), and another one begins here.
 """
 
 import os
@@ -96,7 +96,9 @@ class Attempts:
             fewer = self.workers.count < self.asked.count
             if isinstance(event, EpochDone) and fewer and not self.growing and self.fitting() > self.workers.count:
                 self.growing = True
-                self.say(f"the cluster has room for {self.fitting()} workers again: they start from the last checkpoint")
+                self.say(
+                    f"the cluster has room for {self.fitting()} workers again: they start from the last checkpoint"
+                )
                 self.guard.stop()
 
         return handle

@@ -86,7 +86,7 @@ def _wait_for_room(config: Config, ray: Any, patience: float) -> Workers:
             try:
                 return plan_workers(config, ray.cluster_resources(), ray.nodes())
             except NoRoom as error:
-                if time.monotonic() > ends:
+                if time.monotonic() >= ends:
                     raise
                 if str(error) != told:
                     told = str(error)
@@ -151,9 +151,7 @@ def plan_workers(config: Config, resources: dict[str, float], nodes: list[dict[s
     else:
         count = scaling.num_workers
     if use_gpu and count > gpus:
-        raise NoRoom(
-            f"scaling.num_workers: got {count} with a GPU each, expected at most the cluster's {gpus} GPUs"
-        )
+        raise NoRoom(f"scaling.num_workers: got {count} with a GPU each, expected at most the cluster's {gpus} GPUs")
     if count > places:
         raise NoRoom(
             f"scaling.num_workers: got {count} with {scaling.cpus_per_worker} CPU each, but the cluster has {cpus} CPUs"

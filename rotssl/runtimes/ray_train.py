@@ -2,7 +2,7 @@
 
 The driver connects to a cluster, checks that the workers fit, loads the data into Ray's object store (one copy per node, read
 in place by all its workers; images on disk are mapped by the workers themselves) and passes the training loop to a TorchTrainer.
-Ray Train restarts a worker group that dies; it resumes from the newest checkpoint in storage.path.
+A worker group that dies is started again (attempts.py); it resumes from the newest checkpoint in storage.path.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from rotssl.engine.events import Alert, Event, Note
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
 from rotssl.runtimes import ray_start, watch
+from rotssl.runtimes.attempts import Attempts
 from rotssl.runtimes.ray_cluster import Workers, import_ray
 
-MAX_FAILURES = 3
 COLLECTIVE_TIMEOUT_S = 600
 
 
@@ -163,36 +163,65 @@ def fit(
     """
     ray = import_ray()
     from ray.exceptions import RayActorError
-    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
-    from ray.util.queue import Queue
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
-    # The engine finds the newest checkpoint by itself, including one of a run without Ray. Train's own list may contain deleted
-    # checkpoints, with which it would fail.
-    (config.run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
-    queue = Queue(actor_options={"num_cpus": 0, "max_restarts": -1})
+    def say(line: str) -> None:
+        show(Alert(line))
+
+    queue = _queue(ray)
     data = data or load(config, queue)
-    trainer = _trainer(config, workers, data, queue)
     guard = watch.Watch(
         config.scaling.hang_minutes,
         kill=ray.kill,
         ready=lambda: data is None or bool(ray.wait([data], timeout=0, fetch_local=False)[0]),
-        say=lambda line: show(Alert(line)),
+        say=say,
     )
     head = watch.Head(ray.get_runtime_context().gcs_address)
-    with _rendering(queue, show, guard), guard.on():
-        try:
-            outcome = head.until_done(trainer.fit).return_value or {}
-        except watch.HeadGone as error:
-            ray_start.disconnect(ray)  # before Ray ends this process
-            return str(error)
-        except WorkerGroupError as error:
-            return guard.to_blame or _first_line(next(iter(error.worker_failures.values()), error))
-        except (ControllerError, RayActorError) as error:
-            return head.gone() or guard.to_blame or _first_line(error)
-        except KeyboardInterrupt:
-            guard.stop()
-            raise
-    return outcome.get("failed")
+    starts = Attempts(config, workers, ray.nodes, guard, say)
+    with _rendering(queue, starts.heard(show), guard), guard.on():
+        while True:
+            # The engine finds the newest checkpoint by itself, including one of a run without Ray. Train's own list may contain
+            # deleted checkpoints, with which it would fail.
+            (config.run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+            starts.start()
+            try:
+                outcome = head.until_done(_trainer(config, starts.workers, data, queue).fit, starts.look)
+                return (outcome.return_value or {}).get("failed")
+            except watch.HeadGone as error:
+                ray_start.disconnect(ray)  # before Ray ends this process
+                return str(error)
+            except (TrainingFailedError, RayActorError) as error:
+                hung = guard.to_blame
+                ended = head.gone() or starts.again(hung or _cause(error), _timed_out(error), bool(hung))
+                if ended:
+                    return ended
+            except KeyboardInterrupt:
+                guard.stop()
+                raise
+
+
+def _queue(ray: Any) -> Any:
+    """The queue of events, on the driver's own node: with another one the driver would lose it, and all that is in it."""
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here})
+
+
+def _cause(error: BaseException) -> str:
+    """Why workers ended, in a line."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    found = next(iter(error.worker_failures.values()), error) if isinstance(error, WorkerGroupError) else error
+    return _first_line(found)
+
+
+def _timed_out(error: BaseException) -> bool:
+    """Whether the workers did not start in time."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
 def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any) -> Any:
@@ -210,7 +239,7 @@ def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any) ->
         run_config=RunConfig(
             name=config.run_dir.name,
             storage_path=str(config.run_dir.parent),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             checkpoint_config=CheckpointConfig(num_to_keep=checkpoint.KEEP),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -257,8 +286,6 @@ def _rendering(queue: Any, show: Callable[[Event], None], guard: watch.Watch) ->
     """Show the workers' events in another thread, because fit() blocks the driver's main thread."""
     from queue import Empty
 
-    from ray.exceptions import RayActorError
-
     done = threading.Event()
 
     def draw() -> None:
@@ -270,10 +297,10 @@ def _rendering(queue: Any, show: Callable[[Event], None], guard: watch.Watch) ->
                 if finished:
                     return
                 continue
-            except Exception as error:  # of any kind: without a head or a connection Ray raises plain ones
-                if finished or not isinstance(error, RayActorError):
+            except Exception:  # of any kind: without a head or a connection Ray raises plain ones
+                if finished:
                     return
-                done.wait(0.5)  # the queue's node died: it starts again on another one
+                done.wait(0.5)  # whatever is wrong may pass, and the run's lines must not end before the run
                 continue
             if not guard.see(event):
                 show(event)

@@ -17,8 +17,8 @@ from rotssl.config.fields import ConfigError
 from rotssl.config.identity import is_baseline
 from rotssl.config.sweep import SweepConfig
 from rotssl.runtimes import watch
+from rotssl.runtimes.attempts import MAX_FAILURES
 from rotssl.runtimes.ray_cluster import import_ray
-from rotssl.runtimes.ray_train import MAX_FAILURES
 
 # Read by Tune when it is imported.
 _ENVIRONMENT = {

@@ -65,7 +65,7 @@ class Head:
         self.seen = time.monotonic()
         return ""
 
-    def until_done(self, work: Callable[[], Any], look: Callable[[], None]) -> Any:
+    def until_done(self, work: Callable[[], Any], look: Callable[[], None] = lambda: None) -> Any:
         """The result of ``work``, which runs in another thread and is left behind if the head is gone.
 
         ``look`` is called every second.
@@ -127,7 +127,8 @@ class Watch:
         """Note a sign of life; returns whether it was only for the watch."""
         self.last = time.monotonic() if self.last is not None or isinstance(item, Joined) else None
         if isinstance(item, Joined):
-            self.workers[item.rank], self.controller, self.restarting = item.worker, item.controller, False
+            self.workers[item.rank], self.controller = item.worker, item.controller
+            self.restarting, self.reason = False, ""
         return isinstance(item, Joined | Alive)
 
     def check(self) -> None:

@@ -1,8 +1,12 @@
 """How many workers share a batch on a cluster."""
 
+import logging
+from types import SimpleNamespace
+
 import pytest
 
 from rotssl import config as cfg
+from rotssl.config.fields import ConfigError
 from rotssl.runtimes import ray_cluster
 
 
@@ -25,3 +29,36 @@ def test_as_many_workers_as_can_share_the_batch(fields, count):
     assert workers.count == count
     # Those that stay idle are told of, with the field that keeps them so.
     assert bool(workers.why) == (count < 32) and (not workers.why or workers.why.split(":")[0] in cfg.schema())
+
+
+def test_a_run_waits_for_the_nodes_of_a_cluster_that_still_grows(monkeypatch, caplog):
+    now, asked = [0.0], []
+    monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ray_cluster, "_wake_autoscaler", lambda config: asked.append(config) or True)
+    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 1.0 * len(ray.here)}, nodes=lambda: ray.here)
+
+    def sleep(seconds):
+        now[0] += seconds
+        if now[0] == 8 and growing:
+            ray.here = [node(1) | {"NodeManagerAddress": host} for host in "ab"]
+
+    monkeypatch.setattr(ray_cluster.time, "sleep", sleep)
+    config = cfg.resolve(cfg.build({"scaling.num_workers": 2, "scaling.wait_minutes": 1}), 28, 5000)
+    for growing in (True, False):
+        now[0], ray.here = 0.0, [node(1) | {"NodeManagerAddress": "a"}]
+        with caplog.at_level(logging.WARNING, "rotssl"):
+            if growing:
+                assert ray_cluster._wait_for_room(config, ray, 60).count == 2 and now == [8]
+            else:
+                with pytest.raises(
+                    ConfigError, match=r"got 2 with 1 CPU each, but the cluster has 1 CPUs"
+                ):
+                    ray_cluster._wait_for_room(config, ray, 60)
+                assert now[0] == 60
+        assert asked == [config, None]  # asked for once, and taken back
+        assert len(caplog.records) == 1 and "waiting for nodes (scaling.wait_minutes 1)" in caplog.text
+        caplog.clear()
+        asked.clear()
+    with pytest.raises(ConfigError):  # a cluster of our own does not grow
+        ray_cluster._wait_for_room(config, ray, 0)
+    assert not asked and now[0] == 60

@@ -1,6 +1,5 @@
 """The watch over workers: when it acts, and what it does then; and that long phases without a step are heard of."""
 
-import queue
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,9 +16,8 @@ from rotssl.engine.events import StepDone
 from rotssl.evaluation.knn import knn_hits
 from rotssl.evaluation.linear import linear_hits
 from rotssl.evaluation.measure import encode_share
-from rotssl.runtimes import ray_train, watch
+from rotssl.runtimes import watch
 from rotssl.runtimes.watch import Alive, Joined, Watch
-from tests.small_runs import make_config
 
 
 @pytest.fixture
@@ -122,27 +120,3 @@ def test_evaluation_and_decoding_are_heard_of(tmp_path):
         with watch.signs_of_life(driver, 1e-9):
             phase()
         assert heard and (name != "encoding" or heard == [Alive()] * 4), name
-
-
-@pytest.mark.parametrize("hung", [True, False])
-def test_a_run_that_failed_by_hangs_says_so(tmp_path, monkeypatch, hung):
-    from ray.train.v2.api.exceptions import WorkerGroupError
-
-    def fail():
-        raise WorkerGroupError("failed", {1: ValueError("a worker's own")})
-
-    context = SimpleNamespace(gcs_address="nowhere:1")
-    ray = SimpleNamespace(kill=None, get_runtime_context=lambda: context, is_initialized=lambda: False)
-    monkeypatch.setattr(ray_train, "import_ray", lambda: ray)
-    monkeypatch.setattr(ray_train, "_trainer", lambda *_: SimpleNamespace(fit=fail))
-    monkeypatch.setattr("ray.util.queue.Queue", lambda **_: Quiet())
-    monkeypatch.setattr(Watch, "to_blame", "no progress" if hung else "")
-    told = ray_train.fit(make_config(tmp_path, "byol"), None, print, data="images")
-    assert told == ("no progress" if hung else "ValueError: a worker's own")
-
-
-class Quiet:
-    """A queue that nobody fills."""
-
-    def get(self, block, timeout):
-        raise queue.Empty

@@ -1,0 +1,135 @@
+"""torchrun: runs the engine in the processes that torchrun, or Kubeflow's trainer, has started.
+
+Every process has the same command line. The first one is the driver, too: it holds the run's lock, and sends its curve to MLflow.
+Images are read by each process, from data.cache where the set is kept on disk. torchrun itself starts the group again after a
+failure (--max-restarts); the run resumes from its newest checkpoint.
+"""
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rotssl import config as cfg
+from rotssl.config import ResolvedConfig
+from rotssl.config.fields import ConfigError
+from rotssl.engine.events import Event
+
+TIMEOUT_S = 600  # of a collective, and for the last process to arrive
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that torchrun has started.
+
+    Attributes:
+        rank: number of this one.
+        count: of all of them.
+        local: number of this one on its machine.
+    """
+
+    rank: int
+    count: int
+    local: int
+
+
+def group() -> Group | None:
+    """The group that this process was started in; None if nothing says so."""
+    found = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if not os.environ.get("MASTER_ADDR") or not all(value.isdecimal() for value in found):
+        return None
+    rank, count, local = map(int, found)
+    return Group(rank, count, local)
+
+
+def check(config: ResolvedConfig, group: Group) -> None:
+    """Check that the group fits the configuration.
+
+    Raises:
+        ConfigError: it has another number of processes than asked for, or they cannot share the batch.
+    """
+    asked = config.scaling.num_workers
+    if asked not in ("auto", 0, group.count):
+        raise ConfigError(f"scaling.num_workers: got {asked}, but torchrun has started {group.count} processes")
+    cfg.check_workers(config, group.count)
+
+
+@contextmanager
+def joined(config: ResolvedConfig, group: Group) -> Iterator[str]:
+    """The process group of all processes within the body, which gets the name of the device of this one.
+
+    Raises:
+        ConfigError: a GPU is asked for and torch finds none for this process.
+    """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    from rotssl.engine import hardware
+
+    gpu = hardware.uses_gpu(config)
+    if gpu and group.local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"scaling.use_gpu: process {group.local} of this machine has no GPU: torch finds {torch.cuda.device_count()}"
+        )
+    device = f"cuda:{group.local}" if gpu else "cpu"
+    if gpu:
+        torch.cuda.set_device(group.local)
+    else:
+        torch.set_num_threads(config.scaling.cpus_per_worker)
+    patience = datetime.timedelta(seconds=TIMEOUT_S)
+    store, rank, count = next(rendezvous("env://", group.rank, group.count, timeout=patience))
+    # torchrun keeps its store over restarts, with the addresses of processes that are dead.
+    store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=count, timeout=patience)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def work(config: ResolvedConfig, group: Group, show: Callable[[Event], None]) -> str | None:
+    """Train in this process of the group; returns None, or the reason why the run failed, which all processes return.
+
+    Args:
+        config: resolved.
+        group: of ``group()``.
+        show: called with each event; only the first process has any.
+    """
+    import torch
+
+    from rotssl.base import distributed
+    from rotssl.data import datasets
+    from rotssl.data.images import DataError
+    from rotssl.engine.events import Note
+    from rotssl.engine.runtime import LocalRuntime, RunFailed
+    from rotssl.engine.trainer import Trainer
+    from rotssl.runs.journal import Journal
+
+    class Runtime(LocalRuntime):
+        def __init__(self, run_dir: Path, device: torch.device) -> None:
+            super().__init__(run_dir, device, show if group.rank == 0 else lambda event: None)
+            self.rank, self.world_size = group.rank, group.count
+
+        def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+            return distributed.data_parallel(model, self.device)
+
+    with joined(config, group) as name:
+        runtime = Runtime(config.run_dir, torch.device(name))
+        splits, reason = None, ""
+        try:
+            splits = datasets.load(config.data, config.evaluation.holdout, lambda line: runtime.progress(Note(line)))
+        except (ConfigError, DataError) as error:
+            reason = str(error)
+        if group.count > 1:
+            reason = distributed.first_nonempty(reason, runtime.device)
+        if splits is None or reason:
+            return reason
+        try:
+            Trainer(config, splits, runtime, Journal(config.run_dir)).run()
+        except (RunFailed, DataError) as error:
+            return str(error)
+    return None

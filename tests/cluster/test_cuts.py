@@ -1,0 +1,101 @@
+"""Links that are cut and hosts that go, while a job trains on two of them."""
+
+import json
+import time
+
+import pytest
+
+from rotssl.runs import journal
+from tests.programs import SMALL, flags
+
+pytestmark = [pytest.mark.cluster, pytest.mark.system, pytest.mark.exhaustive, pytest.mark.timeout(1200)]
+AFTER_A_MEND_S = 60
+EPOCHS = """
+import sys
+from mlflow.tracking import MlflowClient
+client = MlflowClient()
+experiment = client.get_experiment_by_name("rotssl").experiment_id
+(run,) = client.search_runs([experiment], f"attributes.run_name = '{sys.argv[1]}'")
+print(run.info.status, max((point.step for point in client.get_metric_history(run.info.run_id, "loss/total")), default=0))
+"""
+
+
+class Job:
+    """A run as a job, which trains until it is stopped."""
+
+    def __init__(self, rays, name, **fields):
+        given = {**SMALL, "data.limit": 512, "train.epochs": 100_000, "evaluation.knn_every": 0, **fields}
+        self.rays, self.folder = rays, rays.shared / "results" / "rotssl" / name
+        arguments = [*flags(given, rays.shared / "results", name), "--tracking.uri", rays.mlflow]
+        self.name = rays.submit(name, *arguments)
+
+    def epochs(self):
+        return max(journal.read(self.folder), default=0)
+
+    def told(self):
+        return self.rays.logs(self.name)
+
+    def mlflow(self):
+        """Status in MLflow, and the last epoch there."""
+        done = self.rays.hosts.run(
+            "client", ["python", "-c", EPOCHS, self.name], {"MLFLOW_TRACKING_URI": self.rays.mlflow}
+        )
+        status, epoch = done.stdout.split()
+        return status, int(epoch)
+
+    def wait(self, holds, seconds):
+        """Seconds until a condition holds."""
+        began = time.monotonic()
+        while not holds():
+            assert time.monotonic() - began < seconds, self.told()[-4000:]
+            assert self.rays.status(self.name) == "RUNNING", self.told()[-4000:]
+            time.sleep(0.5)
+        return time.monotonic() - began
+
+    def goes_on(self, after):
+        """That an epoch after this one is in the journal, on the terminal and in MLflow a minute after a mend, at most."""
+        began = time.monotonic()
+        self.wait(lambda: self.epochs() > after, AFTER_A_MEND_S)
+        reached = self.epochs()
+        self.wait(lambda: f"epoch {reached}/" in self.told().replace("epoch  ", "epoch "), AFTER_A_MEND_S)
+        self.wait(lambda: self.mlflow()[1] >= reached, AFTER_A_MEND_S)
+        assert time.monotonic() - began < AFTER_A_MEND_S
+        return time.monotonic() - began
+
+
+@pytest.fixture
+def worker(rays):
+    """The second host, whose cable is in and whose Ray runs again when a test is over."""
+    yield rays.nodes["worker"]
+    rays.hosts.mend("worker")
+    if rays.nodes["worker"].poll() is not None:
+        rays.start_node("worker")
+
+
+def test_a_run_goes_on_after_cuts_and_without_a_host(rays, worker, capsys):
+    job = Job(rays, "cuts", **{"scaling.num_workers": 2, "scaling.elastic": True, "scaling.wait_minutes": 5})
+    try:
+        job.wait(lambda: job.epochs() >= 3, 180)
+        seen = {}
+        for seconds in (20, 120):
+            rays.hosts.cut("worker")
+            time.sleep(seconds)  # what is tested is a cut of this length
+            rays.hosts.mend("worker")
+            if rays.nodes["worker"].poll() is not None:  # Ray's node ends when it hears that it was given up
+                rays.start_node("worker")
+            seen[seconds] = job.goes_on(job.epochs())
+        job.wait(lambda: "of 2 workers" not in job.told().splitlines()[-1], 60)
+        rays.nodes["worker"].end()
+        began, before = time.monotonic(), job.epochs()
+        job.wait(lambda: "going on with 1 of 2 workers (scaling.elastic)" in job.told(), 180)
+        job.goes_on(before)
+        seen["gone"] = time.monotonic() - began
+        rays.start_node("worker")
+        job.wait(lambda: "room for 2 workers again" in job.told(), 60)
+        with capsys.disabled():
+            print("\n", seen, job.told())
+    finally:
+        rays.stop(job.name)
+        rays.wait(job.name)
+    assert json.loads((job.folder / "run.json").read_text())["status"] == "interrupted"
+    assert job.mlflow()[0] == "KILLED"

@@ -1,0 +1,158 @@
+"""Workers that fail and nodes that go: when a run starts again, on how many workers, what it says, and when it ends."""
+
+import os
+import queue
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from rotssl.engine.events import Alert, EpochDone
+from rotssl.runs.journal import Journal
+from rotssl.runtimes import attempts, ray_train, watch
+from rotssl.runtimes.ray_cluster import Workers
+from rotssl.runtimes.watch import Joined
+from tests.small_runs import make_config
+
+
+def node(number, alive=True, cpus=1.0):
+    return {"NodeID": str(number), "NodeManagerAddress": f"10.0.0.{number}", "Alive": alive, "Resources": {"CPU": cpus}}
+
+
+class Cluster:
+    """Ray and its Train with a script of what happens to each start of the workers, and a clock of its own."""
+
+    def __init__(self, folder, monkeypatch, **fields):
+        self.config = make_config(folder, "byol", **{"scaling.num_workers": 2, **fields})
+        self.journal, self.epochs = Journal(self.config.run_dir), 0
+        self.now, self.here, self.said, self.counts = 0.0, [node(1), node(2)], [], []
+        self.events, self.killed = queue.Queue(), threading.Event()
+        context = SimpleNamespace(gcs_address="nowhere:1")
+        ray = SimpleNamespace(
+            kill=lambda _: self.killed.set(),
+            get_runtime_context=lambda: context,
+            is_initialized=lambda: False,
+            nodes=lambda: list(self.here),
+        )
+        monkeypatch.setattr(ray_train, "import_ray", lambda: ray)
+        monkeypatch.setattr(ray_train, "_queue", lambda _: self)
+        monkeypatch.setattr(ray_train, "_trainer", self._trainer)
+        monkeypatch.setattr(watch.Head, "gone", lambda _: "")
+        monkeypatch.setattr(attempts.time, "monotonic", lambda: self.now)
+        monkeypatch.setenv(attempts.START_TIMEOUT, "")
+
+    def get(self, block, timeout):
+        return self.events.get(block, 0.01)
+
+    def _trainer(self, config, workers, data, queue):
+        self.counts.append(workers.count)
+        self.killed.clear()
+        return SimpleNamespace(fit=self.script.pop(0))
+
+    def show(self, event):
+        if isinstance(event, Alert):
+            self.said.append(event.text)
+
+    def fit(self, *script):
+        self.script = list(script)
+        return ray_train.fit(self.config, Workers(2, False, 2), self.show, data="images")
+
+    # --- what may happen -------------------------------------------------------------------------------------------------------
+
+    def die(self):
+        from ray.train.v2.api.exceptions import WorkerGroupError
+
+        raise WorkerGroupError("failed", {1: ValueError("a worker's own")})
+
+    def die_after_an_epoch(self):
+        self.epochs += 1
+        self.journal.append(self.epochs, {"loss/total": 1.0})
+        self.die()
+
+    def lose_a_node(self):
+        self.here = [node(1), node(2, alive=False)]
+        self.die()
+
+    def wait_in_vain(self):
+        from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+        from ray.train.v2.api.exceptions import ControllerError
+
+        self.now += float(os.environ[attempts.START_TIMEOUT])
+        raise ControllerError(WorkerGroupStartupTimeoutError(2))
+
+    def come_back_after_an_epoch(self):
+        from ray.exceptions import ActorDiedError
+
+        self.here = [node(1), node(3)]
+        self.events.put(Joined(0, "worker", "controller"))
+        self.events.put(EpochDone(1, 1, 1, {}))
+        assert self.killed.wait(20)
+        raise ActorDiedError
+
+    def end(self):
+        return SimpleNamespace(return_value={})
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    return lambda **fields: Cluster(tmp_path, monkeypatch, **fields)
+
+
+def test_workers_that_fail_again_and_again_without_progress_end_the_run(cluster):
+    made = cluster()
+    assert made.fit(*[made.die] * 4) == "ValueError: a worker's own"
+    assert made.said == ["ValueError: a worker's own; the workers start again from the last checkpoint"] * 3
+
+
+def test_a_long_run_survives_any_number_of_failures_with_progress_between_them(cluster):
+    made = cluster()
+    assert made.fit(*[made.die_after_an_epoch, made.die] * 5, made.end) is None
+    assert len(made.said) == 10 and made.counts == [2] * 11
+
+
+@pytest.mark.parametrize("minutes", [2, 30])
+def test_nodes_are_waited_for_as_long_as_asked(cluster, minutes):
+    made = cluster(**{"scaling.wait_minutes": minutes})
+    reason = made.fit(made.lose_a_node, made.wait_in_vain)
+    assert made.now == 60 * minutes and f"no 2 workers could start for {minutes} minutes" in reason
+    assert made.said == ["node 10.0.0.2 of the cluster is gone; the workers start again from the last checkpoint"]
+
+
+def test_an_elastic_run_goes_on_with_fewer_workers_until_the_others_are_back(cluster):
+    made = cluster(**{"scaling.elastic": True, "scaling.wait_minutes": 30})
+    assert made.fit(made.lose_a_node, made.wait_in_vain, made.come_back_after_an_epoch, made.end) is None
+    assert made.counts == [2, 2, 1, 2] and made.now == attempts.ELASTIC_S
+    assert made.said[1:] == [
+        "going on with 1 of 2 workers (scaling.elastic)",
+        "the cluster has room for 2 workers again: they start from the last checkpoint",
+    ]
+
+
+def test_what_is_waited_for_is_said_once(cluster):
+    made = cluster()
+    guard = watch.Watch(0, print, lambda: True, print)
+    starts = attempts.Attempts(made.config, Workers(2, False, 2), lambda: made.here, guard, made.said.append)
+    starts.start()
+    starts.look()
+    made.here = [node(1)]
+    starts.look()
+    assert made.said == []  # they may still be starting
+    made.now = attempts.QUIET_S
+    for _ in range(3):
+        starts.look()
+    assert made.said == ["waiting for room for 2 workers: the cluster has room for 1 (scaling.wait_minutes 10)"]
+    made.here = []
+    starts.look()
+    assert made.said[1].startswith("waiting for room for 2 workers: the cluster has room for 0")
+    guard.see(Joined(0, "worker", "controller"))
+    made.now = 1000.0
+    starts.look()
+    assert len(made.said) == 2 and starts.waiting_since == 1000.0
+
+
+@pytest.mark.parametrize("hung", [True, False])
+def test_a_run_that_failed_by_hangs_says_so(cluster, monkeypatch, hung):
+    made = cluster()
+    monkeypatch.setattr(watch.Watch, "to_blame", "no progress" if hung else "")
+    assert made.fit(*[made.die] * 4) == ("no progress" if hung else "ValueError: a worker's own")
+    assert len(made.said) == (0 if hung else 3)  # the watch has said it
