@@ -2,10 +2,7 @@
 
 import functools
 import logging
-import os
-import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +20,7 @@ from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.engine.events import Event, Missing, Note
 from rotssl.evaluation.protocol import protocols
-from rotssl.runs import checkpoint, health, journal
+from rotssl.runs import alive, checkpoint, health, journal
 from rotssl.runs.curve import save_convergence
 from rotssl.runs.journal import Points
 from rotssl.runs.state import RunState, run_folder
@@ -221,7 +218,10 @@ class Run:
         state.write("running")
         (self.folder / checkpoint.ASKED).unlink(missing_ok=True)
         write_whole(self.folder / "config.yaml", dump(self.config))
-        with writer.Follower(self.tracker, self.folder) as follower:
+        with (
+            alive.kept(self.folder),
+            writer.Follower(self.tracker, self.folder, self.config.train.epochs) as follower,
+        ):
 
             def handle(event: Event) -> None:
                 if isinstance(event, Missing):
@@ -296,25 +296,6 @@ def _train(config: ResolvedConfig, workers: Workers | None, show: Callable[[Even
     if (group := torchrun.group()) is not None:
         return torchrun.work(config, group, show)
     return _run_here(config, show, splits)
-
-
-def interrupt(number: int, *_: object) -> None:
-    """A signal handler that interrupts the program like Ctrl-C. The signal is ignored from then on: Slurm sends it twice."""
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def save_and_interrupt(folder: Path, patience: float = 60) -> None:
-    """Ask a run for a save of its state, and send SIGTERM to this process once there is one, or after so many seconds."""
-    asked, before, until = folder / checkpoint.ASKED, checkpoint.last_save(folder), time.monotonic() + patience
-    try:
-        asked.touch()
-        while checkpoint.last_save(folder) == before and time.monotonic() < until:
-            time.sleep(0.1)
-        asked.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("no state was saved: %s", error)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def open_in_mlflow(

@@ -30,7 +30,8 @@ JUNK = st.one_of(
 
 def values(hint: Any, bounds: dict[str, float]) -> st.SearchStrategy[Any]:
     """Values of a field's type, mostly within its bounds."""
-    low, high = bounds.get("ge", bounds.get("gt", -2)), bounds.get("le", bounds.get("lt", 64))
+    low = bounds.get("ge", bounds.get("gt", -2))
+    high = bounds.get("le", bounds.get("lt", max(64, 2 * low)))
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
     if get_origin(hint) is tuple:

@@ -14,8 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rotssl import lifecycle
-from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, pretrain, say
+from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, pretrain, say, signals
 from rotssl.config.fields import ConfigError
 from rotssl.config.sweep import SweepCommand
 from rotssl.runs.state import check_writable
@@ -154,7 +153,7 @@ def _sigterm_interrupts() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, lifecycle.interrupt)  # what `ray job stop` sends
+    signal.signal(signal.SIGTERM, signals.interrupt)  # what `ray job stop` sends
     try:
         yield
     finally:

@@ -4,12 +4,11 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from rotssl.base.address import is_gone
-from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, budget, say
+from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, budget, say, signals
 from rotssl.config import ResolvedConfig
 from rotssl.config.cli import Command
 from rotssl.config.fields import ConfigError, require
@@ -17,7 +16,7 @@ from rotssl.config.methods import METHODS
 from rotssl.config.recipes import dump
 from rotssl.config.sections import OFF
 from rotssl.data import datasets
-from rotssl.lifecycle import Run, interrupt, prepare, save_and_interrupt
+from rotssl.lifecycle import Run, prepare
 from rotssl.reports import terminal
 from rotssl.reports.progress import ProgressView
 from rotssl.runs import checkpoint, journal
@@ -114,8 +113,9 @@ def pretrain(config: ResolvedConfig, told: str = "") -> int:
             if workers.why:
                 say(f"more workers cannot share the batch: {workers.why}")
         if threading.current_thread() is threading.main_thread():
-            _handle(stack, signal.SIGTERM, interrupt)  # what `ray job stop` sends
-            _handle(stack, signal.SIGUSR1, lambda *_: _leave(run))  # what cluster/slurm sends when a job's time is up
+            signals.handle(stack, signal.SIGTERM, signals.interrupt)  # what `ray job stop` sends
+            # What cluster/slurm sends when a job's time is up.
+            signals.handle(stack, signal.SIGUSR1, lambda *_: signals.leave(run.folder))
         if told:
             say(told)
         run.track(workers, None if group is None else {"world_size": str(group.count)})
@@ -129,17 +129,6 @@ def _follow(config: ResolvedConfig, group: torchrun.Group) -> int:
     if RunState.of(config).is_done:  # the first one prints its table
         return EXIT_OK
     return EXIT_OK if torchrun.work(config, group, lambda event: None) is None else EXIT_FAILED
-
-
-def _handle(stack: ExitStack, number: signal.Signals, handler: Callable[..., None]) -> None:
-    """Handle a signal until the stack is closed."""
-    stack.callback(signal.signal, number, signal.getsignal(number))
-    signal.signal(number, handler)
-
-
-def _leave(run: Run) -> None:
-    """Save and end, in another thread: this one has signals to handle and, without Ray, the training to do."""
-    threading.Thread(target=save_and_interrupt, args=[run.folder], name="leave", daemon=True).start()
 
 
 def _conclude(run: Run, status: str) -> int:

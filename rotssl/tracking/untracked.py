@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from rotssl.base.files import write_whole
@@ -26,7 +27,7 @@ class Untracked(Tracker):
         super().__init__(OFF, "")
         self.folder = folder
 
-    def sync(self, points: Points) -> bool:
+    def sync(self, points: Points, tags: Mapping[str, str] | None = None) -> bool:
         """Do nothing: the journal has everything."""
         return True
 

@@ -6,10 +6,11 @@ run continues; the next epoch, or the next start, sends what is missing. If trac
 later start with a store sends everything.
 """
 
+import datetime
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -164,21 +165,27 @@ class Tracker:
         self._known: dict[str, set[int]] | None = None  # the epochs of each metric
         self._client: Any = None
 
-    def sync(self, points: Points) -> bool:
-        """Send the points that MLflow lacks; returns whether it has all of them now."""
+    def sync(self, points: Points, tags: Mapping[str, str] | None = None) -> bool:
+        """Send the points that MLflow lacks; returns whether it has all of them now.
+
+        Args:
+            points: of the journal.
+            tags: set with the last point, if there is something to send.
+        """
         try:
             self._client = self._client or client_of(self.uri)
-            from mlflow.entities import Metric
+            from mlflow.entities import Metric, RunTag
 
             if self._known is None:
                 self._known = self._sent()
-            now = int(time.time() * 1000)
+            now, last = int(time.time() * 1000), max(points, default=0)
             for epoch, point in sorted(points.items()):
                 missing = [key for key in point if epoch not in self._known.get(key, ())]
                 if missing:
                     # One transaction: all metrics of the epoch or none, except those that are measured later.
                     metrics = [Metric(key, point[key], now, epoch) for key in missing]
-                    self._client.log_batch(self.run_id, metrics=metrics)
+                    more = [RunTag(key, value) for key, value in (tags or {}).items()] if epoch == last else []
+                    self._client.log_batch(self.run_id, metrics=metrics, tags=more)
                     for key in missing:
                         self._known.setdefault(key, set()).add(epoch)
         except Exception as error:  # any error of the store or the network: training continues
@@ -241,12 +248,13 @@ class Follower:
     Args:
         tracker: tracker of the run, used by this thread only.
         folder: folder of the run.
+        epochs: of the whole run.
     """
 
     LOOK_S = 2.0
 
-    def __init__(self, tracker: Tracker, folder: Path) -> None:
-        self.tracker, self.folder = tracker, folder
+    def __init__(self, tracker: Tracker, folder: Path, epochs: int) -> None:
+        self.tracker, self.folder, self.epochs = tracker, folder, epochs
         self._tags: SimpleQueue[dict[str, str]] = SimpleQueue()
         self._wake, self._ending = threading.Event(), False
         self._error: Exception | None = None
@@ -284,10 +292,18 @@ class Follower:
             try:
                 now = journal.stamp(self.folder)
                 if now != known:
-                    self.tracker.sync(journal.read(self.folder))
+                    points = journal.read(self.folder)
+                    self.tracker.sync(points, self._progress(points))
                 known, self._error = now, None
             except OSError as error:
                 self._error = error
+
+    def _progress(self, points: Points) -> dict[str, str]:
+        """Tags that say how far the run is, and when it should end."""
+        done = max(points, default=0)
+        left = (self.epochs - done) * points[done].get("cost/train_seconds", 0.0) / done if done else 0.0
+        ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left)
+        return {"progress": f"{done} of {self.epochs} epochs", "eta": f"{ends:%Y-%m-%d %H:%M} UTC"}
 
 
 def log_report(uri: str, run_id: str, files: Sequence[Path]) -> bool:

@@ -50,9 +50,7 @@ def test_a_run_waits_for_the_nodes_of_a_cluster_that_still_grows(monkeypatch, ca
             if growing:
                 assert ray_cluster._wait_for_room(config, ray, 60).count == 2 and now == [8]
             else:
-                with pytest.raises(
-                    ConfigError, match=r"got 2 with 1 CPU each, but the cluster has 1 CPUs"
-                ):
+                with pytest.raises(ConfigError, match=r"got 2 with 1 CPU each, but the cluster has 1 CPUs"):
                     ray_cluster._wait_for_room(config, ray, 60)
                 assert now[0] == 60
         assert asked == [config, None]  # asked for once, and taken back

@@ -42,7 +42,8 @@ class Store:
     def __init__(self):
         self.answers, self.asked, self.seen, self.tags = threading.Event(), threading.Event(), [], {}
 
-    def sync(self, points):
+    def sync(self, points, tags):
+        self.progress = tags["progress"]
         self.asked.set()
         assert self.answers.wait(timeout=20)
         self.seen.append(sorted(points))
@@ -54,7 +55,7 @@ class Store:
 
 def test_a_store_that_hangs_holds_up_nothing_and_gets_the_rest_later(tmp_path):
     book, store = journal.Journal(tmp_path), Store()
-    with Follower(store, tmp_path) as follower:
+    with Follower(store, tmp_path, 3) as follower:
         follower.handle(Facts({"device": "cpu"}))
         for epoch in (1, 2, 3):
             book.append(epoch, {"loss/total": 1.0})
@@ -63,7 +64,7 @@ def test_a_store_that_hangs_holds_up_nothing_and_gets_the_rest_later(tmp_path):
         assert store.seen == []
         store.answers.set()
     assert store.seen[0] == [1] and store.tags == {"device": "cpu"}
-    with Follower(store, tmp_path) as follower:
+    with Follower(store, tmp_path, 3) as follower:
         follower.handle(EpochDone(3, 1, 1, {}))
         follower.handle(Note("going on"))
         assert wait_until(lambda: store.seen[-1] == [1, 2, 3])
@@ -73,14 +74,15 @@ def test_mlflow_hears_of_epochs_whose_events_are_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(Follower, "LOOK_S", 0.01)
     book, store = journal.Journal(tmp_path), Store()
     store.answers.set()
-    with Follower(store, tmp_path):
+    with Follower(store, tmp_path, 3):
         for epoch in (1, 2):
             book.append(epoch, {"loss/total": 1.0})
             assert wait_until(lambda epoch=epoch: store.seen and store.seen[-1][-1] == epoch)
     assert store.seen == [[1], [1, 2]]  # what has not changed is not sent again
+    assert store.progress == "2 of 3 epochs"
     (tmp_path / journal.Journal.NAME).unlink()
     (tmp_path / journal.Journal.NAME).mkdir()
-    with pytest.raises(IsADirectoryError), Follower(store, tmp_path) as follower:
+    with pytest.raises(IsADirectoryError), Follower(store, tmp_path, 3) as follower:
         assert wait_until(lambda: follower._error)
 
 
