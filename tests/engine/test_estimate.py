@@ -112,7 +112,9 @@ def test_times_are_means_over_the_phases_and_the_period_of_a_run(monkeypatch):
     assert (speed.fixed, speed.each) == pytest.approx((0.01 + 0.08 / 4, 0.6 * 0.001 + 0.4 * 0.004))
 
 
-@pytest.mark.parametrize("method", ["mocov2", "swav", "dino"])
+@pytest.mark.parametrize(
+    "method", ["swav", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("mocov2", "dino"))]
+)
 def test_methods_with_a_memory_and_accumulation_are_measured_too(method, monkeypatch):
     monkeypatch.setattr(timing, "matmul_rate", lambda device, kind: 1e9)
     monkeypatch.setattr(timing, "TIMED", 1)
@@ -259,6 +261,7 @@ def test_steps_that_do_not_fit_into_memory_end_the_measurement_and_are_told(monk
         assert estimate.estimate_runs([config], [512], 2, False)[0] > 0  # two workers have 32 each
 
 
+@pytest.mark.exhaustive
 def test_the_imagenet_sweep_on_a_device_of_a_gigabyte_is_refused_in_a_line():
     flags = ["--data.root", "/images", "--train.precision", "fp32"]  # fp16 takes minutes on a CPU
     sweep = parse(["--config", "jobs/sweeps/weight_budget_imagenet.yaml", *flags], "", "").sweep

@@ -193,9 +193,7 @@ def test_views_in_one_pass_come_out_as_in_a_pass_each(tmp_path, monkeypatch, nor
     assert count_apart > 10 and count < 0.6 * count_apart if norm == "sync" else count == 0
 
 
-@pytest.mark.parametrize(
-    "workers", [pytest.param(1, marks=pytest.mark.exhaustive), pytest.param(2, marks=pytest.mark.contract)]
-)
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=[pytest.mark.exhaustive, pytest.mark.contract])])
 def test_compiled_networks_compute_the_same(tmp_path, request, workers):
     overrides = {"method": "byol", "data.limit": 64, "train.epochs": 1, "optim.warmup_epochs": 0}
 

@@ -122,6 +122,8 @@ def test_a_login_is_in_no_file_of_a_run_and_in_no_store(tmp_path, monkeypatch, n
 
     monkeypatch.setattr(writer, "client_of", server)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://alice:s3cret@host:5000")
+    for name in ("AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_KEY", "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, f"s3cret-{name}")
     config = prepared(tmp_path)
     assert pretrain.pretrain(config) == 0 and pretrain.pretrain(prepared(tmp_path)) == 0
     shown = capsys.readouterr()
