@@ -1,7 +1,9 @@
 """Links that are cut and hosts that go, while a job trains on two of them."""
 
+import contextlib
 import json
 import re
+import sqlite3
 import time
 
 import pytest
@@ -11,14 +13,6 @@ from tests.programs import SMALL, flags
 
 pytestmark = [pytest.mark.cluster, pytest.mark.system, pytest.mark.exhaustive, pytest.mark.timeout(1200)]
 AFTER_A_MEND_S = 60
-EPOCHS = """
-import sys
-from mlflow.tracking import MlflowClient
-client = MlflowClient()
-experiment = client.get_experiment_by_name("rotssl").experiment_id
-(run,) = client.search_runs([experiment], f"attributes.run_name = '{sys.argv[1]}'")
-print(run.info.status, max((point.step for point in client.get_metric_history(run.info.run_id, "loss/total")), default=0))
-"""
 
 
 class Job:
@@ -34,23 +28,24 @@ class Job:
         return max(journal.read(self.folder), default=0)
 
     def told(self):
-        return self.rays.logs(self.name)
+        """What the job has printed, from its file on the head: asking the job server would take seconds."""
+        logs = (self.rays.hosts.folder / "head").rglob(f"job-driver-{self.name}.log")
+        return next(logs).read_text()
 
     def mlflow(self):
-        """Status in MLflow, and the last epoch there."""
-        done = self.rays.hosts.run(
-            "client", ["python", "-c", EPOCHS, self.name], {"MLFLOW_TRACKING_URI": self.rays.mlflow}
-        )
-        status, epoch = done.stdout.split()
-        return status, int(epoch)
+        """Status in the server's database, and the last epoch there."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.rays.shared}/server.db?mode=ro", uri=True)) as database:
+            (row,) = database.execute("select status, run_uuid from runs where name = ?", [self.name])
+            query = "select max(step) from metrics where run_uuid = ? and key = 'loss/total'"
+            ((step,),) = database.execute(query, [row[1]])
+        return row[0], step or 0
 
     def wait(self, holds, seconds):
         """Seconds until a condition holds."""
         began = time.monotonic()
         while not holds():
             assert time.monotonic() - began < seconds, self.told()[-4000:]
-            assert self.rays.status(self.name) == "RUNNING", self.told()[-4000:]
-            time.sleep(0.5)
+            time.sleep(0.2)
         return time.monotonic() - began
 
     def goes_on(self, after):
@@ -60,7 +55,7 @@ class Job:
         reached = self.epochs()
         self.wait(lambda: re.search(rf"epoch +{reached}/", self.told()), AFTER_A_MEND_S)
         self.wait(lambda: self.mlflow()[1] >= reached, AFTER_A_MEND_S)
-        assert time.monotonic() - began < AFTER_A_MEND_S
+        assert time.monotonic() - began < AFTER_A_MEND_S, self.told()[-4000:]
         return time.monotonic() - began
 
 
