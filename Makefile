@@ -72,7 +72,7 @@ format: $(STAMP)
 docs: $(DOCS)
 	$(BIN)/python scripts/docs_reference.py
 	$(BIN)/python scripts/docs_picture.py
-	$(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 $(DOCS): $(STAMP) pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev,docs]"

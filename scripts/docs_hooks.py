@@ -5,6 +5,8 @@ texts as they are, code and tables as listings, pictures as files, folders as li
 docstrings. Links are then turned from the files to the pages, and MkDocs, in strict mode, refuses what leads nowhere.
 """
 
+import ast
+import functools
 import posixpath
 import re
 from collections.abc import Iterator
@@ -32,6 +34,15 @@ LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 PICTURES = {".png", ".svg"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml", ".json": "json"}
 FIRST = ("index.md", "ray.md", "slurm.md", "kubernetes.md", "cloud.md", "image.md")  # the order of docs/clusters
+OF_USE = {
+    "rotssl.models.encoders.load_encoder": "the encoder of a finished run",
+    "rotssl.runs.journal.read": "the metrics of a run, by epoch",
+    "rotssl.config.resolution.build": "a checked configuration from dotted fields",
+    "rotssl.tracking.reader.read_runs": "the runs of an experiment in MLflow",
+    "rotssl.methods.base.Method": "the contract of a method",
+    "rotssl.tasks.base.Task": "the contract of a task",
+    "rotssl.engine.runtime.Runtime": "what the engine needs of its surroundings",
+}
 SOURCE = "source"  # folder of the site for what is neither in docs/ nor a text of the root
 
 
@@ -66,6 +77,7 @@ def listing(path: str) -> str:
     return f"# {path}\n\n````{language}\n{(ROOT / path).read_text().rstrip()}\n````\n"
 
 
+@functools.cache
 def sources() -> dict[str, str]:
     """File or folder of the checkout -> text of its page, of all pages; pictures outside docs/ have no text."""
     waiting = [*ROOT_TEXTS, *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
@@ -85,13 +97,27 @@ def sources() -> dict[str, str]:
 
 
 def rooms() -> dict[str, list[str]]:
-    """Room of the package -> its modules, by the names under which they are imported."""
-    made: dict[str, list[str]] = {}
+    """Room of the package, in the order of ARCHITECTURE.md -> its modules, by the names under which they are imported."""
+    order = re.findall(r"^\| `(\w+)` \|", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    made: dict[str, list[str]] = {name: [] for name in order}
     for path in sorted((ROOT / "rotssl").rglob("*.py")):
         *folders, name = path.relative_to(ROOT).with_suffix("").parts
         if name != "__init__" and (len(folders) > 1 or name == "lifecycle"):
             made.setdefault(folders[1] if len(folders) > 1 else name, []).append(".".join([*folders, name]))
     return made
+
+
+def about(room: str) -> str:
+    """The docstring of a room."""
+    path = ROOT / "rotssl" / room / "__init__.py"
+    return ast.get_docstring(ast.parse((path if path.exists() else path.parent.with_suffix(".py")).read_text())) or ""
+
+
+def api_index() -> str:
+    """The first page on the docstrings: what is of use from outside, and the rooms."""
+    lines = ["# API", "", "The docstrings of all modules, by room. From outside these are of use:", ""]
+    lines += [f"- [`{name.rpartition('.')[2]}`][{name}]: {why}." for name, why in OF_USE.items()]
+    return "\n".join([*lines, "", *(f"- [{room}]({room}.md): {' '.join(about(room).split())}" for room in rooms())])
 
 
 def api(room: str, modules: list[str]) -> str:
@@ -106,7 +132,7 @@ def expanded(entry: Any) -> Any:
     if isinstance(entry, list):
         return [expanded(below) for below in entry]
     if entry == "api/":
-        return [f"api/{room}.md" for room in rooms()]
+        return ["api/index.md", *(f"api/{room}.md" for room in rooms())]
     if entry.endswith("/"):
         names = sorted(path.name for path in (ROOT / "docs" / entry).glob("*.md"))
         names = [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
@@ -116,7 +142,9 @@ def expanded(entry: Any) -> Any:
 
 
 def on_config(config: "MkDocsConfig") -> "MkDocsConfig":
-    """Fill the navigation with the pages that there are."""
+    """Fill the navigation with the pages that there are; `mkdocs serve` does so again after a change."""
+    sources.cache_clear()
+    origins.cache_clear()
     config.nav = expanded(config.nav)
     return config
 
@@ -130,6 +158,7 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
             files.append(File.generated(config, place(path), abs_src_path=str(ROOT / path)))
         else:
             files.append(File.generated(config, place(path), content=text))
+    files.append(File.generated(config, "api/index.md", content=api_index()))
     for room, modules in rooms().items():
         files.append(File.generated(config, f"api/{room}.md", content=api(room, modules)))
     return files
@@ -154,6 +183,7 @@ def on_page_markdown(markdown: str, page: "Page", config: "MkDocsConfig", files:
     return LINK.sub(turned, markdown)
 
 
+@functools.cache
 def origins() -> dict[str, str]:
     """Page of the site -> where its text stands in the checkout."""
     return {place(path): f"{path}/." if (ROOT / path).is_dir() else path for path in sources()}

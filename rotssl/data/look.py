@@ -1,5 +1,7 @@
 """Look at a folder of images without training: what a run would read, by class and split, and which files are bad.
 
+On the command line:
+
     python -m rotssl.data.look DIR [--name tiny-imagenet] [--holdout 0.1] [--picture FILE]
 """
 

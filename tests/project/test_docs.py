@@ -16,6 +16,7 @@ from rotssl.config.methods import METHODS
 from rotssl.config.sweep import SweepConfig
 from rotssl.config.tasks import TASKS
 from tests.project.test_figures import script
+from tests.project.test_imports import ROOMS
 
 ROOT = Path(__file__).parents[2]
 docs_reference, docs_picture = script("docs_reference"), script("docs_picture")
@@ -63,10 +64,9 @@ def test_every_program_recipe_and_sweep_is_in_the_reference(pages):
     assert pages["recipes"].count("\nCommand: ") == len(files)
 
 
-def test_the_text_on_methods_names_all_of_them_and_all_tasks():
-    text = (ROOT / "METHODS.md").read_text()
-    assert all(f"`{name}`" in text for name in METHODS)
-    assert all(f"`{name}.py`" in text for name in TASKS)
+def test_the_map_of_the_code_has_all_rooms_in_their_order():
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    assert tuple(rows) == ROOMS
 
 
 def test_the_picture_is_what_the_script_draws_and_names_code_that_exists():
