@@ -49,7 +49,7 @@ def test_the_quickstart_runs(checkout):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "stopped after epoch 1 of 3 as requested" in done.stdout
     assert "resuming after epoch 1" in done.stderr + done.stdout
-    assert "torch.Size([1, " in done.stdout
+    assert "torch.Size([8, " in done.stdout
     for path in (
         "rotssl/rotated/encoder.safetensors",
         "rotssl/plain/metrics.jsonl",
