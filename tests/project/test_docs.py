@@ -90,7 +90,7 @@ def printed():
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
             words = [str(part.value) if isinstance(part, ast.Constant) else "%s" for part in parts]
             words = re.split(r"%[sd]", "".join(words))
-            if sum(map(len, words)) >= 16:
+            if len(re.findall("[a-z]+", " ".join(words))) >= 3 and " " in "".join(words).strip():
                 found.append(".+".join(map(re.escape, words)))
     return re.compile("|".join(found))
 
@@ -99,7 +99,10 @@ def test_troubleshooting_quotes_what_the_code_prints():
     text, patterns = (ROOT / "docs" / "troubleshooting.md").read_text(), printed()
     lines = [line for kind, block in BLOCK.findall(text) if kind == "text" for line in block.splitlines()]
     assert len(lines) > 30
-    assert [line for line in lines if not patterns.search(line) and not line.startswith("error: No space left")] == []
+    other = re.compile(
+        r"error: (\w+\.\w+: got .+, expected .+|No space left on device: .+)"
+    )  # by require(), by the system
+    assert [line for line in lines if not patterns.search(line) and not other.fullmatch(line)] == []
 
 
 def test_troubleshooting_gives_commands_that_parse():
