@@ -72,10 +72,12 @@ def text(kind: str, x: int, y: int, words: str, anchor: str = "middle") -> str:
     return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def down(upper: Box, lower: Box, code: str) -> list[str]:
-    """An arrow between two boxes of which one is below the other, with the code that does it beside."""
+def down(upper: Box, lower: Box, code: str, left: bool = False) -> list[str]:
+    """An arrow between two boxes of which one is below the other, with the code that does it to its right or left."""
     path = f'<path class="arrow" d="M{upper.middle} {upper.y + upper.height} V{lower.y - 2}"/>'
-    return [path, text("code", upper.middle + 10, (upper.y + upper.height + lower.y) // 2 + 5, code, "start")]
+    side, anchor = (-10, "end") if left else (10, "start")
+    level = (upper.y + upper.height + lower.y) // 2 + 5
+    return [path, text("code", upper.middle + side, level, code, anchor)]
 
 
 def across(start: Box, end: Box, code: str, kind: str = "code") -> list[str]:
@@ -116,7 +118,7 @@ def training() -> list[str]:
     loss = Box(50, 550, "loss", "method + weight x tasks")
     lines += [line for box in (images, batch, views, inputs, outputs, loss) for line in box.drawn()]
     lines += across(images, batch, "Loader") + across(batch, views, "Augment")
-    lines += down(views, inputs, "Task.transform")
+    lines += down(views, inputs, "Task.transform", left=True)
     lines += across(inputs, outputs, "Pretrainer") + across(outputs, loss, "Method.loss")
     turn = f'<path class="arrow" d="M{loss.middle} {loss.y} V{images.y + images.height + 2}"/>'
     return [*lines, turn, text("code", loss.middle + 10, 512, "Trainer.step, the next batch", "start")]
