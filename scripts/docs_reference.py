@@ -12,6 +12,7 @@ import dataclasses
 import re
 import runpy
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -261,11 +262,16 @@ def data_page() -> list[str]:
     return lines + table(("name", "kind", "images", "side", "`data.root`"), body)
 
 
-def head_of(path: Path) -> tuple[str, str]:
-    """The first sentence of a recipe or a sweep file, and the rest of its head as it stands there."""
+def head_of(path: Path) -> dict[str, str]:
+    """What the head of a recipe or a sweep file says, by the words that its entries begin with; the first has none."""
     lines = [line[1:].removeprefix(" ") for line in path.read_text().splitlines() if line.startswith("#")]
-    first, _, rest = "\n".join(lines).partition("\n\n")
-    return " ".join(first.split()), rest.strip("\n")
+    parts = re.split(r"^([A-Z][a-z]+): +", "\n".join(lines), flags=re.MULTILINE)
+    return {word: " ".join(text.split()) for word, text in zip(["", *parts[1::2]], parts[::2], strict=True)}
+
+
+def entry(word: str, text: str) -> str:
+    """An entry of a head in lines of one length."""
+    return textwrap.fill(text, 98, initial_indent=f"{word}:".ljust(9), subsequent_indent=" " * 9)
 
 
 def recipe_link(path: Path) -> str:
@@ -290,17 +296,18 @@ def recipes_page() -> list[str]:
     for path in recipes():
         place = "the paper's settings" if path.parent.name == "paper" else re.sub(r"^[^_]+(_vit)?_", "", path.stem)
         groups.setdefault(re.sub(r"_\d+ep$", "", place), []).append(path)
-    head, body = ("data", "recipes"), []
+    body = []
     for place, paths in groups.items():
         body.append(
             [place.replace("_", " "), ", ".join(f"[{named(path)}](#{named(path).replace('/', '')})" for path in paths)]
         )
     body.append(["sweeps", ", ".join(f"[{named(path)}](#{named(path)})" for path in sweeps())])
-    lines += table(head, body)
+    lines += table(("data", "recipes"), body)
     for path in (*(path for paths in groups.values() for path in paths), *sweeps()):
-        title, rest = head_of(path)
-        place = path.relative_to(ROOT)
-        lines += [f"## {named(path)}", "", prose(title), "", f"[{place}]({UP}/{place})", "", "```text", rest, "```", ""]
+        head, place = head_of(path), path.relative_to(ROOT)
+        lines += [f"## {named(path)}", "", prose(head.pop("")), "", f"[{place}]({UP}/{place})", ""]
+        lines += ["```bash", head.pop("Command"), "```", ""]
+        lines += ["```text", *(entry(word, text) for word, text in head.items()), "```", ""]
     return lines
 
 

@@ -62,7 +62,7 @@ def test_every_program_recipe_and_sweep_is_in_the_reference(pages):
     assert set(sections(pages["commands"])) == programs
     files = [*(ROOT / "jobs" / "recipes").rglob("*.yaml"), *(ROOT / "jobs" / "sweeps").glob("*.yaml")]
     assert all(f"](../../{path.relative_to(ROOT)})" in pages["recipes"] for path in files)
-    assert pages["recipes"].count("\nCommand: ") == len(files)
+    assert pages["recipes"].count("\n```bash\n") == len(files)
 
 
 def test_the_map_of_the_code_has_all_rooms_in_their_order():
