@@ -41,13 +41,14 @@ def test_all_commands_of_the_page_are_in_its_shell_blocks():
 
 
 @pytest.mark.system
+@pytest.mark.timeout(600)
 def test_the_quickstart_runs(checkout):
     env = {key: value for key, value in without_ray().items() if key not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
     done = subprocess.run(
         ["bash", "-e", "-c", "\n".join(blocks())], cwd=checkout, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    assert "stopped after epoch 1 of 3 as requested" in done.stdout
+    assert "stopped after epoch 1 of 2 as requested" in done.stdout
     assert "resuming after epoch 1" in done.stderr + done.stdout
     assert "torch.Size([8, " in done.stdout
     for path in (
