@@ -4,13 +4,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := $(VENV)/.docs-installed
 PYTEST := $(BIN)/python -m pytest
 # Tests and benchmarks use shared data where they are, and skip with the reason where not.
 ifneq ($(wildcard ../shared/data),)
 export ROTSSL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo ablate-demo test test-core test-system test-fast test-all chaos fuzz audit lint format bench screenshots clean
+.PHONY: setup demo ablate-demo test test-core test-system test-fast test-all chaos fuzz audit lint format docs bench screenshots clean
 
 setup: $(STAMP)
 
@@ -67,6 +68,17 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, in site/index.html. Reference and picture are made from the code first. Not --quiet, which keeps MkDocs from counting
+# warnings, and so from being strict.
+docs: $(DOCS)
+	$(BIN)/python scripts/docs_reference.py
+	$(BIN)/python scripts/docs_picture.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+$(DOCS): $(STAMP) pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev,docs]"
+	touch $@
+
 # Hours. The last two need CIFAR-10 below ROTSSL_DATA.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/augmentation.py
@@ -93,4 +105,4 @@ screenshots: $(STAMP)
 	ROTSSL_SCREENSHOT=docs/mlflow_compare.png $(BIN)/python -m pytest tests/commands/test_browser.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,8 @@
 """Look at a folder of images without training: what a run would read, by class and split, and which files are bad.
 
-Command: python -m rotssl.data.look DIR [--name tiny-imagenet] [--holdout 0.1] [--picture FILE]
+On the command line:
+
+    python -m rotssl.data.look DIR [--name tiny-imagenet] [--holdout 0.1] [--picture FILE]
 """
 
 import argparse
