@@ -40,6 +40,7 @@ def test_all_commands_of_the_page_are_in_its_shell_blocks():
     assert not re.search(r"^    \S", text.replace("".join(blocks()), ""), re.MULTILINE)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.system
 @pytest.mark.timeout(600)
 def test_the_quickstart_runs(checkout):
