@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes cluster/.env, with a random password for everything that cluster/compose.yaml starts. An existing one is left as it is: its
-# passwords are in the databases. DEVICE=cuda cluster/make-env.sh chooses the image with CUDA.
+# Makes cluster/.env, with a random password for everything that cluster/compose.yaml starts. An existing one is left as it is:
+# its passwords are in the databases. DEVICE=cuda cluster/make-env.sh chooses the image with CUDA.
 set -euo pipefail
 file=$(cd "$(dirname "$0")" && pwd)/.env
 if [ -e "$file" ]; then
