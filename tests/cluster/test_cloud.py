@@ -150,9 +150,14 @@ def test_the_script_is_clean_and_says_its_verbs(tmp_path):
 
 
 def test_an_old_python_is_refused_in_one_line(tmp_path):
-    old = tmp_path / "python3"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.10.12"\n')
-    old.chmod(0o755)
+    pretend = "import sys; sys.version_info = (3, 10, 12); exec(sys.argv[1])"
+    programs = {
+        "python3": f'if [ "$1" = --version ]; then echo "Python 3.10.12"; else {sys.executable} -c "{pretend}" "$2"; fi',
+        "sudo": "exit 99",
+    }
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
     env = without_login() | {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", str(FOLDER / "node.sh"), "setup", "x"], env=env, capture_output=True, text=True)
     assert done.returncode == 1
