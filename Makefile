@@ -11,7 +11,7 @@ ifneq ($(wildcard ../shared/data),)
 export ROTSSL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo ablate-demo test test-core test-system test-fast test-all chaos fuzz audit lint format docs bench screenshots clean
+.PHONY: setup demo ablate-demo test test-core test-system test-fast test-cluster test-all chaos fuzz audit lint format docs bench screenshots clean
 
 setup: $(STAMP)
 
@@ -29,7 +29,7 @@ ablate-demo: $(STAMP)
 	$(BIN)/python jobs/ablate.py --config jobs/sweeps/weight_budget_demo.yaml
 
 test-fast: $(STAMP)
-	$(PYTEST) -m "not contract and not system and not exhaustive and not gpu"
+	$(PYTEST) -m "not contract and not system and not exhaustive and not gpu and not cluster"
 
 # Two halves at once: most tests compute on one core, and those of programs and clusters mostly wait for them. Each half prints
 # when it has ended.
@@ -37,10 +37,15 @@ test: $(STAMP)
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-core test-system
 
 test-core: $(STAMP)
-	$(PYTEST) -m "not system and not exhaustive"
+	$(PYTEST) -m "not system and not exhaustive and not cluster"
 
 test-system: $(STAMP)
-	$(PYTEST) -m "system and not exhaustive"
+	$(PYTEST) -m "system and not exhaustive and not cluster"
+
+# Each test says which program or folder it lacks: make setup does not install the extras cluster and server.
+test-cluster: $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev,cluster,server]"
+	$(PYTEST) -m "cluster and not exhaustive"
 
 test-all: $(STAMP)
 	$(PYTEST)

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rotssl.config import cli
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -68,22 +66,3 @@ def test_versions_agree():
 
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
     assert re.search(rf"^## .*{re.escape(__version__)}", (ROOT / "CHANGELOG.md").read_text(), re.M)
-
-
-def test_kuberay_manifest_runs_a_command_that_parses():
-    job = yaml.safe_load((ROOT / "cluster" / "kuberay-rayjob.yaml").read_text())
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    cluster = job["spec"]["rayClusterSpec"]
-    assert cluster["authOptions"] == {"mode": "token"} and cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    program, script, *arguments = job["spec"]["entrypoint"].replace("/opt/rotssl", str(ROOT)).split()
-    assert program == "python" and Path(script).is_file()
-    asked = cli.parse(arguments).config
-    (group,) = cluster["workerGroupSpecs"]
-    assert asked.scaling.num_workers == group["replicas"] and asked.scaling.use_gpu is True
-    assert str(asked.tracking.uri).startswith("http"), "sqlite is refused on a cluster of several machines"
-    # What the job reads and writes is mounted on every node.
-    for template in (cluster["headGroupSpec"]["template"], group["template"]):
-        (container,) = template["spec"]["containers"]
-        assert {asked.storage.path, asked.data.root} == {mount["mountPath"] for mount in container["volumeMounts"]}
-    (container,) = group["template"]["spec"]["containers"]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
