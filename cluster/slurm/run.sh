@@ -78,8 +78,12 @@ tell() { # SIGNAL
 finish() {
     local code=$?
     trap '' TERM USR1
-    # All steps of the job, of which there is one; srun itself would kill Ray there, which leaves files behind.
-    [ -z "$others" ] || scancel --signal=TERM "$SLURM_JOB_ID" || true
+    # The head last: without it the other nodes would look for it for half a minute. scancel signals the job's one step; srun itself
+    # would kill Ray there, which leaves files behind.
+    if [ -n "$others" ]; then
+        scancel --signal=TERM "$SLURM_JOB_ID" || true
+        wait "$others" || true
+    fi
     [ -z "$head" ] || kill -TERM "$head" 2>/dev/null || true
     wait
     rm -rf "$RAY_TMPDIR" "${private:-}"
