@@ -11,6 +11,8 @@ set -euo pipefail
 read -ra inside <<<"${INSIDE:-}"
 [ -n "${INSIDE:-}" ] || PATH=${VENV:-$PWD/.venv}/bin:$PATH
 export PATH RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+# A node that is told to end waits half a minute for services that are not there; Slurm may give the whole job no more.
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 # Ray's processes write their bytecode once instead of compiling their imports each time.
 unset PYTHONDONTWRITEBYTECODE RAY_ADDRESS
 # The path of a socket has at most 107 characters, and the name of this folder must not be foreseen by others.
@@ -78,8 +80,8 @@ tell() { # SIGNAL
 finish() {
     local code=$?
     trap '' TERM USR1
-    # The head last: without it the other nodes would look for it for half a minute. scancel signals the job's one step; srun itself
-    # would kill Ray there, which leaves files behind.
+    # The head last, which the other nodes say goodbye to. scancel signals the job's one step; srun itself would kill Ray there, which
+    # leaves files behind.
     if [ -n "$others" ]; then
         scancel --signal=TERM "$SLURM_JOB_ID" || true
         wait "$others" || true
