@@ -80,8 +80,8 @@ tell() { # SIGNAL
 finish() {
     local code=$?
     trap '' TERM USR1
-    # The head last, which the other nodes say goodbye to. scancel signals the job's one step; srun itself would kill Ray there, which
-    # leaves files behind.
+    # The head last, which the other nodes say goodbye to. scancel signals the job's one step; srun itself would kill Ray there,
+    # which leaves files behind.
     if [ -n "$others" ]; then
         scancel --signal=TERM "$SLURM_JOB_ID" || true
         wait "$others" || true
