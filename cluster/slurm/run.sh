@@ -51,7 +51,7 @@ second() {
 }
 
 join() { # HOST:PORT
-    local own node told=""
+    local own node code told=""
     trap 'rm -rf "$RAY_TMPDIR"' EXIT
     read -r own _ < <(own_address "${1%:*}")
     # Ray gives a node 30 seconds to start, which a busy one may exceed; one that fails later starts again, too.
@@ -61,7 +61,9 @@ join() { # HOST:PORT
         trap 'told=1; kill -TERM "$node" 2>/dev/null || true' TERM
         while alive "$node"; do second; done
         [ -z "$told" ] || exit 0
-        wait "$node" || echo "Ray ended on $(hostname) with code $?"
+        code=0
+        wait "$node" || code=$?
+        echo "Ray ended on $(hostname) with code $code"
     done
     exit 1
 }
@@ -83,7 +85,7 @@ finish() {
     # The head last, which the other nodes say goodbye to. scancel signals the job's one step; srun itself would kill Ray there,
     # which leaves files behind.
     if [ -n "$others" ]; then
-        scancel --signal=TERM "$SLURM_JOB_ID" || true
+        scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null || true  # a job that is cancelled has none any more
         wait "$others" || true
     fi
     [ -z "$head" ] || kill -TERM "$head" 2>/dev/null || true

@@ -1,9 +1,6 @@
 """The page about Slurm, typed by a stranger: its commands on a real Slurm of two nodes, and what it says about ends."""
 
-import json
 import re
-import shutil
-import sys
 from pathlib import Path
 
 import psutil
@@ -12,11 +9,10 @@ import torch
 
 from rotssl.config import cli, sweep
 from rotssl.runs import checkpoint, journal
-from tests.programs import ROOT
+from tests.cluster.stranger import PAGE, blocks
 from tests.runtimes.test_ray_train import uninterrupted
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slurm, pytest.mark.system, pytest.mark.exhaustive]
-PAGE = ROOT / "docs" / "clusters" / "slurm.md"
 LONG = """sbatch --nodes=2 --cpus-per-task=1 cluster/slurm/pretrain.sbatch --data.name synthetic --data.limit 256
     --data.image_size 16 --method.hidden_dim 32 --method.out_dim 16 --train.batch_size 32 --train.epochs 20
     --evaluation.linear false --evaluation.knn_every 0 --scaling.num_workers 2 --tracking.uri off
@@ -28,51 +24,6 @@ data: {name: fashion-mnist-sample, limit: 256}
 method: {hidden_dim: 32, out_dim: 16}
 train: {batch_size: 64}
 """
-
-
-def blocks():
-    """The page's indented blocks, by the title of their section."""
-    found = {}
-    for section in re.split(r"^## ", PAGE.read_text(), flags=re.M)[1:]:
-        title, body = section.split("\n", 1)
-        found[title] = [re.sub("^    ", "", block, flags=re.M) for block in re.findall(r"(?:^    .*\n)+", body, re.M)]
-    return found
-
-
-class Stranger:
-    """Somebody with an account, in a checkout of their own."""
-
-    def __init__(self, slurm, checkout):
-        self.slurm, self.checkout = slurm, checkout
-        # `make setup` has been done elsewhere.
-        self.env = {"VENV": sys.prefix, "PYTHONPATH": str(checkout)}
-
-    def types(self, block, job="", more=""):
-        """Type a block of the page, with a number in place of JOB; returns what it prints."""
-        command = block.rstrip().replace("JOB", job) + more
-        return self.slurm("bash", "-euc", command, env=self.env, cwd=self.checkout)
-
-    def submits(self, block, more=""):
-        """Type a block that submits a job; returns its number."""
-        return re.fullmatch(r"Submitted batch job (\d+)\s*", self.types(block, more=more))[1]
-
-    def log(self, job):
-        file = self.checkout / f"rotssl-{job}.log"
-        return file.read_text() if file.exists() else ""
-
-    def run(self, name):
-        return self.checkout / "results" / "rotssl" / name
-
-    def status(self, name):
-        return json.loads((self.run(name) / "run.json").read_text())["status"]
-
-
-@pytest.fixture(scope="module")
-def stranger(slurm, tmp_path_factory):
-    checkout = tmp_path_factory.mktemp("stranger") / "rotssl"
-    for name in ("cluster", "jobs", "rotssl"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return Stranger(slurm, checkout)
 
 
 @pytest.fixture(autouse=True)
