@@ -2,10 +2,8 @@
 
 import functools
 import logging
-import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -300,19 +298,6 @@ def interrupt(number: int, *_: object) -> None:
     """A signal handler that interrupts the program like Ctrl-C. The signal is ignored from then on: Slurm sends it twice."""
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def save_and_interrupt(folder: Path, patience: float = 60) -> None:
-    """Ask a run for a save of its state, and send SIGTERM to this process once there is one, or after so many seconds."""
-    asked, before, until = folder / checkpoint.ASKED, checkpoint.last_save(folder), time.monotonic() + patience
-    try:
-        asked.touch()
-        while checkpoint.last_save(folder) == before and time.monotonic() < until:
-            time.sleep(0.1)
-        asked.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("no state was saved: %s", error)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def open_in_mlflow(

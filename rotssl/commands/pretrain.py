@@ -1,9 +1,11 @@
 """The command that runs one configuration, up to its final table."""
 
+import os
 import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +19,7 @@ from rotssl.config.methods import METHODS
 from rotssl.config.recipes import dump
 from rotssl.config.sections import OFF
 from rotssl.data import datasets
-from rotssl.lifecycle import Run, interrupt, prepare, save_and_interrupt
+from rotssl.lifecycle import Run, interrupt, prepare
 from rotssl.reports import terminal
 from rotssl.reports.progress import ProgressView
 from rotssl.runs import checkpoint, journal
@@ -118,7 +120,20 @@ def _handle(stack: ExitStack, number: signal.Signals, handler: Callable[..., Non
 
 def _leave(run: Run) -> None:
     """Save and end, in another thread: this one has signals to handle and, without Ray, the training to do."""
-    threading.Thread(target=save_and_interrupt, args=[run.folder], name="leave", daemon=True).start()
+    threading.Thread(target=_save_and_end, args=[run.folder], name="leave", daemon=True).start()
+
+
+def _save_and_end(folder: Path, patience: float = 60) -> None:
+    """Ask a run for a save of its state, and send SIGTERM to this process once there is one, or after so many seconds."""
+    asked, before, until = folder / checkpoint.ASKED, checkpoint.last_save(folder), time.monotonic() + patience
+    try:
+        asked.touch()
+        while checkpoint.last_save(folder) == before and time.monotonic() < until:
+            time.sleep(0.1)
+        asked.unlink(missing_ok=True)
+    except OSError as error:
+        say(f"no state was saved: {error}")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _conclude(run: Run, status: str) -> int:
