@@ -11,6 +11,8 @@ set -euo pipefail
 read -ra inside <<<"${INSIDE:-}"
 [ -n "${INSIDE:-}" ] || PATH=${VENV:-$PWD/.venv}/bin:$PATH
 export PATH RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+# A node that is told to end waits half a minute for services that are not there; Slurm may give the whole job no more.
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 # Ray's processes write their bytecode once instead of compiling their imports each time.
 unset PYTHONDONTWRITEBYTECODE RAY_ADDRESS
 # The path of a socket has at most 107 characters, and the name of this folder must not be foreseen by others.
@@ -49,7 +51,7 @@ second() {
 }
 
 join() { # HOST:PORT
-    local own node told=""
+    local own node code told=""
     trap 'rm -rf "$RAY_TMPDIR"' EXIT
     read -r own _ < <(own_address "${1%:*}")
     # Ray gives a node 30 seconds to start, which a busy one may exceed; one that fails later starts again, too.
@@ -59,7 +61,9 @@ join() { # HOST:PORT
         trap 'told=1; kill -TERM "$node" 2>/dev/null || true' TERM
         while alive "$node"; do second; done
         [ -z "$told" ] || exit 0
-        wait "$node" || echo "Ray ended on $(hostname) with code $?"
+        code=0
+        wait "$node" || code=$?
+        echo "Ray ended on $(hostname) with code $code"
     done
     exit 1
 }
@@ -78,8 +82,12 @@ tell() { # SIGNAL
 finish() {
     local code=$?
     trap '' TERM USR1
-    # All steps of the job, of which there is one; srun itself would kill Ray there, which leaves files behind.
-    [ -z "$others" ] || scancel --signal=TERM "$SLURM_JOB_ID" || true
+    # The head last, which the other nodes say goodbye to. scancel signals the job's one step; srun itself would kill Ray there,
+    # which leaves files behind.
+    if [ -n "$others" ]; then
+        scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null || true  # a job that is cancelled has none any more
+        wait "$others" || true
+    fi
     [ -z "$head" ] || kill -TERM "$head" 2>/dev/null || true
     wait
     rm -rf "$RAY_TMPDIR" "${private:-}"

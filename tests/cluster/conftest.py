@@ -6,6 +6,7 @@ from tests.cluster.hosts import Hosts, missing
 from tests.cluster.rays import Rays
 from tests.cluster.slurm import Slurm
 from tests.cluster.slurm import missing as absent
+from tests.cluster.stranger import Stranger
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +32,9 @@ def slurm(hosts):
         pytest.skip(reason)
     with Slurm(hosts) as up:
         yield up
+
+
+@pytest.fixture
+def stranger(slurm, tmp_path):
+    """A user of that Slurm, in a checkout."""
+    return Stranger(slurm, tmp_path / "rotssl")

@@ -186,13 +186,14 @@ class Hosts:
         self._programs.append(program)
         return program
 
-    def processes(self, host):
-        """The processes of a host, as this machine sees them, without its first one."""
-        own = os.readlink(f"/proc/{self._first[host].pid}/ns/pid")
-        found = []
+    def processes(self, host, word=""):
+        """The processes of a host, as this machine sees them, that have a word in their command; without its first one."""
+        own, found = os.readlink(f"/proc/{self._first[host].pid}/ns/pid"), []
         for process in psutil.process_iter():
-            with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{process.pid}/ns/pid") == own and process.pid != self._first[host].pid:
+            place = Path(f"/proc/{process.pid}")
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                theirs = os.readlink(place / "ns" / "pid") == own and process.pid != self._first[host].pid
+                if theirs and word.encode() in (place / "cmdline").read_bytes():
                     found.append(process)
         return found
 

@@ -28,6 +28,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
+GresTypes=gpu
 SwitchType=switch/none
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
@@ -38,8 +39,8 @@ KillWait=30
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-NodeName=head NodeAddr={head} CPUs=8 RealMemory=4000
-NodeName=worker NodeAddr={worker} CPUs=8 RealMemory=4000
+NodeName=head NodeAddr={head} CPUs=8 RealMemory=4000 Gres=gpu:2
+NodeName=worker NodeAddr={worker} CPUs=8 RealMemory=4000 Gres=gpu:2
 PartitionName=main Nodes=head,worker Default=YES State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=head,worker State=UP PriorityTier=2
 """
@@ -70,6 +71,7 @@ class Slurm:
         key.write_bytes(os.urandom(64))
         conf = CONF.format(folder=self.folder, head=address("head"), worker=address("worker"))
         (self.folder / "slurm.conf").write_text(conf)
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")  # to be counted
         files = [f"--{name}-file=/dev/shm/munge.{name}" for name in ("pid", "log", "seed")]
         munge = ["munged", "--force", "--foreground", f"--key-file={key}", "--socket=/dev/shm/munge.socket", *files]
         for host in ("head", "worker"):

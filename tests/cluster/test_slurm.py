@@ -1,23 +1,20 @@
 """The page about Slurm, typed by a stranger: its commands on a real Slurm of two nodes, and what it says about ends."""
 
-import json
 import re
-import shutil
-import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from rotssl.config import cli, sweep
 from rotssl.runs import checkpoint, journal
-from tests.programs import ROOT
+from tests.cluster.stranger import PAGE, blocks
 from tests.runtimes.test_ray_train import uninterrupted
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slurm, pytest.mark.system, pytest.mark.exhaustive]
-PAGE = ROOT / "docs" / "clusters" / "slurm.md"
-LONG = """sbatch --nodes=2 --cpus-per-task=1 cluster/slurm/pretrain.sbatch --data.name synthetic --data.limit 512
-    --data.image_size 16 --method.hidden_dim 32 --method.out_dim 16 --train.batch_size 32 --train.epochs 60
+LONG = """sbatch --nodes=2 --cpus-per-task=1 cluster/slurm/pretrain.sbatch --data.name synthetic --data.limit 256
+    --data.image_size 16 --method.hidden_dim 32 --method.out_dim 16 --train.batch_size 32 --train.epochs 20
     --evaluation.linear false --evaluation.knn_every 0 --scaling.num_workers 2 --tracking.uri off
     --tracking.run_name long""".replace("\n", " ")
 SWEEP = """
@@ -29,58 +26,13 @@ train: {batch_size: 64}
 """
 
 
-def blocks():
-    """The page's indented blocks, by the title of their section."""
-    found = {}
-    for section in re.split(r"^## ", PAGE.read_text(), flags=re.M)[1:]:
-        title, body = section.split("\n", 1)
-        found[title] = [re.sub("^    ", "", block, flags=re.M) for block in re.findall(r"(?:^    .*\n)+", body, re.M)]
-    return found
-
-
-class Stranger:
-    """Somebody with an account, in a checkout of their own."""
-
-    def __init__(self, slurm, checkout):
-        self.slurm, self.checkout = slurm, checkout
-        # `make setup` has been done elsewhere.
-        self.env = {"VENV": sys.prefix, "PYTHONPATH": str(checkout)}
-
-    def types(self, block, job="", more=""):
-        """Type a block of the page, with a number in place of JOB; returns what it prints."""
-        command = block.rstrip().replace("JOB", job) + more
-        return self.slurm("bash", "-euc", command, env=self.env, cwd=self.checkout)
-
-    def submits(self, block, more=""):
-        """Type a block that submits a job; returns its number."""
-        return re.fullmatch(r"Submitted batch job (\d+)\s*", self.types(block, more=more))[1]
-
-    def log(self, job):
-        file = self.checkout / f"rotssl-{job}.log"
-        return file.read_text() if file.exists() else ""
-
-    def run(self, name):
-        return self.checkout / "results" / "rotssl" / name
-
-    def status(self, name):
-        return json.loads((self.run(name) / "run.json").read_text())["status"]
-
-
-@pytest.fixture(scope="module")
-def stranger(slurm, tmp_path_factory):
-    checkout = tmp_path_factory.mktemp("stranger") / "rotssl"
-    for name in ("cluster", "jobs", "rotssl"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return Stranger(slurm, checkout)
-
-
 @pytest.fixture(autouse=True)
 def nothing_stays(slurm):
     """After each test there is no process of a job, no token, no folder of Ray and no shared memory of it."""
     before = {*Path("/tmp").glob("ray.??????")}
     yield
     for host in ("head", "worker"):
-        assert not [p for p in slurm.hosts.processes(host) if "ray" in " ".join(p.cmdline())]
+        assert psutil.wait_procs(slurm.hosts.processes(host, "ray"), timeout=30)[1] == []
         assert "plasma" not in slurm.hosts.run(host, ["ls", "/dev/shm"]).stdout
     assert not [*slurm.hosts.home("head").glob(".rotssl-*")]
     assert {*Path("/tmp").glob("ray.??????")} <= before
@@ -96,9 +48,9 @@ def test_the_pages_first_job_and_a_sweep_share_a_node(stranger):
     assert stranger.slurm.ended(job) == "COMPLETED", stranger.log(job)
     log = stranger.types(look, job)
     for line in expected.replace("JOB", job).splitlines():
-        # As the page has it, but for addresses, ports and the names of nodes.
-        words = re.sub(r"\\d+\\\.[\d.\\]+\d|127.*? on .*|\S*node\S*|(?<=:)\d+", r".+", re.escape(line))
-        assert re.search(words, log), f"{line}\n{log}"
+        # As the page has it, but for addresses and the names of nodes.
+        words = [r"\S+" if re.search(r"\d\.\d|node\d|node\[", word) else re.escape(word) for word in line.split()]
+        assert re.search(" ".join(words), log), f"{line}\n{log}"
     told = stranger.types(files)
     assert '"status": "finished"' in told and len(journal.read(stranger.run("try"))) == 2
     assert stranger.slurm.ended(sweeping) == "COMPLETED", stranger.log(sweeping)
@@ -138,7 +90,7 @@ def test_a_run_that_is_preempted_and_cancelled_ends_with_the_weights_of_a_quiet_
     slurm.wait(job, lambda facts: done() >= requeued + 2)
     stranger.types(end, job)
     assert slurm.ended(job) == "CANCELLED", stranger.log(job)
-    assert stranger.status("long") == "interrupted" and done() < 60
+    assert stranger.status("long") == "interrupted" and done() < 20
     again = stranger.submits(LONG)
     assert slurm.ended(again) == "COMPLETED", stranger.log(again)
     assert stranger.status("long") == "finished" and "resuming after epoch" in stranger.log(again)
@@ -147,7 +99,7 @@ def test_a_run_that_is_preempted_and_cancelled_ends_with_the_weights_of_a_quiet_
     ours = torch.load(checkpoint.found(folder)[0] / checkpoint.FILE, weights_only=True)["model"]
     assert all(torch.equal(ours[name], quiet[name]) for name in quiet) and len(ours) == len(quiet)
     points, others = journal.read(folder), journal.read(tmp_path / "rotssl" / "long")
-    for epoch in range(1, 61):
+    for epoch in range(1, 21):
         for key in ("loss/total", "loss/ssl", "optim/grad_norm"):
             assert points[epoch][key] == others[epoch][key], (epoch, key)
 
