@@ -4,7 +4,7 @@ import pytest
 
 from tests.programs import SMALL, flags
 
-pytestmark = [pytest.mark.cluster, pytest.mark.system, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.cluster, pytest.mark.system]
 ASK = """
 import sys
 from mlflow.tracking import MlflowClient

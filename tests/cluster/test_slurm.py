@@ -12,7 +12,7 @@ from rotssl.runs import checkpoint, journal
 from tests.cluster.stranger import PAGE, blocks
 from tests.runtimes.test_ray_train import uninterrupted
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slurm, pytest.mark.system, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.cluster, pytest.mark.slurm, pytest.mark.system]
 LONG = """sbatch --nodes=2 --cpus-per-task=1 cluster/slurm/pretrain.sbatch --data.name synthetic --data.limit 256
     --data.image_size 16 --method.hidden_dim 32 --method.out_dim 16 --train.batch_size 32 --train.epochs 20
     --evaluation.linear false --evaluation.knn_every 0 --scaling.num_workers 2 --tracking.uri off

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cluster.stranger import blocks
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slurm, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.cluster, pytest.mark.slurm]
 # Notes how it was called, says that it is up, and stays until it is told to end, or for as long as the test lets it.
 RAY = """#!/usr/bin/env bash
 echo "$(hostname) $*" >>"$NOTES"
