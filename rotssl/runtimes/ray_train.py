@@ -226,13 +226,15 @@ def _timed_out(error: BaseException) -> bool:
 
 def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
+
+    from rotssl.runtimes.ray_group import GroupConfig
 
     return TorchTrainer(
         _work,
         train_loop_config={"config": cfg.to_dict(config), "data": data, "queue": queue},
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        torch_config=GroupConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(config, workers)
         ),

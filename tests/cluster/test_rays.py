@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.cluster.hosts import address
 from tests.programs import SMALL, flags
 
 pytestmark = [pytest.mark.cluster, pytest.mark.system]
@@ -27,3 +28,19 @@ def test_a_job_of_a_third_host_trains_on_two_others(rays):
     finally:
         rays.token.with_suffix(".away").rename(rays.token)
     assert "first" in rays.job("list")
+
+
+def test_hosts_whose_names_lead_to_themselves_find_each_other(rays):
+    """Debian writes a host's own name at 127.0.1.1 into /etc/hosts; gloo would listen there."""
+    files = {host: rays.hosts.folder / host / "hosts" for host in ("head", "worker")}
+    before = {host: file.read_text() for host, file in files.items()}
+    try:
+        for host, file in files.items():  # in place: the host sees this very file
+            file.write_text(before[host].replace(f"{address(host)} {host}", f"127.0.1.1 {host}"))
+            assert "127.0.1.1" in rays.hosts.run(host, ["getent", "hosts", host]).stdout
+        fields = {**SMALL, "scaling.num_workers": 2, "tracking.uri": "off"}
+        job = rays.submit("loopback", *flags(fields, rays.shared / "results", "loopback"))
+        assert rays.wait(job) == "SUCCEEDED", rays.logs(job)
+    finally:
+        for host, file in files.items():
+            file.write_text(before[host])
