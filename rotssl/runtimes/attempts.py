@@ -1,7 +1,7 @@
 """What happens when workers fail or nodes go: whether the run starts again, on how many workers, and what is said about it.
 
-Ray Train could start workers again by itself. But it counts failures over a whole run, however long, gives missing nodes a
-minute, and says nothing. So each failure ends its fit(), and another one begins here.
+Ray Train starts workers again by itself. But it counts failures over a whole run, however long, gives missing nodes a minute, and
+says nothing. So it is told never to give up, and here is decided when that is. It ends only where workers do not start in time.
 """
 
 import os
@@ -15,7 +15,7 @@ from rotssl.config import ResolvedConfig
 from rotssl.engine.events import EpochDone, Event
 from rotssl.runs import checkpoint, journal
 from rotssl.runtimes.ray_cluster import Workers, gone_from, places_for
-from rotssl.runtimes.watch import Watch
+from rotssl.runtimes.watch import Failed, Watch
 
 MAX_FAILURES = 3  # in a row, without progress between them
 ELASTIC_S = 60.0  # that missing workers are waited for before a run goes on with fewer
@@ -49,7 +49,7 @@ class Attempts:
     ) -> None:
         self.config, self.asked, self.nodes, self.guard, self.say = config, asked, nodes, guard, say
         self.workers = asked
-        self.failures, self.growing, self.told = 0, False, ""
+        self.failures, self.growing, self.told, self.ended = 0, False, "", ""
         self.reached = self._progress()
         self.known = list(nodes())
         self.begun = self.waiting_since = time.monotonic()
@@ -88,10 +88,16 @@ class Attempts:
             self.told = line
             self.say(f"{line} (scaling.wait_minutes {self.config.scaling.wait_minutes:g})")
 
-    def heard(self, show: Callable[[Event], None]) -> Callable[[Event], None]:
-        """``show``, which is called with each event; at the end of an epoch, workers that were missed may come back."""
+    def heard(self, show: Callable[[Event], None]) -> Callable[[Any], None]:
+        """``show``, which is called with each event of the run.
 
-        def handle(event: Event) -> None:
+        Failures are counted, and end the run if they are too many. At an epoch's end, workers that were missed may come back.
+        """
+
+        def handle(event: Any) -> None:
+            if isinstance(event, Failed):
+                self.failed(event.reason)
+                return
             show(event)
             fewer = self.workers.count < self.asked.count
             if isinstance(event, EpochDone) and fewer and not self.growing and self.fitting() > self.workers.count:
@@ -103,46 +109,54 @@ class Attempts:
 
         return handle
 
-    def again(self, reason: str, timed_out: bool, said: bool) -> str:
-        """Decide whether workers that have ended start again.
+    def failed(self, reason: str) -> None:
+        """Count a failure of workers, which Ray Train is about to start again, and say it; one too many ends the run.
 
         Args:
             reason: why they ended.
-            timed_out: whether they did not start in the time that ``start`` has set.
-            said: whether the user knows already.
+        """
+        if self.growing:
+            return
+        self.begun, self.told = time.monotonic(), ""
+        now, hung = self._progress(), self.guard.to_blame
+        self.failures = self.failures + 1 if now <= self.reached else 1
+        self.reached = now
+        why = hung or self._whereabouts() or reason
+        if self.failures > MAX_FAILURES:
+            self.ended = why
+            self.guard.stop()
+        elif not hung:  # the watch has said it
+            self.say(f"{why}; the workers start again from the last checkpoint")
+
+    def again(self, reason: str, timed_out: bool) -> str:
+        """Decide whether to start the workers again after Ray Train has ended.
+
+        Args:
+            reason: why it has.
+            timed_out: whether workers did not start in the time that ``start`` has set.
 
         Returns:
             An empty text, or why the run ends.
         """
-        self.guard.rest()
-        now, before = self._progress(), self.workers.count
-        self.workers = replace(self.asked, count=self._count(timed_out))
+        before = self.workers.count
         if timed_out:
+            self.workers = replace(self.asked, count=self._count())
             waited = time.monotonic() - self.waiting_since >= 60 * self.config.scaling.wait_minutes - 1
             if waited and self.workers.count == before:
                 minutes = f"{self.config.scaling.wait_minutes:g} minutes (scaling.wait_minutes)"
                 return f"no {before} workers could start for {minutes}: {self._whereabouts() or reason}"
         elif self.growing:
-            self.growing = False
-        else:
-            self.failures = self.failures + 1 if now <= self.reached else 1
-            self.reached = now
-            if self.failures > MAX_FAILURES:
-                return reason
-            if not said:
-                why = self._whereabouts() or reason
-                self.say(f"{why}; the workers start again from the last checkpoint")
+            self.growing, self.workers = False, replace(self.asked, count=self._count())
+        elif not self.ended:
+            self.failed(reason)
+        self.guard.rest()
         if self.workers.count < before:
             self.say(f"going on with {self.workers.count} of {self.asked.count} workers (scaling.elastic)")
-        return ""
+        return self.ended
 
-    def _count(self, timed_out: bool) -> int:
+    def _count(self) -> int:
         """The number of workers of the next start."""
-        if not self.config.scaling.elastic:
-            return self.asked.count
-        fit = self.fitting()
-        # A node that has just gone is waited for first: it may be a moment's silence.
-        return fit if fit and (timed_out or self.growing or fit == self.asked.count) else self.workers.count
+        return self.fitting() or self.workers.count if self.config.scaling.elastic else self.asked.count
 
     def _whereabouts(self) -> str:
         """A line about nodes that are gone since this was last asked; empty if all are there."""

@@ -1,4 +1,4 @@
-"""Ray Train's process group, with gloo on the network that Ray uses.
+"""What Ray Train's controller calls: the start of the process group, with gloo on the network that Ray uses, and failures.
 
 By itself gloo takes the address of the host's name. Where that is 127.0.1.1, as Debian writes it into /etc/hosts, workers of two
 hosts would look for each other on their own. Imports Ray Train; only ray_train.py imports this, when it needs it.
@@ -10,8 +10,13 @@ from typing import Any
 
 import psutil
 import ray.util
+from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
+
+from rotssl.runtimes.ray_train import last_line
+from rotssl.runtimes.watch import Failed
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 
@@ -42,3 +47,29 @@ class GroupConfig(TorchConfig):  # type: ignore[misc]  # as above
     def backend_cls(self) -> type[_Backend]:
         """The class that starts the process group."""
         return _Backend
+
+
+class Tell(UserCallback):  # type: ignore[misc]  # as above
+    """Tells the driver of workers that failed, before new ones start.
+
+    Args:
+        queue: of the driver's events.
+    """
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Send the reason."""
+        self.queue.actor.put_nowait.remote(Failed(cause(worker_exceptions)))
+
+
+def cause(failures: dict[int, Exception]) -> str:
+    """Why workers ended, in a line: an error of their own says more than that another one is gone."""
+    gone = {rank: error for rank, error in failures.items() if isinstance(error, RayActorError)}
+    rank, error = next(iter((gone or failures).items()), (0, None))
+    if isinstance(error, ActorUnavailableError):
+        return f"worker {rank} does not answer"
+    if isinstance(error, RayActorError):
+        return f"worker {rank} has died"
+    return last_line(error) if isinstance(error, BaseException) else "no reason is known"

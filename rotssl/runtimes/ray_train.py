@@ -191,9 +191,7 @@ def fit(
                 ray_start.disconnect(ray)  # before Ray ends this process
                 return str(error)
             except (TrainingFailedError, RayActorError) as error:
-                hung = guard.to_blame
-                ended = head.gone() or starts.again(hung or _cause(error), _timed_out(error), bool(hung))
-                if ended:
+                if ended := head.gone() or starts.again(guard.to_blame or last_line(error), _timed_out(error)):
                     return ended
             except KeyboardInterrupt:
                 guard.stop()
@@ -209,14 +207,6 @@ def _queue(ray: Any) -> Any:
     return Queue(actor_options={"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here})
 
 
-def _cause(error: BaseException) -> str:
-    """Why workers ended, in a line."""
-    from ray.train.v2.api.exceptions import WorkerGroupError
-
-    found = next(iter(error.worker_failures.values()), error) if isinstance(error, WorkerGroupError) else error
-    return _first_line(found)
-
-
 def _timed_out(error: BaseException) -> bool:
     """Whether the workers did not start in time."""
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -229,7 +219,7 @@ def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any) ->
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    from rotssl.runtimes.ray_group import GroupConfig
+    from rotssl.runtimes.ray_group import GroupConfig, Tell
 
     return TorchTrainer(
         _work,
@@ -241,7 +231,9 @@ def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any) ->
         run_config=RunConfig(
             name=config.run_dir.name,
             storage_path=str(config.run_dir.parent),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+            # Which failure is one too many, starts.failed decides.
+            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
+            callbacks=[Tell(queue)],
             checkpoint_config=CheckpointConfig(num_to_keep=checkpoint.KEEP),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -278,7 +270,8 @@ def _resources(config: ResolvedConfig, workers: Workers) -> dict[str, float]:
     return {"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})}
 
 
-def _first_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """The type of an error and the last line of what it says, which of a traceback is the error itself."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 

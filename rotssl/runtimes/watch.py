@@ -43,6 +43,13 @@ class Alive:
     """A sign of life."""
 
 
+@dataclass(frozen=True)
+class Failed:
+    """The workers have ended, for this reason; Ray Train starts others."""
+
+    reason: str
+
+
 class HeadGone(Exception):
     """The head of the cluster does not answer any more; the text is the one line to print."""
 
@@ -129,6 +136,8 @@ class Watch:
         if isinstance(item, Joined):
             self.workers[item.rank], self.controller = item.worker, item.controller
             self.restarting, self.reason = False, ""
+        if isinstance(item, Failed):
+            self.last, self.workers = None, {}  # whatever time passes until others start is no hang
         return isinstance(item, Joined | Alive)
 
     def check(self) -> None:
@@ -163,12 +172,12 @@ class Watch:
         return self.reason if self.restarting or self.last is None else ""
 
     def rest(self) -> None:
-        """Forget the workers, which have ended: whatever time passes until others start is no hang."""
+        """Forget the workers and their controller, which have ended."""
         self.last, self.restarting, self.workers, self.controller = None, False, {}, None
 
     def stop(self) -> None:
         """End the workers and the controller at once, so that nothing of the run goes on while it is closed."""
-        for actor in (*self.workers.values(), self.controller):
+        for actor in (self.controller, *self.workers.values()):  # it first: it would start others
             if actor is not None:
                 self._ended(actor)
 
