@@ -35,6 +35,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 ReturnToService=2
 SlurmdParameters=config_overrides
+SchedulerParameters=bf_interval=1,sched_interval=1
 KillWait=30
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

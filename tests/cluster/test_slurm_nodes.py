@@ -123,3 +123,28 @@ def test_a_job_whose_time_is_up_is_queued_again(stranger, notes):
     assert "told SIGUSR1" in notes.read_text() and "told SIGTERM" not in notes.read_text()
     stranger.slurm("scancel", job)
     assert stranger.slurm.ended(job) == "CANCELLED"
+
+
+def test_a_preempted_job_is_told_and_starts_again(stranger, notes):
+    job = stranger.submits(TWO, " --wait")
+    stranger.slurm.wait(job, lambda _: notes.exists() and "program --wait" in notes.read_text())
+    urgent = stranger.slurm.submit(
+        "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"
+    )
+    assert stranger.slurm.ended(urgent) == "COMPLETED" and "told SIGUSR1" in notes.read_text()
+    stranger.slurm.wait(job, lambda _: notes.read_text().count("program --wait") == 2)
+    assert "start 2" in stranger.log(job)
+    stranger.slurm("scancel", job)
+    assert stranger.slurm.ended(job) == "CANCELLED"
+
+
+def test_the_token_is_private_and_removed(stranger, notes):
+    job = stranger.submits(TWO, " --wait")
+    stranger.slurm.wait(job, lambda _: notes.exists() and "program --wait" in notes.read_text())
+    home = stranger.slurm.hosts.home("head")
+    (token,) = home.glob(f".rotssl-{job}.*/token")
+    assert token.stat().st_mode & 0o777 == 0o600 and token.parent.stat().st_mode & 0o777 == 0o700
+    assert len(token.read_text()) == 64
+    stranger.slurm("scancel", "--batch", "--signal=TERM", job)
+    assert stranger.slurm.ended(job) == "FAILED" and not [*home.glob(".rotssl-*")]
+    assert stranger.slurm.facts(job)["ExitCode"] == "130:0" and "told SIGTERM" in notes.read_text()
