@@ -219,9 +219,10 @@ class ScalingConfig:
         ge=0,
         later=True,
     )
-    wait_minutes: float = opt(
-        10.0,
-        "How long a run waits for nodes: for those of a cluster that still grows, and for others in place of lost ones.",
+    wait_minutes: float | Auto = opt(
+        "auto",
+        "How long a run waits for nodes: for those of a cluster that still grows, and for others in place of lost ones; auto: "
+        "not at all at its start, and 10 minutes for lost ones.",
         ge=0,
         later=True,
     )

@@ -19,6 +19,7 @@ from rotssl.runtimes.watch import Failed, Watch
 
 MAX_FAILURES = 3  # in a row, without progress between them
 ELASTIC_S = 60.0  # that missing workers are waited for before a run goes on with fewer
+WAIT_MINUTES = 10.0  # of scaling.wait_minutes auto
 QUIET_S = 10.0  # that workers take to start, before anything is said
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # that Ray Train reads
 
@@ -49,6 +50,8 @@ class Attempts:
     ) -> None:
         self.config, self.asked, self.nodes, self.guard, self.say = config, asked, nodes, guard, say
         self.workers = asked
+        wait = config.scaling.wait_minutes
+        self.minutes = WAIT_MINUTES if wait == "auto" else wait
         self.failures, self.growing, self.told, self.ended = 0, False, "", ""
         self.reached = self._progress()
         self.known = list(nodes())
@@ -70,7 +73,7 @@ class Attempts:
     def start(self) -> None:
         """Note that the workers start, and how long Ray Train shall wait for them."""
         self.begun, self.told = time.monotonic(), ""
-        patience = self.waiting_since + 60 * self.config.scaling.wait_minutes - self.begun
+        patience = self.waiting_since + 60 * self.minutes - self.begun
         if self.config.scaling.elastic:
             patience = min(patience, ELASTIC_S)
         os.environ[START_TIMEOUT] = str(max(patience, QUIET_S))
@@ -86,7 +89,7 @@ class Attempts:
         line = f"waiting for room for {count} workers: the cluster has room for {room}"
         if line != self.told:
             self.told = line
-            self.say(f"{line} (scaling.wait_minutes {self.config.scaling.wait_minutes:g})")
+            self.say(f"{line} (scaling.wait_minutes {self.minutes:g})")
 
     def heard(self, show: Callable[[Event], None]) -> Callable[[Any], None]:
         """``show``, which is called with each event of the run.
@@ -141,9 +144,9 @@ class Attempts:
         before = self.workers.count
         if timed_out:
             self.workers = replace(self.asked, count=self._count())
-            waited = time.monotonic() - self.waiting_since >= 60 * self.config.scaling.wait_minutes - 1
+            waited = time.monotonic() - self.waiting_since >= 60 * self.minutes - 1
             if waited and self.workers.count == before:
-                minutes = f"{self.config.scaling.wait_minutes:g} minutes (scaling.wait_minutes)"
+                minutes = f"{self.minutes:g} minutes (scaling.wait_minutes)"
                 return f"no {before} workers could start for {minutes}: {self._whereabouts() or reason}"
         elif self.growing:
             self.growing, self.workers = False, replace(self.asked, count=self._count())

@@ -59,7 +59,8 @@ def connected(config: Config) -> Iterator[Workers]:
     """
     ray = import_ray()
     ours = not ray.is_initialized()
-    patience = 60 * config.scaling.wait_minutes
+    asked = config.scaling.wait_minutes
+    patience = 0.0 if asked == "auto" else 60 * asked
     if ours:
         address = ray_start.address()
         if address == "local":
@@ -90,7 +91,7 @@ def _wait_for_room(config: Config, ray: Any, patience: float) -> Workers:
                     raise
                 if str(error) != told:
                     told = str(error)
-                    log.warning("%s; waiting for nodes (scaling.wait_minutes %g)", error, config.scaling.wait_minutes)
+                    log.warning("%s; waiting for nodes (scaling.wait_minutes %g)", error, patience / 60)
                 if not asked:
                     asked = _wake_autoscaler(config)
             time.sleep(2)
