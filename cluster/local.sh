@@ -29,7 +29,8 @@ print_env() {
 node() {
     local name=$1
     shift
-    setsid ray start "$@" --num-cpus="$CPUS" --disable-usage-stats --block >"$STATE/$name.log" 2>&1 </dev/null &
+    # Any free port for the agent, which starts jobs: another cluster's has the usual one.
+    setsid ray start "$@" --num-cpus="$CPUS" --dashboard-agent-listen-port=0 --disable-usage-stats --block >"$STATE/$name.log" 2>&1 </dev/null &
     echo $! >"$STATE/$name.pid"
 }
 
@@ -44,8 +45,7 @@ start() {
     [ -f "$STATE/token" ] || (umask 077 && python3 -c 'import secrets; print(secrets.token_hex(32), end="")' >"$STATE/token")
     node head --head --port="$GCS_PORT" --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT"
     wait_for head "the head node" started head
-    # The server answers before the agent is there that starts jobs.
-    wait_for head "the job server" ray job submit --address "http://127.0.0.1:$DASHBOARD_PORT" --no-wait --submission-id ready -- true
+    wait_for head "the job server" ray job list --address "http://127.0.0.1:$DASHBOARD_PORT"
     node worker --address="127.0.0.1:$GCS_PORT" --temp-dir="$SECOND"
     wait_for worker "the second node" started worker
     echo "two nodes are up; for the commands that follow:" >&2
