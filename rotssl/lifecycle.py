@@ -264,7 +264,7 @@ class Run:
                 # Without validation there is only one accuracy, at the end.
                 metric = "knn/top1" if any("knn/top1" in point for point in points.values()) else "loss/total"
                 save_convergence({self.name: points}, self.folder / "convergence.png", metric)
-            sent = tracker.sync(points)
+            sent = tracker.sync(points, writer.progress(points, self.config.train.epochs))
 
         def finish() -> None:
             state.synced = tracker.finish(MLFLOW_STATUS[status], reason, files) and sent

@@ -24,6 +24,8 @@ from rotssl.runs.state import RunState, check_writable
 from rotssl.runtimes import torchrun
 from rotssl.tracking import store, untracked
 
+LEAVE_S = 60.0  # for a run that is told to leave to save its state
+
 
 def run(command: Command) -> int:
     """Carry out jobs/pretrain.py; returns the exit code."""
@@ -101,6 +103,8 @@ def pretrain(config: ResolvedConfig, told: str = "") -> int:
             report(run)
             return EXIT_OK
         workers = None
+        if threading.current_thread() is threading.main_thread():  # also while a cluster's nodes are waited for
+            signals.handle(stack, signal.SIGTERM, signals.interrupt)
         if group is not None:
             say(f"training in {group.count} processes of torchrun")
         elif config.scaling.num_workers == 0:
@@ -113,9 +117,12 @@ def pretrain(config: ResolvedConfig, told: str = "") -> int:
             if workers.why:
                 say(f"more workers cannot share the batch: {workers.why}")
         if threading.current_thread() is threading.main_thread():
-            signals.handle(stack, signal.SIGTERM, signals.interrupt)  # what `ray job stop` sends
+            signals.handle(
+                stack, signal.SIGTERM, signals.interrupt
+            )  # what `ray job stop` sends; Ray has set its own handler
             # What cluster/slurm sends when a job's time is up.
-            signals.handle(stack, signal.SIGUSR1, lambda *_: signals.leave(run.folder))
+            patience = LEAVE_S if config.train.save_minutes else 0.0  # without it no state is saved within an epoch
+            signals.handle(stack, signal.SIGUSR1, lambda *_: signals.leave(run.folder, patience))
         if told:
             say(told)
         run.track(workers, None if group is None else {"world_size": str(group.count)})

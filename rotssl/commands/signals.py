@@ -20,9 +20,9 @@ def handle(stack: ExitStack, number: signal.Signals, handler: Callable[..., None
     signal.signal(number, handler)
 
 
-def leave(folder: Path) -> None:
+def leave(folder: Path, patience: float) -> None:
     """Save and end, in another thread: this one has signals to handle and, without Ray, the training to do."""
-    threading.Thread(target=_save_and_end, args=[folder], name="leave", daemon=True).start()
+    threading.Thread(target=_save_and_end, args=[folder, patience], name="leave", daemon=True).start()
 
 
 def interrupt(number: int, *_: object) -> None:
@@ -31,7 +31,7 @@ def interrupt(number: int, *_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _save_and_end(folder: Path, patience: float = 60) -> None:
+def _save_and_end(folder: Path, patience: float) -> None:
     """Ask a run for a save of its state, and send SIGTERM to this process once there is one, or after so many seconds."""
     asked, before, until = folder / checkpoint.ASKED, checkpoint.last_save(folder), time.monotonic() + patience
     try:

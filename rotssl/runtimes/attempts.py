@@ -4,6 +4,7 @@ Ray Train starts workers again by itself. But it counts failures over a whole ru
 says nothing. So it is told never to give up, and here is decided when that is. It ends only where workers do not start in time.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from rotssl import config as cfg
+from rotssl.base.errors import in_a_line
 from rotssl.config import ResolvedConfig
 from rotssl.engine.events import EpochDone, Event
 from rotssl.runs import checkpoint, journal
 from rotssl.runtimes.ray_cluster import Workers, gone_from, places_for
 from rotssl.runtimes.watch import Failed, Watch
 
+log = logging.getLogger(__name__)
 MAX_FAILURES = 3  # in a row, without progress between them
 ELASTIC_S = 60.0  # that missing workers are waited for before a run goes on with fewer
 WAIT_MINUTES = 10.0  # of scaling.wait_minutes auto
@@ -53,13 +56,19 @@ class Attempts:
         wait = config.scaling.wait_minutes
         self.minutes = WAIT_MINUTES if wait == "auto" else wait
         self.failures, self.growing, self.told, self.ended = 0, False, "", ""
+        self.reached = (0, 0.0)
         self.reached = self._progress()
         self.known = list(nodes())
-        self.begun = self.waiting_since = time.monotonic()
+        self.begun = self.waiting_since = self.grow_at = time.monotonic()
+        self.pause = 60 * self.minutes  # before another try to grow
 
     def _progress(self) -> tuple[int, float]:
-        """Grows with every epoch, and with every state that is saved within one."""
-        return max(journal.read(self.config.run_dir), default=0), checkpoint.last_save(self.config.run_dir)
+        """Grows with every epoch, and with every state that is saved within one; as before if the disk does not answer."""
+        try:
+            return max(journal.read(self.config.run_dir), default=0), checkpoint.last_save(self.config.run_dir)
+        except OSError as error:
+            log.warning("the progress of the run cannot be read (%s)", in_a_line(error))
+            return self.reached
 
     def room(self) -> int:
         """The number of workers for which the cluster has room now, if nobody else uses it."""
@@ -72,7 +81,7 @@ class Attempts:
 
     def start(self) -> None:
         """Note that the workers start, and how long Ray Train shall wait for them."""
-        self.begun, self.told = time.monotonic(), ""
+        self.begun = time.monotonic()
         patience = self.waiting_since + 60 * self.minutes - self.begun
         if self.config.scaling.elastic:
             patience = min(patience, ELASTIC_S)
@@ -81,9 +90,13 @@ class Attempts:
     def look(self) -> None:
         """Say what is waited for, if the workers do not start for want of room; called every second or so."""
         if self.guard.last is not None:
-            self.waiting_since = time.monotonic()
+            self.waiting_since, self.told = time.monotonic(), ""
             return
-        room, count = self.room(), self.workers.count
+        try:
+            room, count = self.room(), self.workers.count
+        except Exception as error:  # of any kind: Ray raises plain ones while its head does not answer
+            log.debug("the nodes are not known (%s)", error)
+            return
         if room >= count or time.monotonic() - self.begun < QUIET_S:
             return
         line = f"waiting for room for {count} workers: the cluster has room for {room}"
@@ -102,7 +115,7 @@ class Attempts:
                 self.failed(event.reason)
                 return
             show(event)
-            fewer = self.workers.count < self.asked.count
+            fewer = self.workers.count < self.asked.count and time.monotonic() >= self.grow_at
             if isinstance(event, EpochDone) and fewer and not self.growing and self.fitting() > self.workers.count:
                 self.growing = True
                 self.say(
@@ -120,7 +133,8 @@ class Attempts:
         """
         if self.growing:
             return
-        self.begun, self.told = time.monotonic(), ""
+        self.begun = time.monotonic()
+        self.guard.expect(60 * self.minutes)
         now, hung = self._progress(), self.guard.to_blame
         self.failures = self.failures + 1 if now <= self.reached else 1
         self.reached = now
@@ -142,14 +156,16 @@ class Attempts:
             An empty text, or why the run ends.
         """
         before = self.workers.count
+        if self.guard.gave_up:
+            return self.guard.reason
         if timed_out:
-            self.workers = replace(self.asked, count=self._count())
+            self.workers = replace(self.asked, count=self._smaller() if self.config.scaling.elastic else before)
             waited = time.monotonic() - self.waiting_since >= 60 * self.minutes - 1
             if waited and self.workers.count == before:
                 minutes = f"{self.minutes:g} minutes (scaling.wait_minutes)"
-                return f"no {before} workers could start for {minutes}: {self._whereabouts() or reason}"
+                return f"no {before} workers could start for {minutes}; the cluster has room for {self.room()}"
         elif self.growing:
-            self.growing, self.workers = False, replace(self.asked, count=self._count())
+            self.growing, self.workers = False, replace(self.asked, count=self.fitting() or before)
         elif not self.ended:
             self.failed(reason)
         self.guard.rest()
@@ -157,12 +173,22 @@ class Attempts:
             self.say(f"going on with {self.workers.count} of {self.asked.count} workers (scaling.elastic)")
         return self.ended
 
-    def _count(self) -> int:
-        """The number of workers of the next start."""
-        return self.fitting() or self.workers.count if self.config.scaling.elastic else self.asked.count
+    def _smaller(self) -> int:
+        """The number of workers after some that did not start in time: as many as fit, or fewer if others are where they fit."""
+        before, fit = self.workers.count, self.fitting()
+        if fit < before:
+            return fit or before
+        # The nodes have room, but somebody else uses it. Another try to grow costs a minute, so it comes later each time.
+        self.grow_at = time.monotonic() + self.pause
+        self.pause *= 2
+        return next((count for count in range(before - 1, 0, -1) if not cfg.unshared(self.config, count)), before)
 
     def _whereabouts(self) -> str:
-        """A line about nodes that are gone since this was last asked; empty if all are there."""
-        now = list(self.nodes())
+        """A line about nodes that are gone since this was last asked; empty if all are there, or nobody knows."""
+        try:
+            now = list(self.nodes())
+        except Exception as error:  # as in look
+            log.debug("the nodes are not known (%s)", error)
+            return ""
         gone, self.known = gone_from(self.known, now), now
         return f"{', '.join(gone)} of the cluster {'is' if len(gone) == 1 else 'are'} gone" if gone else ""

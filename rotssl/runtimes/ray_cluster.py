@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from rotssl.data.images import DataError
 from rotssl.runtimes import ray_start
 
 log = logging.getLogger(__name__)
+ASK_S = 30.0  # between wishes to the autoscaler
 # Set before Ray starts; Train passes the first one to its controller and workers.
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the last report waits for the controller's next poll, by default 2 s
@@ -81,7 +83,7 @@ def _wait_for_room(config: Config, ray: Any, patience: float) -> Workers:
     Raises:
         ConfigError: they don't fit into it, or still don't after so many seconds.
     """
-    ends, told, asked = time.monotonic() + patience, "", False
+    ends, told, asked = time.monotonic() + patience, "", -math.inf
     try:
         while True:
             try:
@@ -92,24 +94,25 @@ def _wait_for_room(config: Config, ray: Any, patience: float) -> Workers:
                 if str(error) != told:
                     told = str(error)
                     log.warning("%s; waiting for nodes (scaling.wait_minutes %g)", error, patience / 60)
-                if not asked:
-                    asked = _wake_autoscaler(config)
+                if time.monotonic() - asked > ASK_S:  # again and again: the wish of one run replaces that of another
+                    _wake_autoscaler(config)
+                    asked = time.monotonic()
             time.sleep(2)
     finally:
-        if asked:
+        if asked > -math.inf:
             _wake_autoscaler(None)
 
 
-def _wake_autoscaler(config: Config | None) -> bool:
+def _wake_autoscaler(config: Config | None) -> None:
     """Tell the cluster's autoscaler, if there is one, what the workers need; None takes that back."""
     from ray.autoscaler.sdk import request_resources
 
     bundles: list[dict[str, float]] = []
     if config is not None:
         gpu = {"GPU": 1.0} if config.scaling.use_gpu is True else {}
-        bundles = [{"CPU": float(config.scaling.cpus_per_worker), **gpu}] * max(1, int(config.scaling.num_workers))
+        asked = config.scaling.num_workers
+        bundles = [{"CPU": float(config.scaling.cpus_per_worker), **gpu}] * (1 if asked == "auto" else max(1, asked))
     request_resources(bundles=bundles)
-    return True
 
 
 def check_machine(config: Config) -> None:

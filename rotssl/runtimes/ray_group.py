@@ -61,7 +61,8 @@ class Tell(UserCallback):  # type: ignore[misc]  # as above
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Send the reason."""
-        self.queue.actor.put_nowait.remote(Failed(cause(worker_exceptions)))
+        controller = ray.get_runtime_context().current_actor
+        self.queue.actor.put_nowait.remote(Failed(cause(worker_exceptions), controller))
 
 
 def cause(failures: dict[int, Exception]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
+from rotssl.base.errors import in_a_line
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.resolved import ResolvedData
@@ -27,6 +28,7 @@ from rotssl.runtimes import ray_start, watch
 from rotssl.runtimes.attempts import Attempts
 from rotssl.runtimes.ray_cluster import Workers, import_ray
 
+log = logging.getLogger(__name__)
 COLLECTIVE_TIMEOUT_S = 600
 
 
@@ -232,7 +234,7 @@ def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any) ->
             name=config.run_dir.name,
             storage_path=str(config.run_dir.parent),
             # Which failure is one too many, starts.failed decides.
-            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),
+            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0, max_preemption_failures=0),
             callbacks=[Tell(queue)],
             checkpoint_config=CheckpointConfig(num_to_keep=checkpoint.KEEP),
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -248,7 +250,12 @@ def load(config: ResolvedConfig, queue: Any = None) -> Any:
     if config.data.store == "disk":
         return None
     minutes = config.scaling.hang_minutes if queue is not None else 0.0
-    return import_ray().remote(num_cpus=0)(_load).remote(config.data, config.evaluation.holdout, queue, minutes)
+    # However often nodes go that hold the only copy.
+    return (
+        import_ray()
+        .remote(num_cpus=0, max_retries=-1)(_load)
+        .remote(config.data, config.evaluation.holdout, queue, minutes)
+    )
 
 
 def _load(data: ResolvedData, holdout: float, queue: Any, minutes: float) -> datasets.Splits:
@@ -272,8 +279,9 @@ def _resources(config: ResolvedConfig, workers: Workers) -> dict[str, float]:
 
 def last_line(error: BaseException) -> str:
     """The type of an error and the last line of what it says, which of a traceback is the error itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+    name, lines = type(error).__name__, [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    return last if last.startswith(f"{name}:") else f"{name}: {last}"
 
 
 @contextlib.contextmanager
@@ -297,8 +305,11 @@ def _rendering(queue: Any, show: Callable[[Event], None], guard: watch.Watch) ->
                     return
                 done.wait(0.5)  # whatever is wrong may pass, and the run's lines must not end before the run
                 continue
-            if not guard.see(event):
-                show(event)
+            try:
+                if not guard.see(event):
+                    show(event)
+            except Exception as error:  # of any kind, a disk's or Ray's: the lines must not end before the run
+                log.warning("an event of the run is lost (%s)", in_a_line(error))
 
     thread = threading.Thread(target=draw, name="progress", daemon=True)
     thread.start()

@@ -36,9 +36,12 @@ class Group:
 
 
 def group() -> Group | None:
-    """The group that this process was started in; None if nothing says so."""
+    """The group that this process was started in; None if torchrun has not started it.
+
+    Ray Train, too, sets ranks and addresses in its workers, and so do some platforms everywhere.
+    """
     found = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-    if not os.environ.get("MASTER_ADDR") or not all(value.isdecimal() for value in found):
+    if not os.environ.get("TORCHELASTIC_RUN_ID") or not all(value.isdecimal() for value in found):
         return None
     rank, count, local = map(int, found)
     return Group(rank, count, local)
@@ -85,10 +88,8 @@ def joined(config: ResolvedConfig, group: Group) -> Iterator[str]:
     # torchrun keeps its store over restarts, with the addresses of processes that are dead.
     store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=count, timeout=patience)
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    yield device
+    dist.destroy_process_group()  # not after an error, when the others may no longer answer
 
 
 def work(config: ResolvedConfig, group: Group, show: Callable[[Event], None]) -> str | None:

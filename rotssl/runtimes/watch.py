@@ -45,9 +45,10 @@ class Alive:
 
 @dataclass(frozen=True)
 class Failed:
-    """The workers have ended, for this reason; Ray Train starts others."""
+    """The workers have ended, for this reason; Ray Train's controller starts others."""
 
     reason: str
+    controller: Any = None
 
 
 class HeadGone(Exception):
@@ -128,6 +129,8 @@ class Watch:
         self.controller: Any = None
         self.last: float | None = None  # when the last sign of life came; None while there is no worker
         self.hangs, self.restarting, self.reason = 0, False, ""
+        self.deadline: float | None = None  # for new workers to start
+        self.gave_up = False  # another start would not help
         self._done = threading.Event()
 
     def see(self, item: Any) -> bool:
@@ -135,13 +138,16 @@ class Watch:
         self.last = time.monotonic() if self.last is not None or isinstance(item, Joined) else None
         if isinstance(item, Joined):
             self.workers[item.rank], self.controller = item.worker, item.controller
-            self.restarting, self.reason = False, ""
+            self.restarting, self.reason, self.deadline = False, "", None
         if isinstance(item, Failed):
-            self.last, self.workers = None, {}  # whatever time passes until others start is no hang
+            self.last, self.workers = None, {}  # waiting for a place is no hang
+            self.controller = item.controller or self.controller
         return isinstance(item, Joined | Alive)
 
     def check(self) -> None:
         """Act if the last sign of life is too long ago."""
+        if self.last is None and self.deadline is not None and time.monotonic() > self.deadline:
+            self._give_up("and no new workers start")
         if self.last is None or time.monotonic() - self.last < self.minutes * 60:
             return
         self.last = time.monotonic()
@@ -154,8 +160,15 @@ class Watch:
             workers, self.workers = self.workers, {}
             if all([self._ended(worker) for worker in workers.values()]):
                 return
-        self.reason = f"{quiet}, " + ("and no new workers start" if self.ready() else "the images are not read")
-        self.last = None
+        self._give_up("and no new workers start" if self.ready() else "the images are not read")
+
+    def expect(self, seconds: float) -> None:
+        """Expect new workers: they may wait for a place for so long, and then take as long as a hang."""
+        self.deadline = time.monotonic() + seconds + 60 * self.minutes
+
+    def _give_up(self, why: str) -> None:
+        self.reason = f"no progress for {self.minutes:g} minutes (scaling.hang_minutes), {why}"
+        self.last, self.deadline, self.gave_up = None, None, True
         self._ended(self.controller)  # and fit() with it
 
     def _ended(self, actor: Any) -> bool:
@@ -173,7 +186,7 @@ class Watch:
 
     def rest(self) -> None:
         """Forget the workers and their controller, which have ended."""
-        self.last, self.restarting, self.workers, self.controller = None, False, {}, None
+        self.last, self.restarting, self.workers, self.controller, self.deadline = None, False, {}, None, None
 
     def stop(self) -> None:
         """End the workers and the controller at once, so that nothing of the run goes on while it is closed."""

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rotssl import config as cfg
 from rotssl import lifecycle
+from rotssl.base.address import without_login
 from rotssl.base.files import write_whole
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
@@ -167,8 +168,17 @@ class SweepRun:
         listed = self.folder / "trials.json"
         write_whole(listed, json.dumps(ids) + "\n")
         tracker = writer.Tracker(self.state.uri, str(self.state.run_id))
-        self.state.synced = tracker.finish(lifecycle.MLFLOW_STATUS[status], reason, [self.sweep.file, listed])
+        self.state.synced = tracker.finish(lifecycle.MLFLOW_STATUS[status], reason, [self._file(), listed])
         self.state.write(status, reason)
+
+    def _file(self) -> Path:
+        """The sweep's file, or a copy without logins: a flag may have replaced an address that has one."""
+        text = self.sweep.file.read_text()
+        if without_login(text) == text:
+            return self.sweep.file
+        copy = self.folder / self.sweep.file.name
+        write_whole(copy, without_login(text))
+        return copy
 
 
 def counts(states: Sequence[RunState]) -> str:

@@ -23,6 +23,7 @@ from rotssl.runs.journal import Points
 from rotssl.tracking.store import PARENT, client_of, short
 
 log = logging.getLogger(__name__)
+RETRY_S = 20.0  # before a store that could not be reached is tried again
 
 
 def open_run(
@@ -282,8 +283,9 @@ class Follower:
 
     def _follow(self) -> None:
         known: object = None
+        retry = 0.0  # when to try again after a failure, on time.monotonic()'s clock
         while True:
-            self._wake.wait(self.LOOK_S)
+            told = self._wake.wait(self.LOOK_S)
             self._wake.clear()
             while not self._tags.empty():
                 self.tracker.tag(self._tags.get())
@@ -291,19 +293,22 @@ class Follower:
                 return
             try:
                 now = journal.stamp(self.folder)
-                if now != known:
+                # Of a file that another machine writes, size and time may be older than its content.
+                if told or (now != known and time.monotonic() >= retry):
                     points = journal.read(self.folder)
-                    self.tracker.sync(points, self._progress(points))
-                known, self._error = now, None
+                    sent = not points or self.tracker.sync(points, progress(points, self.epochs))
+                    known, retry = (now, 0.0) if sent else (None, time.monotonic() + RETRY_S)
+                self._error = None
             except OSError as error:
                 self._error = error
 
-    def _progress(self, points: Points) -> dict[str, str]:
-        """Tags that say how far the run is, and when it should end."""
-        done = max(points, default=0)
-        left = (self.epochs - done) * points[done].get("cost/train_seconds", 0.0) / done if done else 0.0
-        ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left)
-        return {"progress": f"{done} of {self.epochs} epochs", "eta": f"{ends:%Y-%m-%d %H:%M} UTC"}
+
+def progress(points: Points, epochs: int) -> dict[str, str]:
+    """Tags that say how far a run of so many epochs is, and when it should end."""
+    done = max(points, default=0)
+    left = (epochs - done) * points[done].get("cost/train_seconds", 0.0) / done if done else 0.0
+    ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left)
+    return {"progress": f"{done} of {epochs} epochs", "eta": f"{ends:%Y-%m-%d %H:%M} UTC"}
 
 
 def log_report(uri: str, run_id: str, files: Sequence[Path]) -> bool:

@@ -63,8 +63,7 @@ class Cluster:
         """What happens in Ray Train, which starts workers again by itself until it is killed."""
         from ray.exceptions import ActorDiedError
 
-        self.tell(Joined(0, "worker", "controller"))
-        while True:
+        while True:  # a worker may die before it has joined
             result = self.script.pop(0)()
             if self.killed.is_set():
                 raise ActorDiedError
@@ -82,7 +81,7 @@ class Cluster:
     # --- what may happen -------------------------------------------------------------------------------------------------------
 
     def die(self):
-        self.tell(Failed("ValueError: a worker's own"))
+        self.tell(Failed("ValueError: a worker's own", "controller"))
 
     def die_after_an_epoch(self):
         self.epochs += 1
@@ -107,8 +106,14 @@ class Cluster:
 
     def come_back_after_an_epoch(self):
         self.here = [node(1), node(3)]
+        self.tell(Joined(0, "worker", "controller"))
         self.tell(EpochDone(1, 1, 1, {}))
         assert self.killed.wait(20)
+
+    def wait_for_an_epoch(self):
+        self.tell(Joined(0, "worker", "controller"))
+        self.tell(EpochDone(2, 1, 1, {}))
+        assert not self.killed.is_set()
 
     def end(self):
         return SimpleNamespace(return_value={})
@@ -149,6 +154,29 @@ def test_an_elastic_run_goes_on_with_fewer_workers_until_the_others_are_back(clu
     ]
 
 
+def test_an_elastic_run_leaves_alone_what_others_use(cluster):
+    made = cluster(**{"scaling.elastic": True, "scaling.wait_minutes": 10})
+    again = made.come_back_after_an_epoch
+    script = [made.lose_a_node, made.wait_in_vain, again, made.wait_in_vain, made.wait_for_an_epoch, made.end]
+    assert made.fit(*script) is None
+    assert made.counts == [2, 1, 2, 1]  # the node is back, but somebody else's: no other try for ten minutes
+
+
+def test_workers_that_never_start_again_are_given_up(cluster):
+    made = cluster(**{"scaling.hang_minutes": 0.5, "scaling.wait_minutes": 1})
+    guard = watch.Watch(0.5, made.killed.set, lambda: True, print)
+    guard.kill = lambda _: made.killed.set()
+    guard.see(Joined(0, "worker", "controller"))
+    guard.see(Failed("gone", "controller"))
+    guard.expect(60)
+    made.now = 89.0
+    guard.check()
+    assert not guard.gave_up
+    made.now = 91.0
+    guard.check()
+    assert guard.gave_up and made.killed.is_set() and guard.reason.endswith("and no new workers start")
+
+
 def test_what_is_waited_for_is_said_once(cluster):
     made = cluster()
     guard = watch.Watch(0, print, lambda: True, print)
@@ -184,15 +212,17 @@ def test_a_controller_that_dies_is_a_failure_like_others(cluster):
     assert made.counts == [2, 2] and len(made.said) == 2 and "ActorDiedError" in made.said[0]
 
 
-def test_a_failure_is_told_in_words():
+def test_a_failure_is_told_in_words(monkeypatch):
     from ray.exceptions import ActorDiedError, ActorUnavailableError
 
+    from rotssl.runtimes import ray_group
     from rotssl.runtimes.ray_group import Tell, cause
 
-    told = []
+    told, here = [], SimpleNamespace(current_actor="controller")
+    monkeypatch.setattr(ray_group.ray, "get_runtime_context", lambda: here)
     Tell(SimpleNamespace(actor=SimpleNamespace(put_nowait=SimpleNamespace(remote=told.append)))).after_exception(
         None, {0: RuntimeError("Connection closed by peer"), 1: ActorDiedError()}
     )
-    assert told == [Failed("worker 1 has died")]
+    assert told == [Failed("worker 1 has died", "controller")]
     assert cause({1: ActorUnavailableError("RpcError", None)}) == "worker 1 does not answer"
-    assert cause({2: ValueError("Traceback\n  File\nValueError: wrong")}) == "ValueError: ValueError: wrong"
+    assert cause({2: ValueError("Traceback\n  File\nValueError: wrong")}) == "ValueError: wrong"

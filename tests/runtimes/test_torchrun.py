@@ -17,13 +17,13 @@ FIELDS = {**SMALL, "train.epochs": 6, "tracking.uri": "off"}
 
 
 def test_the_group_is_the_environment_s(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     assert torchrun.group() is None
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert torchrun.group() is None  # Slurm's tools set some of them, too
-    monkeypatch.setenv("MASTER_ADDR", "host")
+    assert torchrun.group() is None  # Ray Train sets them, too
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert torchrun.group() == Group(3, 4, 1)
 
 

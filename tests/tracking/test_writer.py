@@ -39,6 +39,8 @@ def wait_until(holds, seconds=20):
 class Store:
     """A Tracker whose store answers when it is told to."""
 
+    works = True
+
     def __init__(self):
         self.answers, self.asked, self.seen, self.tags = threading.Event(), threading.Event(), [], {}
 
@@ -47,7 +49,7 @@ class Store:
         self.asked.set()
         assert self.answers.wait(timeout=20)
         self.seen.append(sorted(points))
-        return True
+        return self.works
 
     def tag(self, tags):
         self.tags |= tags
@@ -80,6 +82,10 @@ def test_mlflow_hears_of_epochs_whose_events_are_lost(tmp_path, monkeypatch):
             assert wait_until(lambda epoch=epoch: store.seen and store.seen[-1][-1] == epoch)
     assert store.seen == [[1], [1, 2]]  # what has not changed is not sent again
     assert store.progress == "2 of 3 epochs"
+    store.works = False  # and what could not be sent is sent again, without an epoch that tells to
+    monkeypatch.setattr(writer, "RETRY_S", 0.05)
+    with Follower(store, tmp_path, 3):
+        assert wait_until(lambda: len(store.seen) >= 5)
     (tmp_path / journal.Journal.NAME).unlink()
     (tmp_path / journal.Journal.NAME).mkdir()
     with pytest.raises(IsADirectoryError), Follower(store, tmp_path, 3) as follower:
