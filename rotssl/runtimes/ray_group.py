@@ -15,7 +15,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
-from rotssl.runtimes.ray_train import last_line
+from rotssl.base.errors import last_line
 from rotssl.runtimes.watch import Failed
 
 INTERFACE = "GLOO_SOCKET_IFNAME"

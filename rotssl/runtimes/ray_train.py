@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
-from rotssl.base.errors import in_a_line
+from rotssl.base.errors import in_a_line, last_line
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.resolved import ResolvedData
@@ -275,13 +275,6 @@ def _lines(splits: datasets.Splits) -> tuple[str, ...]:
 
 def _resources(config: ResolvedConfig, workers: Workers) -> dict[str, float]:
     return {"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})}
-
-
-def last_line(error: BaseException) -> str:
-    """The type of an error and the last line of what it says, which of a traceback is the error itself."""
-    name, lines = type(error).__name__, [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    return last if last.startswith(f"{name}:") else f"{name}: {last}"
 
 
 @contextlib.contextmanager
