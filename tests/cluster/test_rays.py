@@ -11,7 +11,7 @@ import sys
 from mlflow.tracking import MlflowClient
 client = MlflowClient()
 experiment = client.get_experiment_by_name("rotssl").experiment_id
-(run,) = client.search_runs([experiment])
+(run,) = client.search_runs([experiment], "attributes.run_name = 'first'")
 steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss/total")]
 print(run.info.run_name, run.info.status, run.data.tags["world_size"], str(steps).replace(" ", ""))
 """
