@@ -117,9 +117,8 @@ def pretrain(config: ResolvedConfig, told: str = "") -> int:
             if workers.why:
                 say(f"more workers cannot share the batch: {workers.why}")
         if threading.current_thread() is threading.main_thread():
-            signals.handle(
-                stack, signal.SIGTERM, signals.interrupt
-            )  # what `ray job stop` sends; Ray has set its own handler
+            # What `ray job stop` sends; again, since Ray has set a handler of its own.
+            signals.handle(stack, signal.SIGTERM, signals.interrupt)
             # What cluster/slurm sends when a job's time is up.
             patience = LEAVE_S if config.train.save_minutes else 0.0  # without it no state is saved within an epoch
             signals.handle(stack, signal.SIGUSR1, lambda *_: signals.leave(run.folder, patience))

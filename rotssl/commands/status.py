@@ -78,7 +78,7 @@ def _status(folder: Path, record: Mapping[str, Any], config: Mapping[str, Any]) 
         epoch=epoch,
         epochs=epochs,
         images_per_second=last.get("throughput/images_per_second"),
-        seconds_left=None if ended else (epochs - epoch) * last.get("cost/train_seconds", 0.0) / epoch,
+        seconds_left=None if ended else journal.seconds_left(points, epochs),
         silent_seconds=silent,
         knn=accuracies[-1] if accuracies else None,
         reason=str(record.get("reason", "")),

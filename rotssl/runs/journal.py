@@ -91,3 +91,9 @@ def stamp(folder: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_size, found.st_mtime_ns
+
+
+def seconds_left(points: Points, epochs: int) -> float:
+    """Seconds of training until a run has so many epochs, at the mean pace so far; 0 before its first."""
+    done = max(points, default=0)
+    return (epochs - done) * points[done].get("cost/train_seconds", 0.0) / done if done else 0.0

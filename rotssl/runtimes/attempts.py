@@ -61,6 +61,7 @@ class Attempts:
         self.known = list(nodes())
         self.begun = self.waiting_since = self.grow_at = time.monotonic()
         self.pause = 60 * self.minutes  # before another try to grow
+        self.short = False  # whether nodes were missing at some time since the workers began to start
 
     def _progress(self) -> tuple[int, float]:
         """Grows with every epoch, and with every state that is saved within one; as before if the disk does not answer."""
@@ -81,7 +82,7 @@ class Attempts:
 
     def start(self) -> None:
         """Note that the workers start, and how long Ray Train shall wait for them."""
-        self.begun = time.monotonic()
+        self.begun, self.short = time.monotonic(), False
         patience = self.waiting_since + 60 * self.minutes - self.begun
         if self.config.scaling.elastic:
             patience = min(patience, ELASTIC_S)
@@ -97,6 +98,7 @@ class Attempts:
         except Exception as error:  # of any kind: Ray raises plain ones while its head does not answer
             log.debug("the nodes are not known (%s)", error)
             return
+        self.short = self.short or room < count
         if room >= count or time.monotonic() - self.begun < QUIET_S:
             return
         line = f"waiting for room for {count} workers: the cluster has room for {room}"
@@ -178,6 +180,8 @@ class Attempts:
         before, fit = self.workers.count, self.fitting()
         if fit < before:
             return fit or before
+        if self.short:  # the last of them has only just come
+            return before
         # The nodes have room, but somebody else uses it. Another try to grow costs a minute, so it comes later each time.
         self.grow_at = time.monotonic() + self.pause
         self.pause *= 2

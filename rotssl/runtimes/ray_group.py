@@ -66,9 +66,10 @@ class Tell(UserCallback):  # type: ignore[misc]  # as above
 
 
 def cause(failures: dict[int, Exception]) -> str:
-    """Why workers ended, in a line: an error of their own says more than that another one is gone."""
-    gone = {rank: error for rank, error in failures.items() if isinstance(error, RayActorError)}
-    rank, error = next(iter((gone or failures).items()), (0, None))
+    """Why workers ended, in a line. That one is gone explains the errors of the others, which lost their connection to it."""
+    found = {rank: getattr(error, "health_check_failure", error) for rank, error in failures.items()}
+    gone = {rank: error for rank, error in found.items() if isinstance(error, RayActorError)}
+    rank, error = next(iter((gone or found).items()), (0, None))
     if isinstance(error, ActorUnavailableError):
         return f"worker {rank} does not answer"
     if isinstance(error, RayActorError):

@@ -58,7 +58,10 @@ def connect(ray: Any, where: str) -> None:
         ConfigError: that failed; a start that times out on a busy machine is tried once more before.
     """
     # Our warnings come through the progress queue; messages of Ray's own actors stay in its session's logs.
-    settings = {"logging_level": logging.ERROR, "log_to_driver": os.environ.get("RAY_LOG_TO_DRIVER") == "1"}
+    whole = os.environ.get("RAY_LOG_TO_DRIVER") == "1"
+    settings = {"logging_level": logging.ERROR, "log_to_driver": whole}
+    if not whole:
+        _shorten_messages()
     if where != "local":
         try:
             ray.init(where, **settings)
@@ -77,6 +80,25 @@ def connect(ray: Any, where: str) -> None:
             _start(ray, settings)
     except Exception as error:  # as above
         raise ConfigError(_why_not_started(error)) from error
+
+
+def _shorten_messages() -> None:
+    """Let what Ray prints of a node's end be a line: it prints the last part of the node's log, with a trace of its stack."""
+    from ray._private import worker as module
+
+    if getattr(module.print_to_stdstream, "shortened", False):
+        return
+    whole = module.print_to_stdstream
+
+    def first_line(data: dict[str, Any], ignore_prefix: bool) -> None:
+        if data.get("pid") != "raylet":
+            whole(data, ignore_prefix)
+            return
+        for text in data["lines"]:
+            log.warning("Ray: %s", (str(text).strip().splitlines() or [""])[0][:200])
+
+    first_line.shortened = True  # type: ignore[attr-defined]
+    module.print_to_stdstream = first_line
 
 
 def _start(ray: Any, settings: dict[str, Any]) -> None:

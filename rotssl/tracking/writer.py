@@ -305,10 +305,9 @@ class Follower:
 
 def progress(points: Points, epochs: int) -> dict[str, str]:
     """Tags that say how far a run of so many epochs is, and when it should end."""
-    done = max(points, default=0)
-    left = (epochs - done) * points[done].get("cost/train_seconds", 0.0) / done if done else 0.0
-    ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left)
-    return {"progress": f"{done} of {epochs} epochs", "eta": f"{ends:%Y-%m-%d %H:%M} UTC"}
+    left = datetime.timedelta(seconds=journal.seconds_left(points, epochs))
+    ends = datetime.datetime.now(datetime.UTC) + left
+    return {"progress": f"{max(points, default=0)} of {epochs} epochs", "eta": f"{ends:%Y-%m-%d %H:%M} UTC"}
 
 
 def log_report(uri: str, run_id: str, files: Sequence[Path]) -> bool:

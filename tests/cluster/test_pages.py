@@ -15,7 +15,9 @@ page = pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
 
 def commands(file):
     """The command lines in the code of a page, with continued lines joined; those in a table's or a sentence's code are not."""
-    lines = re.findall(r"^    (.*)$", file.read_text().replace("\\\n", " "), re.M)
+    text = file.read_text().replace("\\\n", " ")
+    fenced = re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S)
+    lines = [*re.findall(r"^    (.*)$", text, re.M), *"".join(fenced).splitlines()]
     return [" ".join(line.split()) for line in lines]
 
 
@@ -23,7 +25,10 @@ def commands(file):
 def test_jobs_get_fields_that_exist(file):
     found = 0
     for line in commands(file):
-        if here := re.search(r"python (?:/opt/rotssl/)?jobs/(pretrain|ablate)\.py (.*)", line):
+        line = line.replace("RECIPE", "jobs/recipes/byol_fashion_mnist_sample.yaml").split(" #")[0]
+        if here := re.search(
+            r"(?:python (?:/opt/rotssl/)?jobs/|cluster/slurm/)(pretrain|ablate)\.(?:py|sbatch) (.*)", line
+        ):
             arguments = [str(ROOT / word) if word.startswith("jobs/") else word for word in shlex.split(here[2])]
             flags = [word for word in arguments if word not in ("--smoke", "--dry-run")]
             parsed(f"{here[1]}.py", flags)

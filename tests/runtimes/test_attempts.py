@@ -38,6 +38,7 @@ class Cluster:
         monkeypatch.setattr(ray_train, "_queue", lambda _: self)
         monkeypatch.setattr(ray_train, "_trainer", self._trainer)
         monkeypatch.setattr(watch.Head, "gone", lambda _: "")
+        monkeypatch.setattr(ray_train, "Attempts", self._attempts)
         monkeypatch.setattr(attempts.time, "monotonic", lambda: self.now)
         monkeypatch.setenv(attempts.START_TIMEOUT, "")
 
@@ -69,6 +70,10 @@ class Cluster:
                 raise ActorDiedError
             if result is not None:
                 return result
+
+    def _attempts(self, *given):
+        self.starts = attempts.Attempts(*given)
+        return self.starts
 
     def show(self, event):
         if isinstance(event, Alert):
@@ -162,6 +167,19 @@ def test_an_elastic_run_leaves_alone_what_others_use(cluster):
     assert made.counts == [2, 1, 2, 1]  # the node is back, but somebody else's: no other try for ten minutes
 
 
+def test_an_elastic_run_gives_a_node_that_has_only_just_come_another_try(cluster):
+    made = cluster(**{"scaling.elastic": True})
+
+    def come_at_the_last_moment():
+        made.here = [node(1)]
+        made.starts.look()
+        made.here = [node(1), node(2)]
+        made.wait_in_vain()
+
+    assert made.fit(come_at_the_last_moment, made.end) is None
+    assert made.counts == [2, 2]
+
+
 def test_workers_that_never_start_again_are_given_up(cluster):
     made = cluster(**{"scaling.hang_minutes": 0.5, "scaling.wait_minutes": 1})
     guard = watch.Watch(0.5, made.killed.set, lambda: True, print)
@@ -214,6 +232,7 @@ def test_a_controller_that_dies_is_a_failure_like_others(cluster):
 
 def test_a_failure_is_told_in_words(monkeypatch):
     from ray.exceptions import ActorDiedError, ActorUnavailableError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
     from rotssl.runtimes import ray_group
     from rotssl.runtimes.ray_group import Tell, cause
@@ -225,4 +244,6 @@ def test_a_failure_is_told_in_words(monkeypatch):
     )
     assert told == [Failed("worker 1 has died", "controller")]
     assert cause({1: ActorUnavailableError("RpcError", None)}) == "worker 1 does not answer"
+    asked = WorkerHealthCheckFailedError("The actor ...", ActorUnavailableError("RpcError", None))
+    assert cause({0: RuntimeError("Connection reset"), 1: asked}) == "worker 1 does not answer"
     assert cause({2: ValueError("Traceback\n  File\nValueError: wrong")}) == "ValueError: wrong"

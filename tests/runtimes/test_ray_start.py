@@ -133,3 +133,17 @@ def test_a_node_that_hangs_in_its_start_is_started_again(tmp_path):
         assert process.wait() == 0, process.told()[-3000:]
         assert "trying once more" in process.told()
     assert not first.is_running()
+
+
+def test_a_node_s_end_is_a_line(monkeypatch, caplog, capsys):
+    from ray._private import worker
+
+    monkeypatch.setattr(worker, "print_to_stdstream", lambda data, ignore_prefix: print(data["lines"]))
+    for _ in range(2):  # a second cluster
+        ray_start._shorten_messages()
+    tell = worker.print_to_stdstream
+    with caplog.at_level(logging.WARNING, "rotssl"):
+        tell({"pid": "raylet", "lines": ["Raylet is terminated. Possible reasons\n    [stack]\n    more"]}, False)
+        tell({"pid": 7, "lines": ["of a worker"]}, False)
+    assert [record.getMessage() for record in caplog.records] == ["Ray: Raylet is terminated. Possible reasons"]
+    assert capsys.readouterr().out == "['of a worker']\n"
