@@ -79,10 +79,8 @@ def test_a_run_goes_on_after_cuts_and_without_a_host(rays, worker, capsys):
             rays.hosts.mend("worker")
             mended, before = time.monotonic(), job.epochs()
             seen[seconds] = job.goes_on(before, mended)
-        fewer = "going on with 1 of 2 workers (scaling.elastic)"
-        job.wait(
-            lambda: job.told().count(fewer) == job.told().count("room for 2 workers again"), 120
-        )  # both train again
+        fewer, all_again = "going on with 1 of 2 workers (scaling.elastic)", "room for 2 workers again"
+        job.wait(lambda: job.told().count(fewer) == job.told().count(all_again), 120)
         job.supervised = False
         rays.nodes["worker"].end()
         began, before = time.monotonic(), job.epochs()
@@ -91,7 +89,7 @@ def test_a_run_goes_on_after_cuts_and_without_a_host(rays, worker, capsys):
         job.wait(lambda: job.epochs() > before, 60)
         seen["gone"] = time.monotonic() - began
         rays.start_node("worker")
-        job.wait(lambda: job.told().count(fewer) == job.told().count("room for 2 workers again"), 120)
+        job.wait(lambda: job.told().count(fewer) == job.told().count(all_again), 120)
         with capsys.disabled():
             print("\n", seen, job.told())
     finally:
