@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
-from rotssl.base.address import is_gone
-from rotssl.base.files import write_whole
+from rotssl.base.address import file_of, is_gone
+from rotssl.base.paths import AnyPath, write_whole
 from rotssl.config import Config, ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.recipes import dump
@@ -60,10 +60,16 @@ def prepare(
     init = resolved.train.init_from
     started = checkpoint.found(resolved.run_dir) or (resolved.run_dir / checkpoint.WITHIN).exists()
     if init is not None and not started:  # a run that was started has its own weights
-        checkpoint.source(Path(init))
+        checkpoint.source(init)
     if config.encoder.name.startswith("timm/"):  # only timm knows its encoders and their input sizes
         _check_encoder(resolved)
-    return cfg.replace(resolved, {"tracking.uri": store.chosen_uri(resolved.tracking.uri, say)}), info
+    uri = store.chosen_uri(resolved.tracking.uri, say)
+    if uri is None and not isinstance(resolved.run_dir, Path):
+        raise ConfigError(
+            "tracking.uri: no default with storage.path in an object store, where no sqlite file can be: "
+            "give http(s)://HOST:PORT, sqlite:///FILE, or off"
+        )
+    return cfg.replace(resolved, {"tracking.uri": uri}), info
 
 
 def _check_encoder(config: ResolvedConfig) -> None:
@@ -299,13 +305,14 @@ def _train(config: ResolvedConfig, workers: Workers | None, show: Callable[[Even
 
 
 def open_in_mlflow(
-    state: RunState, uri: str, experiment: str, folder: Path, params: Mapping[str, Any], tags: Mapping[str, str]
+    state: RunState, uri: str, experiment: str, folder: AnyPath, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> None:
     """Create or reopen the MLflow run of a folder with these parameters and tags, and save its id in the state."""
     # The id belongs to the store last used, even if the run continued without MLflow; another store does not know it.
     # So does a store that was moved: its id is looked for in the one that is used now.
     known = state.run_id if state.uri in (uri, OFF) or is_gone(state.uri) else None
-    artifacts = folder.parent.parent / moved.ARTIFACTS / experiment
+    above = folder.parent.parent if isinstance(folder, Path) else (file_of(uri) or Path()).parent
+    artifacts = above / moved.ARTIFACTS / experiment
     lost = known is None and bool(state.doubt)
     state.run_id = writer.open_run(uri, experiment, folder.name, known, dict(params), dict(tags), artifacts, lost)
     state.uri = uri

@@ -1,4 +1,8 @@
-"""Errors in words."""
+"""Errors: of locks, and in words."""
+
+
+class Held(Exception):
+    """Another process holds the lock."""
 
 
 def in_a_line(error: BaseException) -> str:

@@ -4,9 +4,12 @@ A folder gets a file by renaming, so it is there whole or not at all. An object 
 error may cause too early: who writes there writes again until nothing fails.
 """
 
+import functools
 import os
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +124,16 @@ class Folder(Place):
             path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a file or a folder: its last name, bytes (0 of a folder), and seconds since 1970 of its last change."""
+
+    name: str
+    is_file: bool
+    bytes: int
+    changed: float
+
+
 class Objects(Place):
     """A prefix of an object store.
 
@@ -133,7 +146,19 @@ class Objects(Place):
         self.system, self.prefix = system, prefix
 
     def _key(self, name: str) -> str:
-        return f"{self.prefix}/{name}"
+        return f"{self.prefix}/{name}".rstrip("/")
+
+    def entry(self, name: str) -> Entry | None:
+        """What is known of a file or a folder; None if it is not there."""
+        (found,) = self.system.get_file_info([self._key(name)])
+        return _entry(found)
+
+    def entries(self, name: str) -> Iterator[Entry]:
+        """What is known of all that a folder holds; of nothing if it is not there."""
+        from pyarrow import fs
+
+        where = fs.FileSelector(self._key(name), allow_not_found=True)
+        return filter(None, map(_entry, self.system.get_file_info(where)))
 
     def size(self, name: str) -> int | None:
         """See Place."""
@@ -152,9 +177,17 @@ class Objects(Place):
 
     def take(self, name: str, file: Path) -> None:
         """See Place."""
+        self.copy(name, file)
+        file.unlink()
+
+    def copy(self, name: str, file: Path) -> None:
+        """Copy a file of this machine here.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         with file.open("rb") as source, self.system.open_output_stream(self._key(name)) as stream:
             shutil.copyfileobj(source, stream, 8 << 20)
-        file.unlink()
 
     def fetch(self, name: str, file: Path) -> None:
         """See Place."""
@@ -171,8 +204,17 @@ class Objects(Place):
         (found,) = self.system.get_file_info([self._key(name)])
         if found.is_file:
             self.system.delete_file(self._key(name))
-        elif str(found.type) == "FileType.Directory":
+        elif found.type.name == "Directory":
             self.system.delete_dir(self._key(name))
+
+
+def _entry(found: Any) -> Entry | None:
+    """What pyarrow knows."""
+    kind = found.type.name
+    if kind == "NotFound":
+        return None
+    is_file = kind == "File"
+    return Entry(found.base_name, is_file, int(found.size) if is_file else 0, (found.mtime_ns or 0) / 1e9)
 
 
 def place(address: str) -> Place:
@@ -188,6 +230,11 @@ def place(address: str) -> Place:
         raise ValueError(f"{without_login(address)}: no login in the address; credentials come from the environment")
     if "://" not in address:
         return Folder(Path(os.path.expanduser(address)))
+    return _objects(address)
+
+
+@functools.lru_cache(maxsize=16)  # a client takes long to make, and has connections
+def _objects(address: str) -> Objects:
     from pyarrow import fs
 
     try:

@@ -4,11 +4,11 @@ import errno
 import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from rotssl import config as cfg
 from rotssl.base.address import without_login
+from rotssl.base.paths import AnyPath
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.recipes import load_recipe
@@ -33,7 +33,7 @@ def say(line: str) -> None:
     print(without_login(line), file=sys.stderr, flush=True)
 
 
-def recorded(folder: Path, root: str | None = None) -> ResolvedConfig:
+def recorded(folder: AnyPath, root: str | None = None) -> ResolvedConfig:
     """The resolved configuration of a run, from the ``config.yaml`` in its folder.
 
     Args:

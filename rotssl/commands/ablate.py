@@ -97,14 +97,15 @@ def _check(sweep: SweepRun, todo: list[Trial], slots: Slots, nodes: int) -> dict
     """Check the nodes and print an estimate of the trials' cost; returns the remaining seconds of each trial, by name."""
     from rotssl.runtimes import preflight
 
-    # A dry run leaves no trace: if the folder does not exist yet, its nearest existing parent is checked.
-    folder = next(path for path in (sweep.folder, *sweep.folder.parents) if path.exists())
+    folder = sweep.folder
+    if isinstance(folder, Path):  # a dry run leaves no trace: the nearest folder that is there is checked
+        folder = next(path for path in (folder, *folder.parents) if path.exists())
     estimate = preflight.start_estimate([t.config for t in todo], [t.train_size for t in todo], slots)
     roots = sorted({str(trial.config.data.root) for trial in todo if trial.config.data.root})
     preflight.check_nodes(folder, sweep.uri, roots)
     print(f"code, storage, data and tracking: the same on the driver and on {nodes} node(s)")
     if slots.workers > 1:
-        seconds = preflight.check_collective(todo[0].config, slots, folder)
+        seconds = preflight.check_collective(todo[0].config, slots)
         print(f"collective: two workers communicated, {seconds:.0f} s")
     else:
         print("collective: not needed, each trial has one worker")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rotssl.base.paths import AnyPath, filled
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.tracking import reader, writer
 from rotssl.tracking.reader import TrackedRun
@@ -44,7 +45,7 @@ class Report:
     warnings: Sequence[str]
     tables: "Sequence[Table]"
     content: dict[str, Any]
-    files: Sequence[Path]
+    files: Sequence[AnyPath]
     logged_to: str | None
 
 
@@ -61,7 +62,7 @@ def _slug(name: str) -> str:
 def compare(
     uri: str,
     experiment: str,
-    output: Path,
+    output: AnyPath,
     baseline: str | None = None,
     target: float | None = None,
     metric: str = "knn/top1",
@@ -110,9 +111,13 @@ def compare(
     }
     told = [[*lines, *timed] for _, lines, timed in choices]
     report = Report(found, told, warnings, tables.tables_of(found), content, (), None)
-    files = _write(report, experiment, output, facts)
-    logged = parent if parent is not None and writer.log_report(uri, parent, files) else None
-    return Report(found, told, warnings, report.tables, content, files, logged)
+    try:
+        with filled(output) as here:
+            files = _write(report, experiment, here, facts)
+            logged = parent if parent is not None and writer.log_report(uri, parent, files) else None
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write to {error.filename or output}: {error.strerror}") from error
+    return Report(found, told, warnings, report.tables, content, [output / file.name for file in files], logged)
 
 
 def _find_sweep(records: Sequence[TrackedRun], name: str) -> str:
@@ -203,24 +208,20 @@ def _write(report: Report, experiment: str, output: Path, facts: Sequence[tuple[
     from rotssl.reports import html, tables
 
     found = report.comparison
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        pictures = _draw(found, output)
-        count = sum(len(by_seed) for cell in found.cells for by_seed in cell.runs.values())
-        content = html.Page(
-            title=f"Comparison of the runs in {experiment}",
-            subtitle=f"{count} runs, {tables.name_of(found.metric)} on validation; baseline: {found.baseline}",
-            answers=report.answers,
-            warnings=report.warnings,
-            pictures=pictures,
-            tables=report.tables,
-            facts=facts,
-        )
-        files = [output / "report.html", output / "report.json"]
-        files[0].write_text(html.render(content))
-        files[1].write_text(json.dumps(report.content, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--output: cannot write to {error.filename or output}: {error.strerror}") from error
+    pictures = _draw(found, output)
+    count = sum(len(by_seed) for cell in found.cells for by_seed in cell.runs.values())
+    content = html.Page(
+        title=f"Comparison of the runs in {experiment}",
+        subtitle=f"{count} runs, {tables.name_of(found.metric)} on validation; baseline: {found.baseline}",
+        answers=report.answers,
+        warnings=report.warnings,
+        pictures=pictures,
+        tables=report.tables,
+        facts=facts,
+    )
+    files = [output / "report.html", output / "report.json"]
+    files[0].write_text(html.render(content))
+    files[1].write_text(json.dumps(report.content, indent=2, sort_keys=True, allow_nan=False) + "\n")
     return [*files, *(picture.path for picture in pictures)]
 
 

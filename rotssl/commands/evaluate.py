@@ -9,7 +9,7 @@ from typing import Any
 
 from rotssl import config as cfg
 from rotssl.base.address import is_gone
-from rotssl.base.files import write_whole
+from rotssl.base.paths import AnyPath, at, write_whole
 from rotssl.commands import EXIT_FAILED, EXIT_OK, recorded
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
@@ -45,7 +45,7 @@ def evaluate(
     Raises:
         ConfigError: there is no such run, it is not finished, or it has no test split or no store.
     """
-    place = Path(folder or reader.run_folder_of(uri, str(run_id)))
+    place = at(folder or reader.run_folder_of(uri, str(run_id)))
     record = _finished(place)
     off = record.uri == OFF
     config = recorded(place, root)
@@ -82,7 +82,7 @@ def evaluate(
     return EXIT_OK
 
 
-def _finished(place: Path) -> RunState:
+def _finished(place: AnyPath) -> RunState:
     """The state of the finished run in a folder, whose store is at hand.
 
     Raises:
@@ -102,7 +102,7 @@ def _finished(place: Path) -> RunState:
     return record
 
 
-def _kept(file: Path) -> list[dict[str, Any]]:
+def _kept(file: AnyPath) -> list[dict[str, Any]]:
     """The evaluations made while the run had no store, each with epoch, metrics and protocols.
 
     Raises:
@@ -116,7 +116,7 @@ def _kept(file: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"--checkpoint: {file} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _measure(config: cfg.ResolvedConfig, folder: Path, protocols: Sequence[str]) -> dict[str, float]:
+def _measure(config: cfg.ResolvedConfig, folder: AnyPath, protocols: Sequence[str]) -> dict[str, float]:
     import torch
 
     from rotssl.data.augment import Augment

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rotssl.base.paths import AnyPath, at
 from rotssl.commands import EXIT_OK, recorded, say
 from rotssl.config.fields import ConfigError, require
 from rotssl.data import datasets
@@ -41,7 +42,7 @@ def replay(folder: str, step: int | None, root: str | None) -> int:
     from rotssl.engine.runtime import LocalRuntime
     from rotssl.engine.trainer import Trainer
 
-    place = Path(folder)
+    place = at(folder)
     if not (place / "config.yaml").exists():
         raise ConfigError(f"DIR: {place} does not hold a run")
     config = recorded(place, root)
@@ -67,7 +68,7 @@ def replay(folder: str, step: int | None, root: str | None) -> int:
     return EXIT_OK
 
 
-def _restore(run: "Trainer", place: Path, step: int) -> int:
+def _restore(run: "Trainer", place: AnyPath, step: int) -> int:
     """Restore the newest state that is not after the step, or the first one of the run; returns the number of its next step."""
     from rotssl.engine import resume
     from rotssl.engine.midway import Begun
@@ -94,7 +95,7 @@ def _batches(run: "Trainer", first: int, last: int) -> Iterator[Any]:
             yield images, ctx
 
 
-def _take_apart(run: "Trainer", images: "Tensor", ctx: Any, picture: Path) -> None:
+def _take_apart(run: "Trainer", images: "Tensor", ctx: Any, picture: AnyPath) -> None:
     """Take the step, and print its losses, its norms, and the first module whose output is not finite."""
     from rotssl.data.views_grid import save_views
 

@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
+from rotssl.base.paths import AnyPath
 from rotssl.runs import checkpoint
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ def handle(stack: ExitStack, number: signal.Signals, handler: Callable[..., None
     signal.signal(number, handler)
 
 
-def leave(folder: Path, patience: float) -> None:
+def leave(folder: AnyPath, patience: float) -> None:
     """Save and end, in another thread: this one has signals to handle and, without Ray, the training to do."""
     threading.Thread(target=_save_and_end, args=[folder, patience], name="leave", daemon=True).start()
 
@@ -31,7 +31,7 @@ def interrupt(number: int, *_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _save_and_end(folder: Path, patience: float) -> None:
+def _save_and_end(folder: AnyPath, patience: float) -> None:
     """Ask a run for a save of its state, and send SIGTERM to this process once there is one, or after so many seconds."""
     asked, before, until = folder / checkpoint.ASKED, checkpoint.last_save(folder), time.monotonic() + patience
     try:

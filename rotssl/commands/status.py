@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from rotssl.base.paths import AnyPath, at, folders
 from rotssl.commands import EXIT_OK
 from rotssl.config.fields import ConfigError
 from rotssl.runs import alive, journal
@@ -42,7 +42,7 @@ class Status:
     reason: str
 
 
-def found(storage: Path, experiment: str | None = None) -> Iterator[Status]:
+def found(storage: AnyPath, experiment: str | None = None) -> Iterator[Status]:
     """The runs below a storage path, by experiment and name; folders without a readable run.json are left out.
 
     Raises:
@@ -50,18 +50,18 @@ def found(storage: Path, experiment: str | None = None) -> Iterator[Status]:
     """
     if not storage.is_dir():
         raise ConfigError(f"{storage}: no such folder; give the storage.path of the runs")
-    for file in sorted(storage.glob("*/*/run.json")):
+    for folder in (run for experiment in folders(storage) for run in folders(experiment)):
         try:
-            record = json.loads(file.read_text())
+            record = json.loads((folder / "run.json").read_text())
             config = record["config"]
-            status = _status(file.parent, record, config)
+            status = _status(folder, record, config)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         if experiment in (None, status.experiment):
             yield status
 
 
-def _status(folder: Path, record: Mapping[str, Any], config: Mapping[str, Any]) -> Status:
+def _status(folder: AnyPath, record: Mapping[str, Any], config: Mapping[str, Any]) -> Status:
     points = journal.read(folder)
     epoch, epochs = max(points, default=0), int(config["train.epochs"])
     last = points.get(epoch, {})
@@ -120,7 +120,7 @@ def status(storage: str, experiment: str | None, as_json: bool) -> int:
     Raises:
         ConfigError: there is no such folder.
     """
-    runs = list(found(Path(storage).expanduser(), experiment))
+    runs = list(found(at(storage), experiment))
     if as_json:
         for each in runs:
             print(json.dumps(asdict(each)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from rotssl.base.paths import AnyPath
 from rotssl.config import sections
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.config.identity import flat_dict, to_dict
@@ -28,7 +29,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def read_yaml(path: str | Path, key: str = "--config") -> dict[str, Any]:
+def read_yaml(path: str | AnyPath, key: str = "--config") -> dict[str, Any]:
     """The mapping in a YAML file; empty if the file is empty.
 
     Args:
@@ -39,7 +40,7 @@ def read_yaml(path: str | Path, key: str = "--config") -> dict[str, Any]:
         ConfigError: the file can't be read, is not YAML, or is not a mapping.
     """
     try:
-        content = yaml.load(Path(path).read_bytes().decode(), _Loader)  # noqa: S506 - a SafeLoader
+        content = yaml.load((Path(path) if isinstance(path, str) else path).read_bytes().decode(), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -75,7 +76,7 @@ def flatten(content: Mapping[str, Any]) -> dict[str, Any]:
     return flat_dict({section: fields or {} for section, fields in content.items()})
 
 
-def load_recipe(path: str | Path, key: str = "--config") -> dict[str, Any]:
+def load_recipe(path: str | AnyPath, key: str = "--config") -> dict[str, Any]:
     """Dotted overrides from a YAML file of sections.
 
     Args:

@@ -86,9 +86,9 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
         config,
         {
             "data.image_size": side,
-            "data.root": _absolute(config.data.root),
-            "data.cache": _absolute(config.data.cache),
-            "train.init_from": _absolute(config.train.init_from),
+            "data.root": config.data.root and _absolute(config.data.root),
+            "data.cache": config.data.cache and _absolute(config.data.cache),
+            "train.init_from": config.train.init_from and _absolute(config.train.init_from),
             "encoder.stem": stem,
             **_rates(config),
             "views.size_start": _first_side(config.views.size_start, side),
@@ -107,14 +107,14 @@ def resolve(config: Config, image_size: int, train_size: int) -> ResolvedConfig:
     uri = config.tracking.uri
     if uri is not None and uri.startswith("sqlite:///"):  # workers run in another folder
         uri = f"sqlite:///{os.path.abspath(uri.removeprefix('sqlite:///'))}"
-    path = os.path.abspath(os.path.expanduser(config.storage.path or default_storage()))
+    path = _absolute(config.storage.path or default_storage())
     minutes = "" if budget is None else f"-{budget:g}min"
     run_name = config.tracking.run_name or f"{name}-{config.data.name}{minutes}-{fingerprint(config)}"
     return _with_text(replace(config, {"storage.path": path, "tracking.run_name": run_name, "tracking.uri": uri}))
 
 
-def _absolute(path: str | None) -> str | None:
-    return path if path is None or "://" in path else os.path.abspath(os.path.expanduser(path))
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def _first_side(start: float | None, side: int) -> int | None:

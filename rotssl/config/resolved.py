@@ -2,9 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_type_hints
 
+from rotssl.base.paths import AnyPath, at
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import (
     Config,
@@ -85,9 +85,9 @@ class ResolvedConfig(Config):
     storage: ResolvedStorage
 
     @property
-    def run_dir(self) -> Path:
+    def run_dir(self) -> AnyPath:
         """Folder of this run, which identifies it on disk."""
-        return Path(self.storage.path) / self.tracking.experiment / self.tracking.run_name
+        return at(self.storage.path) / self.tracking.experiment / self.tracking.run_name
 
 
 NARROWED = {name: kind for name, kind in get_type_hints(ResolvedConfig).items() if kind.__name__.startswith("Resolved")}

@@ -30,6 +30,7 @@ def check(c: Config) -> None:
         check_workers(c, int(c.scaling.num_workers))
 
 
+REMOTE = ("s3", "gs", "abfs")  # object stores that pyarrow knows
 INSTEAD = "it belongs into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 
@@ -165,7 +166,14 @@ def _check_results(c: Config) -> None:
         require(not bad, f"tracking.{key}", repr(value), "a name without slashes that can name a folder")
     path = c.storage.path
     if path is not None:
-        require("://" not in path, "storage.path", repr(path), "a folder on a file system shared by all nodes")
+        no_login("storage.path", path, "give credentials by the environment")
+        kind, mark, _ = path.partition("://")
+        known = not mark or kind in REMOTE
+        require(
+            known, "storage.path", repr(path), f"a folder shared by all nodes, or {', '.join(REMOTE)}://BUCKET/PREFIX"
+        )
+        if mark:
+            return
         odd = any(ch in path for ch in "?#\0")
         require(not odd, "storage.path", repr(path), "a path without ? and #, which have a meaning in MLflow's URI")
 

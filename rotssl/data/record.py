@@ -5,11 +5,10 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 
-from rotssl.base.files import write_whole
+from rotssl.base.paths import AnyPath, write_whole
 from rotssl.data.images import Sums
 from rotssl.data.reading import digest
 
@@ -33,7 +32,7 @@ class Record:
         names = [digest(os.fsencode(os.path.relpath(file, top))) for file in files]
         return cls(tuple(classes), np.array(names, np.uint64), contents)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: AnyPath) -> None:
         """Write it into a run's folder, whole."""
         folder.mkdir(parents=True, exist_ok=True)
         classes = np.frombuffer("\0".join(self.classes).encode("utf-8", "surrogateescape"), np.uint8)
@@ -42,14 +41,14 @@ class Record:
         write_whole(folder / FILE, file.getvalue())
 
     @classmethod
-    def read(cls, folder: Path) -> "Record | None":
+    def read(cls, folder: AnyPath) -> "Record | None":
         """The record in a run's folder; None if there is none.
 
         Raises:
             ValueError: it can't be read.
         """
         try:
-            with np.load(folder / FILE, allow_pickle=False) as found:
+            with np.load(BytesIO((folder / FILE).read_bytes()), allow_pickle=False) as found:
                 text = found["classes"].tobytes().decode("utf-8", "surrogateescape")
                 return cls(tuple(text.split("\0")) if text else (), found["names"], found["contents"])
         except FileNotFoundError:
@@ -58,7 +57,7 @@ class Record:
             raise ValueError(f"{folder / FILE} cannot be read ({type(error).__name__})") from error
 
     @classmethod
-    def compared(cls, ours: "Record | None", folder: Path) -> str:
+    def compared(cls, ours: "Record | None", folder: AnyPath) -> str:
         """How the images differ from those that the run in a folder was started with; empty also without a record of either.
 
         Raises:

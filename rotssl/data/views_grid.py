@@ -1,18 +1,20 @@
 """A picture of the views that the model sees."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from rotssl.base.paths import AnyPath, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def save_views(
-    views: "Mapping[str, Sequence[Tensor]]", mean: Sequence[float], std: Sequence[float], path: Path, rows: int = 8
+    views: "Mapping[str, Sequence[Tensor]]", mean: Sequence[float], std: Sequence[float], path: AnyPath, rows: int = 8
 ) -> None:
     """Save a grid with one row per image and one column per view, magnified without smoothing; smaller views are centred.
 
@@ -43,4 +45,6 @@ def save_views(
     picture.paste(pixels, (0, head))
     for i, name in enumerate(names):
         ImageDraw.Draw(picture).text((i * cell * scale + 2, 2), name, fill="black")
-    picture.save(path)
+    content = BytesIO()
+    picture.save(content, "PNG")
+    write_whole(path, content.getvalue())

@@ -3,14 +3,13 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rotssl.base import distributed
-from rotssl.base.files import write_whole
+from rotssl.base.paths import AnyPath, write_whole
 from rotssl.engine.runtime import RunFailed
 
 FILE = "bad_step.json"
@@ -39,7 +38,7 @@ class Breakdown:
         return None if first < 0 else first
 
     @contextmanager
-    def noted(self, folder: Path) -> Iterator[int | None]:
+    def noted(self, folder: AnyPath) -> Iterator[int | None]:
         """Give the body that step; if it raises RunFailed, rank 0 notes the step in the run's folder, for jobs/replay.py."""
         step = self.step
         try:
@@ -50,7 +49,7 @@ class Breakdown:
             raise
 
 
-def recorded(folder: Path) -> dict[str, Any] | None:
+def recorded(folder: AnyPath) -> dict[str, Any] | None:
     """What ``Breakdown.noted`` wrote into a run's folder, or None."""
     try:
         found: dict[str, Any] = json.loads((folder / FILE).read_text())

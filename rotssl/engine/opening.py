@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from rotssl.base.paths import AnyPath
 from rotssl.config import ResolvedConfig
 from rotssl.data.datasets import Splits
 from rotssl.data.images import other_images
@@ -15,7 +15,7 @@ from rotssl.engine.runtime import RunFailed
 log = logging.getLogger(__name__)
 
 
-def check_images(splits: Splits, sketch: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
+def check_images(splits: Splits, sketch: dict[str, Any], state: dict[str, Any], folder: AnyPath) -> None:
     """Check that a run resumes with the images that it was started with; runs without a record of them go on.
 
     Args:

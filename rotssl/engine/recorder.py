@@ -1,7 +1,6 @@
 """Recording of finished epochs: cost, journal line and checkpoint, written in the background."""
 
-import os
-import shutil
+import contextlib
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -10,11 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rotssl.base.paths import AnyPath, remove_tree
 from rotssl.engine import hardware
 from rotssl.engine.events import EpochDone, Note, StepDone
 from rotssl.engine.runtime import Runtime
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
+
+NOTE_S = 10.0  # between saves of the seconds trained, in an object store
 
 
 @dataclass
@@ -54,7 +56,8 @@ class EpochRecorder:
         self._spent_file = journal.folder / "trained_seconds"
         self._lines, self._checkpoints = ThreadPoolExecutor(1, "journal"), ThreadPoolExecutor(1, "checkpoint")
         self._noting: Future[None] | None = None
-        self._kept: Future[Path] | None = None  # the newest checkpoint
+        self._note_at = 0.0
+        self._kept: Future[AnyPath] | None = None  # the newest checkpoint
         self._within: Future[None] | None = None  # the newest one within an epoch
         self._booked: Future[None] | None = None  # its journal line
         # Pending writes, and the event that waits for them.
@@ -110,9 +113,15 @@ class EpochRecorder:
     def note(self, seconds: float) -> None:
         """Save the seconds that the current epoch has taken so far, unless the last save is still pending.
 
+        In an object store it is saved less often, since each write costs.
+
         Raises:
             OSError: the last save failed.
         """
+        if not isinstance(self._spent_file, Path):
+            if time.monotonic() < self._note_at:
+                return
+            self._note_at = time.monotonic() + NOTE_S
         if self._noting is not None:
             if not self._noting.done():
                 return
@@ -122,9 +131,12 @@ class EpochRecorder:
     def _write(self, spent: float, before: Future[None] | None = None) -> None:
         if before is not None:
             before.result()  # what could not be written then is not forgotten
+        if not isinstance(self._spent_file, Path):
+            self._spent_file.write_bytes(repr(spent).encode())
+            return
         part = self._spent_file.with_suffix(".part")
         part.write_text(repr(spent))
-        os.replace(part, self._spent_file)
+        part.replace(self._spent_file)
 
     def book(self, epoch: int, samples: int, seconds: float, flops: float, before: float = 0.0) -> dict[str, float]:
         """Account for an epoch; one that an earlier start finished but did not save keeps its first cost.
@@ -213,7 +225,7 @@ class EpochRecorder:
             assert self._kept is not None
             added = self._lines.submit(self._add, self._booked, epoch + 1, found)
             self._untold = [self._kept, added], EpochDone(**vars(last), metrics=metrics)
-        self.runtime.report(epoch + 1, metrics, self._kept)
+        self.runtime.report(metrics)
 
     def amend(self, epoch: int, found: dict[str, float], last: StepDone) -> None:
         """Add metrics to an epoch (0-based) that an earlier start recorded without them; only rank 0 calls it."""
@@ -229,10 +241,11 @@ class EpochRecorder:
         noting.result()
         self.journal.append(epoch, metrics)
 
-    def _save(self, booked: Future[None], state: dict[str, Any], folder: Path) -> Path:
+    def _save(self, booked: Future[None], state: dict[str, Any], folder: AnyPath) -> AnyPath:
         booked.result()
         checkpoint.save(state, folder)
-        shutil.rmtree(self.journal.folder / checkpoint.WITHIN, ignore_errors=True)  # it is older
+        with contextlib.suppress(OSError):  # it is older
+            remove_tree(self.journal.folder / checkpoint.WITHIN)
         self.runtime.prune()
         return folder
 

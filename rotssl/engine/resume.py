@@ -3,18 +3,18 @@
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from rotssl.base.paths import AnyPath
 from rotssl.config import ConfigError, ResolvedConfig
 from rotssl.engine.runtime import RunFailed
 from rotssl.runs import checkpoint
 
 
-def newest(run_dir: Path, config: ResolvedConfig) -> dict[str, Any] | None:
+def newest(run_dir: AnyPath, config: ResolvedConfig) -> dict[str, Any] | None:
     """The newest readable state of a run, or None.
 
     Raises:
@@ -35,7 +35,7 @@ def begin(model: nn.Module, place: str | None) -> None:
     if place is None:
         return
     try:
-        folder = checkpoint.source(Path(place))
+        folder = checkpoint.source(place)
         model.load_state_dict(checkpoint.load(folder)["model"])
     except ConfigError as error:
         raise RunFailed(str(error)) from error
@@ -45,7 +45,7 @@ def begin(model: nn.Module, place: str | None) -> None:
 
 
 @contextmanager
-def fitting(run_dir: Path, state: Mapping[str, Any]) -> Iterator[None]:
+def fitting(run_dir: AnyPath, state: Mapping[str, Any]) -> Iterator[None]:
     """Report in one line that a state does not fit the run which restores it in the body.
 
     Raises:

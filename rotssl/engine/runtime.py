@@ -1,13 +1,12 @@
 """The environment of the engine: the Runtime protocol, and LocalRuntime for a single process."""
 
 from collections.abc import Callable
-from concurrent.futures import Future
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from rotssl.base.paths import AnyPath
 from rotssl.engine.events import Event
 from rotssl.runs import checkpoint
 
@@ -26,11 +25,8 @@ class Runtime(Protocol):
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model to call: wrapped in DDP if there are several workers."""
 
-    def report(self, epoch: int, metrics: dict[str, float], saved: Future[Path] | None) -> None:
-        """Report an epoch (1-based), its metrics and, on rank 0, its pending checkpoint; every rank calls it once per epoch.
-
-        It does not wait for the checkpoint and raises none of its errors; the recorder does both.
-        """
+    def report(self, metrics: dict[str, float]) -> None:
+        """Report the metrics of an epoch; every rank calls it once per epoch."""
 
     def prune(self) -> None:
         """Delete old checkpoints; called on rank 0 after a new one is written, in the thread that wrote it."""
@@ -59,7 +55,7 @@ class LocalRuntime:
 
     def __init__(
         self,
-        run_dir: Path,
+        run_dir: AnyPath,
         device: torch.device,
         show: Callable[[Event], None] = lambda event: None,
     ) -> None:
@@ -69,7 +65,7 @@ class LocalRuntime:
         """The model itself."""
         return model
 
-    def report(self, epoch: int, metrics: dict[str, float], saved: Future[Path] | None) -> None:
+    def report(self, metrics: dict[str, float]) -> None:
         """Do nothing: there is nobody to report to."""
 
     def prune(self) -> None:

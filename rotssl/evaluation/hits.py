@@ -3,13 +3,12 @@
 import io
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from rotssl.base.files import write_whole
+from rotssl.base.paths import AnyPath, write_whole
 
 FILE = "hits.npz"
 
@@ -19,7 +18,7 @@ def top1(hits: Tensor | None) -> float:
     return math.nan if hits is None else int(hits.sum()) / len(hits)
 
 
-def save(hits: Mapping[str, Tensor], folder: Path) -> None:
+def save(hits: Mapping[str, Tensor], folder: AnyPath) -> None:
     """Write hits, (M,) bool by the name of the classifier, into a run's folder, atomically.
 
     Raises:

@@ -2,16 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from rotssl.base.files import write_whole
+from rotssl.base.paths import AnyPath, at, write_whole
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.models.norm import convert_norm
 
@@ -122,7 +121,7 @@ def _timm(name: str, image_size: int, patch_size: int | str, drop_path: float) -
     return model, dim
 
 
-def save_encoder(encoder: nn.Module, about: Mapping[str, Any], folder: Path) -> None:
+def save_encoder(encoder: nn.Module, about: Mapping[str, Any], folder: AnyPath) -> None:
     """Save an encoder for ``load_encoder``: weights in ``encoder.safetensors``, how to build it in ``encoder.json``.
 
     Args:
@@ -139,7 +138,7 @@ def save_encoder(encoder: nn.Module, about: Mapping[str, Any], folder: Path) -> 
     write_whole(folder / "encoder.json", json.dumps(content, indent=2) + "\n")
 
 
-def load_encoder(folder: str | Path) -> tuple[nn.Module, int]:
+def load_encoder(folder: str | AnyPath) -> tuple[nn.Module, int]:
     """The pretrained encoder in a run's folder, from ``encoder.safetensors`` and ``encoder.json``.
 
     Images must be scaled to [0, 1] and normalised by the ``mean`` and ``std`` in encoder.json.
@@ -147,10 +146,11 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, int]:
     Returns:
         The module in evaluation mode, (B, 3, S, S) -> (B, D), and D.
     """
-    about = json.loads((Path(folder) / "encoder.json").read_text())
+    place = at(folder) if isinstance(folder, str) else folder
+    about = json.loads((place / "encoder.json").read_text())
     shape = {key: about[key] for key in ("image_size", "patch_size") if key in about}
     encoder, dim = build_encoder(about["encoder"], about["stem"], **shape)
     if about["norm"] == "group":
         convert_norm(encoder, "group", torch.device("cpu"))
-    encoder.load_state_dict(load_file(Path(folder) / "encoder.safetensors"))
+    encoder.load_state_dict(load((place / "encoder.safetensors").read_bytes()))
     return encoder.eval(), dim

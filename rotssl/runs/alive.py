@@ -5,7 +5,8 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+
+from rotssl.base.paths import AnyPath, changed
 
 log = logging.getLogger(__name__)
 NAME = "alive"
@@ -14,7 +15,7 @@ STALE_S = 60.0  # without a sign, somebody who works has missed five
 
 
 @contextlib.contextmanager
-def kept(folder: Path) -> Iterator[None]:
+def kept(folder: AnyPath) -> Iterator[None]:
     """Renew the sign of life in a run's folder within the body; it is removed in the end, but not by whoever is killed."""
     ending, sign = threading.Event(), folder / NAME
 
@@ -41,9 +42,9 @@ def kept(folder: Path) -> Iterator[None]:
             sign.unlink(missing_ok=True)
 
 
-def silent_for(folder: Path) -> float | None:
+def silent_for(folder: AnyPath) -> float | None:
     """Seconds since the last sign of life; None if there is none."""
     try:
-        return max(0.0, time.time() - (folder / NAME).stat().st_mtime)
+        return max(0.0, time.time() - changed(folder / NAME))
     except FileNotFoundError:
         return None

@@ -11,13 +11,13 @@ import logging
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from rotssl import config as cfg
 from rotssl.base.files import put, sync_folder
+from rotssl.base.paths import AnyPath, at, changed, fetched, filled, remove_tree
 from rotssl.config import Config
 from rotssl.config.fields import ConfigError
 
@@ -54,12 +54,24 @@ def snapshot(value: Any) -> Any:
     return value
 
 
-def save(state: dict[str, Any], folder: Path) -> None:
+def save(state: dict[str, Any], folder: AnyPath) -> None:
     """Write the state into a folder, atomically; the partial file that a crash leaves next to the folder is overwritten.
+
+    For an object store the file is first written to this machine, into TMPDIR.
 
     Raises:
         OSError: the file can't be written, for example because the disk is full.
     """
+    if isinstance(folder, Path):
+        _save(state, folder)
+        return
+    with filled(folder) as here:
+        _save(state, here / "new")
+        (here / "new" / FILE).rename(here / FILE)
+        (here / "new").rmdir()
+
+
+def _save(state: dict[str, Any], folder: Path) -> None:
     import torch  # imported in functions only, so that the driver can list checkpoints without it
 
     part = folder.with_name(f"{folder.name}.part")
@@ -122,7 +134,7 @@ def _verify(path: Path) -> bool:
         return tail.startswith(_MARK)
 
 
-def load(folder: Path) -> dict[str, Any]:
+def load(folder: AnyPath) -> dict[str, Any]:
     """The state in a checkpoint folder, on the CPU; only tensors and plain values are loaded, no pickled code is run.
 
     Raises:
@@ -131,21 +143,26 @@ def load(folder: Path) -> dict[str, Any]:
     """
     import torch
 
-    has_checksum = _verify(folder / FILE)
-    state: dict[str, Any] = torch.load(folder / FILE, map_location="cpu", weights_only=True)
+    with fetched(folder / FILE) as file:
+        has_checksum = _verify(file)
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     if state.pop(_SEALED, False) and not has_checksum:
         raise ValueError("its checksum is lost")
     return state
 
 
-def found(run_dir: Path) -> list[Path]:
+def found(run_dir: AnyPath) -> list[AnyPath]:
     """Checkpoint folders of a run, newest first."""
+    if not isinstance(run_dir, Path):
+        # An emptied folder may stay in a list for a while.
+        names = sorted((entry.name for entry in run_dir.entries() if _NAME.fullmatch(entry.name)), reverse=True)
+        return [run_dir / name for name in names if (run_dir / name / FILE).exists()]
     if not run_dir.is_dir():
         return []
     return sorted((p for p in run_dir.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()), reverse=True)
 
 
-def latest(run_dir: Path) -> Iterator[dict[str, Any]]:
+def latest(run_dir: AnyPath) -> Iterator[dict[str, Any]]:
     """The readable states of a run's checkpoints, newest first; a damaged one is skipped with a warning.
 
     Raises:
@@ -161,7 +178,7 @@ def latest(run_dir: Path) -> Iterator[dict[str, Any]]:
         yield state
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
+def _read(folder: AnyPath) -> dict[str, Any] | None:
     """The state in a folder; None with a warning if it is damaged."""
     try:
         state = load(folder)
@@ -174,26 +191,27 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def within(run_dir: Path) -> dict[str, Any] | None:
+def within(run_dir: AnyPath) -> dict[str, Any] | None:
     """The state that was last saved within an epoch; None if there is none that can be read."""
     return _read(run_dir / WITHIN) if (run_dir / WITHIN / FILE).exists() else None
 
 
-def last_save(run_dir: Path) -> float:
+def last_save(run_dir: AnyPath) -> float:
     """When a state was last saved, in seconds of the file system's clock; 0 if none was."""
     times = [0.0]
-    for path in run_dir.glob(f"*/{FILE}"):
+    for folder in (*found(run_dir), run_dir / WITHIN):
         with contextlib.suppress(FileNotFoundError):  # the oldest ones are deleted meanwhile
-            times.append(path.stat().st_mtime)
+            times.append(changed(folder / FILE))
     return max(times)
 
 
-def source(place: Path) -> Path:
+def source(address: str) -> AnyPath:
     """The folder of a checkpoint, given it or the folder of its run, whose newest one is taken.
 
     Raises:
         ConfigError: there is none.
     """
+    place = at(address)
     folders = [place] if (place / FILE).exists() else found(place)
     if not folders:
         raise ConfigError(
@@ -207,7 +225,7 @@ def place(state: Mapping[str, Any]) -> str:
     return WITHIN if "within" in state else name(int(state["epoch"]))
 
 
-def recorded(run_dir: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+def recorded(run_dir: AnyPath, state: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration in the state of a run's checkpoint, by dotted names.
 
     Raises:
@@ -220,7 +238,7 @@ def recorded(run_dir: Path, state: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"storage.path: the configuration in {folder} cannot be read; remove it") from error
 
 
-def newest(run_dir: Path, config: Config) -> dict[str, Any] | None:
+def newest(run_dir: AnyPath, config: Config) -> dict[str, Any] | None:
     """The newest readable state of a run, or None.
 
     Raises:
@@ -242,9 +260,10 @@ def newest(run_dir: Path, config: Config) -> dict[str, Any] | None:
     return state
 
 
-def prune(run_dir: Path) -> None:
+def prune(run_dir: AnyPath) -> None:
     """Delete all but the newest checkpoints of a run, and what a writer that was killed left; nobody may be writing."""
-    for part in (*run_dir.glob("epoch_*.part"), run_dir / f"{WITHIN}.part"):
-        part.unlink(missing_ok=True)
+    if isinstance(run_dir, Path):
+        for part in (*run_dir.glob("epoch_*.part"), run_dir / f"{WITHIN}.part"):
+            part.unlink(missing_ok=True)
     for folder in found(run_dir)[KEEP:]:
-        shutil.rmtree(folder)
+        remove_tree(folder)

@@ -1,13 +1,14 @@
 """A plot of the convergence of runs."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
+from rotssl.base.paths import AnyPath, write_whole
 from rotssl.runs.journal import Points
 
 
-def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "knn/top1", title: str = "") -> None:
+def save_convergence(curves: Mapping[str, Points], path: AnyPath, metric: str = "knn/top1", title: str = "") -> None:
     """Plot a metric against epochs and against training seconds, one line per run.
 
     Args:
@@ -38,5 +39,7 @@ def save_convergence(curves: Mapping[str, Points], path: Path, metric: str = "kn
     if curves:
         panels[0].legend(frameon=False)
     figure.suptitle(title)
-    figure.savefig(path, dpi=150)
+    content = BytesIO()
+    figure.savefig(content, dpi=150)
     plt.close(figure)
+    write_whole(path, content.getvalue())

@@ -1,14 +1,14 @@
 """The journal of a run: one line of JSON for the training of each epoch, and one for its evaluation. MLflow is filled from it.
 
-A line is on disk before it is used anywhere else. The evaluation has a separate line, because it happens after the checkpoint and
-may fail without losing the epoch.
+A line is on disk before it is used anywhere else. In an object store each start of the run has lines of its own. The evaluation
+has a separate line, because it happens after the checkpoint and may fail without losing the epoch.
 """
 
 import json
-import os
-from pathlib import Path
+from collections.abc import Hashable
 
-from rotssl.base.files import sync_folder
+from rotssl.base import paths
+from rotssl.base.paths import AnyPath, append_line, read_lines
 
 Points = dict[int, dict[str, float]]
 
@@ -22,7 +22,7 @@ class Journal:
 
     NAME = "metrics.jsonl"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.path = folder, folder / self.NAME
         self._points = read(folder)
@@ -51,28 +51,14 @@ class Journal:
         new = {key: value for key, value in metrics.items() if key not in point}
         if not new:
             return
-        made = not self.path.exists()
-        with self.path.open("a+b") as file:
-            # Terminate a line that a crash cut short, so that it does not corrupt the next one.
-            file.seek(0, os.SEEK_END)
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                torn = file.read(1) != b"\n"
-            else:
-                torn = False
-            file.write((b"\n" if torn else b"") + json.dumps({"epoch": epoch, **new}).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if made:
-            sync_folder(self.folder)
+        append_line(self.path, json.dumps({"epoch": epoch, **new}).encode())
         self._points[epoch] = point | new
 
 
-def read(folder: Path) -> Points:
+def read(folder: AnyPath) -> Points:
     """Epoch -> metrics of the run in a folder; lines that a crash cut short, or that are no metrics of an epoch, are skipped."""
     points: Points = {}
-    path = folder / Journal.NAME
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    for line in read_lines(folder / Journal.NAME):
         try:
             point = json.loads(line)
             epoch = point.pop("epoch")
@@ -84,13 +70,9 @@ def read(folder: Path) -> Points:
     return points
 
 
-def stamp(folder: Path) -> tuple[int, int] | None:
+def stamp(folder: AnyPath) -> Hashable:
     """Changes whenever the journal in a folder does; None if there is none."""
-    try:
-        found = (folder / Journal.NAME).stat()
-    except FileNotFoundError:
-        return None
-    return found.st_size, found.st_mtime_ns
+    return paths.stamp(folder / Journal.NAME)
 
 
 def seconds_left(points: Points, epochs: int) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ from typing import Any
 
 from rotssl import config as cfg
 from rotssl.base.address import file_of, is_gone, without_login
-from rotssl.base.files import write_whole
-from rotssl.base.lock import Held, locked
+from rotssl.base.errors import Held
+from rotssl.base.lock import locked
+from rotssl.base.paths import AnyPath, write_whole
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.runs import checkpoint, journal
@@ -33,7 +35,7 @@ class RunState:
     ``moved`` tells that the store is looked for in another place than the recorded one, where it is gone.
     """
 
-    path: Path
+    path: AnyPath
     config: dict[str, Any]
     status: str = "new"
     reason: str = ""
@@ -104,7 +106,7 @@ class RunState:
         self.doubt = f"run.json of {config.tracking.run_name!r} was lost: rebuilt from {place}"
 
     @classmethod
-    def read(cls, path: Path, config: dict[str, Any]) -> "RunState":
+    def read(cls, path: AnyPath, config: dict[str, Any]) -> "RunState":
         """The state in a file, or a new one with this configuration if there is no file or nothing in it.
 
         Raises:
@@ -135,7 +137,7 @@ class RunState:
 
 
 @contextmanager
-def run_folder(folder: Path, patience: float = 0) -> Iterator[Path]:
+def run_folder(folder: AnyPath, patience: float = 0) -> Iterator[AnyPath]:
     """Create and lock the folder of a run for this process.
 
     Args:
@@ -157,19 +159,29 @@ def run_folder(folder: Path, patience: float = 0) -> Iterator[Path]:
         yield folder
 
 
-def _found_again(uri: str, folder: Path) -> str:
+def _found_again(uri: str, folder: AnyPath) -> str:
     """The store of a run; that in its storage.path if it was moved there with the run's folder."""
     file = file_of(uri)
+    if not isinstance(folder, Path):
+        return uri
     beside = folder.absolute().parent.parent / (file.name if file else "")
     return f"sqlite:///{beside}" if is_gone(uri) and beside.is_file() else uri
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: AnyPath) -> None:
     """Check that a folder can be created and written, without creating it.
 
     Raises:
         ConfigError: it can't.
     """
+    if not isinstance(folder, Path):
+        probe = folder / f".check-{uuid.uuid4().hex}"
+        try:
+            probe.write_bytes(b"")
+            probe.remove()
+        except OSError as error:
+            raise ConfigError(f"storage.path: cannot write to {folder}: {error.strerror}") from error
+        return
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):

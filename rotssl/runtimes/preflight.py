@@ -2,14 +2,14 @@
 
 import contextlib
 import os
-import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import rotssl
 from rotssl import config as cfg
+from rotssl.base.paths import AnyPath, at, remove_tree, write_whole
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.runtimes.ray_cluster import fetch, import_ray, nodes
@@ -25,9 +25,10 @@ def _probe(folder: str, word: str, uri: str, login: Mapping[str, str], version: 
     if rotssl.__version__ != version:
         return f"it has rotssl {rotssl.__version__}, the driver has {version}"
     try:
-        if (Path(folder) / "word").read_text() != word:
+        place = at(folder)
+        if (place / "word").read_text() != word:
             return f"storage.path: {folder} has other content on this node than on the driver"
-        (Path(folder) / f"from-{os.getpid()}").write_text(word)
+        write_whole(place / f"from-{os.getpid()}", word)
     except OSError as error:
         return f"storage.path: {folder} is not shared with this node ({error.strerror})"
     for root in roots:
@@ -37,7 +38,7 @@ def _probe(folder: str, word: str, uri: str, login: Mapping[str, str], version: 
     return store.reachable(uri)
 
 
-def check_nodes(folder: Path, uri: str, roots: Sequence[str]) -> None:
+def check_nodes(folder: AnyPath, uri: str, roots: Sequence[str]) -> None:
     """Check on every node that code, storage, data and tracking are the same as on the driver.
 
     Args:
@@ -54,7 +55,7 @@ def check_nodes(folder: Path, uri: str, roots: Sequence[str]) -> None:
     alive = [node for node in nodes() if node["Alive"]]
     with _scratch(folder) as scratch:
         word = os.urandom(8).hex()
-        (scratch / "word").write_text(word)
+        write_whole(scratch / "word", word)
         task = ray.remote(num_cpus=0, max_retries=0)(_probe)
         asked = [
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
@@ -72,22 +73,22 @@ def check_nodes(folder: Path, uri: str, roots: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
+def _scratch(folder: AnyPath) -> Iterator[AnyPath]:
     scratch = folder / f"check-{os.getpid()}"
     scratch.mkdir(parents=True, exist_ok=True)
     try:
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(scratch)
 
 
-def check_collective(config: ResolvedConfig, slots: Slots, folder: Path) -> float:
+def check_collective(config: ResolvedConfig, slots: Slots) -> float:
     """Add up a number over two Ray Train workers; returns the seconds that this took, including their start.
 
     Args:
         config: configuration of any trial.
         slots: from ``ray_tune.plan_slots``.
-        folder: an existing folder shared by all nodes.
 
     Raises:
         ConfigError: the workers can't communicate.
@@ -98,7 +99,7 @@ def check_collective(config: ResolvedConfig, slots: Slots, folder: Path) -> floa
     from ray.train.v2.api.config import LoggingConfig
 
     started = time.monotonic()
-    with _scratch(folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix="rotssl-ray-") as scratch:
         trainer = TorchTrainer(
             _add_up,
             torch_config=TorchConfig(timeout_s=min(60, COLLECTIVE_TIMEOUT_S)),
@@ -110,7 +111,7 @@ def check_collective(config: ResolvedConfig, slots: Slots, folder: Path) -> floa
             ),
             run_config=RunConfig(
                 name="collective",
-                storage_path=str(scratch),
+                storage_path=scratch,
                 failure_config=FailureConfig(controller_failure_limit=1),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),

@@ -7,15 +7,16 @@ A worker group that dies is started again (attempts.py); it resumes from the new
 
 import contextlib
 import logging
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
 from rotssl.base.errors import in_a_line, last_line
+from rotssl.base.paths import AnyPath
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.resolved import ResolvedData
@@ -40,7 +41,7 @@ class RayRuntime:
         queue: receives the events of rank 0.
     """
 
-    def __init__(self, run_dir: Path, queue: Any) -> None:
+    def __init__(self, run_dir: AnyPath, queue: Any) -> None:
         import ray.train.torch
 
         context = ray.train.get_context()
@@ -54,30 +55,15 @@ class RayRuntime:
 
         return data_parallel(model, self.device)
 
-    def report(self, epoch: int, metrics: dict[str, float], saved: Future[Path] | None) -> None:
-        """Report to Ray Train, whose own thread forwards it once the checkpoint is written; waits for the other workers."""
+    def report(self, metrics: dict[str, float]) -> None:
+        """Report to Ray Train; waits for the other workers."""
         import ray.train
 
-        place = (
-            None if saved is None else ray.train.Checkpoint.from_directory(str(self.run_dir / checkpoint.name(epoch)))
-        )
-
-        def upload(there: Any, name: str) -> Any:
-            assert saved is not None
-            saved.result()  # the recorder has written it to storage.path, so nothing needs to be copied
-            return there
-
-        ray.train.report(
-            metrics,
-            checkpoint=place,
-            checkpoint_dir_name=checkpoint.name(epoch),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=False,
-            checkpoint_upload_fn=upload,
-        )
+        ray.train.report(metrics)
 
     def prune(self) -> None:
-        """Do nothing: Ray Train deletes the checkpoints that were reported to it."""
+        """Keep the newest checkpoints only."""
+        checkpoint.prune(self.run_dir)
 
     def progress(self, event: Event) -> None:
         """Send an event to the driver without waiting."""
@@ -180,14 +166,15 @@ def fit(
     )
     head = watch.Head(ray.get_runtime_context().gcs_address)
     starts = Attempts(config, workers, ray.nodes, guard, say)
-    with _rendering(queue, starts.heard(show), guard), guard.on():
+    with (
+        tempfile.TemporaryDirectory(prefix="rotssl-ray-") as scratch,
+        _rendering(queue, starts.heard(show), guard),
+        guard.on(),
+    ):
         while True:
-            # The engine finds the newest checkpoint by itself, including one of a run without Ray. Train's own list may contain
-            # deleted checkpoints, with which it would fail.
-            (config.run_dir / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
             starts.start()
             try:
-                outcome = head.until_done(_trainer(config, starts.workers, data, queue).fit, starts.look)
+                outcome = head.until_done(_trainer(config, starts.workers, data, queue, scratch).fit, starts.look)
                 return (outcome.return_value or {}).get("failed")
             except watch.HeadGone as error:
                 ray_start.disconnect(ray)  # before Ray ends this process
@@ -216,8 +203,8 @@ def _timed_out(error: BaseException) -> bool:
     return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
-def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any) -> Any:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any, scratch: str) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
@@ -232,11 +219,11 @@ def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any) ->
         ),
         run_config=RunConfig(
             name=config.run_dir.name,
-            storage_path=str(config.run_dir.parent),
+            # A place of this machine: the engine writes its checkpoints itself, and finds the newest one, wherever it was made.
+            storage_path=scratch,
             # Which failure is one too many, starts.failed decides.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0, max_preemption_failures=0),
             callbacks=[Tell(queue)],
-            checkpoint_config=CheckpointConfig(num_to_keep=checkpoint.KEEP),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

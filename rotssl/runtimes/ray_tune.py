@@ -219,8 +219,8 @@ def run(work: Work, slots: Slots, settings: SweepConfig, scratch: Path, watcher:
         work: the trials.
         slots: from ``plan_slots``.
         settings: settings of the sweep.
-        scratch: folder for Tune's own files. It is removed at the end, but not if that is an interrupt or the loss of the head:
-            then a thread of Tune's may write into it until Ray is left.
+        scratch: folder of this machine for Tune's own files. It is removed at the end, but not if that is an interrupt or the
+            loss of the head: then a thread of Tune's may write into it until Ray is left.
         watcher: receives the progress of the trials.
 
     Raises:

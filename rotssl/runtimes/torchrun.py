@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from rotssl import config as cfg
+from rotssl.base.paths import AnyPath
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.engine.events import Event
@@ -111,7 +111,7 @@ def work(config: ResolvedConfig, group: Group, show: Callable[[Event], None]) ->
     from rotssl.runs.journal import Journal
 
     class Runtime(LocalRuntime):
-        def __init__(self, run_dir: Path, device: torch.device) -> None:
+        def __init__(self, run_dir: AnyPath, device: torch.device) -> None:
             super().__init__(run_dir, device, show if group.rank == 0 else lambda event: None)
             self.rank, self.world_size = group.rank, group.count
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -16,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rotssl import config as cfg
 from rotssl import lifecycle
 from rotssl.base.address import without_login
-from rotssl.base.files import write_whole
+from rotssl.base.paths import AnyPath, at, write_whole
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 from rotssl.config.sweep import Sweep
@@ -46,8 +48,8 @@ class SweepRun:
         config = trials[0].config
         self.sweep, self.trials = sweep, trials
         self.experiment = config.tracking.experiment
-        self.folder = Path(config.storage.path) / self.experiment / sweep.name
-        self._tune = self.folder / "tune"
+        self.folder = at(config.storage.path) / self.experiment / sweep.name
+        self._tune = Path(tempfile.gettempdir()) / f"rotssl-tune-{os.getpid()}"
         self.uri = store.store_of(config)
         self.prunes = sweep.settings.scheduler != "none"
         self.state = RunState.read(self.folder / "run.json", {})
@@ -171,7 +173,7 @@ class SweepRun:
         self.state.synced = tracker.finish(lifecycle.MLFLOW_STATUS[status], reason, [self._file(), listed])
         self.state.write(status, reason)
 
-    def _file(self) -> Path:
+    def _file(self) -> AnyPath:
         """The sweep's file, or a copy without logins: a flag may have replaced an address that has one."""
         text = self.sweep.file.read_text()
         if without_login(text) == text:

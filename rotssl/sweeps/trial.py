@@ -6,11 +6,11 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
 from rotssl import lifecycle
+from rotssl.base.paths import AnyPath
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.identity import run_name
@@ -52,7 +52,7 @@ class Trial:
         return Workers(int(count), self.config.scaling.use_gpu is True, 1) if count else None
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> AnyPath:
         """The folder of its run."""
         return self.config.run_dir
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rotssl.base.address import file_of, is_gone
+from rotssl.base.paths import at
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.runs.journal import Points
 from rotssl.tracking.store import check_uri, client_of, short
@@ -123,10 +124,10 @@ def run_folder_of(uri: str, run_id: str) -> str:
     if file is not None and not file.exists():
         raise ConfigError(f"--uri: no file {file}")
     try:
-        folder = Path(client_of(uri).get_run(run_id).data.tags["run_dir"])
+        folder = at(client_of(uri).get_run(run_id).data.tags["run_dir"])
     except Exception as error:  # MLflow's own, or the tag is missing: in either case the id is unusable
         raise ConfigError(f"--run: {uri} has no run {run_id!r} with a folder") from error
-    if file is not None and not folder.exists():
+    if file is not None and isinstance(folder, Path) and not folder.exists():
         moved = file.absolute().parent / folder.parent.name / folder.name  # together with the store
         folder = moved if moved.exists() else folder
     if not folder.exists():

@@ -3,9 +3,8 @@
 import json
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
-from rotssl.base.files import write_whole
+from rotssl.base.paths import AnyPath, write_whole
 from rotssl.config.sections import OFF
 from rotssl.runs.journal import Points
 from rotssl.tracking.store import short
@@ -23,7 +22,7 @@ class Untracked(Tracker):
 
     NAME = "tags.json"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         super().__init__(OFF, "")
         self.folder = folder
 
@@ -31,7 +30,7 @@ class Untracked(Tracker):
         """Do nothing: the journal has everything."""
         return True
 
-    def finish(self, status: str, reason: str, files: list[Path]) -> bool:
+    def finish(self, status: str, reason: str, files: list[AnyPath]) -> bool:
         """Do nothing: the run's folder has the files, and run.json the status."""
         return True
 
@@ -43,7 +42,7 @@ class Untracked(Tracker):
             log.warning("could not write %s (%s)", self.folder / self.NAME, short(error))
 
 
-def kept_tags(folder: Path) -> dict[str, str]:
+def kept_tags(folder: AnyPath) -> dict[str, str]:
     """The saved tags of a run that had no store; empty if they can't be read."""
     try:
         content = json.loads((folder / Untracked.NAME).read_text())
@@ -52,6 +51,6 @@ def kept_tags(folder: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in content.items()} if isinstance(content, dict) else {}
 
 
-def tracker_of(uri: str, run_id: str | None, folder: Path) -> Tracker:
+def tracker_of(uri: str, run_id: str | None, folder: AnyPath) -> Tracker:
     """The Tracker of a run, or its replacement if the store is off."""
     return Untracked(folder) if uri == OFF else Tracker(uri, str(run_id))

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
+from rotssl.base.paths import AnyPath, fetched
 from rotssl.config.fields import ConfigError
 from rotssl.engine.events import EpochDone, Event, Facts
 from rotssl.runs import journal
@@ -202,7 +203,7 @@ class Tracker:
         keys = self._client.get_run(self.run_id).data.metrics
         return {key: {m.step for m in self._client.get_metric_history(self.run_id, key)} for key in keys}
 
-    def finish(self, status: str, reason: str, files: list[Path]) -> bool:
+    def finish(self, status: str, reason: str, files: list[AnyPath]) -> bool:
         """Log files as artifacts and close the run; returns whether that worked.
 
         Args:
@@ -221,7 +222,8 @@ class Tracker:
         try:
             for file in files:
                 if file.exists():
-                    self._client.log_artifact(self.run_id, str(file))
+                    with fetched(file) as local:
+                        self._client.log_artifact(self.run_id, str(local))
         except Exception as error:  # as above, or a library of the artifact store is missing
             log.warning(
                 "could not copy %s to MLflow's artifacts (%s); it stays in the run's folder", file, short(error)
@@ -254,7 +256,7 @@ class Follower:
 
     LOOK_S = 2.0
 
-    def __init__(self, tracker: Tracker, folder: Path, epochs: int) -> None:
+    def __init__(self, tracker: Tracker, folder: AnyPath, epochs: int) -> None:
         self.tracker, self.folder, self.epochs = tracker, folder, epochs
         self._tags: SimpleQueue[dict[str, str]] = SimpleQueue()
         self._wake, self._ending = threading.Event(), False

@@ -1,0 +1,114 @@
+"""Locks in an object store: claims that are renewed as long as their process lives, and expire without it.
+
+A list must show what was written before, as those of S3, Google Cloud Storage and Azure do. Whoever wants the lock first writes
+that it is a candidate, and then lists: of two candidates the later one sees the other or its lock. Times are compared on the
+store's own clock.
+"""
+
+import contextlib
+import logging
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+from rotssl.base.errors import Held
+from rotssl.base.objects import ObjectPath
+from rotssl.base.place import Entry
+
+log = logging.getLogger(__name__)
+EVERY_S = 10.0  # between renewals
+STALE_S = 60.0  # a claim as old as this has missed five
+WATCH_S = 15.0  # for which a stale claim must stay so: after an outage of the store all claims are old
+_TRIES = 10  # of candidates that meet others
+_HELD, _CANDIDATE = "held-", "candidate-"
+
+
+def _end_process() -> None:
+    os._exit(1)  # whatever this process still wrote would be into the files of the one that took over
+
+
+@contextlib.contextmanager
+def claimed(folder: ObjectPath, patience: float = 0, lost: Callable[[], None] = _end_process) -> Iterator[None]:
+    """Hold the lock that is kept in a folder.
+
+    Args:
+        folder: for the claims only.
+        patience: seconds to wait for another process.
+        lost: called in another thread if another process has taken the lock, because this one was silent for so long.
+
+    Raises:
+        Held: another process still holds it.
+        OSError: the store refuses.
+    """
+    own = folder / f"{_HELD}{uuid.uuid4().hex}"
+    until = time.monotonic() + patience
+    for tries in range(1, 1 << 30):
+        found = _take(folder, own)
+        if found == "":
+            break
+        if time.monotonic() >= until and (found == _HELD or tries >= _TRIES):
+            raise Held(str(folder))
+        time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - so that candidates do not meet again
+    ending = threading.Event()
+    thread = threading.Thread(target=_renew, args=(folder, own, ending, lost), name="claim", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
+        with contextlib.suppress(OSError):  # it expires
+            own.remove()
+
+
+def _take(folder: ObjectPath, own: ObjectPath) -> str:
+    """Try to take the lock; returns an empty string, or what is in the way: the kind of another process' claim."""
+    candidate = folder / own.name.replace(_HELD, _CANDIDATE)
+    candidate.touch()
+    try:
+        others = _others(folder, candidate)
+        alive = [entry for entry, silent in others if silent < STALE_S]
+        if not alive and others:
+            alive = _revived(folder, candidate, [entry for entry, _ in others])
+        if alive:
+            return _HELD if any(entry.name.startswith(_HELD) for entry in alive) else _CANDIDATE
+        for entry, _ in others:
+            (folder / entry.name).remove()
+        own.touch()
+        return ""
+    finally:
+        candidate.remove()
+
+
+def _others(folder: ObjectPath, own: ObjectPath) -> list[tuple[Entry, float]]:
+    """All other claims, and the seconds since each was renewed, as seen from a claim that was just made."""
+    entries = folder.entries()
+    now = max((entry.changed for entry in entries if entry.name == own.name), default=0.0)
+    return [(entry, now - entry.changed) for entry in entries if entry.name != own.name]
+
+
+def _revived(folder: ObjectPath, candidate: ObjectPath, stale: list[Entry]) -> list[Entry]:
+    """Watch stale claims for a while; returns those that were renewed, and new ones."""
+    log.warning("%s: another process was silent for over %.0f s; watching whether it is alive", folder.parent, STALE_S)
+    known, until = {entry.name: entry.changed for entry in stale}, time.monotonic() + WATCH_S
+    while time.monotonic() < until:
+        time.sleep(1.0)
+        seen = [entry for entry, _ in _others(folder, candidate) if known.get(entry.name) != entry.changed]
+        if seen:
+            return seen
+    return []
+
+
+def _renew(folder: ObjectPath, own: ObjectPath, ending: threading.Event, lost: Callable[[], None]) -> None:
+    while not ending.wait(EVERY_S):
+        try:
+            if not own.store.entry(own.below):
+                log.critical("%s: another process has taken over, since this one was silent: ending", folder.parent)
+                lost()
+                return
+            own.touch()
+        except OSError as error:
+            log.debug("%s cannot be renewed (%s)", own, error)  # the store's outage; who writes says so
