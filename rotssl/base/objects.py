@@ -40,7 +40,9 @@ class ObjectPath:
         name: below the place; empty: the place itself.
     """
 
-    _answered: ClassVar[set[Objects]] = set()  # stores that have answered in this process
+    # Stores that have answered in this process, and those that are silent now: one line tells of an outage.
+    _answered: ClassVar[set[Objects]] = set()
+    _silent: ClassVar[set[Objects]] = set()
 
     def __init__(self, store: Objects, address: str, options: str = "", name: str = "") -> None:
         self.store, self._address, self._options, self._name = store, address, options, name
@@ -99,14 +101,17 @@ class ObjectPath:
         """
         if patience is None:
             patience = PATIENCE_S if self.store in self._answered else FIRST_S
-        until, wait, told = time.monotonic() + patience, 0.5, False
+        until, wait = time.monotonic() + patience, 0.5
         while True:
             try:
                 found = ask()
                 self._answered.add(self.store)
+                if self.store in self._silent:
+                    self._silent.discard(self.store)
+                    log.warning("%s answers again", self._address)
                 return found
             except FileNotFoundError as error:
-                if "bucket" not in str(error).lower():
+                if not str(error).startswith("Bucket "):
                     raise FileNotFoundError(errno.ENOENT, "no such object", str(self)) from error
                 reason = in_a_line(error)
                 raise OSError(errno.EIO, reason, str(self)) from error
@@ -114,9 +119,9 @@ class ObjectPath:
                 reason = in_a_line(error)
                 if any(word in str(error) for word in _REFUSED) or time.monotonic() + wait > until:
                     raise OSError(errno.EIO, reason, str(self)) from error
-            if not told:
-                told = True
-                log.warning("%s does not answer, trying again for %.0f s (%s)", self, patience, reason)
+            if self.store not in self._silent:
+                self._silent.add(self.store)
+                log.warning("%s does not answer, trying again for %.0f s (%s)", self._address, patience, reason)
             heartbeat.beat()
             time.sleep(wait)
             wait = min(10.0, 2 * wait)

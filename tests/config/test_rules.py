@@ -100,7 +100,7 @@ train.epochs=3 | 'train.epochs=3'
 --model.norm split --scaling.num_workers 4 --model.norm_splits 6 | model.norm_splits: got 6, expected a multiple of the 4 workers
 --model.norm split --scaling.num_workers 1 --train.accumulate 2 | train.accumulate: got 2, expected 1 with model.norm split
 --tracking.run_name a/b | tracking.run_name: got 'a/b'
---storage.path X
+--storage.path ftp://bucket | storage.path: got 'ftp://bucket'
 """
 
 

@@ -195,7 +195,7 @@ BAD_FLAGS = """
 --tracking.uri ftp://x | tracking.uri: got 'ftp://x'
 --tracking.uri off | tracking.uri: got off, expected a store: the sweep's report is read from it
 --train.budget 5 | train.budget: got 5, expected none in a sweep
---storage.path s3://x | storage.path: got 's3://x'
+--storage.path ftp://x | storage.path: got 'ftp://x'
 --scaling.num_workers 3 | train.batch_size: got 256, expected a multiple of the 3 workers
 --print_config | print_config: no such field
 --resume x | got 'x', expected flags
