@@ -5,8 +5,7 @@ Reads the runs logged by jobs/pretrain.py and by sweeps, prints the answer and w
 
 import math
 
-from rotssl.base.paths import at
-from rotssl.commands import EXIT_OK, run_command
+from rotssl.commands import EXIT_OK, folder_of, run_command
 from rotssl.commands.compare import METRICS, compare, default_output, show
 from rotssl.config.cli import Parser
 from rotssl.config.fields import ConfigError
@@ -32,7 +31,9 @@ def parse() -> dict[str, object]:
     if given["target"] is not None:
         given["target"] = _fraction(given["target"])
     given["uri"] = asked_uri(given["uri"])
-    given["output"] = at(given["output"] or default_output(given["uri"], given["experiment"])).absolute()
+    given["output"] = folder_of(
+        "--output", given["output"] or default_output(given["uri"], given["experiment"])
+    ).absolute()
     return given
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rotssl import config as cfg
 from rotssl.base.address import file_of, is_gone
-from rotssl.base.paths import AnyPath, write_whole
+from rotssl.base.paths import AnyPath, at, write_whole
 from rotssl.config import Config, ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.recipes import dump
@@ -53,6 +53,10 @@ def prepare(
     for line in info.warnings:
         say(line)
     resolved = cfg.resolve(config, info.image_size, info.train_size)
+    try:
+        at(resolved.storage.path)
+    except ValueError as error:
+        raise ConfigError(f"storage.path: {error}") from error
     # One answer for all workers, regardless of their machines' memory.
     resolved = cfg.replace(resolved, {"data.store": datasets.where(config.data, info.bytes)})
     for line in cfg.cut_down(config, resolved):

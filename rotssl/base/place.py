@@ -17,6 +17,12 @@ from rotssl.base.address import without_login
 from rotssl.base.errors import in_a_line
 from rotssl.base.files import put, write_whole
 
+# What the environment says of an object store and its user, for processes on other machines.
+CREDENTIALS = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    *("AWS_ENDPOINT_URL", "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_KEY"),
+)
+
 
 class Place(ABC):
     """Files by name; a name may have folders in it, with slashes."""

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from rotssl import config as cfg
 from rotssl.base.address import without_login
-from rotssl.base.paths import AnyPath
+from rotssl.base.paths import AnyPath, at
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.recipes import load_recipe
@@ -31,6 +31,18 @@ class _Formatter(logging.Formatter):
 def say(line: str) -> None:
     """Print a line that is not part of the result to stderr, and flush it."""
     print(without_login(line), file=sys.stderr, flush=True)
+
+
+def folder_of(flag: str, address: str) -> AnyPath:
+    """The folder that a flag names.
+
+    Raises:
+        ConfigError: it is an address that cannot be used.
+    """
+    try:
+        return at(address)
+    except ValueError as error:
+        raise ConfigError(f"{flag}: {error}") from error
 
 
 def recorded(folder: AnyPath, root: str | None = None) -> ResolvedConfig:

@@ -9,8 +9,8 @@ from typing import Any
 
 from rotssl import config as cfg
 from rotssl.base.address import is_gone
-from rotssl.base.paths import AnyPath, at, write_whole
-from rotssl.commands import EXIT_FAILED, EXIT_OK, recorded
+from rotssl.base.paths import AnyPath, write_whole
+from rotssl.commands import EXIT_FAILED, EXIT_OK, folder_of, recorded
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 from rotssl.data import datasets, likeness
@@ -45,7 +45,7 @@ def evaluate(
     Raises:
         ConfigError: there is no such run, it is not finished, or it has no test split or no store.
     """
-    place = at(folder or reader.run_folder_of(uri, str(run_id)))
+    place = folder_of("--checkpoint", folder or reader.run_folder_of(uri, str(run_id)))
     record = _finished(place)
     off = record.uri == OFF
     config = recorded(place, root)

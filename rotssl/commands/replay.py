@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotssl.base.paths import AnyPath, at
-from rotssl.commands import EXIT_OK, recorded, say
+from rotssl.base.paths import AnyPath
+from rotssl.commands import EXIT_OK, folder_of, recorded, say
 from rotssl.config.fields import ConfigError, require
 from rotssl.data import datasets
 from rotssl.runs import checkpoint
@@ -42,7 +42,7 @@ def replay(folder: str, step: int | None, root: str | None) -> int:
     from rotssl.engine.runtime import LocalRuntime
     from rotssl.engine.trainer import Trainer
 
-    place = at(folder)
+    place = folder_of("DIR", folder)
     if not (place / "config.yaml").exists():
         raise ConfigError(f"DIR: {place} does not hold a run")
     config = recorded(place, root)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rotssl.base.paths import AnyPath, at, folders
-from rotssl.commands import EXIT_OK
+from rotssl.base.paths import AnyPath, folders
+from rotssl.commands import EXIT_OK, folder_of
 from rotssl.config.fields import ConfigError
 from rotssl.runs import alive, journal
 
@@ -120,7 +120,7 @@ def status(storage: str, experiment: str | None, as_json: bool) -> int:
     Raises:
         ConfigError: there is no such folder.
     """
-    runs = list(found(at(storage), experiment))
+    runs = list(found(folder_of("PATH", storage), experiment))
     if as_json:
         for each in runs:
             print(json.dumps(asdict(each)))

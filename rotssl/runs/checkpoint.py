@@ -211,7 +211,10 @@ def source(address: str) -> AnyPath:
     Raises:
         ConfigError: there is none.
     """
-    place = at(address)
+    try:
+        place = at(address)
+    except ValueError as error:
+        raise ConfigError(f"train.init_from: {error}") from error
     folders = [place] if (place / FILE).exists() else found(place)
     if not folders:
         raise ConfigError(

@@ -7,6 +7,7 @@ A worker group that dies is started again (attempts.py); it resumes from the new
 
 import contextlib
 import logging
+import os
 import tempfile
 import threading
 import warnings
@@ -28,6 +29,7 @@ from rotssl.runs.journal import Journal
 from rotssl.runtimes import ray_start, watch
 from rotssl.runtimes.attempts import Attempts
 from rotssl.runtimes.ray_cluster import Workers, import_ray
+from rotssl.tracking import store
 
 log = logging.getLogger(__name__)
 COLLECTIVE_TIMEOUT_S = 600
@@ -90,6 +92,7 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
     from rotssl.engine.runtime import RunFailed
     from rotssl.engine.trainer import Trainer
 
+    os.environ.update(task["credentials"])
     config = cfg.from_dict(task["config"])
     logging.disable(logging.INFO)  # Ray Train would print every report
     warnings.filterwarnings(
@@ -212,7 +215,10 @@ def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any, sc
 
     return TorchTrainer(
         _work,
-        train_loop_config={"config": cfg.to_dict(config), "data": data, "queue": queue},
+        train_loop_config={
+            **{"config": cfg.to_dict(config), "data": data, "queue": queue},
+            "credentials": store.credentials(),
+        },
         torch_config=GroupConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(config, workers)

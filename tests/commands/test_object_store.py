@@ -94,6 +94,7 @@ def test_runs_in_an_object_store_are_listed_measured_taken_apart_and_compared(ma
     [
         ({"tracking.uri": None}, "tracking.uri: no default with storage.path in an object store"),
         ({"storage.path": "s3://key:secret@bucket/prefix"}, "storage.path: got s3://bucket/prefix, expected no login"),
+        ({"storage.path": "s3://"}, "storage.path: s3://: "),
         ({"storage.path": "hdfs://host/x"}, "storage.path: got 'hdfs://host/x', expected a folder shared by all nodes"),
     ],
 )
