@@ -108,7 +108,7 @@ class ObjectPath:
                 self._answered.add(self.store)
                 if self.store in self._silent:
                     self._silent.discard(self.store)
-                    log.warning("%s answers again", self._address)
+                    log.warning("%s answers again: going on", self._address)
                 return found
             except FileNotFoundError as error:
                 if not str(error).startswith("Bucket "):
@@ -121,7 +121,7 @@ class ObjectPath:
                     raise OSError(errno.EIO, reason, str(self)) from error
             if self.store not in self._silent:
                 self._silent.add(self.store)
-                log.warning("%s does not answer, trying again for %.0f s (%s)", self._address, patience, reason)
+                log.warning("%s does not answer, trying again for %d s (%s)", self._address, patience, reason)
             heartbeat.beat()
             time.sleep(wait)
             wait = min(10.0, 2 * wait)

@@ -293,7 +293,9 @@ class StorageConfig:
     """Where results go."""
 
     path: str | None = opt(
-        None, "Folder for results that all nodes can see; default: ./results, or ~/rotssl-results in a Ray job."
+        None,
+        "Folder for results that all nodes can see, or s3://BUCKET/PREFIX, gs://..., abfs://...; default: ./results, or "
+        "~/rotssl-results in a Ray job.",
     )
 
 

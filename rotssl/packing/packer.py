@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from rotssl.base import rng
+from rotssl.base.errors import Held
+from rotssl.base.lock import locked
+from rotssl.base.paths import at
 from rotssl.base.place import Folder, Place, place
 from rotssl.config.fields import ConfigError
 from rotssl.data.folders import EXTENSIONS
@@ -144,16 +146,14 @@ def pack(
 
 @contextmanager
 def _alone(to: Place, address: str) -> Iterator[None]:
-    """Keep other processes of this file system from packing to the same folder."""
-    if not isinstance(to, Folder):
-        yield
-        return
-    file = to.path / RECORDS / "lock"  # which goes with the records
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Keep other processes from packing to the same place."""
+    # A folder's lock goes with the records; a claim must stay as long as it is renewed.
+    path = at(address) / (f"{RECORDS}/lock" if isinstance(to, Folder) else ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(file, timeout=0):
+        with locked(path):
             yield
-    except Timeout as error:
+    except Held as error:
         raise ConfigError(f"{address}: another process is packing to it") from error
 
 

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from rotssl.base.paths import AnyPath, changed
 
@@ -25,7 +26,7 @@ def kept(folder: AnyPath) -> Iterator[None]:
             try:
                 sign.touch()
             except OSError as error:
-                if not failed:
+                if not failed and isinstance(folder, Path):  # of an object store others say so
                     log.warning("%s cannot be renewed (%s); jobs/status.py will take the run for dead", sign, error)
                 failed = True
             if ending.wait(EVERY_S):

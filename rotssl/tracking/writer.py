@@ -285,9 +285,10 @@ class Follower:
 
     def _follow(self) -> None:
         known: object = None
+        look = self.LOOK_S if isinstance(self.folder, Path) else 5 * self.LOOK_S  # each look at an object store costs
         retry = 0.0  # when to try again after a failure, on time.monotonic()'s clock
         while True:
-            told = self._wake.wait(self.LOOK_S)
+            told = self._wake.wait(look)
             self._wake.clear()
             while not self._tags.empty():
                 self.tracker.tag(self._tags.get())

@@ -120,7 +120,7 @@ def test_a_store_that_is_down_is_asked_again_and_says_so_once(store, top, quick,
     assert (top / "x").read_bytes() == b"1" and quick[0] > 100
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert lines[0].startswith("s3://bucket/prefix does not answer, trying again for 300 s (AWS Error NETWORK")
-    assert lines[1:] == ["s3://bucket/prefix answers again"]
+    assert lines[1:] == ["s3://bucket/prefix answers again: going on"]
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["answered before", "never answered"])
