@@ -207,5 +207,10 @@ class ObjectPath:
         self._part = file, whole
 
     def parts(self) -> bytes:
-        """The content of a file that is kept in parts, in the order in which they were begun; empty if there is none."""
-        return b"".join((self / entry.name).read_bytes() for entry in self.entries() if entry.is_file)
+        """The content of a file that is kept in parts, in the order in which they were begun; empty if there is none.
+
+        A file of this name, which was copied here from a disk, comes first.
+        """
+        copied = self.read_bytes() if self.is_file() else b""
+        copied += b"\n" if copied and not copied.endswith(b"\n") else b""
+        return copied + b"".join((self / entry.name).read_bytes() for entry in self.entries() if entry.is_file)

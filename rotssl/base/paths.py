@@ -15,6 +15,7 @@ from rotssl.base.objects import ObjectPath
 from rotssl.base.place import Objects, place
 
 AnyPath = Path | ObjectPath
+_ON_DISK = "on_disk"  # the last of the parts of a file that was copied from an object store to a disk
 
 
 def at(address: str | Path) -> AnyPath:
@@ -62,6 +63,7 @@ def append_line(path: AnyPath, line: bytes) -> None:
     if isinstance(path, ObjectPath):
         path.append(line + b"\n")
         return
+    path = path / _ON_DISK if path.is_dir() else path
     made = not path.exists()
     with path.open("a+b") as file:
         # Terminate a line that a crash cut short, so that it does not corrupt the next one.
@@ -85,6 +87,8 @@ def read_lines(path: AnyPath) -> list[bytes]:
     """
     if isinstance(path, ObjectPath):
         return path.parts().splitlines()
+    if path.is_dir():
+        return [line for part in sorted(path.iterdir()) for line in part.read_bytes().splitlines()]
     return path.read_bytes().splitlines() if path.exists() else []
 
 
@@ -92,6 +96,7 @@ def stamp(path: AnyPath) -> Hashable:
     """Changes whenever ``append_line`` changes a file; None if there is none."""
     if isinstance(path, ObjectPath):
         return tuple(path.entries()) or None
+    path = path / _ON_DISK if path.is_dir() else path
     try:
         found = path.stat()
     except FileNotFoundError:

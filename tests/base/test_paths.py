@@ -99,6 +99,19 @@ def test_a_process_that_is_not_the_writer_any_more_loses_no_line_of_the_other(to
     assert new.parts() == b"1\nlate\n2\n"
 
 
+def test_lines_that_were_copied_between_disk_and_store_are_read_and_added_to(top, tmp_path):
+    paths.append_line(tmp_path / "lines", b"1")
+    (top / "lines").write_bytes((tmp_path / "lines").read_bytes())
+    paths.append_line(top / "lines", b"2")
+    paths.append_line(top / "lines", b"3")
+    assert paths.read_lines(top / "lines") == [b"1", b"2", b"3"]
+    (tmp_path / "back" / "lines").mkdir(parents=True)
+    for entry in (top / "lines").entries():
+        (tmp_path / "back" / "lines" / entry.name).write_bytes((top / "lines" / entry.name).read_bytes())
+    paths.append_line(tmp_path / "back" / "lines", b"4")
+    assert paths.read_lines(tmp_path / "back" / "lines") == [b"2", b"3", b"4"]
+
+
 def test_files_are_brought_to_this_machine_and_back(folder, tmp_path_factory):
     with paths.filled(folder / "report") as here:
         (here / "page.html").write_text("<p>")
