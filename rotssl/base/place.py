@@ -17,8 +17,7 @@ from rotssl.base.address import without_login
 from rotssl.base.errors import in_a_line
 from rotssl.base.files import put, write_whole
 
-# What the environment says of an object store and its user, for processes on other machines.
-CREDENTIALS = (
+_CREDENTIALS = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
     *("AWS_ENDPOINT_URL", "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_KEY"),
 )
@@ -221,6 +220,11 @@ def _entry(found: Any) -> Entry | None:
         return None
     is_file = kind == "File"
     return Entry(found.base_name, is_file, int(found.size) if is_file else 0, (found.mtime_ns or 0) / 1e9)
+
+
+def credentials() -> dict[str, str]:
+    """What the environment says of object stores and their user, for processes on other machines."""
+    return {key: os.environ[key] for key in _CREDENTIALS if key in os.environ}
 
 
 def place(address: str) -> Place:

@@ -18,6 +18,7 @@ from typing import Any
 from rotssl import config as cfg
 from rotssl.base.errors import in_a_line, last_line
 from rotssl.base.paths import AnyPath
+from rotssl.base.place import credentials
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.resolved import ResolvedData
@@ -29,7 +30,6 @@ from rotssl.runs.journal import Journal
 from rotssl.runtimes import ray_start, watch
 from rotssl.runtimes.attempts import Attempts
 from rotssl.runtimes.ray_cluster import Workers, import_ray
-from rotssl.tracking import store
 
 log = logging.getLogger(__name__)
 COLLECTIVE_TIMEOUT_S = 600
@@ -217,7 +217,7 @@ def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any, sc
         _work,
         train_loop_config={
             **{"config": cfg.to_dict(config), "data": data, "queue": queue},
-            "credentials": store.credentials(),
+            "credentials": credentials(),
         },
         torch_config=GroupConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from rotssl.base import place
 from rotssl.base.address import file_of, is_gone, without_login
 from rotssl.base.lock import locked
-from rotssl.base.place import CREDENTIALS
 from rotssl.config import ResolvedConfig, default_storage
 from rotssl.config.fields import ConfigError
 from rotssl.config.rules import INSTEAD, no_login
@@ -95,7 +95,7 @@ def take_login(uri: str) -> str:
 
 def credentials() -> dict[str, str]:
     """What a worker needs in its environment to use the store, and the object store, of this process."""
-    return {key: os.environ[key] for key in (_USER, _PASSWORD, _TOKEN, *CREDENTIALS) if key in os.environ}
+    return {key: os.environ[key] for key in (_USER, _PASSWORD, _TOKEN) if key in os.environ} | place.credentials()
 
 
 def check_uri(uri: str, key: str = "tracking.uri") -> None:
