@@ -271,6 +271,9 @@ class Follower:
         self._ending = True
         self._wake.set()
         self._thread.join()
+        if kind is KeyboardInterrupt:
+            # At once: whoever stops the program may kill it in seconds, of which a plot and a last sync take too many.
+            self.tracker.finish("KILLED", "interrupted", [])
         if kind is None and self._error is not None:
             raise self._error  # the journal could not be read
 

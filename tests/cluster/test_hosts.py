@@ -15,6 +15,15 @@ SERVER = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=8000,
 ASK = "import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=1)"
 
 
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory):
+    """Hosts of these tests alone: on those of the others Ray may run."""
+    if reason := missing():
+        pytest.skip(reason)
+    with Hosts(tmp_path_factory.mktemp("quiet")) as up:
+        yield up
+
+
 def reaches(hosts, host):
     """Whether the client can fetch a page from a server there."""
     asked = hosts.run("client", ["python", "-c", ASK, f"http://{address(host)}:8000"], check=False, cwd="/")
