@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import urllib.parse
 import zipfile
@@ -79,21 +81,23 @@ def planted(server, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def nodes(planted, tmp_path_factory):
-    """Ray of two nodes that have the secrets; all that it writes is in one folder."""
+    """Ray of two nodes that have the secrets; all that it writes is in these folders."""
+    state = tmp_path_factory.mktemp("state") / "rays"
     # The paths of Ray's sockets have to be short.
     scratch = Path(tempfile.mkdtemp(prefix="s"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(scratch))
         try:
-            with two_nodes(tmp_path_factory.mktemp("state") / "rays") as env:
-                planted["ray's token"] = Path(env["RAY_AUTH_TOKEN_PATH"]).read_text()
-                yield env, scratch
+            with two_nodes(state) as env:
+                token = Path(env["RAY_AUTH_TOKEN_PATH"])
+                planted["ray's token"] = token.read_text()
+                yield env, lambda: [place for place in (*files_in(scratch), *files_in(state)) if place[0] != str(token)]
         finally:
             shutil.rmtree(scratch)
 
 
 def test_no_secret_of_the_nodes_is_in_a_file_a_table_or_a_line(nodes, planted, server, database, tmp_path):
-    env, rays = nodes
+    env, of_ray = nodes
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     storage = tmp_path / "storage"
     run = [*flags(SMALL, storage, "submitted")]
@@ -119,19 +123,33 @@ def test_no_secret_of_the_nodes_is_in_a_file_a_table_or_a_line(nodes, planted, s
     places = [
         *files_in(tmp_path),
         *files_in(server.folder),
-        *files_in(rays),
+        *of_ray(),
         *((f"what {name} printed", text.encode()) for name, text in told.items()),
         ("PostgreSQL", dump.encode()),
     ]
     names = " ".join(name for name, _ in places)
-    for part in (
-        "checkpoint.pt:",
-        "hits.npz:",
-        "run.json",
-        "metrics.jsonl",
-        "job-driver-",
-        "raylet.out",
-        "encoder.json",
-    ):
+    for part in ("checkpoint.pt:", "hits.npz:", "run.json", "encoder.json", "job-driver-", "raylet.out", "head.log"):
         assert part in names, part
     assert finds(planted, places) == []
+
+
+def test_what_a_job_is_given_is_kept_by_ray_alone(nodes, planted, server, database, tmp_path):
+    """As SECURITY.md says: what is in the runtime environment of a job is in Ray's own record of it."""
+    env, of_ray = nodes
+    given = {"the given key": f"planted-given-{os.urandom(8).hex()}"}
+    options = ("--runtime-env-json", json.dumps({"env_vars": {"AWS_SECRET_ACCESS_KEY": given["the given key"]}}))
+    fields = {**SMALL, "train.epochs": 1}
+    done = submit(env, "python", "jobs/pretrain.py", *flags(fields, tmp_path / "storage", "given"), options=options)
+    told = done.stdout + done.stderr
+    assert done.returncode == 0, told[-3000:]
+    ours = [*files_in(tmp_path), *files_in(server.folder), ("PostgreSQL", database.dump().encode())]
+    assert finds(planted | given, [*ours, ("what the job printed", told.encode())]) == []
+    rays = {where for _, where in finds(given, of_ray())}
+    listed = subprocess.run(
+        [Path(sys.executable).with_name("ray"), "job", "list"],
+        env=env | {"RAY_ADDRESS": f"http://127.0.0.1:{env['DASHBOARD_PORT']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert given["the given key"] in listed.stdout
+    assert {Path(where).name for where in rays} == {"runtime_env_agent.log"}
