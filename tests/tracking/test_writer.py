@@ -112,9 +112,10 @@ class Server:
     """A client of a server that may take a request and not answer."""
 
     def __init__(self, client):
-        self.client, self.histories, self.hangs = client, 0, False
+        self.client, self.histories, self.hangs, self.asked = client, 0, False, []
 
     def __getattr__(self, name):
+        self.asked.append(name)
         return getattr(self.client, name)
 
     def get_metric_history(self, *given):
@@ -159,6 +160,10 @@ def test_the_end_of_a_run_asks_for_no_history_and_its_next_start_does(tmp_path, 
     assert writer.Tracker(uri, run_id).sync(points)
     assert writer.Tracker(uri, run_id).sync(points | {2: points[1]})  # the one that closes it
     assert server.histories == 0
+    server.asked.clear()
+    writer.Tracker(uri, run_id).tag({"device": "cpu", "world_size": 2})  # one request for all of them
+    assert server.asked == []  # but log_batch
+    assert {"device": "cpu", "world_size": "2"}.items() <= server.client.get_run(run_id).data.tags.items()
     assert start(run_id) == run_id and writer.Tracker(uri, run_id).sync(points)
     assert server.histories == 2
 
