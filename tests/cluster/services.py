@@ -12,6 +12,8 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from tests.cluster.files import output, without_login
 from tests.cluster.kubernetes import built, one
 from tests.conftest import free_port
@@ -165,5 +167,11 @@ def mlflow_server(database, place):
         try:
             yield server
         finally:
-            process.terminate()
+            # mlflow starts uvicorn, which starts workers: none ends with the one above it.
+            below = psutil.Process(process.pid).children(recursive=True)
+            for each in (process, *below):
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has ended with the others
+                    each.terminate()
+            for each in psutil.wait_procs(below, timeout=30)[1]:
+                each.kill()
             process.wait()
