@@ -1,6 +1,6 @@
 """A sweep of many trials at once on MLflow's server and PostgreSQL: is every point there once, and how long does an epoch take?
 
-    python benchmarks/tracking_server.py [--trials 16] [--epochs 6] [--logged 40] [--output FOLDER]
+    python benchmarks/tracking_server.py [--trials 16] [--epochs 6] [--logged 40] [--parts sweep writers]
 
 Starts PostgreSQL and MLflow's server with logins on it, as the manifests in cluster/kubernetes do, and Ray with as many logical
 CPUs as there are trials; then jobs/ablate.py with all trials at once. Compares the tables in PostgreSQL with the journals of the
@@ -36,6 +36,7 @@ from rotssl.runs.journal import Points
 
 ROOT = RESULTS.parent.parent
 READY_S = 300  # until all writers have to be
+METRICS = 19  # of an epoch with rotation and kNN
 Rows = Counter[tuple[str, str, int, float]]
 _start: Any = None
 SYSTEM = "system/"  # MLflow's own metrics of the machine, which are in no journal
@@ -161,12 +162,58 @@ def row(label: str, seconds: Sequence[float]) -> str:
     return f"| {label} | {len(ms)} | {statistics.median(ms):.0f} | {last:.0f} | {max(ms):.0f} |"
 
 
+def count(found: Mapping[str, Rows]) -> int:
+    """The number of points."""
+    return sum(sum(rows.values()) for rows in found.values())
+
+
+def of_sweep(server: Any, database: Any, work: Path, trials: int, epochs: int) -> tuple[list[str], list[str]]:
+    """Run the sweep: lines of the result, and how the tables differ from the journals."""
+    file = sweep_file(work, "many", trials, epochs)
+    places = ["--storage.path", work / "results", "--tracking.uri", server.uri]
+    argv = [sys.executable, "jobs/ablate.py", "--config", file, *places]
+    with ray_of(trials, work / "ray") as leads:
+        began = time.monotonic()
+        subprocess.run([*map(str, argv)], env=os.environ | leads, cwd=ROOT, check=True)
+        whole = time.monotonic() - began
+    found = journals(work / "results", "many")
+    if len(found) != trials:
+        raise SystemExit(f"{len(found)} of {trials} trials have a journal")
+    with database.connect() as tables:
+        wrong = differences(tables, found)
+    lines = [
+        f"A sweep of {trials} trials of {epochs} epochs, all at once, in {whole:.0f} s: {count(found)} points in the journals, "
+        f"{len(wrong)} missing in PostgreSQL, twice there, or in no journal.",
+    ]
+    return lines, wrong
+
+
+def of_writers(server: Any, database: Any, writing: int, epochs: int) -> tuple[list[str], list[str]]:
+    """Time one writer, and many: lines of the result, and how the tables differ from what was written."""
+    point = {f"metric/{number}": number / 7 for number in range(METRICS)}
+    one, of_one = writers(server.uri, 1, point, epochs)
+    many, of_many = writers(server.uri, writing, point, epochs)
+    with database.connect() as tables:
+        wrong = differences(tables, one | many)
+    lines = [
+        f"Writers without a pause; an epoch has {METRICS} metrics and two tags, and is one request. {count(one | many)} points, "
+        f"{len(wrong)} missing, twice, or not written.",
+        "",
+        "| logging an epoch | epochs | median, ms | 90th percentile, ms | longest, ms |",
+        "|---|---|---|---|---|",
+        row("one writer", of_one),
+        row(f"{writing} writers at once", of_many),
+    ]
+    return lines, wrong
+
+
 def main() -> None:
     """Start everything, run, compare, measure, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=6, help="of a trial")
     parser.add_argument("--logged", type=int, default=40, help="epochs that each writer logs")
+    parser.add_argument("--parts", nargs="+", choices=("sweep", "writers"), default=["sweep", "writers"])
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     sys.path.append(str(ROOT))  # the servers are those of the tests
@@ -174,6 +221,14 @@ def main() -> None:
 
     if reason := services.missing():
         raise SystemExit(reason)
+    lines = [
+        f"# Many trials at once on MLflow's server and PostgreSQL, {datetime.date.today()}",
+        "",
+        f"Command: `{command()}`, commit {commit()}. Once.",
+        f"Machine: {machine()}; servers, Ray and writers share its cores.",
+        f"MLflow with two workers and logins. Load average before: {os.getloadavg()[0]:.1f}.",
+    ]
+    wrong = list[str]()
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         for name in ("postgres", "mlflow", "ray"):
@@ -183,52 +238,17 @@ def main() -> None:
             services.mlflow_server(database, work / "mlflow") as server,
         ):
             os.environ.update(server.login)
-            file = sweep_file(work, "many", args.trials, args.epochs)
-            argv = [
-                "jobs/ablate.py",
-                "--config",
-                file,
-                "--storage.path",
-                work / "results",
-                "--tracking.uri",
-                server.uri,
-            ]
-            began = time.monotonic()
-            with ray_of(args.trials, work / "ray") as leads:
-                subprocess.run([sys.executable, *map(str, argv)], env=os.environ | leads, cwd=ROOT, check=True)
-            whole = time.monotonic() - began
-            trials = journals(work / "results", "many")
-            (first, *_) = trials.values()
-            point = {key: value for _, key, step, value in first if step == 1}
-            one, of_one = writers(server.uri, 1, point, args.logged)
-            many, of_many = writers(server.uri, args.trials, point, args.logged)
-            with database.connect() as tables:
-                wrong = {"the sweep": differences(tables, trials), "the writers": differences(tables, one | many)}
-    points = {
-        name: sum(sum(rows.values()) for rows in found.values()) for name, found in (("s", trials), ("w", one | many))
-    }
-    lines = [
-        f"# Many trials at once on MLflow's server and PostgreSQL, {datetime.date.today()}",
-        "",
-        f"Command: `{command()}`, commit {commit()}. Once.",
-        f"Machine: {machine()}; servers, Ray and writers share its cores.",
-        f"A sweep of {len(trials)} trials of {args.epochs} epochs, all at once ({whole:.0f} s with the start of Ray), then "
-        f"writers without a pause; an epoch has {len(point)} metrics and two tags. MLflow with two workers and logins.",
-        "",
-        "| | points in the journals | missing, twice, or not in a journal |",
-        "|---|---|---|",
-        f"| the sweep | {points['s']} | {len(wrong['the sweep'])} |",
-        f"| the writers | {points['w']} | {len(wrong['the writers'])} |",
-        "",
-        "| logging an epoch | epochs | median, ms | 90th percentile, ms | longest, ms |",
-        "|---|---|---|---|---|",
-        row("one writer", of_one),
-        row(f"{args.trials} writers at once", of_many),
-    ]
+            for part in args.parts:
+                if part == "sweep":
+                    more, bad = of_sweep(server, database, work, args.trials, args.epochs)
+                else:
+                    more, bad = of_writers(server, database, args.trials, args.logged)
+                lines += ["", *more]
+                wrong += bad
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / f"tracking_server_{datetime.date.today()}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines), *wrong["the sweep"][:20], *wrong["the writers"][:20], sep="\n")
-    if len(trials) != args.trials or any(wrong.values()):
+    print("\n".join(lines), *wrong[:20], sep="\n")
+    if wrong:
         raise SystemExit("the tables are not what the journals say")
 
 
