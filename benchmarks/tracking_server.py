@@ -231,10 +231,10 @@ def main() -> None:
     wrong = list[str]()
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        for name in ("postgres", "mlflow", "ray"):
+        for name in ("mlflow", "ray"):
             (work / name).mkdir()
         with (
-            services.postgres(work / "postgres") as database,
+            services.postgres() as database,
             services.mlflow_server(database, work / "mlflow") as server,
         ):
             os.environ.update(server.login)

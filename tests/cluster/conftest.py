@@ -42,11 +42,11 @@ def stranger(slurm, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def database(tmp_path_factory):
+def database():
     """A PostgreSQL."""
     if reason := services.missing():
         pytest.skip(reason)
-    with services.postgres(tmp_path_factory.mktemp("postgres")) as up:
+    with services.postgres() as up:
         yield up
 
 

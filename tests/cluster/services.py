@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -68,13 +69,16 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def postgres(place):
-    """A PostgreSQL as its image makes one, in a folder of its own."""
+def postgres():
+    """A PostgreSQL as its image makes one."""
+    with tempfile.TemporaryDirectory(prefix="rotssl-postgres-") as folder:  # pytest's own are for nobody else
+        yield from _postgres(Path(folder))
+
+
+def _postgres(place):
     as_owner = []
     if os.geteuid() == 0:  # as which PostgreSQL refuses to run
         as_owner = ["runuser", "-u", "postgres", "--"]
-        for folder in (place, *place.parents[:2]):
-            folder.chmod(folder.stat().st_mode & 0o7777 | 0o055)  # it has to find its own folder
         shutil.chown(place, "postgres")
     (place / "pw").write_text(SECRETS["rotssl-postgres", "password"])
     port, data = free_port(), place / "data"

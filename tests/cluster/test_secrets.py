@@ -111,7 +111,7 @@ def test_no_secret_of_the_nodes_is_in_a_file_a_table_or_a_line(nodes, planted, s
         assert done.returncode == 0, told[name][-3000:]
     for name, *words in (
         ("evaluate", "--checkpoint", storage / "rotssl" / "submitted"),
-        ("compare", "--experiment", "rotssl", "--output", tmp_path / "report"),
+        ("compare", "--experiment", "sweep", "--output", tmp_path / "report"),
     ):
         done = job(*words, script=f"{name}.py")
         told[name] = done.stdout + done.stderr
