@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS := $(VENV)/.docs-installed
+CLUSTER := $(VENV)/.cluster-installed
 PYTEST := $(BIN)/python -m pytest
 # Tests and benchmarks use shared data where they are, and skip with the reason where not.
 ifneq ($(wildcard ../shared/data),)
 export ROTSSL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo ablate-demo test test-core test-system test-fast test-cluster test-all chaos fuzz audit lint format docs bench screenshots clean
+.PHONY: setup demo ablate-demo test test-core test-system test-fast test-files test-cluster test-all chaos fuzz audit lint format docs bench screenshots clean
 
 setup: $(STAMP)
 
@@ -42,10 +43,17 @@ test-core: $(STAMP)
 test-system: $(STAMP)
 	$(PYTEST) -m "system and not exhaustive and not cluster"
 
-# Each test says which program or folder it lacks: make setup does not install the extras cluster and server.
-test-cluster: $(STAMP)
+# What the programs that read them say of the files in cluster/: no server is started, nothing else has to be installed.
+test-files: $(CLUSTER)
+	$(PYTEST) -m "cluster and not system and not slurm and not exhaustive" tests/cluster
+
+# Each test says which program or folder it lacks.
+test-cluster: $(CLUSTER)
+	$(PYTEST) -m "cluster and not exhaustive" tests/cluster
+
+$(CLUSTER): $(STAMP) pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev,cluster,server]"
-	$(PYTEST) -m "cluster and not exhaustive"
+	touch $@
 
 test-all: $(STAMP)
 	$(PYTEST)

@@ -27,6 +27,23 @@ log = logging.getLogger(__name__)
 RETRY_S = 20.0  # before a store that could not be reached is tried again
 
 
+class _Sent:
+    """What this process knows of a run in MLflow.
+
+    Attributes:
+        epochs: of each metric, that MLflow has; None before it was asked, which takes a request for each metric.
+        times: when each epoch was sent first, in milliseconds since 1970. Sent again it has the same time: a server that hung may
+            take the earlier request later, and drops a point that it has.
+    """
+
+    def __init__(self) -> None:
+        self.epochs: dict[str, set[int]] | None = None
+        self.times: dict[int, int] = {}
+
+
+_sent: dict[tuple[str, str], _Sent] = {}  # by store and run; between starts another process may write
+
+
 def open_run(
     uri: str,
     experiment: str,
@@ -79,6 +96,7 @@ def open_run(
             params=[Param(key, str(value)) for key, value in params.items() if key not in known],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
+        _sent.pop((uri, run_id), None)
     except ConfigError:
         raise
     except Exception as error:  # of MLflow, sqlalchemy, alembic or requests: in any case the URI is unusable
@@ -164,7 +182,6 @@ class Tracker:
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
-        self._known: dict[str, set[int]] | None = None  # the epochs of each metric
         self._client: Any = None
 
     def sync(self, points: Points, tags: Mapping[str, str] | None = None) -> bool:
@@ -174,31 +191,33 @@ class Tracker:
             points: of the journal.
             tags: set with the last point, if there is something to send.
         """
+        sent = _sent.setdefault((self.uri, self.run_id), _Sent())
         try:
             self._client = self._client or client_of(self.uri)
             from mlflow.entities import Metric, RunTag
 
-            if self._known is None:
-                self._known = self._sent()
+            if sent.epochs is None:
+                sent.epochs = self._epochs()
             now, last = int(time.time() * 1000), max(points, default=0)
             for epoch, point in sorted(points.items()):
-                missing = [key for key in point if epoch not in self._known.get(key, ())]
+                missing = [key for key in point if epoch not in sent.epochs.get(key, ())]
                 if missing:
                     # One transaction: all metrics of the epoch or none, except those that are measured later.
-                    metrics = [Metric(key, point[key], now, epoch) for key in missing]
+                    at = sent.times.setdefault(epoch, now)
+                    metrics = [Metric(key, point[key], at, epoch) for key in missing]
                     more = [RunTag(key, value) for key, value in (tags or {}).items()] if epoch == last else []
                     self._client.log_batch(self.run_id, metrics=metrics, tags=more)
                     for key in missing:
-                        self._known.setdefault(key, set()).add(epoch)
+                        sent.epochs.setdefault(key, set()).add(epoch)
         except Exception as error:  # any error of the store or the network: training continues
             log.warning(
                 "could not update MLflow (%s); the journal has all points, the next epoch sends them", short(error)
             )
-            self._known = None
+            sent.epochs = None
             return False
         return True
 
-    def _sent(self) -> dict[str, set[int]]:
+    def _epochs(self) -> dict[str, set[int]]:
         """The epochs of each metric that MLflow already has, from earlier starts."""
         keys = self._client.get_run(self.run_id).data.metrics
         return {key: {m.step for m in self._client.get_metric_history(self.run_id, key)} for key in keys}
@@ -235,8 +254,10 @@ class Tracker:
         """Set tags."""
         try:
             self._client = self._client or client_of(self.uri)
-            for key, value in tags.items():
-                self._client.set_tag(self.run_id, key, value)
+            from mlflow.entities import RunTag
+
+            # One request: a server with logins checks the password of each, which takes longer than all the rest of it.
+            self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
         except Exception as error:  # as above
             log.warning("could not set tags in MLflow (%s)", short(error))
 
@@ -273,6 +294,9 @@ class Follower:
         self._ending = True
         self._wake.set()
         self._thread.join()
+        if kind is KeyboardInterrupt:
+            # At once: whoever stops the program may kill it in seconds, of which a plot and a last sync take too many.
+            self.tracker.finish("KILLED", "interrupted", [])
         if kind is None and self._error is not None:
             raise self._error  # the journal could not be read
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.cluster import services
 from tests.cluster.hosts import Hosts, missing
 from tests.cluster.rays import Rays
 from tests.cluster.slurm import Slurm
@@ -38,3 +39,19 @@ def slurm(hosts):
 def stranger(slurm, tmp_path):
     """A user of that Slurm, in a checkout."""
     return Stranger(slurm, tmp_path / "rotssl")
+
+
+@pytest.fixture(scope="session")
+def database():
+    """A PostgreSQL."""
+    if reason := services.missing():
+        pytest.skip(reason)
+    with services.postgres() as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
+def server(database, tmp_path_factory):
+    """A server of MLflow with logins on that PostgreSQL, as the manifests start it."""
+    with services.mlflow_server(database, tmp_path_factory.mktemp("mlflow")) as up:
+        yield up

@@ -11,11 +11,12 @@ PAGE = ROOT / "docs" / "clusters" / "slurm.md"
 
 
 def blocks():
-    """The page's indented blocks, by the title of their section."""
+    """The page's blocks, which are indented or fenced, by the title of their section."""
     found = {}
     for section in re.split(r"^## ", PAGE.read_text(), flags=re.M)[1:]:
         title, body = section.split("\n", 1)
-        found[title] = [re.sub("^    ", "", block, flags=re.M) for block in re.findall(r"(?:^    .*\n)+", body, re.M)]
+        both = re.findall(r"((?:^    [^\n]*\n)+)|^```\w+\n(.*?)^```$", body, re.M | re.S)
+        found[title] = [re.sub("^    ", "", indented, flags=re.M) or fenced for indented, fenced in both]
     return found
 
 

@@ -164,6 +164,7 @@ def test_an_old_python_is_refused_in_one_line(tmp_path):
     assert done.stderr.startswith("Python 3.10.12, but 3.11 or newer is needed") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.system
 def test_the_server_of_the_head_starts_once_and_answers_to_its_address(tmp_path):
     port = free_port()
     env = without_login() | {"HOME": str(tmp_path), "ENVIRONMENT": sys.prefix, "PORT": port}

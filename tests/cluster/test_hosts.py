@@ -10,9 +10,18 @@ import pytest
 from tests.cluster.hosts import RAY, Hosts, address, missing
 from tests.programs import ROOT, started, wait_for
 
-pytestmark = [pytest.mark.cluster]
+pytestmark = [pytest.mark.cluster, pytest.mark.system]
 SERVER = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=8000, bind='0.0.0.0')"
 ASK = "import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=1)"
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory):
+    """Hosts of these tests alone: on those of the others Ray may run."""
+    if reason := missing():
+        pytest.skip(reason)
+    with Hosts(tmp_path_factory.mktemp("quiet")) as up:
+        yield up
 
 
 def reaches(hosts, host):

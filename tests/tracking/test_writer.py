@@ -1,5 +1,6 @@
 """What goes to MLflow beside a run: a store that hangs holds up nothing, and nothing is written twice."""
 
+import itertools
 import threading
 import time
 
@@ -105,3 +106,73 @@ def test_what_is_measured_later_reaches_mlflow_and_nothing_twice(tmp_path):
     for key in points[2]:
         history = [(point.step, point.value) for point in client.get_metric_history(run_id, key)]
         assert sorted(history) == [(1, points[1][key]), (2, points[2][key])], key
+
+
+class Server:
+    """A client of a server that may take a request and not answer."""
+
+    def __init__(self, client):
+        self.client, self.histories, self.hangs, self.asked = client, 0, False, []
+
+    def __getattr__(self, name):
+        self.asked.append(name)
+        return getattr(self.client, name)
+
+    def get_metric_history(self, *given):
+        self.histories += 1
+        return self.client.get_metric_history(*given)
+
+    def log_batch(self, *given, **more):
+        if self.hangs:
+            self.late = given, more
+            raise TimeoutError("no answer")
+        self.client.log_batch(*given, **more)
+
+
+@pytest.mark.contract
+def test_what_a_server_that_hung_takes_later_is_there_once(tmp_path, monkeypatch):
+    uri, points = f"sqlite:///{tmp_path / 'mlflow.db'}", {1: {"loss/total": 2.0, "knn/top1": 0.5}}
+    run_id = writer.open_run(uri, "experiment", "run", None, {}, {}, tmp_path / "artifacts")
+    server = Server(store_.client_of(uri))
+    monkeypatch.setattr(writer, "client_of", lambda uri: server)
+    tracker, clock = writer.Tracker(uri, run_id), itertools.count(1000)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    server.hangs = True
+    assert not tracker.sync(points)
+    server.hangs = False
+    assert tracker.sync(points)
+    given, more = server.late
+    server.client.log_batch(*given, **more)  # only now
+    for key in points[1]:
+        assert len(server.client.get_metric_history(run_id, key)) == 1
+
+
+@pytest.mark.contract
+def test_the_end_of_a_run_asks_for_no_history_and_its_next_start_does(tmp_path, monkeypatch):
+    uri, points = f"sqlite:///{tmp_path / 'mlflow.db'}", {1: {"loss/total": 2.0, "knn/top1": 0.5}}
+
+    def start(known=None):
+        return writer.open_run(uri, "experiment", "run", known, {}, {}, tmp_path / "artifacts")
+
+    run_id = start()
+    server = Server(store_.client_of(uri))
+    monkeypatch.setattr(writer, "client_of", lambda uri, create=False: server)
+    assert writer.Tracker(uri, run_id).sync(points)
+    assert writer.Tracker(uri, run_id).sync(points | {2: points[1]})  # the one that closes it
+    assert server.histories == 0
+    server.asked.clear()
+    writer.Tracker(uri, run_id).tag({"device": "cpu", "world_size": 2})  # one request for all of them
+    assert server.asked == []  # but log_batch
+    assert {"device": "cpu", "world_size": "2"}.items() <= server.client.get_run(run_id).data.tags.items()
+    assert start(run_id) == run_id and writer.Tracker(uri, run_id).sync(points)
+    assert server.histories == 2
+
+
+def test_an_interrupted_run_is_ended_before_anything_slow(tmp_path):
+    store, ended = Store(), []
+    store.answers.set()
+    store.finish = lambda *given: ended.append(given)
+    for error, seen in ((ValueError, []), (KeyboardInterrupt, [("KILLED", "interrupted", [])])):
+        with pytest.raises(error), Follower(store, tmp_path, 3):
+            raise error
+        assert ended == seen
