@@ -48,14 +48,16 @@ class SystemMetrics:
         if self.uri != OFF:
             self._samples.append((int(time.time() * 1000), metrics))
 
-    def drop(self) -> None:
-        """Forget what was added."""
+    def rest(self) -> None:
+        """Drop what was added, and send nothing for a while: the store does not answer."""
+        self._rest = time.monotonic() + REST_S
         self._samples.clear()
 
     def send(self) -> None:
         """Log what was added, or drop it if the store does not answer."""
-        if not self._samples or time.monotonic() < self._rest:
-            self.drop()
+        if time.monotonic() < self._rest:
+            self._samples.clear()
+        if not self._samples:
             return
         try:
             if self._client is None:
@@ -69,8 +71,7 @@ class SystemMetrics:
             Exception
         ) as error:  # any error of the store or the network; of the epochs, which matter, the Tracker warns
             log.debug("samples of the machines are dropped (%s)", short(error))
-            self._rest = time.monotonic() + REST_S
-            self.drop()
+            self.rest()
 
     def _taken(self) -> list[Any]:
         """The samples as MLflow's metrics, without those that came in the same second as others of the same name."""

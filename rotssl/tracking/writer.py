@@ -294,6 +294,7 @@ class Follower:
             while not self._tags.empty():
                 self.tracker.tag(self._tags.get())
             if self._ending:
+                self._system.send()  # of a run that took no longer than this thread's first look, these are all
                 return
             try:
                 now = journal.stamp(self.folder)
@@ -302,10 +303,9 @@ class Follower:
                     points = journal.read(self.folder)
                     sent = not points or self.tracker.sync(points, progress(points, self.epochs))
                     known, retry = (now, 0.0) if sent else (None, time.monotonic() + RETRY_S)
-                if time.monotonic() >= retry:
-                    self._system.send()
-                else:
-                    self._system.drop()
+                    if not sent:
+                        self._system.rest()
+                self._system.send()
                 self._error = None
             except OSError as error:
                 self._error = error

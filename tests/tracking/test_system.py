@@ -1,6 +1,7 @@
 """System metrics in MLflow: samples arrive, a store that does not answer drops them, and a resumed run goes on rising."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,8 +24,6 @@ class Client:
         self.began, self.logged, self.asked, self.error = began, [], 0, None
 
     def get_run(self, run_id):
-        from types import SimpleNamespace
-
         self.asked += 1
         if self.error:
             raise self.error
@@ -117,6 +116,13 @@ def test_samples_reach_mlflow_beside_the_epochs_and_are_none_of_its_epochs(tmp_p
         follower.handle(Usage({CPU: 60.0}))
         assert wait_until(lambda: steps(CPU)[-1] > steps(CPU)[0] or follower.handle(Usage({CPU: 70.0})))
     assert set(tracker._known) == {"loss/total", "cost/train_seconds"}
+
+
+def test_the_samples_of_a_run_that_is_over_at_once_are_logged(tmp_path, monkeypatch, client):
+    monkeypatch.setattr(Follower, "LOOK_S", 20)
+    with Follower(Tracker("http://store", "run"), tmp_path, 2) as follower:
+        follower.handle(Usage({CPU: 50.0}))
+    assert [(key, value) for key, _, value in client.logged] == [(CPU, 50.0)]
 
 
 def test_a_store_that_takes_no_epoch_is_not_asked_to_take_samples(tmp_path, monkeypatch, client):
