@@ -20,14 +20,14 @@ CPU = "system/node_1/cpu_utilization_percentage"
 class Client:
     """MLflow's client, which answers as it is told to."""
 
-    def __init__(self, began=1_000_000):
-        self.began, self.logged, self.asked, self.error = began, [], 0, None
+    def __init__(self):
+        self.logged, self.asked, self.error = [], 0, None
 
     def get_run(self, run_id):
         self.asked += 1
         if self.error:
             raise self.error
-        return SimpleNamespace(info=SimpleNamespace(start_time=self.began))
+        return SimpleNamespace(info=SimpleNamespace(start_time=900_000))
 
     def log_batch(self, run_id, metrics):
         self.asked += 1
@@ -38,7 +38,7 @@ class Client:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time in seconds since the run began, as a list of one."""
+    """The time in seconds, from 100 after the run's first start on, as a list of one."""
     now = [0.0]
     monkeypatch.setattr(system.time, "time", lambda: 1000 + now[0])
     monkeypatch.setattr(system.time, "monotonic", lambda: 5000 + now[0])
@@ -57,7 +57,7 @@ def test_the_step_is_the_second_of_the_run_and_each_second_is_logged_once(clock,
     for clock[0] in (1, 11.2, 11.9, 21):
         first.add({CPU: clock[0], "system/node_0/cpu_utilization_percentage": 1.0})
     first.send()
-    assert [(step, value) for key, step, value in client.logged if key == CPU] == [(1, 1), (11, 11.2), (21, 21)]
+    assert [(step, value) for key, step, value in client.logged if key == CPU] == [(101, 1), (111, 11.2), (121, 21)]
     asked = client.asked
     first.send()
     assert client.asked == asked, "nothing new"
@@ -65,7 +65,7 @@ def test_the_step_is_the_second_of_the_run_and_each_second_is_logged_once(clock,
     later = SystemMetrics("http://store", "run")  # of the next start
     later.add({CPU: 5.0})
     later.send()
-    assert client.logged[-1] == (CPU, 500, 5.0)
+    assert client.logged[-1] == (CPU, 600, 5.0)
 
 
 def test_what_a_store_does_not_take_is_dropped_and_it_is_left_alone_for_a_while(clock, client):
@@ -79,7 +79,7 @@ def test_what_a_store_does_not_take_is_dropped_and_it_is_left_alone_for_a_while(
     clock[0] = 1 + system.REST_S
     samples.add({CPU: 9.0})
     samples.send()
-    assert client.logged == [(CPU, 21, 9.0)]
+    assert client.logged == [(CPU, 121, 9.0)]
     for clock[0] in range(1000, 1000 + 2 * system.KEPT):  # a store that hangs holds up the thread that sends
         samples.add({CPU: 0.0})
     samples.send()
