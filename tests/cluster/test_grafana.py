@@ -96,6 +96,14 @@ def test_prometheus_understands_the_queries(tmp_path):
     assert said([{"record": "panel:bad", "expr": queries()[0].replace("}", "", 1)}]).returncode == 1
 
 
+def test_prometheus_takes_the_configuration_of_the_documentation(tmp_path):
+    promtool = shutil.which("promtool") or pytest.skip("promtool is not installed: apt-get install prometheus")
+    (tmp_path / "token").write_text("x")
+    file = configuration({"DASHBOARD_PORT": "8265", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, tmp_path)
+    done = subprocess.run([promtool, "check", "config", file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def get(url, token=None):
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     with urllib.request.urlopen(request, timeout=30) as answer:
