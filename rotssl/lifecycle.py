@@ -334,15 +334,16 @@ def git_commit() -> str:
 def _run_here(config: ResolvedConfig, show: Callable[[Event], None], splits: datasets.Splits | None) -> str | None:
     import torch
 
-    from rotssl.engine import hardware
+    from rotssl.engine import hardware, usage
     from rotssl.engine.runtime import LocalRuntime, RunFailed
     from rotssl.engine.trainer import Trainer
 
     device = torch.device("cuda" if hardware.uses_gpu(config) else "cpu")
     runtime = LocalRuntime(config.run_dir, device, show)
     try:
-        splits = splits or datasets.load(config.data, config.evaluation.holdout, lambda line: show(Note(line)))
-        Trainer(config, splits, runtime, journal.Journal(config.run_dir)).run()
+        with usage.sampled(config, runtime.device, show):
+            splits = splits or datasets.load(config.data, config.evaluation.holdout, lambda line: show(Note(line)))
+            Trainer(config, splits, runtime, journal.Journal(config.run_dir)).run()
     except (RunFailed, DataError) as error:
         return str(error)
     return None

@@ -33,7 +33,15 @@ ROOT_TEXTS = {
 LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 PICTURES = {".png", ".svg"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml", ".json": "json"}
-FIRST = ("index.md", "ray.md", "slurm.md", "kubernetes.md", "cloud.md", "image.md")  # the order of docs/clusters
+FIRST = (
+    "index.md",
+    "ray.md",
+    "slurm.md",
+    "kubernetes.md",
+    "cloud.md",
+    "image.md",
+    "watching.md",
+)  # the order of docs/clusters
 OF_USE = {
     "rotssl.models.encoders.load_encoder": "the encoder of a finished run",
     "rotssl.runs.journal.read": "the metrics of a run, by epoch",

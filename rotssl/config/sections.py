@@ -286,6 +286,12 @@ class TrackingConfig:
     )
     experiment: str = opt("rotssl", "MLflow experiment, and name of the folder in storage.path.")
     run_name: str | None = opt(None, "Name of the run; default: method, data set and a hash of the configuration.")
+    system_seconds: float = opt(
+        10.0,
+        "Seconds between two samples of the use of each machine (CPU, memory, GPUs) for MLflow's system metrics; 0: none.",
+        ge=0,
+        later=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

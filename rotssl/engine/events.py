@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -51,4 +52,12 @@ class EpochDone:
     metrics: Mapping[str, float]
 
 
-Event = Note | Alert | Facts | Missing | StepDone | EpochDone
+@dataclass(frozen=True)
+class Usage:
+    """How much a machine is used: a measure's name in MLflow -> its value. It is no sign of progress."""
+
+    PREFIX: ClassVar[str] = "system/"  # by which MLflow tells such metrics from others
+    metrics: Mapping[str, float]
+
+
+Event = Note | Alert | Facts | Missing | StepDone | EpochDone | Usage

@@ -30,6 +30,7 @@ from rotssl.runs.journal import Journal
 from rotssl.runtimes import ray_start, watch
 from rotssl.runtimes.attempts import Attempts
 from rotssl.runtimes.ray_cluster import Workers, import_ray
+from rotssl.runtimes.ray_gauges import gauged
 
 log = logging.getLogger(__name__)
 COLLECTIVE_TIMEOUT_S = 600
@@ -103,7 +104,7 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
         if runtime.rank == 0:
             logging.getLogger("rotssl").addHandler(_Forward(runtime))
         task["queue"].actor.put_nowait.remote(watch.Joined.here(runtime.rank))
-        with watch.signs_of_life(task["queue"], config.scaling.hang_minutes):
+        with watch.signs_of_life(task["queue"], config.scaling.hang_minutes), _sampled(config, runtime):
             splits = ray.get(task["data"]) if task["data"] is not None else _map_images(config, runtime)
             Trainer(config, splits, runtime, Journal(config.run_dir)).run()
     except (RunFailed, DataError) as error:
@@ -113,6 +114,20 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
             return {"failed": str(error.cause)}
         raise
     return {}
+
+
+def _sampled(config: ResolvedConfig, runtime: RayRuntime) -> contextlib.AbstractContextManager[None]:
+    """Send the driver samples of this node, from its first worker."""
+    import ray.train
+
+    from rotssl.engine import usage
+
+    context = ray.train.get_context()
+    if context.get_local_rank() > 0:
+        return contextlib.nullcontext()
+    here = context.get_local_world_size()
+    node = context.get_node_rank() if here < runtime.world_size else None
+    return usage.sampled(config, runtime.device, runtime.queue.actor.put_nowait.remote, here, node)
 
 
 def _map_images(config: ResolvedConfig, runtime: RayRuntime) -> datasets.Splits:
@@ -171,7 +186,7 @@ def fit(
     starts = Attempts(config, workers, ray.nodes, guard, say)
     with (
         tempfile.TemporaryDirectory(prefix="rotssl-ray-") as scratch,
-        _rendering(queue, starts.heard(show), guard),
+        _rendering(queue, starts.heard(gauged(config, show)), guard),
         guard.on(),
     ):
         while True:

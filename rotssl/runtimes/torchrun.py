@@ -6,16 +6,18 @@ failure (--max-restarts); the run resumes from its newest checkpoint.
 """
 
 import datetime
+import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rotssl import config as cfg
 from rotssl.base.paths import AnyPath
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
-from rotssl.engine.events import Event
+from rotssl.engine.events import Event, Usage
 
 TIMEOUT_S = 600  # of a collective, and for the last process to arrive
 
@@ -60,8 +62,8 @@ def check(config: ResolvedConfig, group: Group) -> None:
 
 
 @contextmanager
-def joined(config: ResolvedConfig, group: Group) -> Iterator[str]:
-    """The process group of all processes within the body, which gets the name of the device of this one.
+def joined(config: ResolvedConfig, group: Group) -> Iterator[tuple[str, Any]]:
+    """The process group of all processes within the body, which gets the name of the device of this one, and their store.
 
     Raises:
         ConfigError: a GPU is asked for and torch finds none for this process.
@@ -88,8 +90,38 @@ def joined(config: ResolvedConfig, group: Group) -> Iterator[str]:
     # torchrun keeps its store over restarts, with the addresses of processes that are dead.
     store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=count, timeout=patience)
-    yield device
+    yield device, store.clone()  # a connection of its own, so that nobody waits for another's answer
     dist.destroy_process_group()  # not after an error, when the others may no longer answer
+
+
+def machines(group: Group) -> tuple[int, int, int]:
+    """The number of this machine, that of all of them, and that of the processes here, as torchrun has set them."""
+    names = {"GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": group.count}
+    node, nodes, here = (int(os.environ.get(name, default)) for name, default in names.items())
+    return node, nodes, here
+
+
+def passed_on(store: Any, node: int, nodes: int, show: Callable[[Event], None]) -> Callable[[Usage], None]:
+    """What takes a machine's samples: the first machine shows them, and those that the others leave in the store for it.
+
+    Args:
+        store: of the process group.
+        node: number of this machine.
+        nodes: of all of them.
+        show: called on the first machine.
+    """
+
+    def leave(sample: Usage) -> None:
+        store.set(f"usage-{node}", json.dumps(sample.metrics))
+
+    def collect(sample: Usage) -> None:
+        show(sample)
+        for key in (f"usage-{other}" for other in range(1, nodes)):
+            if store.check([key]):
+                show(Usage(json.loads(store.get(key))))
+                store.delete_key(key)
+
+    return leave if node else collect
 
 
 def work(config: ResolvedConfig, group: Group, show: Callable[[Event], None]) -> str | None:
@@ -105,6 +137,7 @@ def work(config: ResolvedConfig, group: Group, show: Callable[[Event], None]) ->
     from rotssl.base import distributed
     from rotssl.data import datasets
     from rotssl.data.images import DataError
+    from rotssl.engine import usage
     from rotssl.engine.events import Note
     from rotssl.engine.runtime import LocalRuntime, RunFailed
     from rotssl.engine.trainer import Trainer
@@ -118,8 +151,14 @@ def work(config: ResolvedConfig, group: Group, show: Callable[[Event], None]) ->
         def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
             return distributed.data_parallel(model, self.device)
 
-    with joined(config, group) as name:
+    with ExitStack() as stack:
+        name, store = stack.enter_context(joined(config, group))
         runtime = Runtime(config.run_dir, torch.device(name))
+        if group.local == 0:
+            node, nodes, here = machines(group)
+            tell = passed_on(store, node, nodes, show)
+            device, number = runtime.device, node if nodes > 1 else None
+            stack.enter_context(usage.sampled(config, device, tell, here, number))
         splits, reason = None, ""
         try:
             splits = datasets.load(config.data, config.evaluation.holdout, lambda line: runtime.progress(Note(line)))

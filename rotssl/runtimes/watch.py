@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rotssl.base import heartbeat
+from rotssl.engine.events import Usage
 from rotssl.runtimes.ray_start import why_silent
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,8 @@ class Watch:
 
     def see(self, item: Any) -> bool:
         """Note a sign of life; returns whether it was only for the watch."""
+        if isinstance(item, Usage):
+            return False  # a thread of its own sends it, also from a worker that hangs
         self.last = time.monotonic() if self.last is not None or isinstance(item, Joined) else None
         if isinstance(item, Joined):
             self.workers[item.rank], self.controller = item.worker, item.controller

@@ -158,7 +158,7 @@ def _go_on(
     tell: Callable[[int, Mapping[str, float]], None],
 ) -> tuple[str, str]:
     """Run the trial from its current state; returns its status and the reason."""
-    from rotssl.runtimes import ray_cluster
+    from rotssl.runtimes import ray_cluster, ray_gauges
 
     def show(event: Event) -> None:
         if isinstance(event, EpochDone):
@@ -186,4 +186,5 @@ def _go_on(
             images = images if nested or images is None else ray_cluster.fetch(images)
         except DataError as error:
             return run.close("failed", str(error)), str(error)
-        return run.train(workers, show, images), state.reason
+        seen = show if nested else ray_gauges.gauged(run.config, show)  # Ray Train's driver has them itself
+        return run.train(workers, seen, images), state.reason

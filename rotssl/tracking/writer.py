@@ -18,10 +18,11 @@ from typing import Any
 
 from rotssl.base.paths import AnyPath, fetched
 from rotssl.config.fields import ConfigError
-from rotssl.engine.events import EpochDone, Event, Facts
+from rotssl.engine.events import EpochDone, Event, Facts, Usage
 from rotssl.runs import journal
 from rotssl.runs.journal import Points
 from rotssl.tracking.store import PARENT, client_of, short
+from rotssl.tracking.system import SystemMetrics, of_epochs
 
 log = logging.getLogger(__name__)
 RETRY_S = 20.0  # before a store that could not be reached is tried again
@@ -130,7 +131,7 @@ def _orphan(client: Any, experiment_id: str, run_name: str, tags: dict[str, str]
     wanted = f"attributes.run_name = '{run_name}'" + ("" if lost else " and attributes.status = 'RUNNING'")
     for run in client.search_runs([experiment_id], wanted):
         same = all(run.data.tags.get(key) == tags.get(key) for key in ("run_dir", "config_hash"))
-        if same and (lost or not run.data.metrics):
+        if same and (lost or not of_epochs(run.data.metrics)):
             return str(run.info.run_id)
     return None
 
@@ -219,7 +220,7 @@ class Tracker:
 
     def _epochs(self) -> dict[str, set[int]]:
         """The epochs of each metric that MLflow already has, from earlier starts."""
-        keys = self._client.get_run(self.run_id).data.metrics
+        keys = of_epochs(self._client.get_run(self.run_id).data.metrics)
         return {key: {m.step for m in self._client.get_metric_history(self.run_id, key)} for key in keys}
 
     def finish(self, status: str, reason: str, files: list[AnyPath]) -> bool:
@@ -280,6 +281,7 @@ class Follower:
     def __init__(self, tracker: Tracker, folder: AnyPath, epochs: int) -> None:
         self.tracker, self.folder, self.epochs = tracker, folder, epochs
         self._tags: SimpleQueue[dict[str, str]] = SimpleQueue()
+        self._system = SystemMetrics(tracker.uri, tracker.run_id)
         self._wake, self._ending = threading.Event(), False
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._follow, name="tracking", daemon=True)
@@ -301,7 +303,9 @@ class Follower:
             raise self._error  # the journal could not be read
 
     def handle(self, event: Event) -> None:
-        """Handle an event of the engine: facts become tags, a finished epoch starts a sync."""
+        """Handle an event of the engine: facts become tags, a finished epoch starts a sync, samples of machines are logged."""
+        if isinstance(event, Usage):
+            self._system.add(event.metrics)
         if isinstance(event, Facts):
             self._tags.put(dict(event.tags))
         if isinstance(event, Facts | EpochDone):
@@ -317,6 +321,7 @@ class Follower:
             while not self._tags.empty():
                 self.tracker.tag(self._tags.get())
             if self._ending:
+                self._system.send()  # of a run that took no longer than this thread's first look, these are all
                 return
             try:
                 now = journal.stamp(self.folder)
@@ -325,6 +330,9 @@ class Follower:
                     points = journal.read(self.folder)
                     sent = not points or self.tracker.sync(points, progress(points, self.epochs))
                     known, retry = (now, 0.0) if sent else (None, time.monotonic() + RETRY_S)
+                    if not sent:
+                        self._system.rest()
+                self._system.send()
                 self._error = None
             except OSError as error:
                 self._error = error

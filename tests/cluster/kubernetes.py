@@ -13,7 +13,14 @@ from tests.cluster.files import CLUSTER, ROOT, output, program
 
 FOLDER = CLUSTER / "kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
+TRAINJOBS = ["trainjob/cpu", "trainjob/gpu"]
 RAY = "ray.io/v1"
+# Kind -> the file with its CRD, as KubeRay's and Kubeflow Trainer's repositories name it.
+CRDS = {
+    "RayJob": "rayjobs.yaml",
+    "TrainJob": "trainer.kubeflow.org_trainjobs.yaml",
+    "TrainingRuntime": "trainer.kubeflow.org_trainingruntimes.yaml",
+}
 
 
 @functools.cache
@@ -81,30 +88,32 @@ def strict(node):
     return node
 
 
-@functools.cache
-def schema():
-    """KubeRay's schema of a RayJob; the test is skipped without its CRDs."""
+def schema(kind, api):
+    """The schema of a kind of object in its CRD, in a version of the API; the test is skipped without the CRD."""
     folder = Path(os.environ.get("ROTSSL_CRDS", ROOT.parent / "shared" / "testbed" / "crd"))
-    file = folder / "rayjobs.yaml"
+    file = folder / CRDS[kind]
     if not file.exists():
-        pytest.skip(f"{folder} has no rayjobs.yaml: set ROTSSL_CRDS to a folder with KubeRay's CRDs")
+        pytest.skip(
+            f"{folder} has no {file.name}: set ROTSSL_CRDS to a folder with the CRDs of KubeRay and Kubeflow Trainer"
+        )
     crd = yaml.load(file.read_text(), yaml.CSafeLoader)["spec"]
-    (version,) = [v for v in crd["versions"] if f"{crd['group']}/{v['name']}" == RAY]
+    (version,) = [v for v in crd["versions"] if f"{crd['group']}/{v['name']}" == api]
     found = strict(version["schema"]["openAPIV3Schema"])
     found["properties"]["metadata"] = {"type": "object"}  # of which a CRD says nothing
     return found
 
 
 @functools.cache
-def _validator():
+def _validator(kind, api):
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed: pip install '.[cluster]'")
-    return jsonschema.Draft202012Validator(schema())
+    return jsonschema.Draft202012Validator(schema(kind, api))
 
 
 def objections(manifest):
     """What the API server would refuse, one line each."""
-    if manifest["kind"] == "RayJob":
-        return ["/".join(map(str, e.path)) + f": {e.message[:200]}" for e in _validator().iter_errors(manifest)]
+    if manifest["kind"] in CRDS:
+        found = _validator(manifest["kind"], manifest["apiVersion"]).iter_errors(manifest)
+        return ["/".join(map(str, e.path)) + f": {e.message[:200]}" for e in found]
     validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed: '.[cluster]'")
     try:
         validate.validate(manifest, validate.latest_version(), strict=True)

@@ -6,16 +6,28 @@ import shlex
 import pytest
 
 from tests.cluster.files import DOCKERFILE, PAGES, ROOT, parsed, ray_version, stated
-from tests.cluster.kubernetes import FOLDER, OVERLAYS, amount, built, groups, job, objections, one, pods
+from tests.cluster.kubernetes import FOLDER, OVERLAYS, TRAINJOBS, amount, built, groups, job, objections, one, pods
 
 pytestmark = pytest.mark.cluster
-FOLDERS = ["services", "base", *(f"overlays/{name}" for name in OVERLAYS)]
+FOLDERS = ["services", "base", *(f"overlays/{name}" for name in OVERLAYS), *TRAINJOBS]
 overlay = pytest.mark.parametrize("name", OVERLAYS)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_api_takes_the_manifests(folder):
     assert [line for manifest in built(folder) for line in objections(manifest)] == []
+
+
+def test_a_trainjob_with_unknown_fields_is_refused():
+    manifests = built("trainjob/cpu")
+    asked, runtime = one(manifests, "TrainJob"), one(manifests, "TrainingRuntime")
+    asked["spec"]["trainer"]["numProcPerNodes"] = 1
+    node = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]
+    node["template"]["spec"]["containers"][0]["imagePulPolicy"] = "Always"
+    node["backoffLimit"] = "none"
+    assert "numProcPerNodes" in "\n".join(objections(asked))
+    said = "\n".join(objections(runtime))
+    assert "imagePulPolicy" in said and "'none' is not of type 'integer'" in said
 
 
 def test_unknown_fields_and_wrong_types_are_refused():
@@ -42,6 +54,10 @@ def test_the_same_ray_everywhere():
     lowest, highest = re.search(r'"ray\[.*\]>=([\d.]+),<(\d+)"', (ROOT / "pyproject.toml").read_text()).groups()
     assert tuple(map(int, lowest.split("."))) <= tuple(map(int, version.split(".")[:2]))
     assert int(version.split(".")[0]) < int(highest)
+
+
+def trainjobs():
+    return [manifest for folder in TRAINJOBS for manifest in built(folder)]
 
 
 def entrypoint(manifest):
@@ -142,7 +158,7 @@ def test_volumes_fit_into_what_a_pod_may_use(name):
 def test_what_is_named_exists():
     services = built("services")
     made = {(o["kind"], o["metadata"]["name"]) for o in services}
-    for manifest in [*services, *map(job, OVERLAYS)]:
+    for manifest in [*services, *map(job, OVERLAYS), *trainjobs()]:
         for pod in pods(manifest):
             assert ("ServiceAccount", pod["serviceAccountName"]) in made
             assert (
@@ -173,7 +189,7 @@ def references(value):
 
 
 def test_secrets_are_only_named_and_the_page_makes_them():
-    manifests = [*built("services"), *map(job, OVERLAYS)]
+    manifests = [*built("services"), *map(job, OVERLAYS), *trainjobs()]
     assert not [m for m in manifests if m["kind"] == "Secret"]
     (page,) = [page.read_text() for page in PAGES if page.stem == "kubernetes"]
     made = set()

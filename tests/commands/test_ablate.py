@@ -67,6 +67,7 @@ class Ablation:
             name: {
                 key: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
                 for key in run.data.metrics
+                if not key.startswith("system/")
             }
             for name, run in runs.items()
         }

@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from rotssl.config.fields import ConfigError
+from rotssl.engine.events import Usage
 from rotssl.runs import journal
 from rotssl.runtimes import torchrun
 from rotssl.runtimes.torchrun import Group
@@ -34,6 +35,27 @@ def test_a_group_that_does_not_fit_is_refused(tmp_path):
         torchrun.check(make_config(tmp_path, "byol", **{"scaling.num_workers": 2}), Group(0, 4, 0))
     with pytest.raises(ConfigError, match=r"train.batch_size: got 16, expected a multiple of the 3 workers"):
         torchrun.check(make_config(tmp_path, "byol"), Group(0, 3, 0))
+
+
+def test_the_first_machine_shows_the_samples_of_the_others(monkeypatch):
+    from torch.distributed import HashStore
+
+    for name in ("GROUP_RANK", "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert torchrun.machines(Group(0, 4, 0)) == (0, 1, 4)
+    for name, value in {"GROUP_RANK": "1", "GROUP_WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert torchrun.machines(Group(2, 6, 0)) == (1, 3, 2)
+    shown, store = [], HashStore()
+    first, second, third = (torchrun.passed_on(store, node, 3, shown.append) for node in range(3))
+    first(Usage({"a": 1.0}))
+    assert shown == [Usage({"a": 1.0})], "nobody is waited for"
+    second(Usage({"b": 1.0}))
+    second(Usage({"b": 2.0}))
+    third(Usage({"c": 3.0}))
+    first(Usage({"a": 2.0}))
+    first(Usage({"a": 3.0}))
+    assert shown[1:] == [Usage({"a": 2.0}), Usage({"b": 2.0}), Usage({"c": 3.0}), Usage({"a": 3.0})]
 
 
 def start(*arguments):

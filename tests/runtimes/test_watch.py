@@ -12,7 +12,7 @@ from rotssl.config.views import ViewsConfig
 from rotssl.data import decoding
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet
-from rotssl.engine.events import StepDone
+from rotssl.engine.events import StepDone, Usage
 from rotssl.evaluation.knn import knn_hits
 from rotssl.evaluation.linear import linear_hits
 from rotssl.evaluation.measure import encode_share
@@ -56,6 +56,7 @@ def test_workers_that_make_no_progress_are_ended_once(clock):
         assert not guard.see(StepDone(1, 1, 9)), "a step is for others too"
     assert guard.see(Alive())
     clock[0] = 187
+    assert not guard.see(Usage({})), "which comes from a worker that hangs, too"
     guard.check()
     assert guard.killed == [] and guard.told == [] and guard.to_blame == ""
     clock[0] = 188
