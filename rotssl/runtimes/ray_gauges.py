@@ -1,6 +1,7 @@
 """Gauges of a run for Prometheus, beside those of Ray, on the metrics port of the node whose process shows the run's events."""
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 
 from rotssl.config import ResolvedConfig
@@ -8,6 +9,7 @@ from rotssl.engine.events import EpochDone, Event
 from rotssl.runs import journal
 
 TAGS = ("experiment", "run")
+REFRESH_S = 5.0  # Ray forgets a gauge that is not set again within two of its reports, 20 seconds
 # Ray puts ray_ in front of the names.
 EPOCH, EPOCHS, LEFT = "rotssl_epoch", "rotssl_epochs", "rotssl_seconds_left"
 METRICS = {  # those of a run's epochs, of which an epoch may lack some
@@ -40,24 +42,29 @@ class Gauges:
         self._gauges = {name: Gauge(name, meaning, TAGS) for name, meaning in MEANING.items()}
         for gauge in self._gauges.values():
             gauge.set_default_tags(tags)
+        self._values: dict[str, float] = {EPOCHS: self.epochs}
         points = journal.read(config.run_dir)
-        self._gauges[EPOCHS].set(self.epochs)
-        self._set(
-            max(points, default=0), {key: value for epoch in sorted(points) for key, value in points[epoch].items()}
-        )
+        known = {key: value for epoch in sorted(points) for key, value in points[epoch].items()}
+        self._note(max(points, default=0), known)
 
     def handle(self, event: Event) -> None:
-        """Set the gauges after an epoch."""
+        """Set the gauges: after an epoch to its values, and on other events to what they were."""
         if isinstance(event, EpochDone):
-            self._set(event.epoch, event.metrics)
+            self._note(event.epoch, event.metrics)
+        elif time.monotonic() >= self._due:
+            self._set()
 
-    def _set(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self._gauges[EPOCH].set(epoch)
+    def _note(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self._values[EPOCH] = epoch
         if epoch:
-            self._gauges[LEFT].set(journal.seconds_left({epoch: dict(metrics)}, self.epochs))
-        for key, name in METRICS.items():
-            if key in metrics:
-                self._gauges[name].set(metrics[key])
+            self._values[LEFT] = journal.seconds_left({epoch: dict(metrics)}, self.epochs)
+        self._values |= {name: metrics[key] for key, name in METRICS.items() if key in metrics}
+        self._set()
+
+    def _set(self) -> None:
+        for name, value in self._values.items():
+            self._gauges[name].set(value)
+        self._due = time.monotonic() + REFRESH_S
 
 
 def gauged(config: ResolvedConfig, show: Callable[[Event], None]) -> Callable[[Event], None]:

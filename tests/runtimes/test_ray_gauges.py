@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from rotssl.engine.events import EpochDone, Note
+from rotssl.engine.events import EpochDone, Note, StepDone
 from rotssl.runs.journal import Journal
+from rotssl.runtimes import ray_gauges
 from rotssl.runtimes.ray_gauges import MEANING, Gauges, gauged
 from tests.small_runs import make_config
 
@@ -50,6 +51,18 @@ def test_an_epoch_sets_the_gauges_and_what_it_lacks_stays(tmp_path, shown):
         "rotssl_knn_accuracy": 0.5,
     }
     assert set(shown) == set(MEANING)
+
+
+def test_gauges_are_set_again_before_ray_forgets_them(tmp_path, shown, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(ray_gauges.time, "monotonic", lambda: now[0])
+    gauges = Gauges(make_config(tmp_path, "byol"))
+    gauges.handle(EpochDone(1, 10, 40, POINT))
+    before = dict(shown)
+    for now[0], expected in ((1.0, {}), (ray_gauges.REFRESH_S, before), (ray_gauges.REFRESH_S + 1, {})):
+        shown.clear()
+        gauges.handle(StepDone(2, 11, 40))
+        assert shown == expected
 
 
 def test_a_resumed_run_shows_where_it_is(tmp_path, shown):
