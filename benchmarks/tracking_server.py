@@ -127,17 +127,18 @@ def together(start: Any) -> None:
 def write(uri: str, name: str, point: Mapping[str, float], epochs: int) -> tuple[str, Points, list[float]]:
     """Log epochs to a run of its own without a pause, once all writers are ready: its id, its points, seconds of each epoch."""
     from rotssl.tracking import writer
+    from rotssl.tracking.follower import progress
 
     run_id = writer.open_run(uri, "writers", name, None, {}, {}, Path())
     tracker = writer.Tracker(uri, run_id)
     points = {1: dict(point)}
-    assert tracker.sync(points, writer.progress(points, epochs))  # asks what there is, and opens the connection
+    assert tracker.sync(points, progress(points, epochs))  # asks what there is, and opens the connection
     _start.wait(READY_S)
     taken = []
     for epoch in range(2, epochs + 2):
         points[epoch] = {key: value + epoch for key, value in point.items()}
         began = time.perf_counter()
-        assert tracker.sync(points, writer.progress(points, epochs))
+        assert tracker.sync(points, progress(points, epochs))
         taken.append(time.perf_counter() - began)
     return run_id, points, taken
 

@@ -27,6 +27,7 @@ from rotssl.runs.state import RunState, run_folder
 from rotssl.runtimes import torchrun
 from rotssl.runtimes.ray_cluster import Workers
 from rotssl.tracking import moved, store, untracked, writer
+from rotssl.tracking.follower import Follower, progress
 
 log = logging.getLogger(__name__)
 ARTIFACTS = ("config.yaml", "convergence.png", "views.png", "encoder.safetensors", "encoder.json")
@@ -230,7 +231,7 @@ class Run:
         write_whole(self.folder / "config.yaml", dump(self.config))
         with (
             alive.kept(self.folder),
-            writer.Follower(self.tracker, self.folder, self.config.train.epochs) as follower,
+            Follower(self.tracker, self.folder, self.config.train.epochs) as follower,
         ):
 
             def handle(event: Event) -> None:
@@ -274,7 +275,7 @@ class Run:
                 # Without validation there is only one accuracy, at the end.
                 metric = "knn/top1" if any("knn/top1" in point for point in points.values()) else "loss/total"
                 save_convergence({self.name: points}, self.folder / "convergence.png", metric)
-            sent = tracker.sync(points, writer.progress(points, self.config.train.epochs))
+            sent = tracker.sync(points, progress(points, self.config.train.epochs))
 
         def finish() -> None:
             state.synced = tracker.finish(MLFLOW_STATUS[status], reason, files) and sent

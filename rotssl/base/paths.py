@@ -96,12 +96,12 @@ def stamp(path: AnyPath) -> Hashable:
     """Changes whenever ``append_line`` changes a file; None if there is none."""
     if isinstance(path, ObjectPath):
         return tuple(path.entries()) or None
-    path = path / _ON_DISK if path.is_dir() else path
+    parts = sorted(path.iterdir()) if path.is_dir() else [path]
     try:
-        found = path.stat()
+        found = [part.stat() for part in parts]
     except FileNotFoundError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return tuple((each.st_size, each.st_mtime_ns) for each in found)
 
 
 def changed(path: AnyPath) -> float:

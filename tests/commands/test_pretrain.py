@@ -191,7 +191,7 @@ def test_the_status_is_saved_before_what_may_take_long(tmp_path, monkeypatch, st
 
     if stopped:
         monkeypatch.setattr(lifecycle, "_train", interrupted)
-    monkeypatch.setattr(lifecycle.writer.Follower, "__exit__", look)  # waits for the store
+    monkeypatch.setattr(lifecycle.Follower, "__exit__", look)  # waits for the store
     monkeypatch.setattr(lifecycle, "save_convergence", look)
     code = start(tmp_path, **{"tracking.uri": "off"})
     assert (code, seen) == ((130, ["interrupted"]) if stopped else (0, ["running", "finished"]))

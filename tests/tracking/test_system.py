@@ -8,9 +8,10 @@ import pytest
 from rotssl.engine.events import EpochDone, Usage
 from rotssl.runs import journal
 from rotssl.tracking import system, writer
+from rotssl.tracking.follower import Follower
 from rotssl.tracking.store import client_of
 from rotssl.tracking.system import SystemMetrics
-from rotssl.tracking.writer import Follower, Tracker
+from rotssl.tracking.writer import Tracker
 from tests.programs import with_store
 from tests.tracking.test_writer import wait_until
 
@@ -115,7 +116,7 @@ def test_samples_reach_mlflow_beside_the_epochs_and_are_none_of_its_epochs(tmp_p
         assert wait_until(lambda: steps("loss/total"))
         follower.handle(Usage({CPU: 60.0}))
         assert wait_until(lambda: steps(CPU)[-1] > steps(CPU)[0] or follower.handle(Usage({CPU: 70.0})))
-    assert set(tracker._known) == {"loss/total", "cost/train_seconds"}
+    assert set(tracker._epochs()) == {"loss/total", "cost/train_seconds"}
 
 
 def test_the_samples_of_a_run_that_is_over_at_once_are_logged(tmp_path, monkeypatch, client):

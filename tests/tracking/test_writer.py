@@ -10,7 +10,7 @@ from rotssl.engine.events import EpochDone, Facts, Note
 from rotssl.runs import journal
 from rotssl.tracking import store as store_
 from rotssl.tracking import writer
-from rotssl.tracking.writer import Follower
+from rotssl.tracking.follower import Follower
 
 
 def test_an_experiment_that_another_process_makes_meanwhile_is_taken():
@@ -84,11 +84,11 @@ def test_mlflow_hears_of_epochs_whose_events_are_lost(tmp_path, monkeypatch):
     assert store.seen == [[1], [1, 2]]  # what has not changed is not sent again
     assert store.progress == "2 of 3 epochs"
     store.works = False  # and what could not be sent is sent again, without an epoch that tells to
-    monkeypatch.setattr(writer, "RETRY_S", 0.05)
+    monkeypatch.setattr("rotssl.tracking.follower.RETRY_S", 0.05)
     with Follower(store, tmp_path, 3):
         assert wait_until(lambda: len(store.seen) >= 5)
     (tmp_path / journal.Journal.NAME).unlink()
-    (tmp_path / journal.Journal.NAME).mkdir()
+    (tmp_path / journal.Journal.NAME / "a folder in place of lines").mkdir(parents=True)
     with pytest.raises(IsADirectoryError), Follower(store, tmp_path, 3) as follower:
         assert wait_until(lambda: follower._error)
 
