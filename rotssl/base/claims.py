@@ -7,6 +7,7 @@ store's own clock.
 
 import contextlib
 import logging
+import math
 import os
 import random
 import threading
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 EVERY_S = 10.0  # between renewals
 STALE_S = 60.0  # a claim as old as this has missed five
 WATCH_S = 15.0  # for which a stale claim must stay so: after an outage of the store all claims are old
+_SLOW_S = 2.0  # a look that takes longer had to wait for the store
 _TRIES = 10  # of candidates that meet others
 _HELD, _CANDIDATE = "held-", "candidate-"
 
@@ -78,6 +80,10 @@ def _take(folder: ObjectPath, own: ObjectPath) -> str:
         for entry, _ in others:
             (folder / entry.name).remove()
         own.touch()
+        # Whoever was suspended after its look was taken for dead: of two claims each of them sees the other's.
+        if any(entry.name.startswith(_HELD) and entry.name != own.name for entry in folder.entries()):
+            own.remove()
+            return _CANDIDATE
         return ""
     finally:
         candidate.remove()
@@ -96,19 +102,34 @@ def _revived(folder: ObjectPath, candidate: ObjectPath, stale: list[Entry]) -> l
     known, until = {entry.name: entry.changed for entry in stale}, time.monotonic() + WATCH_S
     while time.monotonic() < until:
         time.sleep(1.0)
+        begun = time.monotonic()
         seen = [entry for entry, _ in _others(folder, candidate) if known.get(entry.name) != entry.changed]
         if seen:
             return seen
+        if time.monotonic() - begun > _SLOW_S:  # an outage: nobody could renew anything either
+            until = time.monotonic() + WATCH_S
     return []
 
 
 def _renew(folder: ObjectPath, own: ObjectPath, ending: threading.Event, lost: Callable[[], None]) -> None:
+    last = math.inf
     while not ending.wait(EVERY_S):
         try:
-            if not own.store.entry(own.below):
+            found = own.store.entry(own.below)
+            if found is None or (found.changed - last >= STALE_S and _outlived(own)):
                 log.critical("%s: another process has taken over, since this one was silent: ending", folder.parent)
                 lost()
                 return
+            last = found.changed
             own.touch()
         except OSError as error:
             log.debug("%s cannot be renewed (%s)", own, error)  # the store's outage; who writes says so
+
+
+def _outlived(own: ObjectPath) -> bool:
+    """Whether another process has a claim, too, after a renewal so late that it may have written a removed one anew."""
+    names = [entry.name for entry in own.store.entries(own.parent.below)]
+    if not any(name.startswith(_HELD) and name != own.name for name in names):
+        return False
+    own.store.remove(own.below)
+    return True
