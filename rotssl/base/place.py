@@ -247,6 +247,8 @@ def _objects(address: str) -> Objects:
         system, prefix = fs.FileSystem.from_uri(address)
     except (ValueError, NotImplementedError, OSError) as error:  # the last one where a client's library is missing
         raise ValueError(f"{address}: {in_a_line(error)}") from error
+    if any(part in ("", ".", "..") for part in prefix.strip("/").split("/")):
+        raise ValueError(f"{address}: an empty part, . or .. in an address names nothing")
     if system.type_name == "s3":  # a small file is one request then, not three; an address cannot say so
         rebuild, (options,) = system.__reduce__()
         system = rebuild({**options, "allow_delayed_open": True})
