@@ -7,6 +7,7 @@ store's own clock.
 
 import contextlib
 import logging
+import math
 import os
 import random
 import threading
@@ -21,9 +22,13 @@ from rotssl.base.place import Entry
 log = logging.getLogger(__name__)
 EVERY_S = 10.0  # between renewals
 STALE_S = 60.0  # a claim as old as this has missed five
-WATCH_S = 15.0  # for which a stale claim must stay so: after an outage of the store all claims are old
+WATCH_S = (
+    15.0  # for which claims are watched: that of a living process is renewed, also after an outage, when all are old
+)
+LOOK_S = 1.0  # between looks
+_SLOW_S = 2.0  # a look that takes longer had to wait for the store
 _TRIES = 10  # of candidates that meet others
-_HELD, _CANDIDATE = "held-", "candidate-"
+_HELD, _CANDIDATE, _SILENT = "held-", "candidate-", "silent"
 
 
 def _end_process() -> None:
@@ -33,6 +38,9 @@ def _end_process() -> None:
 @contextlib.contextmanager
 def claimed(folder: ObjectPath, patience: float = 0, lost: Callable[[], None] = _end_process) -> Iterator[None]:
     """Hold the lock that is kept in a folder.
+
+    One that a living process holds is known by its next renewal, after ten seconds; one of a dead process is waited for until it
+    has expired, whatever the patience.
 
     Args:
         folder: for the claims only.
@@ -44,11 +52,16 @@ def claimed(folder: ObjectPath, patience: float = 0, lost: Callable[[], None] = 
         OSError: the store refuses.
     """
     own = folder / f"{_HELD}{uuid.uuid4().hex}"
-    until = time.monotonic() + patience
+    until, told = time.monotonic() + patience, False
     for tries in range(1, 1 << 30):
         found = _take(folder, own)
         if found == "":
             break
+        if found == _SILENT:
+            if not told:
+                log.warning("%s: its process is silent; waiting until its claim expires", folder.parent)
+            told = True
+            continue
         if time.monotonic() >= until and (found == _HELD or tries >= _TRIES):
             raise Held(str(folder))
         time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - so that candidates do not meet again
@@ -70,14 +83,20 @@ def _take(folder: ObjectPath, own: ObjectPath) -> str:
     candidate.touch()
     try:
         others = _others(folder, candidate)
-        alive = [entry for entry, silent in others if silent < STALE_S]
-        if not alive and others:
-            alive = _revived(folder, candidate, [entry for entry, _ in others])
-        if alive:
+        fresh = [entry for entry, silent in others if silent < STALE_S]
+        if fresh and not any(entry.name.startswith(_HELD) for entry in fresh):
+            return _CANDIDATE
+        if alive := _revived(folder, candidate, [entry for entry, _ in others]):
             return _HELD if any(entry.name.startswith(_HELD) for entry in alive) else _CANDIDATE
+        if fresh:
+            return _SILENT
         for entry, _ in others:
             (folder / entry.name).remove()
         own.touch()
+        # Whoever was suspended after its look was taken for dead: of two claims each of them sees the other's.
+        if any(entry.name.startswith(_HELD) and entry.name != own.name for entry in folder.entries()):
+            own.remove()
+            return _CANDIDATE
         return ""
     finally:
         candidate.remove()
@@ -90,25 +109,39 @@ def _others(folder: ObjectPath, own: ObjectPath) -> list[tuple[Entry, float]]:
     return [(entry, now - entry.changed) for entry in entries if entry.name != own.name]
 
 
-def _revived(folder: ObjectPath, candidate: ObjectPath, stale: list[Entry]) -> list[Entry]:
-    """Watch stale claims for a while; returns those that were renewed, and new ones."""
-    log.warning("%s: another process was silent for over %.0f s; watching whether it is alive", folder.parent, STALE_S)
-    known, until = {entry.name: entry.changed for entry in stale}, time.monotonic() + WATCH_S
-    while time.monotonic() < until:
-        time.sleep(1.0)
+def _revived(folder: ObjectPath, candidate: ObjectPath, claims: list[Entry]) -> list[Entry]:
+    """Watch claims for a while, if there are any; returns those that were renewed, and new ones."""
+    known, until = {entry.name: entry.changed for entry in claims}, time.monotonic() + WATCH_S
+    while claims and time.monotonic() < until:
+        time.sleep(LOOK_S)
+        begun = time.monotonic()
         seen = [entry for entry, _ in _others(folder, candidate) if known.get(entry.name) != entry.changed]
         if seen:
             return seen
+        if time.monotonic() - begun > _SLOW_S:  # an outage: nobody could renew anything either
+            until = time.monotonic() + WATCH_S
     return []
 
 
 def _renew(folder: ObjectPath, own: ObjectPath, ending: threading.Event, lost: Callable[[], None]) -> None:
+    last = math.inf
     while not ending.wait(EVERY_S):
         try:
-            if not own.store.entry(own.below):
+            found = own.store.entry(own.below)
+            if found is None or (found.changed - last >= STALE_S and _outlived(own)):
                 log.critical("%s: another process has taken over, since this one was silent: ending", folder.parent)
                 lost()
                 return
+            last = found.changed
             own.touch()
         except OSError as error:
             log.debug("%s cannot be renewed (%s)", own, error)  # the store's outage; who writes says so
+
+
+def _outlived(own: ObjectPath) -> bool:
+    """Whether another process has a claim, too, after a renewal so late that it may have written a removed one anew."""
+    names = [entry.name for entry in own.store.entries(own.parent.below)]
+    if not any(name.startswith(_HELD) and name != own.name for name in names):
+        return False
+    own.store.remove(own.below)
+    return True

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, TypeVar
+from urllib.parse import quote
 
 from rotssl.base import heartbeat
 from rotssl.base.errors import in_a_line
@@ -24,6 +25,7 @@ _REFUSED = (
     *("UNRECOGNIZED_CLIENT", "NoSuchBucket", "AccessDenied", "HTTP status 401", "HTTP status 403", "Unauthenticated"),
     *("AuthorizationFailure", "AuthenticationFailed", "No credentials"),
 )
+_PLAIN = "/~!$&'()*+,;=:@"  # in the path of an address, beside letters and digits
 Answer = TypeVar("Answer")
 
 
@@ -40,9 +42,9 @@ class ObjectPath:
         name: below the place; empty: the place itself.
     """
 
-    # Stores that have answered in this process, and those that are silent now: one line tells of an outage.
+    # Stores that have answered in this process, and since when others have been silent: one line tells of an outage.
     _answered: ClassVar[set[Objects]] = set()
-    _silent: ClassVar[set[Objects]] = set()
+    _silent: ClassVar[dict[Objects, float]] = {}
 
     def __init__(self, store: Objects, address: str, options: str = "", name: str = "") -> None:
         self.store, self._address, self._options, self._name = store, address, options, name
@@ -52,7 +54,7 @@ class ObjectPath:
         return ObjectPath(self.store, self._address, self._options, name)
 
     def __str__(self) -> str:
-        return f"{self._address}/{self._name}".rstrip("/") + self._options
+        return f"{self._address}/{quote(self._name, safe=_PLAIN)}".rstrip("/") + self._options
 
     def __repr__(self) -> str:
         return f"ObjectPath({str(self)!r})"
@@ -97,17 +99,16 @@ class ObjectPath:
 
         Raises:
             FileNotFoundError: there is no such file.
-            OSError: the store refuses, or did not answer for so many seconds.
+            OSError: the store refuses, or did not answer for so many seconds, those of earlier questions included.
         """
         if patience is None:
             patience = PATIENCE_S if self.store in self._answered else FIRST_S
-        until, wait = time.monotonic() + patience, 0.5
+        until, wait = self._silent.get(self.store, time.monotonic()) + patience, 0.5
         while True:
             try:
                 found = ask()
                 self._answered.add(self.store)
-                if self.store in self._silent:
-                    self._silent.discard(self.store)
+                if self._silent.pop(self.store, None) is not None:
                     log.warning("%s answers again: going on", self._address)
                 return found
             except FileNotFoundError as error:
@@ -120,7 +121,7 @@ class ObjectPath:
                 if any(word in str(error) for word in _REFUSED) or time.monotonic() + wait > until:
                     raise OSError(errno.EIO, reason, str(self)) from error
             if self.store not in self._silent:
-                self._silent.add(self.store)
+                self._silent[self.store] = time.monotonic()
                 log.warning("%s does not answer, trying again for %d s (%s)", self._address, patience, reason)
             heartbeat.beat()
             time.sleep(wait)
@@ -209,8 +210,8 @@ class ObjectPath:
     def parts(self) -> bytes:
         """The content of a file that is kept in parts, in the order in which they were begun; empty if there is none.
 
-        A file of this name, which was copied here from a disk, comes first.
+        A file of this name, copied here from a disk, comes first.
         """
-        copied = self.read_bytes() if self.is_file() else b""
-        copied += b"\n" if copied and not copied.endswith(b"\n") else b""
-        return copied + b"".join((self / entry.name).read_bytes() for entry in self.entries() if entry.is_file)
+        found = [self.read_bytes()] if self.is_file() else []
+        found += [(self / entry.name).read_bytes() for entry in self.entries() if entry.is_file]
+        return b"".join(part if part.endswith(b"\n") else part + b"\n" for part in found if part)

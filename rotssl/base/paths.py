@@ -95,7 +95,7 @@ def read_lines(path: AnyPath) -> list[bytes]:
 def stamp(path: AnyPath) -> Hashable:
     """Changes whenever ``append_line`` changes a file; None if there is none."""
     if isinstance(path, ObjectPath):
-        return tuple(path.entries()) or None
+        return tuple(filter(None, [path.entry(), *path.entries()])) or None
     parts = sorted(path.iterdir()) if path.is_dir() else [path]
     try:
         found = [part.stat() for part in parts]

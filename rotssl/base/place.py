@@ -4,6 +4,7 @@ A folder gets a file by renaming, so it is there whole or not at all. An object 
 error may cause too early: who writes there writes again until nothing fails.
 """
 
+import errno
 import functools
 import os
 import shutil
@@ -235,6 +236,7 @@ def place(address: str) -> Place:
 
     Raises:
         ValueError: no such address is known, or it has a login in it, which would be in every record.
+        OSError: the store was asked for the bucket's region and did not answer.
     """
     if without_login(address) != address:
         raise ValueError(f"{without_login(address)}: no login in the address; credentials come from the environment")
@@ -247,10 +249,18 @@ def place(address: str) -> Place:
 def _objects(address: str) -> Objects:
     from pyarrow import fs
 
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    asked = address
+    if region and address.startswith("s3://") and "region=" not in address:  # else the store is asked for it
+        asked += f"{'&' if '?' in address else '?'}region={region}"
     try:
-        system, prefix = fs.FileSystem.from_uri(address)
+        system, prefix = fs.FileSystem.from_uri(asked)
     except (ValueError, NotImplementedError, OSError) as error:  # the last one where a client's library is missing
+        if "NETWORK" in str(error) or "curlCode" in str(error):
+            raise OSError(errno.EIO, in_a_line(error), address) from error
         raise ValueError(f"{address}: {in_a_line(error)}") from error
+    if any(part in ("", ".", "..") for part in prefix.strip("/").split("/")):
+        raise ValueError(f"{address}: an empty part, . or .. in an address names nothing")
     if system.type_name == "s3":  # a small file is one request then, not three; an address cannot say so
         rebuild, (options,) = system.__reduce__()
         system = rebuild({**options, "allow_delayed_open": True})

@@ -185,7 +185,7 @@ def fit(
     head = watch.Head(ray.get_runtime_context().gcs_address)
     starts = Attempts(config, workers, ray.nodes, guard, say)
     with (
-        tempfile.TemporaryDirectory(prefix="rotssl-ray-") as scratch,
+        tempfile.TemporaryDirectory(prefix="rotssl-ray-", ignore_cleanup_errors=True) as scratch,
         _rendering(queue, starts.heard(gauged(config, show)), guard),
         guard.on(),
     ):

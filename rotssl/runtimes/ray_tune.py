@@ -35,7 +35,10 @@ def _import_tune() -> Any:
         os.environ.setdefault(key, value)
     import_ray()
     from ray import tune
+    from ray.tune.execution import class_cache
 
+    # Tune would copy them into the actors' runtime environment, which Ray writes into its logs. Trials get them by their spec.
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
     return tune
 
 

@@ -47,6 +47,20 @@ def test_a_path_names_its_neighbours_and_keeps_the_options_of_its_address(top):
     assert run.absolute() is run
 
 
+@pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "ä", "#?&+"])
+def test_the_address_of_any_name_leads_to_it_again(name):
+    run = paths.at("s3://bucket/prefix?endpoint_override=host:1&scheme=http") / "exp" / name
+    again = paths.at(str(run))
+    assert again == run and run.name == name
+    assert f"{again.store.prefix}/{again.below}".rstrip("/") == f"bucket/prefix/exp/{name}"
+
+
+@pytest.mark.parametrize("where", ["bucket//x", "bucket/a/../x", "bucket/./x", "/x"])
+def test_an_address_that_names_nothing_is_refused(where):
+    with pytest.raises(ValueError, match=f"^s3://{where}"):
+        paths.at(f"s3://{where}?endpoint_override=host:1&scheme=http")
+
+
 def test_an_address_is_a_local_path_or_one_in_a_store(monkeypatch, tmp_path, store):
     monkeypatch.setattr(paths, "place", lambda address: store)
     assert paths.at(str(tmp_path)) == tmp_path
@@ -112,6 +126,14 @@ def test_lines_that_were_copied_between_disk_and_store_are_read_and_added_to(top
     assert paths.read_lines(tmp_path / "back" / "lines") == [b"2", b"3", b"4"]
 
 
+def test_lines_of_a_file_that_was_copied_from_a_disk_come_first(top):
+    file = top / "lines"
+    file.write_bytes(b"1\n2 cut sh")
+    assert paths.read_lines(file) == [b"1", b"2 cut sh"]
+    paths.append_line(file, b"3")
+    assert paths.read_lines(top / "lines") == [b"1", b"2 cut sh", b"3"]
+
+
 def test_files_are_brought_to_this_machine_and_back(folder, tmp_path_factory):
     with paths.filled(folder / "report") as here:
         (here / "page.html").write_text("<p>")
@@ -146,6 +168,12 @@ def test_a_store_that_stays_down_is_an_error_of_the_disk(store, top, quick, befo
     assert caught.value.errno == errno.EIO and caught.value.filename == str(top / "x")
     patience = objects.PATIENCE_S if before else objects.FIRST_S
     assert patience - 10 <= quick[0] <= patience
+    ended = quick[0]
+    with pytest.raises(OSError, match="couldn't connect"):
+        (top / "y").read_bytes()
+    assert quick[0] - ended <= 10  # whoever says so in the end does not wait as long again
+    store.down = None
+    (top / "x").write_bytes(b"2")
 
 
 def test_what_a_store_refuses_is_not_asked_again(store, top, quick):
@@ -153,6 +181,14 @@ def test_what_a_store_refuses_is_not_asked_again(store, top, quick):
     with pytest.raises(OSError, match="ACCESS_DENIED"):
         (top / "x").write_bytes(b"1")
     assert quick[0] == 0
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    """Claims are renewed, and looked at, many times a second."""
+    monkeypatch.setattr(claims, "EVERY_S", 0.02)
+    monkeypatch.setattr(claims, "LOOK_S", 0.02)
+    monkeypatch.setattr(claims, "WATCH_S", 1.0)
 
 
 def test_a_lock_is_held_by_one_and_released(top, store):
@@ -200,17 +236,16 @@ def test_of_two_that_come_at_once_one_gets_the_lock(top, monkeypatch):
         assert sorted(got) == ["held", "lock"]
 
 
-def test_the_claim_of_a_process_that_died_expires(top, store, monkeypatch, caplog):
+def test_the_claim_of_a_process_that_died_is_waited_for_until_it_expires(top, store, monkeypatch, caplog):
     lock = top / ".lock"
-    (lock / "held-dead").touch()
-    with pytest.raises(Held), claimed(lock):
-        pass
-    store.ahead = claims.STALE_S + 1
+    monkeypatch.setattr(claims, "STALE_S", 0.5)
     monkeypatch.setattr(claims, "WATCH_S", 0.1)
-    monkeypatch.setattr(claims.time, "sleep", lambda seconds: threading.Event().wait(0.02))
+    (lock / "held-dead").touch()
+    died = (lock / "held-dead").changed()
     with claimed(lock):
-        assert [entry.name for entry in lock.entries()] != ["held-dead"] and len(lock.entries()) == 1
-    assert "watching whether it is alive" in caplog.text
+        (held,) = lock.entries()
+        assert held.name != "held-dead" and held.changed - died >= claims.STALE_S
+    assert caplog.text.count("its process is silent; waiting until its claim expires") == 1
 
 
 def test_a_claim_that_is_old_after_an_outage_and_renewed_is_alive(top, store, monkeypatch):
@@ -222,8 +257,66 @@ def test_a_claim_that_is_old_after_an_outage_and_renewed_is_alive(top, store, mo
         pass
 
 
+def test_a_claim_is_not_dead_because_the_store_was(top, store, monkeypatch):
+    lock, slept = top / ".lock", []
+    (lock / "held-other").touch()
+    store.ahead = claims.STALE_S + 1
+    monkeypatch.setattr(claims, "WATCH_S", 3.0)
+    clock = [0.0]
+
+    def sleep(seconds):
+        clock[0] += seconds
+        slept.append(seconds)
+        if len(slept) == 5:  # 3 s after the outage
+            (lock / "held-other").touch()
+
+    def others(folder, own, real=claims._others):
+        found = real(folder, own)
+        clock[0] += 100.0 if len(slept) == 2 else 0.0  # an outage until the end of the watch
+        return found
+
+    monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(claims.time, "sleep", sleep)
+    monkeypatch.setattr(claims, "_others", others)
+    with pytest.raises(Held), claimed(lock):
+        pass
+
+
+def test_who_wrote_its_claim_anew_after_another_had_taken_it_is_ended(top, store, monkeypatch):
+    lost, lock, write = threading.Event(), top / ".lock", Memory.write
+
+    def late(self, name, content):
+        if threading.current_thread().name == "claim" and not self.ahead:  # asleep between its look and this
+            self.ahead = claims.STALE_S + claims.WATCH_S
+            for entry in lock.entries():
+                (lock / entry.name).remove()
+            write(self, (lock / "held-other").below, b"")
+        write(self, name, content)
+
+    monkeypatch.setattr(Memory, "write", late)
+    with claimed(lock, lost=lost.set):
+        assert lost.wait(10)
+        assert [entry.name for entry in lock.entries()] == ["held-other"]
+
+
+def test_who_slept_between_its_look_and_its_claim_lets_go(top, store, monkeypatch):
+    lock, first = top / ".lock", []
+
+    def others(folder, own, real=claims._others):
+        found = real(folder, own)
+        if not first:  # asleep now, taken for dead, and another process has the lock
+            first.append(own)
+            own.remove()
+        (folder / "held-other").touch()
+        return found
+
+    monkeypatch.setattr(claims, "_others", others)
+    with pytest.raises(Held), claimed(lock):
+        pass
+    assert [entry.name for entry in lock.entries()] == ["held-other"]
+
+
 def test_who_lost_the_lock_is_ended(top, monkeypatch):
-    monkeypatch.setattr(claims, "EVERY_S", 0.02)
     lost = threading.Event()
     with claimed(top / ".lock", lost=lost.set):
         (found,) = (top / ".lock").entries()

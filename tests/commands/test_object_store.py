@@ -19,9 +19,15 @@ LOCAL = {**SMALL, "train.epochs": 4, "scaling.num_workers": 0, "tracking.uri": "
 @pytest.fixture
 def store(monkeypatch):
     """What the address leads to."""
-    found = Memory("bucket/prefix")
-    monkeypatch.setattr(paths, "place", lambda address: Memory(f"bucket/{address[12:].partition('?')[0]}", found.keys))
+    found, real = Memory("bucket/prefix"), paths.place
+
+    def place(address):
+        bucket, _, rest = address.partition("s3://bucket/")
+        return real(address) if bucket else Memory(f"bucket/{rest.partition('?')[0]}", found.keys)
+
+    monkeypatch.setattr(paths, "place", place)
     monkeypatch.setattr(claims, "EVERY_S", 0.05)
+    monkeypatch.setattr(claims, "LOOK_S", 0.05)
     return found
 
 

@@ -246,3 +246,11 @@ def test_a_scheduler_can_be_pickled_on_the_way(rule):
 def test_without_a_scheduler_nobody_is_stopped():
     race = Race(group(8), scheduler="none")
     assert race.run(rising) == [None] * 5
+
+
+def test_tune_copies_no_login_into_an_environment_that_ray_logs():
+    ray_tune._import_tune()
+    from ray.tune.execution import class_cache
+
+    assert [name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")] == []
+    assert "RAY_CHDIR_TO_TRIAL_DIR" in class_cache.ENV_VARS_TO_PROPAGATE
