@@ -119,7 +119,7 @@ def test_no_secret_of_the_nodes_is_in_a_file_a_table_or_a_line(nodes, planted, s
     dump = database.dump()
     # All of it was at work, and all of it is looked through.
     assert f"MLflow       {server.uri}" in told["run"] and "2 finished" in told["sweep"]
-    assert "submitted" in dump and dump.count("rotation=") and (tmp_path / "report" / "report.html").exists()
+    assert "submitted" in dump and "rotation.weight=" in dump and (tmp_path / "report" / "report.html").exists()
     places = [
         *files_in(tmp_path),
         *files_in(server.folder),
