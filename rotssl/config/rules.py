@@ -168,6 +168,8 @@ def _check_results(c: Config) -> None:
     if path is not None:
         no_login("storage.path", path, "give credentials by the environment")
         kind, mark, _ = path.partition("://")
+        slash = next((kind for kind in REMOTE if path.startswith(f"{kind}:/") and not mark), "")
+        require(not slash, "storage.path", repr(path), f"two slashes: {slash}://BUCKET/PREFIX")
         known = not mark or kind in REMOTE
         require(
             known, "storage.path", repr(path), f"a folder shared by all nodes, or {', '.join(REMOTE)}://BUCKET/PREFIX"

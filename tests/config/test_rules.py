@@ -101,6 +101,7 @@ train.epochs=3 | 'train.epochs=3'
 --model.norm split --scaling.num_workers 1 --train.accumulate 2 | train.accumulate: got 2, expected 1 with model.norm split
 --tracking.run_name a/b | tracking.run_name: got 'a/b'
 --storage.path ftp://bucket | storage.path: got 'ftp://bucket'
+--storage.path s3:/bucket/x | storage.path: got 's3:/bucket/x', expected two slashes
 """
 
 
