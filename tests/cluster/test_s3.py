@@ -17,7 +17,7 @@ from tests.commands.test_ablate import Ablation
 from tests.commands.test_object_store import timeless
 from tests.programs import ROOT, SMALL, command, flags, job, started, wait_for
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.system]
 OUTAGE_S = 30
 
 
