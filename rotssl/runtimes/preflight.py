@@ -22,6 +22,7 @@ ESTIMATE_PATIENCE_S = 300  # the cluster may be busy
 
 def _probe(folder: str, word: str, uri: str, login: Mapping[str, str], version: str, roots: Sequence[str]) -> str:
     """Why a node cannot run trials; empty if it can."""
+    os.environ.update(login)
     if rotssl.__version__ != version:
         return f"it has rotssl {rotssl.__version__}, the driver has {version}"
     try:
@@ -34,7 +35,6 @@ def _probe(folder: str, word: str, uri: str, login: Mapping[str, str], version: 
     for root in roots:
         if not os.access(root, os.R_OK):
             return f"data.root: {root} cannot be read on this node"
-    os.environ.update(login)
     return store.reachable(uri)
 
 
