@@ -52,7 +52,7 @@ BAD = """
 --train.batch_size 100000 | train.batch_size
 --data.name synthetic --encoder.name timm/convnext_atto --rotation.mode extra --rotation.resolution 0.5 | resolution
 --storage.path {}/file | storage.path
---storage.path s3://bucket/x | storage.path
+--storage.path ftp://bucket/x | storage.path
 --tracking.uri ftp://x | tracking.uri
 --tracking.uri sqlite:///{}/no/such/folder/x.db | tracking.uri
 --tracking.experiment a/b | tracking.experiment

@@ -55,7 +55,7 @@ class Cluster:
         self.events.put(event)
         self.events.join()
 
-    def _trainer(self, config, workers, data, queue):
+    def _trainer(self, config, workers, data, queue, scratch):
         self.counts.append(workers.count)
         self.killed.clear()
         return SimpleNamespace(fit=self._train)
