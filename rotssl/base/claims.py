@@ -6,6 +6,7 @@ store's own clock.
 """
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -22,9 +23,8 @@ from rotssl.base.place import Entry
 log = logging.getLogger(__name__)
 EVERY_S = 10.0  # between renewals
 STALE_S = 60.0  # a claim as old as this has missed five
-WATCH_S = (
-    15.0  # for which claims are watched: that of a living process is renewed, also after an outage, when all are old
-)
+# For which claims are watched: that of a living process is renewed, also after an outage, when all are old.
+WATCH_S = 15.0
 LOOK_S = 1.0  # between looks
 _SLOW_S = 2.0  # a look that takes longer had to wait for the store
 _TRIES = 10  # of candidates that meet others
@@ -53,7 +53,7 @@ def claimed(folder: ObjectPath, patience: float = 0, lost: Callable[[], None] = 
     """
     own = folder / f"{_HELD}{uuid.uuid4().hex}"
     until, told = time.monotonic() + patience, False
-    for tries in range(1, 1 << 30):
+    for tries in itertools.count(1):
         found = _take(folder, own)
         if found == "":
             break
@@ -73,14 +73,14 @@ def claimed(folder: ObjectPath, patience: float = 0, lost: Callable[[], None] = 
     finally:
         ending.set()
         thread.join()
-        with contextlib.suppress(OSError):  # it expires
-            own.remove()
+        with contextlib.suppress(OSError):  # it expires; a store that does not answer is not waited for
+            own.store.remove(own.below)
 
 
 def _take(folder: ObjectPath, own: ObjectPath) -> str:
     """Try to take the lock; returns an empty string, or what is in the way: the kind of another process' claim."""
     candidate = folder / own.name.replace(_HELD, _CANDIDATE)
-    candidate.touch()
+    candidate.write_bytes(b"")  # unlike a renewal it waits for a store that does not answer
     try:
         others = _others(folder, candidate)
         fresh = [entry for entry, silent in others if silent < STALE_S]
@@ -92,7 +92,7 @@ def _take(folder: ObjectPath, own: ObjectPath) -> str:
             return _SILENT
         for entry, _ in others:
             (folder / entry.name).remove()
-        own.touch()
+        own.write_bytes(b"")
         # Whoever was suspended after its look was taken for dead: of two claims each of them sees the other's.
         if any(entry.name.startswith(_HELD) and entry.name != own.name for entry in folder.entries()):
             own.remove()

@@ -34,10 +34,10 @@ def at(address: str | Path) -> AnyPath:
 
 
 def folders(folder: AnyPath) -> list[AnyPath]:
-    """The folders in a folder, by name; none if it is not there."""
+    """The folders in a folder, by name; none if it is not there or must not be read."""
     if isinstance(folder, ObjectPath):
         return [folder / entry.name for entry in folder.entries() if not entry.is_file]
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return sorted(path for path in folder.glob("*") if path.is_dir())  # passes over what must not be read
 
 
 def write_whole(path: AnyPath, content: str | bytes) -> None:

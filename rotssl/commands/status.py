@@ -50,7 +50,7 @@ def found(storage: AnyPath, experiment: str | None = None) -> Iterator[Status]:
     """
     if not storage.is_dir():
         raise ConfigError(f"{storage}: no such folder; give the storage.path of the runs")
-    for folder in (run for experiment in folders(storage) for run in folders(experiment)):
+    for folder in (run for group in folders(storage) for run in folders(group)):
         try:
             record = json.loads((folder / "run.json").read_text())
             config = record["config"]

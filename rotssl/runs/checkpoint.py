@@ -263,9 +263,14 @@ def newest(run_dir: AnyPath, config: Config) -> dict[str, Any] | None:
     return state
 
 
-def prune(run_dir: AnyPath) -> None:
-    """Delete all but the newest checkpoints of a run, and what a writer that was killed left; nobody may be writing."""
-    if isinstance(run_dir, Path):
+def prune(run_dir: AnyPath, parts: bool = True) -> None:
+    """Delete all but the newest checkpoints of a run.
+
+    Args:
+        run_dir: folder of the run.
+        parts: whether to delete also what a writer that was killed left; nobody may be writing then.
+    """
+    if parts and isinstance(run_dir, Path):
         for part in (*run_dir.glob("epoch_*.part"), run_dir / f"{WITHIN}.part"):
             part.unlink(missing_ok=True)
     for folder in found(run_dir)[KEEP:]:

@@ -66,7 +66,8 @@ class RayRuntime:
 
     def prune(self) -> None:
         """Keep the newest checkpoints only."""
-        checkpoint.prune(self.run_dir)
+        # A worker of an earlier start, cut off from the driver, may be writing still, or this one may be it.
+        checkpoint.prune(self.run_dir, parts=False)
 
     def progress(self, event: Event) -> None:
         """Send an event to the driver without waiting."""

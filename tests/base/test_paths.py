@@ -340,3 +340,17 @@ def test_pyarrow_s_answers_are_read(tmp_path):
         pytest.approx((tmp_path / "in" / "x").stat().st_mtime),
     )
     assert (folder.is_file, [entry.name for entry in store.entries("in")]) == (False, ["x"])
+
+
+def test_a_lock_is_let_go_at_once_where_the_store_does_not_answer(top, store, quick):
+    with claimed(top / ".lock"):
+        store.down = "AWS Error NETWORK_CONNECTION: couldn't connect"
+    assert quick[0] == 0
+
+
+def test_a_lock_is_asked_for_again_where_the_store_does_not_answer(top, store, monkeypatch):
+    (top / "x").write_bytes(b"")
+    store.down = "AWS Error NETWORK_CONNECTION: couldn't connect"
+    monkeypatch.setattr(objects.time, "sleep", lambda seconds: setattr(store, "down", None))
+    with claimed(top / ".lock"):
+        assert len((top / ".lock").entries()) == 1

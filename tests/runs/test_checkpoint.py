@@ -68,3 +68,14 @@ def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path, room):
     with full_disk(room), pytest.raises(OSError, match=r"File too large: .*part"):
         checkpoint.save({"epoch": 2, "weights": torch.ones(1_000_000)}, tmp_path / checkpoint.name(1))
     assert checkpoint.load(tmp_path / checkpoint.name(1))["epoch"] == 1
+
+
+def test_a_prune_beside_another_writer_leaves_what_it_writes(tmp_path):
+    for epoch in (1, 2, 3):
+        checkpoint.save({"epoch": epoch}, tmp_path / checkpoint.name(epoch))
+    (tmp_path / "epoch_00004.part").write_bytes(b"half")
+    checkpoint.prune(tmp_path, parts=False)
+    assert [path.name for path in checkpoint.found(tmp_path)] == ["epoch_00003", "epoch_00002"]
+    assert (tmp_path / "epoch_00004.part").exists()
+    checkpoint.prune(tmp_path)
+    assert not (tmp_path / "epoch_00004.part").exists()
