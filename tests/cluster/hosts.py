@@ -1,7 +1,7 @@
 """Three hosts on one machine, joined by a switch: each has its own network, name, processes, shared memory, Ray folder and home.
 
-They share the file system, which stands for NFS. Nothing of them has a name outside: when their first processes end, also
-because pytest was killed, the kernel ends all others and removes networks and mounts.
+They share the file system, which stands for NFS, but not the folder ``scratch``. Nothing of them has a name outside: when their
+first processes end, also because pytest was killed, the kernel ends all others and removes networks and mounts.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ hostname "$1"
 mount -t tmpfs -o size=2g shm /dev/shm
 mount --bind "$2/ray" /tmp/ray
 mount --bind "$2/hosts" /etc/hosts
-exec "$3" -c "$4"
+mount --bind "$2/scratch" "$3"
+exec "$4" -c "$5"
 """
 # The first process reaps what others leave behind, and ends with the one that holds its input.
 FIRST = """
@@ -89,9 +90,11 @@ class Hosts:
     def __init__(self, folder, addressing="real"):
         assert addressing in ("real", "loopback")
         self.folder, self.addressing = Path(folder), addressing
+        self.scratch = self.folder / "scratch"
         self._first, self._programs = {}, []
 
     def __enter__(self):
+        self.scratch.mkdir()
         with contextlib.ExitStack() as stack:  # undone at once if one of them fails
             if not RAY.exists():
                 RAY.mkdir()
@@ -113,14 +116,14 @@ class Hosts:
     def _begin(self, host, stack):
         """Start the first process of a host."""
         place = self.folder / host
-        for name in ("ray", "home"):
+        for name in ("ray", "home", "scratch"):
             (place / name).mkdir(parents=True)
         names = [(address(other), other) for other in NUMBERS if other != host or self.addressing == "real"]
         if host in NUMBERS and self.addressing == "loopback":
             names.append(("127.0.1.1", host))
         lines = [f"{where} {name}\n" for where, name in [("127.0.0.1", "localhost"), *names]]
         (place / "hosts").write_text("".join(lines))
-        set_up = ["sh", "-c", SET_UP, "sh", host, place, sys.executable, FIRST]
+        set_up = ["sh", "-c", SET_UP, "sh", host, place, self.scratch, sys.executable, FIRST]
         outer = subprocess.Popen(
             ["unshare", *NAMESPACES, "--fork", "--mount-proc", "--kill-child", *set_up],
             stdin=subprocess.PIPE,

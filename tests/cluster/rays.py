@@ -27,6 +27,8 @@ class Rays:
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # a node that is told to end would wait half a minute
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "TMPDIR": str(hosts.scratch),  # no node sees what another writes there
+            "RAY_TMPDIR": "/tmp",  # or sockets would have names that are too long
         }
         self.nodes = {}
         self.mlflow = f"http://{address('head')}:{MLFLOW}"
