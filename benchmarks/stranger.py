@@ -59,7 +59,7 @@ class Stranger:
     def install(self, title: str) -> None:
         """Clone and set up, on this machine: the hosts have no internet."""
         clone, setup = self.block(title, "git clone").splitlines()
-        clone = clone.replace("https://github.com/OWNER/rotssl.git", f"file://{ROOT}")
+        clone = clone.replace("https://github.com/OWNER/rotssl.git", f"file://{ROOT} rotssl")
         for what, line in (("`git clone`", clone), ("`make setup`", setup)):
             with self.timed(what):
                 subprocess.run(["/bin/bash", "-euc", line], cwd=self.folder, env=os.environ | self.env, check=True)

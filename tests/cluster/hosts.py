@@ -20,13 +20,15 @@ NUMBERS = {"head": 1, "worker": 2, "client": 3}
 TOOLS = ("ip", "mount", "nsenter", "unshare")
 NAMESPACES = ("--net", "--mount", "--uts", "--ipc", "--pid")
 RAY = Path("/tmp/ray")  # where Ray keeps sockets and logs unless told otherwise
-# What a host mounts before its first process begins.
+# What a host mounts before its first process begins. It has no name server: with this machine's, which it does not reach, Ray
+# would give up on a head that is given by name.
 SET_UP = """
 set -e
 hostname "$1"
 mount -t tmpfs -o size=2g shm /dev/shm
 mount --bind "$2/ray" /tmp/ray
 mount --bind "$2/hosts" /etc/hosts
+mount --bind /dev/null /etc/resolv.conf
 mount --bind "$2/scratch" "$3"
 exec "$4" -c "$5"
 """
