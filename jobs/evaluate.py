@@ -1,12 +1,12 @@
-"""Evaluate the encoder of a finished run on the test split, once: by kNN and a linear probe trained on the training images.
+"""Evaluate the encoder of a finished run on the test split, once for each protocol: kNN and a linear probe, or others.
 
-The numbers are logged to a child run in MLflow.
+The numbers, their protocol cards and which images were right go to child runs in MLflow, and to the run's folder.
 """
 
 from rotssl.commands import run_command
-from rotssl.commands.evaluate import PROTOCOLS, evaluate
-from rotssl.config.cli import Parser
-from rotssl.config.fields import ConfigError
+from rotssl.commands.evaluate import evaluate
+from rotssl.config import evaluating
+from rotssl.config.cli import Parser, add_fields
 from rotssl.tracking.store import asked_uri
 
 
@@ -16,16 +16,25 @@ def main() -> int:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", metavar="ID", help="run id in MLflow")
     which.add_argument("--checkpoint", metavar="DIR", help="folder of the run")
-    text = f"comma-separated list of {', '.join(PROTOCOLS)} [default: both]"
-    parser.add_argument("--protocol", metavar="NAMES", default=",".join(PROTOCOLS), help=text)
+    text = f"comma-separated list of {', '.join(evaluating.PROTOCOLS)} [default: knn,linear]"
+    parser.add_argument("--protocol", metavar="NAMES", default="knn,linear", help=text)
+    text = "student or teacher [default: the one that the run has evaluated]"
+    parser.add_argument("--network", metavar="NAME", choices=("student", "teacher"), help=text)
     text = "URI of the tracking store, for --run; default: MLFLOW_TRACKING_URI, else mlflow.db in ./results"
     parser.add_argument("--uri", metavar="URI", help=text)
-    parser.add_argument("--data.root", metavar="DIR", dest="root", help="folder of the images, if they were moved")
+    text = "another labelled data set to train classifiers on and to classify [default: the run's]"
+    parser.add_argument("--data.name", metavar="NAME", dest="name", help=text)
+    text = "folder of the images: of the other data set, or of the run's if they were moved"
+    parser.add_argument("--data.root", metavar="DIR", dest="root", help=text)
+    add_fields(parser, evaluating.schema())
     given = parser.parse_args()
-    names = tuple(dict.fromkeys(given.protocol.split(",")))
-    if not set(names) <= set(PROTOCOLS):
-        raise ConfigError(f"--protocol: got {given.protocol!r}, expected one or more of {', '.join(PROTOCOLS)}")
-    return evaluate(given.run, given.checkpoint, names, asked_uri(given.uri), given.root)
+    protocols, options = evaluating.protocols_of(given.protocol), evaluating.build(vars(given))
+    return evaluate(
+        *(given.run, given.checkpoint, protocols, asked_uri(given.uri), given.root),
+        options=options,
+        network=given.network,
+        name=given.name,
+    )
 
 
 if __name__ == "__main__":

@@ -1,46 +1,71 @@
 """The driver of an evaluation: the encoder of a finished run on the test split."""
 
+import dataclasses
+import hashlib
+import itertools
 import json
 import logging
+import os
+import re
 import sys
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rotssl import __version__
 from rotssl import config as cfg
 from rotssl.base.address import is_gone
 from rotssl.base.paths import AnyPath, write_whole
-from rotssl.commands import EXIT_FAILED, EXIT_OK, folder_of, recorded
-from rotssl.config.fields import ConfigError
+from rotssl.commands import EXIT_FAILED, EXIT_OK, folder_of, recorded, say
+from rotssl.config.datasets import DATASETS
+from rotssl.config.evaluating import Options
+from rotssl.config.fields import ConfigError, nearest
+from rotssl.config.methods import METHODS
+from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import OFF
 from rotssl.data import datasets, likeness
-from rotssl.data.images import DataError
+from rotssl.data.images import DataError, ImageSet
 from rotssl.data.record import Record
+from rotssl.evaluation.plan import Number, plan
 from rotssl.evaluation.protocol import protocols as protocol_texts
 from rotssl.reports import terminal
 from rotssl.runs import journal
 from rotssl.runs.state import RunState, check_writable
 from rotssl.tracking import reader, store, writer
 
+if TYPE_CHECKING:  # they import torch
+    from rotssl.evaluation.cards import Result
+
 log = logging.getLogger(__name__)
-PROTOCOLS = ("knn", "linear")
 KEPT, ENTRY = "test.json", ("epoch", "metrics", "facts")  # in the folder of a run without MLflow
+FOLDER = "evaluation"  # in a run's folder, with a folder for the cards and hits of each protocol
 
 
 def evaluate(
-    run_id: str | None, folder: str | None, protocols: Sequence[str], uri: str, root: str | None = None
+    run_id: str | None,
+    folder: str | None,
+    protocols: Sequence[str],
+    uri: str,
+    root: str | None = None,
+    options: Options | None = None,
+    network: str | None = None,
+    name: str | None = None,
 ) -> int:
     """Carry out jobs/evaluate.py; returns the exit code.
 
-    The numbers are logged to a child run of the evaluated one. Existing numbers are printed, not measured again: the test split
-    is used once. For a run without MLflow they are kept in its folder, and sent to its store once it has one.
+    The numbers of each protocol are logged to a child run of the evaluated one. Existing numbers are printed, not measured again:
+    the test split is used once. For a run without MLflow they are kept in its folder, and sent to its store once it has one.
 
     Args:
         run_id: id of the run in MLflow, or None.
         folder: folder of the run, if there is no run_id.
         protocols: some of PROTOCOLS.
         uri: URI of the tracking store that has the run_id.
-        root: folder of the images, if they were moved.
+        root: folder of the images, if they were moved, or of the other data set.
+        options: how to measure.
+        network: student or teacher; None: the one that the run has evaluated.
+        name: another data set than the run's.
 
     Raises:
         ConfigError: there is no such run, it is not finished, or it has no test split or no store.
@@ -48,38 +73,75 @@ def evaluate(
     place = folder_of("--checkpoint", folder or reader.run_folder_of(uri, str(run_id)))
     record = _finished(place)
     off = record.uri == OFF
-    config = recorded(place, root)
+    config = recorded(place, None if name else root)
     done = max(journal.read(place), default=0)
     if done < config.train.epochs:
         count = f"{done} of {config.train.epochs} epochs"
         raise ConfigError(f"--checkpoint: the journal in {place} has {count}; run it again first")
+    network = network or config.evaluation.network
+    if network == "teacher" and not METHODS[config.method.name].teacher:
+        raise ConfigError(f"--network: got teacher, expected student: {config.method.name} has no teacher")
+    other = _other_name(config.data, name, root) if name else ""
+    numbers = plan(protocols, options or Options(), config.evaluation, network, other)
     logged = {} if off else reader.evaluations_of(record.uri, str(record.run_id), "test")
     kept = _kept(place / KEPT)
     known = {key: value for entry in kept for key, value in entry["metrics"].items()} | logged
     missing = [entry for entry in kept if not entry["metrics"].keys() <= logged.keys()]
-    new = sorted(name for name in protocols if f"{name}/top1" not in known)
-    if new:
-        if off:
-            check_writable(place)
-        texts = protocol_texts(config.evaluation, "test")
-        shown = {f"{name}_protocol": texts[f"{name}_protocol"] for name in new}
+    for entry in [] if off else missing:
+        _log(record, place, entry)
+    if new := [number for number in numbers if number.key not in known]:
+        check_writable(place)
         try:
-            found = _measure(config, place, new)
+            for entry in _measure(config, place, new, network, done, other and _other_data(config.data, name, root)):
+                known |= entry["metrics"]
+                if off:
+                    missing.append(entry)
+                    write_whole(place / KEPT, json.dumps(missing, indent=2) + "\n")
+                else:
+                    _log(record, place, entry)
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_FAILED
-        missing.append(dict(zip(ENTRY, (done, found, shown), strict=True)))
-        known |= found
     else:
         print("already measured:")
-    if off and new:
-        write_whole(place / KEPT, json.dumps(missing, indent=2) + "\n")
-    for entry in [] if off else missing:
-        writer.log_evaluation(record.uri, str(record.run_id), "test", *(entry[key] for key in ENTRY))
-    terminal.show(terminal.measures(f"{config.tracking.run_name} on the test split", known, "test"))
+    terminal.show(terminal.measures(f"{config.tracking.run_name} on the test split", known, "test", others=True))
     if off:
         print(f"not recorded in MLflow, because the run is not; saved in {place / KEPT}")
     return EXIT_OK
+
+
+def _log(record: RunState, place: AnyPath, entry: Mapping[str, Any]) -> None:
+    """Send an entry to the run's store, with its files."""
+    folder = entry.get("folder")
+    names = entry.get("files", ()) if folder else ()
+    files = [place / FOLDER / str(folder) / name for name in names]
+    writer.log_evaluation(record.uri, str(record.run_id), "test", *(entry[key] for key in ENTRY), files=files)
+
+
+def _other_name(ours: ResolvedData, name: str, root: str | None) -> str:
+    """What another data set is called in keys.
+
+    Raises:
+        ConfigError: there is no such data set, it lacks a folder, or it is the run's own.
+    """
+    if name not in DATASETS:
+        raise ConfigError(f"data.name: got {name!r}, expected {', '.join(DATASETS)}{nearest(name, DATASETS)}")
+    kind = DATASETS[name].kind
+    if kind != "package" and root is None:
+        raise ConfigError(f"data.root: got none, expected the folder of {name}")
+    there = os.path.abspath(os.path.expanduser(root)) if root and "://" not in root else root or ""
+    same = kind in ("package", "torchvision") or there == os.path.abspath(os.path.expanduser(ours.root or ""))
+    if name == ours.name and same:
+        raise ConfigError(f"data.name: {name} is the run's own data set; leave it out")
+    if kind in ("package", "torchvision"):
+        return name
+    last = re.sub(r"[^\w.-]+", "-", there.rstrip("/").rsplit("/", 1)[-1]) or "root"
+    return f"{name}-{last}-{zlib.crc32(there.encode()):08x}"
+
+
+def _other_data(ours: ResolvedData, name: str | None, root: str | None) -> ResolvedData:
+    """The data section of another data set, in the views' size of the run."""
+    return dataclasses.replace(ours, name=name, root=root, limit=None)  # type: ignore[arg-type]
 
 
 def _finished(place: AnyPath) -> RunState:
@@ -111,49 +173,101 @@ def _kept(file: AnyPath) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        return [{key: entry[key] for key in ENTRY} for entry in json.loads(file.read_text())]
+        return [{key: entry[key] for key in ENTRY} | entry for entry in json.loads(file.read_text())]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"--checkpoint: {file} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _measure(config: cfg.ResolvedConfig, folder: AnyPath, protocols: Sequence[str]) -> dict[str, float]:
+def _measure(
+    config: cfg.ResolvedConfig,
+    folder: AnyPath,
+    numbers: Sequence[Number],
+    network: str,
+    epoch: int,
+    other: ResolvedData | str,
+) -> Iterator[dict[str, Any]]:
+    """Measure numbers, protocol by protocol; yields an entry for each, whose files are in the run's folder.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        numbers: what to measure, those of a protocol one after the other.
+        network: student or teacher.
+        epoch: of the run's end, 1-based.
+        other: the data section of another set than the run's; empty: none.
+    """
     import torch
 
     from rotssl.data.augment import Augment
     from rotssl.engine.runtime import indexed
-    from rotssl.evaluation.measure import Features, bank_of, encode_share, measures
-    from rotssl.models.encoders import load_encoder
+    from rotssl.evaluation import cards
+    from rotssl.evaluation.bench import Bench
+    from rotssl.models.networks import network_of
 
-    if config.data.root is not None and not Path(config.data.root).exists():
-        raise ConfigError(
-            f"data.root: {config.data.root} is not there any more; give the images' new place: --data.root DIR"
-        )
-    test = datasets.load_test(config.data)
-    splits = datasets.load(config.data, config.evaluation.holdout)
+    encoder = network_of(folder, network, config.evaluation.network, epoch)
+    data = config.data if isinstance(other, str) else other
+    train, test = _images(config, folder, other)
+    device = indexed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    encoder = encoder.to(device, memory_format=layout)  # type: ignore[call-overload]
+    augment = Augment(config.views, config.data.image_size, *datasets.normalization(config.data.name), 0)
+    bench = Bench(config, encoder, train, test, augment, device, say)
+    side = config.data.image_size
+    common = {
+        **{"network": network, "run": config.tracking.run_name, "method": config.method.name, "epoch": epoch},
+        **{"features": "encoder", "view": f"whole image, resized to {side} x {side}, normalised as in pretraining"},
+        **{"bn": "running statistics", "precision": "fp32", "data": data.name},
+        **{"bank": "train, without what is held out for validation", "bank_images": len(bench.chosen)},
+        **{"bank_digest": cards.digest(train), "query_split": "test", "query_images": len(test)},
+        **{"query_digest": cards.digest(test), "rotssl": __version__},
+    }
+    for protocol, group in itertools.groupby(numbers, lambda number: number.protocol):
+        results = bench.measure(list(group))
+        card = cards.card(common, results)
+        place, files = _save(folder, protocol, results, cards.written(card))
+        metrics = {key: value for result in results for key, value in result.metrics.items()}
+        texts = protocol_texts(config.evaluation, "test")
+        plain = f"{protocol}_protocol" if f"{protocol}/top1" in metrics else ""
+        facts = ({plain: texts[plain]} if plain in texts else {}) | cards.params(card)
+        found = (epoch, metrics, facts)
+        yield dict(zip(ENTRY, found, strict=True)) | {"card": card, "folder": place, "files": files}
+
+
+def _images(config: cfg.ResolvedConfig, folder: AnyPath, other: ResolvedData | str) -> tuple[ImageSet, ImageSet]:
+    """The training images, and the test images."""
+    from rotssl.evaluation.bench import check_labels
+
+    own, holdout = isinstance(other, str), config.evaluation.holdout
+    data = config.data if isinstance(other, str) else other
+    if data.root is not None and "://" not in data.root and not Path(os.path.expanduser(data.root)).exists():
+        why = "is not there any more; give the images' new place: --data.root DIR" if own else "is not there"
+        raise ConfigError(f"data.root: {data.root} {why}")
+    if not own:
+        datasets.inspect(data, holdout)
+    test = datasets.load_test(data)
+    splits = datasets.load(data, holdout)
     reason = ""
     try:
-        reason = Record.compared(splits.record, folder)
+        reason = Record.compared(splits.record, folder) if own else ""
     except ValueError as error:
         log.warning("%s; the images are not compared with those of the run", error)
     if reason:
         raise ConfigError(f"data.root: the run was trained on other images: {reason}")
-    train = splits.train
-    for line in likeness.between(train, test, "test"):
+    check_labels(splits.train, test, splits.classes, data.name)
+    for line in likeness.between(splits.train, test, "test"):
         print(line)
-    assert train.labels is not None and test.labels is not None
-    device = indexed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    encoder = load_encoder(folder)[0].to(device, memory_format=layout)  # type: ignore[call-overload]
-    augment = Augment(config.views, config.data.image_size, *datasets.normalization(config.data.name), 0)
-    chosen = bank_of(train, config.evaluation.bank)
-    labels = (torch.from_numpy(known).to(device) for known in (train.labels[chosen], test.labels))
-    rows = (
-        encode_share(encoder, train, augment, device, layout, chosen=chosen),
-        encode_share(encoder, test, augment, device, layout),
-    )
-    bank, queries = map(Features, rows, labels)
-    how = config.evaluation.knn_k, config.evaluation.knn_temperature
-    computed = measures(bank, queries, "linear" in protocols, neighbours=how)
-    found = {name: measure.compute() for name, measure in computed.items()}
-    wanted = {f"{name}/top1" for name in protocols}
-    return {key: value for key, value in found.items() if key in wanted or key == "feature/effective_rank"}
+    return splits.train, test
+
+
+def _save(folder: AnyPath, protocol: str, results: "Sequence[Result]", card: str) -> tuple[str, list[str]]:
+    """Write what belongs to the numbers of a protocol below the run's folder; returns the folder and its files."""
+    from rotssl.evaluation import hits
+
+    keys = ",".join(sorted(result.number.key for result in results))
+    place = f"{protocol}-{hashlib.sha256(keys.encode()).hexdigest()[:8]}"
+    (folder / FOLDER / place).mkdir(parents=True, exist_ok=True)
+    files = {name: text for result in results for name, text in result.files.items()} | {"card.json": card}
+    for name, text in files.items():
+        write_whole(folder / FOLDER / place / name, text)
+    hits.save({name: found for result in results for name, found in result.hits.items()}, folder / FOLDER / place)
+    return place, sorted([*files, hits.FILE])

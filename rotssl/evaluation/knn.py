@@ -5,6 +5,9 @@ merges what they found. For the same features the result does not depend on how 
 from products of one shape, equal ones are told apart by their place in the bank, and votes are summed as whole numbers.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,9 +19,16 @@ from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE
 QUERIES, BLOCK = 256, 512  # rows of the two factors of each product
 SPAN_BYTES = 256 << 20  # of cosines at a time, regardless of the size of the bank
 VOTE = 2.0**52  # of the nearest neighbour, in whole numbers, of which 64 bits hold the sum of 1,000
+EPSILON = 1e-5  # added to a Euclidean distance before it is inverted, as in solo-learn
 
 
-@torch.no_grad()
+class Vote(NamedTuple):
+    """A way to classify by neighbours: k of them, and T of their votes exp(cosine / T), which Euclidean votes do not use."""
+
+    k: int
+    temperature: float = KNN_TEMPERATURE
+
+
 def knn_hits(
     bank: Tensor,
     bank_labels: Tensor,
@@ -42,21 +52,55 @@ def knn_hits(
     Returns:
         (M,) bool.
     """
-    bank, images = _normalised(bank, kind, BLOCK), len(bank)
-    asked = _normalised(queries, kind, QUERIES)
+    return knn_hits_of(bank, bank_labels, queries, query_labels, [Vote(k, temperature)], kind)[0]
+
+
+@torch.no_grad()
+def knn_hits_of(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    votes: Sequence[Vote],
+    kind: torch.dtype = torch.float32,
+    euclidean: bool = False,
+) -> list[Tensor]:
+    """The hits of several k and T, from one search for the neighbours of the largest k; see ``knn_hits``.
+
+    Args:
+        bank: as in ``knn_hits``, like the next three.
+        bank_labels: likewise.
+        queries: likewise.
+        query_labels: likewise.
+        votes: the k and T.
+        kind: data type of the cosines.
+        euclidean: the neighbours are the nearest by Euclidean distance d, and vote with 1 / (d + 1e-5).
+
+    Returns:
+        (M,) bool for each k and T.
+    """
+    images, most = len(bank), max(vote.k for vote in votes)
+    if euclidean:
+        bank, asked = _lifted(bank, BLOCK, True), _lifted(queries, QUERIES, False)
+    else:
+        bank, asked = _normalised(bank, kind, BLOCK), _normalised(queries, kind, QUERIES)
     total = int(distributed.all_reduce(bank_labels.new_tensor(images)))
     classes = 1 + int(distributed.largest(bank_labels.amax() if images else bank_labels.new_tensor(0)))
-    k, hits = max(1, min(k, total)), list[Tensor]()
+    k, found = max(1, min(most, total)), [list[Tensor]() for _ in votes]
     for source in range(distributed.world_size()):
         for rows in asked.split(QUERIES):
-            found, index = nearest(distributed.from_rank(rows, source), bank, images, k)
+            near, index = nearest(distributed.from_rank(rows, source), bank, images, k)
             known = bank_labels[index.clamp_max(max(0, images - 1))] if images else torch.zeros_like(index)
-            parts = distributed.gather_to(torch.cat([found.double(), known.double()], 1), source)
+            parts = distributed.gather_to(torch.cat([near.double(), known.double()], 1), source)
             if distributed.rank() == source:
-                parts = parts.view(distributed.world_size(), QUERIES, 2, k)
-                hits.append(_votes(parts, temperature, classes).argmax(1))
+                near, known = _merged(parts.view(distributed.world_size(), QUERIES, 2, k))
+                lengths = rows[:, :-1].square().sum(1, keepdim=True) if euclidean else None
+                for hits, vote in zip(found, votes, strict=True):
+                    values = near[:, : vote.k]
+                    shares = _shares(values, vote.temperature, lengths)
+                    hits.append(_votes(values, known[:, : vote.k], shares, classes).argmax(1))
             heartbeat.beat()
-    return torch.cat(hits)[: len(queries)] == query_labels
+    return [torch.cat(hits)[: len(queries)] == query_labels for hits in found]
 
 
 def _normalised(rows: Tensor, kind: torch.dtype, multiple: int) -> Tensor:
@@ -64,6 +108,17 @@ def _normalised(rows: Tensor, kind: torch.dtype, multiple: int) -> Tensor:
     made = rows.new_zeros(max(1, -(-len(rows) // multiple)) * multiple, rows.shape[1], dtype=kind)
     for own, part in zip(made[: len(rows)].split(1 << 16), rows.split(1 << 16), strict=True):
         own.copy_(F.normalize(part.float(), dim=1))
+    return made
+
+
+def _lifted(rows: Tensor, multiple: int, stored: bool) -> Tensor:
+    """Rows with one more entry, so that products of a query q and a stored row b are q b - |b|^2 / 2 = (|q|^2 - d^2) / 2.
+
+    In double precision, in which that difference is exact enough for close neighbours.
+    """
+    made = rows.new_zeros(max(1, -(-len(rows) // multiple)) * multiple, rows.shape[1] + 1, dtype=torch.float64)
+    made[: len(rows), :-1] = rows
+    made[: len(rows), -1] = made[: len(rows)].square().sum(1) / -2 if stored else 1
     return made
 
 
@@ -109,12 +164,31 @@ def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return found, index.gather(1, order)
 
 
-def _votes(parts: Tensor, temperature: float, classes: int) -> Tensor:
-    """The votes for each class, (QUERIES, classes) int64, from what the workers found: cosines and labels, (W, QUERIES, 2, k)."""
+def _merged(parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and labels of the k nearest over all workers, the nearest first, each (QUERIES, k); from (W, QUERIES, 2, k)."""
     cosines, labels = parts.permute(2, 1, 0, 3).flatten(2)
     cosines, index = _top(cosines, parts.shape[3])
-    votes = ((cosines - cosines[:, :1]) / temperature).exp().mul(VOTE).round().long()  # in shares of the nearest one's
-    return votes.new_zeros(len(votes), classes).scatter_add_(1, labels.gather(1, index).long(), votes)
+    return cosines, labels.gather(1, index)
+
+
+def _shares(near: Tensor, temperature: float, lengths: Tensor | None) -> Tensor:
+    """The votes of neighbours, (QUERIES, k), in shares of the nearest one's.
+
+    Args:
+        near: cosines, or what ``_lifted`` says, the nearest first.
+        temperature: of cosines.
+        lengths: squared lengths of the queries, (QUERIES, 1), if distances are Euclidean.
+    """
+    if lengths is None:
+        return ((near - near[:, :1]) / temperature).exp()
+    distance = (lengths - 2 * near).clamp_min(0).sqrt()
+    return (distance[:, :1] + EPSILON) / (distance + EPSILON)
+
+
+def _votes(near: Tensor, labels: Tensor, shares: Tensor, classes: int) -> Tensor:
+    """The votes for each class, (QUERIES, classes) int64; those of neighbours at -inf, which are none, are 0."""
+    votes = shares.masked_fill(near == -torch.inf, 0).mul(VOTE).round().long()
+    return votes.new_zeros(len(votes), classes).scatter_add_(1, labels.long(), votes)
 
 
 def knn_top1(

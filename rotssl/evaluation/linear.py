@@ -5,6 +5,7 @@ gradients.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,6 +48,26 @@ def linear_hits(
     bad = ~(bank.isfinite().all() & queries.isfinite().all())
     if distributed.largest(bad.int()):
         return None
+    return fit_probe(bank, bank_labels, held, iterations).classes(queries) == query_labels
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted linear classifier: of features minus ``mean`` in units of ``spread``, each (D,), with ``weights`` (C, D + 1)."""
+
+    mean: Tensor
+    spread: Tensor
+    weights: Tensor
+
+    def classes(self, features: Tensor) -> Tensor:
+        """The most probable class of each row, (M, D) -> (M,) int64."""
+        return logits((features.float() - self.mean) / self.spread, self.weights).argmax(1)
+
+
+@torch.no_grad()
+def fit_probe(bank: Tensor, labels: Tensor, held: Tensor | None = None, iterations: int = LINEAR_ITERATIONS) -> Probe:
+    """The classifier of ``linear_hits``, fitted to a bank of finite features; the arguments are as there."""
+    bank = bank.float()
     mean = _total(bank.sum(0, dtype=torch.float64)) / _count(bank)
     squares = torch.zeros_like(mean)
     for part in bank.split(1 << 14):  # a part at a time, for they become float64
@@ -56,9 +77,8 @@ def linear_hits(
     # Dividing by infinity removes a constant dimension; dividing by its rounding error could make a query's value explode.
     mean, spread = mean.float(), spread.float()
     spread = spread.masked_fill(spread <= CONSTANT * largest, math.inf)
-    held = held_out(bank_labels) if held is None else held
-    weights = _fit_with_best_l2((bank - mean) / spread, bank_labels, held, iterations)
-    return logits((queries - mean) / spread, weights).argmax(1) == query_labels
+    held = held_out(labels) if held is None else held
+    return Probe(mean, spread, _fit_with_best_l2((bank - mean) / spread, labels, held, iterations))
 
 
 def _total(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rotssl.base import distributed, heartbeat
 from rotssl.base.precision import autocast
 from rotssl.data.augment import Augment
-from rotssl.data.images import ImageSet, choose
+from rotssl.data.images import ImageSet, Pixels, choose
 from rotssl.data.loader import AHEAD, input_threads, prefetch
 from rotssl.evaluation.collapse import effective_rank
 from rotssl.evaluation.hits import top1
@@ -67,6 +67,7 @@ def encode_share(
     kind: torch.dtype | None = None,
     batch: int = 512,
     chosen: npt.NDArray[np.int64] | None = None,
+    change: Callable[[Pixels, int], Pixels] | None = None,
 ) -> Tensor:
     """Features (ceil(N / workers), D) of this worker's share of N images; the encoder stays in evaluation mode.
 
@@ -79,6 +80,7 @@ def encode_share(
         kind: of half precision to encode in, as in training; None: float32. The features are float32.
         batch: images per forward pass.
         chosen: indices of the N images; None: all.
+        change: of the images of a batch, uint8 (B, C, H, W), the first of which has a place in this worker's share.
     """
     encoder.eval()
     chosen = np.arange(len(data.images)) if chosen is None else chosen
@@ -86,7 +88,8 @@ def encode_share(
     own = np.arange(distributed.rank() * share, (distributed.rank() + 1) * share) % count  # the last share wraps around
 
     def make(i: int) -> Tensor:
-        return torch.from_numpy(data.images[chosen[own[i * batch : (i + 1) * batch]]])
+        images = data.images[chosen[own[i * batch : (i + 1) * batch]]]
+        return torch.from_numpy(images if change is None else change(images, i * batch))
 
     # In another thread where there is something to wait for: a copy to a GPU, or images that are decoded now.
     steps = -(-share // batch)

@@ -139,7 +139,13 @@ def _alive(client: Any, run_id: str) -> bool:
 
 
 def log_evaluation(
-    uri: str, run_id: str, split: str, step: int, metrics: dict[str, float], facts: dict[str, str]
+    uri: str,
+    run_id: str,
+    split: str,
+    step: int,
+    metrics: dict[str, float],
+    facts: dict[str, str],
+    files: Sequence[AnyPath] = (),
 ) -> None:
     """Log an evaluation as a child run of the evaluated one.
 
@@ -150,6 +156,7 @@ def log_evaluation(
         step: epoch of the encoder.
         metrics: the measures.
         facts: the protocols, logged as parameters.
+        files: logged as artifacts; a failure is a warning, for they stay in the run's folder.
     """
     from mlflow.entities import Metric, Param, RunTag
 
@@ -164,6 +171,21 @@ def log_evaluation(
         tags=[RunTag("status_reason", "completed")],
     )
     client.set_terminated(made.info.run_id, "FINISHED")
+    _attach(client, made.info.run_id, files)
+
+
+def _attach(client: Any, run_id: str, files: Sequence[AnyPath]) -> bool:
+    """Log files as artifacts, missing ones are skipped; returns whether that worked, and logs a warning if not."""
+    file: AnyPath | None = None
+    try:
+        for file in files:
+            if file.exists():
+                with fetched(file) as local:
+                    client.log_artifact(run_id, str(local))
+    except Exception as error:  # as in Tracker, or a library of the artifact store is missing
+        log.warning("could not copy %s to MLflow's artifacts (%s); it stays in the run's folder", file, short(error))
+        return False
+    return True
 
 
 class Tracker:
@@ -232,17 +254,7 @@ class Tracker:
         except Exception as error:  # as above
             log.warning("could not set the status of the run to %s in MLflow (%s)", status, short(error))
             return False
-        try:
-            for file in files:
-                if file.exists():
-                    with fetched(file) as local:
-                        self._client.log_artifact(self.run_id, str(local))
-        except Exception as error:  # as above, or a library of the artifact store is missing
-            log.warning(
-                "could not copy %s to MLflow's artifacts (%s); it stays in the run's folder", file, short(error)
-            )
-            return False
-        return True
+        return _attach(self._client, self.run_id, files)
 
     def tag(self, tags: dict[str, str]) -> None:
         """Set tags."""
