@@ -115,7 +115,8 @@ def _log(record: RunState, place: AnyPath, entry: Mapping[str, Any]) -> None:
     folder = entry.get("folder")
     names = entry.get("files", ()) if folder else ()
     files = [place / FOLDER / str(folder) / name for name in names]
-    writer.log_evaluation(record.uri, str(record.run_id), "test", *(entry[key] for key in ENTRY), files=files)
+    found = (entry[key] for key in ENTRY)
+    writer.log_evaluation(record.uri, str(record.run_id), "test", *found, files)
 
 
 def _other_name(ours: ResolvedData, name: str, root: str | None) -> str:

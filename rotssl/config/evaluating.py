@@ -92,7 +92,10 @@ class RobustnessOptions:
     """kNN and the linear probe on changed test images."""
 
     angles: tuple[float, ...] = opt(
-        (90.0, 180.0, 270.0, 15.0, 30.0, 45.0), "Angles in degrees that the test images are turned by.", gt=0, lt=360
+        (0.0, 90.0, 180.0, 270.0, 15.0, 30.0, 45.0),
+        "Angles in degrees that the test images are turned by.",
+        ge=0,
+        lt=360,
     )
     corruptions: tuple[str, ...] | None = opt(None, "Names of corruptions; default: all.")
     severities: tuple[int, ...] = opt((1, 2, 3, 4, 5), "Severities of the corruptions.", ge=1, le=5)
@@ -131,11 +134,8 @@ def build(given: Mapping[str, Any]) -> Options:
         if key in given:
             section, leaf = key.split(".")
             parts.setdefault(section, {})[leaf] = convert(key, given[key], hint, spec.metadata["bounds"])
-    for key in ("semi.shares", "finetune.shares", "sgd.lr", "finetune.lr", "fewshot.shots", "knn.k"):
-        section, leaf = key.split(".")
-        values = parts.get(section, {}).get(leaf) or ()
-        if len(set(values)) < len(values):
-            raise ConfigError(f"{key}: got {','.join(map(str, values))}, expected each value once")
+            if isinstance(value := parts[section][leaf], tuple) and leaf != "scale" and len(set(value)) < len(value):
+                raise ConfigError(f"{key}: got {given[key]}, expected each value once")
     kinds = get_type_hints(Options)
     return Options(**{name: kinds[name](**values) for name, values in parts.items()})
 

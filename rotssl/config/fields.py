@@ -65,7 +65,8 @@ def _describe(option: Any, limits: str) -> str:
     if get_origin(option) is tuple:
         kind, more = get_args(option)[0], get_args(option)[1:]
         count = "" if more == (...,) else f"{len(more) + 1} "
-        return f"{count}comma-separated {_describe(kind, limits).split(' ', 1)[1].replace('number', 'numbers', 1)}"
+        each = _describe(kind, limits).removeprefix("an ").removeprefix("a ")
+        return f"{count}comma-separated {each.replace('number', 'numbers', 1)}"
     words = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return words[option] + (f" {limits}" if option in (int, float) and limits else "")
 

@@ -122,7 +122,8 @@ class Bench:
             votes = [Vote(number.settings["k"], number.settings.get("temperature", 1.0)) for number in ours]
             for number, hits in zip(ours, knn_hits_of(*given, votes, euclidean=distance == "euclidean"), strict=True):
                 plain = rank if number.key == "knn/top1" else {}
-                yield Result(number, {number.key: top1(hits), **plain}, {number.name: hits})
+                facts = {"neighbours": min(number.settings["k"], len(self.bank))}
+                yield Result(number, {number.key: top1(hits), **plain}, {number.name: hits}, facts)
 
     def _linear(self, number: Number) -> Result:
         return self._scored(number, self._judged(self.queries))
@@ -223,10 +224,11 @@ class Bench:
     @staticmethod
     def _trained(recipe: Recipe, rates: Sequence[float], rate: float) -> dict[str, Any]:
         crops = "whole images" if recipe.scale is None else f"random crops of {recipe.scale[0]:g} to 1 and flips"
+        chosen = "one rate" if len(rates) == 1 else "a fifth of each class of the training images"
         frozen = "running statistics, frozen" if recipe.encoder_lr == 0 else "batch statistics in training"
         return {
             **{"epochs": recipe.epochs, "batch_size": recipe.batch_size, "weight_decay": recipe.weight_decay},
-            **{"rates_tried": list(rates), "rate": rate, "chosen_on": "a fifth of each class of the training images"},
+            **{"rates_tried": list(rates), "rate": rate, "chosen_on": chosen},
             **{"augmentation": crops, "bn": frozen, "source": recipe.source},
         }
 

@@ -92,11 +92,11 @@ def _knn(options: Options, evaluation: EvaluationConfig) -> Numbers:
     temperatures = given.temperature or preset.get("temperature", (evaluation.knn_temperature,))
     distances = given.distance or preset.get("distance", ("cosine",))
     usual = evaluation.knn_k, evaluation.knn_temperature
-    for k, temperature in itertools.product(dict.fromkeys(ks), dict.fromkeys(temperatures)):
+    for k, temperature in itertools.product(ks, temperatures):
         if "cosine" in distances:
             key = "knn/top1" if (k, temperature) == usual else f"knn/k{k}_T{temperature:g}/top1"
             yield key, {"distance": "cosine", "k": k, "temperature": temperature}
-    for k in dict.fromkeys(ks) if "euclidean" in distances else ():
+    for k in ks if "euclidean" in distances else ():
         yield f"knn/k{k}_euclidean/top1", {"distance": "euclidean", "k": k}
 
 
@@ -140,7 +140,7 @@ def _robustness(options: Options, evaluation: EvaluationConfig) -> Numbers:
         if name not in CORRUPTIONS:
             expected = f"one or more of {', '.join(CORRUPTIONS)}{nearest(name, CORRUPTIONS)}"
             raise ConfigError(f"robustness.corruptions: got {name!r}, expected {expected}")
-    for angle in dict.fromkeys(given.angles):
+    for angle in given.angles:
         yield f"robustness/rotate_{angle:g}/knn/top1", {**common, "angle": angle}
     suffix = f"_seed{given.seed}" if given.seed else ""
     for name, severity in itertools.product(given.corruptions or CORRUPTIONS, given.severities):

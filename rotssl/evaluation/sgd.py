@@ -131,7 +131,7 @@ def fit(network: Classifier, batches: Batches, recipe: Recipe) -> Classifier:
             for inputs, labels in batches(epoch):
                 loss = F.cross_entropy(network(inputs), labels)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 heartbeat.beat()
     return network.eval()
@@ -165,8 +165,17 @@ def view_batches(
     assert recipe.scale is not None and data.labels is not None
     views = dataclasses.replace(
         config.views,
-        **{"global_count": 1, "global_scale": recipe.scale, "local_count": 0, "split": 1, "size_start": None},
-        **{"jitter": (0.0,) * 4, "jitter_p": 0.0, "grayscale": 0.0, "blur": (0.0,), "solarize": (0.0,), "flip": 0.5},
+        global_count=1,
+        global_scale=recipe.scale,
+        local_count=0,
+        split=1,
+        size_start=None,
+        jitter=(0.0, 0.0, 0.0, 0.0),
+        jitter_p=0.0,
+        grayscale=0.0,
+        blur=(0.0,),
+        solarize=(0.0,),
+        flip=0.5,
     )
     train = dataclasses.replace(
         config.train, seed=seed, batch_size=min(recipe.batch_size, len(data)), epochs=recipe.epochs, accumulate=1

@@ -1,5 +1,6 @@
 """The encoder of a finished run: the one that it exported, or its other network, from the newest checkpoint."""
 
+from safetensors import SafetensorError
 from torch import nn
 
 from rotssl.base.paths import AnyPath
@@ -25,7 +26,11 @@ def network_of(folder: AnyPath, network: str, exported: str, epoch: int) -> nn.M
     for name in ("encoder.json", "encoder.safetensors"):
         if not (folder / name).exists():
             raise ConfigError(f"--checkpoint: no {name} in {folder}; the command that trained the run writes it again")
-    encoder, _ = load_encoder(folder)
+    try:
+        encoder, _ = load_encoder(folder)
+    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:  # cut short, or of another network
+        why = (str(error).splitlines() or [""])[0][:200]
+        raise ConfigError(f"--checkpoint: encoder.safetensors in {folder} cannot be read ({why})") from error
     if network == exported:
         return encoder
     state = next(checkpoint.latest(folder), None)

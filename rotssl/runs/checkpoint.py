@@ -184,7 +184,7 @@ def _read(folder: AnyPath) -> dict[str, Any] | None:
         state = load(folder)
         if not {"model", "optimizer", "epoch"} <= state.keys() or not isinstance(state["epoch"], int):
             raise ValueError("not a checkpoint")
-    except (OSError, RuntimeError, EOFError, ValueError, AttributeError, KeyError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, AttributeError, LookupError, pickle.UnpicklingError) as error:
         why = error if type(error) is ValueError else type(error).__name__
         log.warning("checkpoint %s cannot be read (%s); trying the previous one", folder, why)
         return None

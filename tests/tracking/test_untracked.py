@@ -190,7 +190,11 @@ def test_the_test_split_is_measured_once_without_a_store_and_goes_to_one_that_co
         both = capsys.readouterr().out
         assert "already measured:" not in both and "linear probe top-1 on test" in both
     entries = json.loads(file.read_text())
-    assert [sorted(entry["facts"]) for entry in entries] == [["knn_protocol"], ["linear_protocol"]]
+    texts = [[key for key in entry["facts"] if key.endswith("_protocol")] for entry in entries]
+    assert texts == [["knn_protocol"], ["linear_protocol"]]
+    assert [entry["card"]["numbers"].keys() for entry in entries] == [{"knn/top1"}, {"linear/top1"}]
+    for entry in entries:
+        assert {path.name for path in (config.run_dir / "evaluation" / entry["folder"]).iterdir()} == {*entry["files"]}
 
     def measured_again(*_):
         raise AssertionError("the test split was read again")
@@ -207,6 +211,9 @@ def test_the_test_split_is_measured_once_without_a_store_and_goes_to_one_that_co
         children = [run for _, _, run in runs(tmp_path) if run.data.tags.get("kind") == "evaluation"]
         logged = sorted((sorted(run.data.params.items()), sorted(run.data.metrics.items())) for run in children)
         assert logged == sorted((sorted(e["facts"].items()), sorted(e["metrics"].items())) for e in entries)
+        client = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
+        for run in children:
+            assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"card.json", "hits.npz"}
     file.write_text("{")
     with pytest.raises(ConfigError, match=r"test\.json cannot be read"):
         evaluate(None, folder, ("knn",), "")

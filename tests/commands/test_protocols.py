@@ -1,0 +1,196 @@
+"""The protocols of jobs/evaluate.py beside kNN and the probe: what they measure, what they write, what they refuse."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rotssl.commands import evaluate as command
+from rotssl.commands.evaluate import evaluate
+from rotssl.config import evaluating
+from rotssl.config.fields import ConfigError
+from rotssl.config.sections import EvaluationConfig
+from rotssl.data import datasets
+from rotssl.evaluation import plan as plans
+from rotssl.models.encoders import load_encoder
+from rotssl.models.networks import network_of
+from rotssl.runs import checkpoint
+from tests.commands.test_evaluate import logged, pretrain
+
+pytestmark = pytest.mark.contract
+SHORT = {
+    **{"sgd.epochs": 3, "finetune.epochs": 2, "finetune.seeds": 2, "finetune.shares": "0.1", "finetune.lr": "0.01,0.1"},
+    **{"fewshot.ways": 3, "fewshot.episodes": 20, "robustness.severities": "5", "robustness.angles": "0,90,30"},
+    **{"robustness.corruptions": "gaussian_noise,contrast", "knn.k": "5,200", "knn.distance": "cosine,euclidean"},
+}
+OPTIONS = evaluating.build(SHORT)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of BYOL without MLflow, all of whose protocols were measured, and the entries of its test.json."""
+    config = pretrain(tmp_path_factory.mktemp("finished"), **{"tracking.uri": "off"})
+    assert evaluate(None, str(config.run_dir), evaluating.PROTOCOLS, "", options=OPTIONS) == 0
+    return config, json.loads((config.run_dir / "test.json").read_text())
+
+
+def test_every_protocol_has_a_card_and_its_hits(finished):
+    config, entries = finished
+    assert [entry["card"]["protocol"] for entry in entries] == list(evaluating.PROTOCOLS)
+    common = {"network": "student", "epoch": 2, "query_split": "test", "query_images": 256, "precision": "fp32"}
+    for entry in entries:
+        card, folder = entry["card"], config.run_dir / "evaluation" / entry["folder"]
+        assert {key: card[key] for key in common} == common and len(card["query_digest"]) == 16
+        assert json.loads((folder / "card.json").read_text()) == card
+        assert all(card["numbers"][key]["value"] == entry["metrics"][key] for key in card["numbers"])
+        with np.load(folder / "hits.npz") as hits:
+            for key, value in entry["metrics"].items():
+                if not key.endswith("/top1"):
+                    continue
+                name = key.removesuffix("/top1")
+                ours = [hits[each] for each in hits.files if each == name or each.startswith(f"{name}/seed")]
+                assert len(ours) == (2 if name.startswith("finetune") else 1), key
+                assert all(len(each) == (20 if "fewshot" in name else 256) for each in ours)
+                assert value == pytest.approx(np.mean([each.mean() for each in ours])), key
+
+
+def test_the_cards_say_how(finished):
+    cards = {entry["card"]["protocol"]: entry["card"] for entry in finished[1]}
+    numbers = cards["knn"]["numbers"]
+    assert set(numbers) == {"knn/k5_T0.1/top1", "knn/top1", "knn/k5_euclidean/top1", "knn/k200_euclidean/top1"}
+    assert numbers["knn/top1"]["k"] == 200 and numbers["knn/top1"]["neighbours"] == 128  # the bank is small
+    assert cards["sgd"]["rates_tried"] == [1.0] and cards["sgd"]["bn"] == "running statistics, frozen"
+    assert cards["sgd"]["epochs"] == 3 and cards["sgd"]["batch_size"] == 512
+    tuned = cards["finetune"]
+    assert tuned["rates_tried"] == [0.01, 0.1] and tuned["rate"] in (0.01, 0.1) and tuned["labelled_images"] == 12
+    assert tuned["bn"] == "batch statistics in training" and len(tuned["top1_by_seed"]) == 2
+    assert cards["semi"]["numbers"].keys() == {"semi/1pct/top1", "semi/10pct/top1"}
+
+
+def test_the_lists_of_the_parts_are_published(finished):
+    config, entries = finished
+    (semi,) = [entry for entry in entries if entry["card"]["protocol"] == "semi"]
+    labels = datasets.load(config.data, 0.1).train.labels
+    for name, each in (("1pct", 1), ("10pct", 3)):
+        file = config.run_dir / "evaluation" / semi["folder"] / f"split_{name}_seed0.txt"
+        rows = np.loadtxt(file, dtype=int)
+        assert (labels[rows[:, 0]] == rows[:, 1]).all() and np.bincount(rows[:, 1]).tolist() == [each] * 4
+
+
+def test_nothing_is_measured_twice_and_other_settings_are_other_numbers(finished, monkeypatch, capsys):
+    config, entries = finished
+    monkeypatch.setattr(command, "_measure", None)
+    assert evaluate(None, str(config.run_dir), evaluating.PROTOCOLS, "", options=OPTIONS) == 0
+    assert capsys.readouterr().out.startswith("already measured:")
+    other = evaluating.build({**SHORT, "finetune.epochs": 3, "sgd.lr": "0.3", "semi.seed": 1, "fewshot.episodes": 30})
+    usual = {n.key for n in plans.plan(evaluating.PROTOCOLS, OPTIONS, EvaluationConfig(), "student")}
+    keys = {n.key for n in plans.plan(evaluating.PROTOCOLS, other, EvaluationConfig(), "student")}
+    assert {key.split("/")[0] for key in keys - usual} == {"finetune", "sgd", "semi", "fewshot"}
+    assert {key for entry in entries for key in entry["card"]["numbers"]} == usual
+
+
+def test_a_rotated_or_corrupted_image_is_harder_and_an_upright_one_is_what_knn_saw(finished):
+    found = {key: value for entry in finished[1] for key, value in entry["metrics"].items()}
+    assert found["robustness/rotate_0/knn/top1"] == found["knn/top1"]
+    assert found["robustness/rotate_0/linear/top1"] == found["linear/top1"]
+    assert found["robustness/contrast_5/knn/top1"] < found["knn/top1"]
+
+
+def test_the_teacher_is_read_from_the_newest_checkpoint(finished, capsys):
+    config, _ = finished
+    state = next(checkpoint.latest(config.run_dir))["model"]
+    encoder = network_of(config.run_dir, "teacher", "student", 2)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, state[f"teacher.0.{name}"]), name
+    student = load_encoder(config.run_dir)[0].state_dict()
+    assert any(not torch.equal(value, student[name]) for name, value in encoder.state_dict().items())
+    assert evaluate(None, str(config.run_dir), ("knn",), "", network="teacher") == 0
+    assert "teacher/knn" in capsys.readouterr().out
+    (entry,) = [e for e in json.loads((config.run_dir / "test.json").read_text()) if "teacher/knn/top1" in e["metrics"]]
+    assert entry["card"]["network"] == "teacher"
+
+
+def test_another_set_has_classifiers_of_its_own(finished, capsys):
+    config, _ = finished
+    assert evaluate(None, str(config.run_dir), ("knn", "linear"), "", name="fashion-mnist-sample") == 0
+    entries = json.loads((config.run_dir / "test.json").read_text())
+    other = {key: value for entry in entries for key, value in entry["metrics"].items() if "transfer" in key}
+    assert set(other) == {f"transfer/fashion-mnist-sample/{name}/top1" for name in ("knn", "linear")}
+    assert all(0.2 < value < 0.95 for value in other.values())  # of ten classes
+
+
+def test_a_run_with_a_store_gets_the_cards_and_hits_as_artifacts(tmp_path):
+    config = pretrain(tmp_path)
+    assert evaluate(None, str(config.run_dir), ("semi",), "") == 0
+    _, (child,) = logged(config)
+    names = {path.name for path in tmp_path.rglob("artifacts/*") if child.info.run_id in str(path)}
+    assert names == {"card.json", "hits.npz", "split_1pct_seed0.txt", "split_10pct_seed0.txt"}
+    assert child.data.params["card.protocol"] == "semi" and child.data.params["card.share"] == "0.01, 0.1"
+    assert set(child.data.metrics) == {"semi/1pct/top1", "semi/10pct/top1"}
+
+
+def pictures(folder, classes):
+    for split, names in classes.items():
+        for name in names:
+            for i in range(4):
+                file = folder / split / name / f"{i}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                seed = [len(split), len(name), ord(name[0]), i]
+                Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)).save(file)
+    return folder
+
+
+def test_what_cannot_be_measured_is_one_line(finished, tmp_path, main):
+    config, _ = finished
+    bare = pictures(tmp_path / "bare", {"": ("",)})
+    for given, words in (
+        ("--protocol knn,vote", "--protocol: got 'knn,vote', expected one or more of knn, linear, semi"),
+        ("--network momentum", "--network"),
+        ("--knn.k 0", "knn.k: got '0', expected comma-separated integer"),
+        ("--knn.k 5,5", "knn.k: got 5,5, expected each value once"),
+        ("--knn.preset mine", "knn.preset: got 'mine', expected 'lightly', 'solo-learn'"),
+        ("--semi.shares 2", "semi.shares: got '2'"),
+        ("--protocol fewshot --fewshot.ways 9", "fewshot.ways: got 9, but 4 classes have 1 training images"),
+        ("--protocol robustness --robustness.corruptions fog", "robustness.corruptions: got 'fog', expected"),
+        ("--data.name cifra10 --data.root x", "data.name: got 'cifra10', expected"),
+        ("--data.name cifar10", "data.root: got none, expected the folder of cifar10"),
+        (f"--data.name cifar10 --data.root {tmp_path}", "data.root: no data_batch_1 in"),
+        ("--data.name imagefolder --data.root /nowhere", "data.root: /nowhere is not there"),
+        ("--data.name synthetic", "data.name: synthetic is the run's own data set; leave it out"),
+        (f"--data.name imagefolder --data.root {bare}", "has no labelled test split"),
+    ):
+        code, _, err = main("evaluate.py", "--checkpoint", config.run_dir, *given.split())
+        assert code == 2 and len(err.splitlines()) == 1 and words in err, (given, err)
+
+
+def test_classes_of_test_that_train_lacks_are_said(finished, monkeypatch):
+    config, _ = finished
+    split = datasets.load_test(config.data)
+    train = type(split)(split.images, np.minimum(split.labels, 2))
+    monkeypatch.setattr(datasets, "load", lambda *_: datasets.Splits(train, None, ("a", "b", "c", "d")))
+    monkeypatch.setattr(datasets, "load_test", lambda *_: split)
+    words = r"1 classes of test are not in train of fashion-mnist-sample \(d\); expected the same classes"
+    with pytest.raises(ConfigError, match=words):
+        evaluate(None, str(config.run_dir), ("semi",), "", name="fashion-mnist-sample")
+
+
+def test_a_run_whose_files_are_gone_is_one_line(tmp_path, main):
+    config = pretrain(tmp_path, **{"tracking.uri": "off"})
+    for folder in config.run_dir.glob("epoch_*"):
+        (folder / checkpoint.FILE).write_bytes(b"torn")
+    code, _, err = main("evaluate.py", "--checkpoint", config.run_dir, "--network", "teacher")
+    assert code == 2 and "the teacher is read from a checkpoint" in err.splitlines()[-1]
+    (config.run_dir / "encoder.safetensors").write_bytes(b"torn")
+    code, _, err = main("evaluate.py", "--checkpoint", config.run_dir)
+    assert code == 2 and "encoder.safetensors" in err and len(err.splitlines()) == 1
+    (config.run_dir / "encoder.safetensors").unlink()
+    code, _, err = main("evaluate.py", "--checkpoint", config.run_dir)
+    assert code == 2 and "no encoder.safetensors" in err and len(err.splitlines()) == 1
+
+
+def test_a_method_without_a_teacher_has_none(tmp_path, main):
+    config = pretrain(tmp_path, **{"tracking.uri": "off", "method.name": "simclr"})
+    code, _, err = main("evaluate.py", "--checkpoint", config.run_dir, "--network", "teacher")
+    assert code == 2 and "got teacher, expected student: simclr has no teacher" in err
