@@ -115,8 +115,8 @@ def _log(record: RunState, place: AnyPath, entry: Mapping[str, Any]) -> None:
     folder = entry.get("folder")
     names = entry.get("files", ()) if folder else ()
     files = [place / FOLDER / str(folder) / name for name in names]
-    found = (entry[key] for key in ENTRY)
-    writer.log_evaluation(record.uri, str(record.run_id), "test", *found, files)
+    what = entry["epoch"], entry["metrics"], entry["facts"], files
+    writer.log_evaluation(record.uri, str(record.run_id), "test", *what)
 
 
 def _other_name(ours: ResolvedData, name: str, root: str | None) -> str:

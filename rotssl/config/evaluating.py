@@ -69,7 +69,7 @@ class FinetuneOptions:
     lr: tuple[float, ...] = opt(
         (0.01, 0.03, 0.1), "Rates of the encoder to try, chosen on a held-out fifth of the part.", gt=0
     )
-    head_lr: float = opt(20.0, "Rate of the classifier, in rates of the encoder.", gt=0)
+    head_lr: float = opt(20, "Rate of the classifier, in rates of the encoder.", gt=0)
     epochs: int | None = opt(None, "Length; default: 60 up to 1% of the labels, 30 up to 10%, else 20.", ge=1)
     batch_size: int | None = opt(None, "Images per step; default: an eighth of the part, 16 to 256.", ge=2)
     scale: tuple[float, float] = opt((0.2, 1.0), "Smallest and largest crop, as shares of the image area.", gt=0, le=1)

@@ -67,7 +67,8 @@ def disk(radius: float, alias: float) -> Tensor:
     round_ = ((line[:, None] ** 2 + line**2) <= radius**2).float()
     soft = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=torch.float32) / alias) ** 2)
     soft = soft / soft.sum()
-    kernel = F.conv2d(round_[None, None] / round_.sum(), torch.outer(soft, soft)[None, None], padding=half)[0, 0]
+    whole = F.pad(round_[None, None] / round_.sum(), [half] * 4, mode="reflect")
+    kernel = F.conv2d(whole, torch.outer(soft, soft)[None, None])[0, 0]
     kept = int((kernel.sum(0) > 1e-6).nonzero().min())  # the same on all sides
     return kernel[kept : len(kernel) - kept, kept : len(kernel) - kept]
 

@@ -1,6 +1,7 @@
 """The protocols of jobs/evaluate.py beside kNN and the probe: what they measure, what they write, what they refuse."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -112,6 +113,7 @@ def test_the_teacher_is_read_from_the_newest_checkpoint(finished, capsys):
     assert entry["card"]["network"] == "teacher"
 
 
+@pytest.mark.exhaustive
 def test_another_set_has_classifiers_of_its_own(finished, capsys):
     config, _ = finished
     assert evaluate(None, str(config.run_dir), ("knn", "linear"), "", name="fashion-mnist-sample") == 0
@@ -121,6 +123,7 @@ def test_another_set_has_classifiers_of_its_own(finished, capsys):
     assert all(0.2 < value < 0.95 for value in other.values())  # of ten classes
 
 
+@pytest.mark.exhaustive
 def test_a_run_with_a_store_gets_the_cards_and_hits_as_artifacts(tmp_path):
     config = pretrain(tmp_path)
     assert evaluate(None, str(config.run_dir), ("semi",), "") == 0
@@ -131,20 +134,9 @@ def test_a_run_with_a_store_gets_the_cards_and_hits_as_artifacts(tmp_path):
     assert set(child.data.metrics) == {"semi/1pct/top1", "semi/10pct/top1"}
 
 
-def pictures(folder, classes):
-    for split, names in classes.items():
-        for name in names:
-            for i in range(4):
-                file = folder / split / name / f"{i}.png"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                seed = [len(split), len(name), ord(name[0]), i]
-                Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)).save(file)
-    return folder
-
-
 def test_what_cannot_be_measured_is_one_line(finished, tmp_path, main):
     config, _ = finished
-    bare = pictures(tmp_path / "bare", {"": ("",)})
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.png")  # without classes
     for given, words in (
         ("--protocol knn,vote", "--protocol: got 'knn,vote', expected one or more of knn, linear, semi"),
         ("--network momentum", "--network"),
@@ -159,7 +151,7 @@ def test_what_cannot_be_measured_is_one_line(finished, tmp_path, main):
         (f"--data.name cifar10 --data.root {tmp_path}", "data.root: no data_batch_1 in"),
         ("--data.name imagefolder --data.root /nowhere", "data.root: /nowhere is not there"),
         ("--data.name synthetic", "data.name: synthetic is the run's own data set; leave it out"),
-        (f"--data.name imagefolder --data.root {bare}", "has no labelled test split"),
+        (f"--data.name imagefolder --data.root {tmp_path}", "has no labelled test split"),
     ):
         code, _, err = main("evaluate.py", "--checkpoint", config.run_dir, *given.split())
         assert code == 2 and len(err.splitlines()) == 1 and words in err, (given, err)
@@ -176,20 +168,23 @@ def test_classes_of_test_that_train_lacks_are_said(finished, monkeypatch):
         evaluate(None, str(config.run_dir), ("semi",), "", name="fashion-mnist-sample")
 
 
-def test_a_run_whose_files_are_gone_is_one_line(tmp_path, main):
-    config = pretrain(tmp_path, **{"tracking.uri": "off"})
-    for folder in config.run_dir.glob("epoch_*"):
+def test_a_run_whose_files_are_gone_is_one_line(finished, tmp_path, main):
+    run = tmp_path / "rotssl" / "run"
+    shutil.copytree(finished[0].run_dir, run)
+    (run / "test.json").unlink()
+    for folder in run.glob("epoch_*"):
         (folder / checkpoint.FILE).write_bytes(b"torn")
-    code, _, err = main("evaluate.py", "--checkpoint", config.run_dir, "--network", "teacher")
+    code, _, err = main("evaluate.py", "--checkpoint", run, "--network", "teacher")
     assert code == 2 and "the teacher is read from a checkpoint" in err.splitlines()[-1]
-    (config.run_dir / "encoder.safetensors").write_bytes(b"torn")
-    code, _, err = main("evaluate.py", "--checkpoint", config.run_dir)
+    (run / "encoder.safetensors").write_bytes(b"torn")
+    code, _, err = main("evaluate.py", "--checkpoint", run)
     assert code == 2 and "encoder.safetensors" in err and len(err.splitlines()) == 1
-    (config.run_dir / "encoder.safetensors").unlink()
-    code, _, err = main("evaluate.py", "--checkpoint", config.run_dir)
+    (run / "encoder.safetensors").unlink()
+    code, _, err = main("evaluate.py", "--checkpoint", run)
     assert code == 2 and "no encoder.safetensors" in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_method_without_a_teacher_has_none(tmp_path, main):
     config = pretrain(tmp_path, **{"tracking.uri": "off", "method.name": "simclr"})
     code, _, err = main("evaluate.py", "--checkpoint", config.run_dir, "--network", "teacher")

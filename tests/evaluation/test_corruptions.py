@@ -63,8 +63,8 @@ def test_defocus_is_the_mean_over_a_disk():
     y, x = np.mgrid[-3:4, -3:4]
     assert kernel.shape == (7, 7) and np.abs(kernel.numpy() - (x**2 + y**2 <= 9) / 29).max() < 1e-6
     soft = corruptions.disk(4, 0.5)
-    assert float(soft.sum()) == pytest.approx(1) and (soft == soft.T).all() and (soft >= 0).all()
-    assert corruptions.disk(10, 0.5).shape == (25, 25) and corruptions.disk(0.3, 0.4).shape == (3, 3)
+    assert float(soft.sum()) == pytest.approx(1) and torch.allclose(soft, soft.T) and (soft >= 0).all()
+    assert corruptions.disk(10, 0.5).shape == (21, 21) and corruptions.disk(0.3, 0.4).shape == (3, 3)
     point = torch.zeros(1, 1, 15, 15)
     point[..., 7, 7] = 1
     found = change("defocus_blur", point, (3, 0.1))[0, 0]
@@ -105,7 +105,7 @@ def test_pixelate_makes_boxes_and_jpeg_is_pillow_s():
     assert corrupted(pixels[:, :1], "jpeg", 5).shape == (2, 1, 32, 32)  # gray images too
 
 
-@pytest.mark.parametrize("side", [32, 96])
+@pytest.mark.parametrize("side", [32, pytest.param(96, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", list(CORRUPTIONS))
 def test_each_severity_is_further_from_the_image_than_the_one_before(name, side):
     pixels = pictures(side)
