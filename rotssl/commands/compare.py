@@ -90,7 +90,7 @@ def compare(
     if sweep is not None:
         parent = _find_sweep(records, sweep)
         only = {record.run_id for record in records if record.parent == parent} | reader.trial_ids(uri, parent)
-    from rotssl.reports import findings, groups, tables
+    from rotssl.reports import evaluations, findings, groups, tables
     from rotssl.reports.comparison import compare_cells
 
     chosen = [record for record in records if only is None or record.run_id in only]
@@ -108,9 +108,11 @@ def compare(
         "facts": dict(facts),
         "warnings": warnings,
         "recommendations": [_recommendation(choice, lines, timed) for choice, lines, timed in choices],
+        "evaluations": evaluations.content_of(records, runs),
     }
     told = [[*lines, *timed] for _, lines, timed in choices]
-    report = Report(found, told, warnings, tables.tables_of(found), content, (), None)
+    shown = [*tables.tables_of(found), *evaluations.tables_of(records, runs)]
+    report = Report(found, told, warnings, shown, content, (), None)
     try:
         with filled(output) as here:
             files = _write(report, experiment, here, facts)

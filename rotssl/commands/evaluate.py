@@ -104,10 +104,17 @@ def evaluate(
             return EXIT_FAILED
     else:
         print("already measured:")
-    terminal.show(terminal.measures(f"{config.tracking.run_name} on the test split", known, "test", others=True))
+    _show(config.tracking.run_name, known)
     if off:
         print(f"not recorded in MLflow, because the run is not; saved in {place / KEPT}")
     return EXIT_OK
+
+
+def _show(name: str, known: Mapping[str, float]) -> None:
+    from rotssl.reports import evaluations
+
+    more = [row for row in evaluations.rows(known) if row[0] not in ("knn", "linear")]
+    terminal.show(terminal.measures(f"{name} on the test split", known, "test", more))
 
 
 def _log(record: RunState, place: AnyPath, entry: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, RenderableType
@@ -15,8 +15,6 @@ from rotssl.runs.journal import Points
 if TYPE_CHECKING:  # with it come numpy and scipy
     from rotssl.reports.tables import Table
 
-_SPREADS = ("interval", "deviation")  # beside an accuracy
-_CORRUPTED = re.compile(r"(.*)robustness/((?!rotate_)[a-z_]+)_\d(?:_seed\d+)?/(knn|linear)")
 _WORDS = re.compile(r"[a-z]+ [a-z]+ [a-z]+")
 _ROWS = (
     ("kNN top-1 on {split}", "knn/top1", "{:.1%}"),
@@ -58,36 +56,19 @@ def result(name: str, points: Points) -> RichTable:
     return measures(f"{name}, epoch {max(points)}", points[max(points)])
 
 
-def measures(title: str, last: Mapping[str, float], split: str = "validation", others: bool = False) -> RichTable:
-    """A table of metrics measured on a split, with readable names; with ``others`` also those of further protocols."""
+def measures(
+    title: str, last: Mapping[str, float], split: str = "validation", more: Iterable[tuple[str, str]] = ()
+) -> RichTable:
+    """A table of metrics measured on a split, with readable names, and more rows of names and values."""
     table = RichTable(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
     for label, key, form in _ROWS:
         if key in last:
             table.add_row(label.format(split=split), form.format(last[key]))
-    for label, value in evaluations(last) if others else ():
-        table.add_row(label, value)
+    for label, value in more:
+        table.add_row(escape(label), value)
     return table
-
-
-def evaluations(known: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Names and values of what jobs/evaluate.py measured beside kNN and the linear probe; severities are averaged."""
-    rows, groups = list[tuple[str, str]](), dict[str, list[float]]()
-    for key in sorted(known):
-        name, _, leaf = key.rpartition("/")
-        spread = next((known[f"{name}/{more}"] for more in _SPREADS if f"{name}/{more}" in known), None)
-        changed = _CORRUPTED.fullmatch(name)
-        if leaf != "top1" or name in ("knn", "linear"):
-            continue
-        if changed:
-            before, corruption, classifier = changed.groups()
-            for group in (corruption, "all corruptions"):
-                groups.setdefault(f"{before}robustness/{group}, {classifier}", []).append(known[key])
-            continue
-        rows.append((name, f"{known[key]:.1%}" + ("" if spread is None else f" \u00b1 {spread:.1%}")))
-    means = ((f"{name} (mean of {len(found)})", f"{sum(found) / len(found):.1%}") for name, found in groups.items())
-    return [*rows, *means]
 
 
 def convergence(title: str, names: Sequence[str], curves: Sequence[Points], metric: str = "knn/top1") -> RichTable:

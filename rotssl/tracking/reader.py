@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class TrackedRun:
         params: the resolved configuration, dotted names, all values as text.
         tags: additional facts.
         points: epoch -> metrics; the first logged value of each metric counts.
+        values: metrics of an evaluation.
     """
 
     run_id: str
@@ -38,6 +39,7 @@ class TrackedRun:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     points: Points
+    values: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def parent(self) -> str | None:
@@ -179,4 +181,5 @@ def _record(client: Any, run: Any, metrics: Sequence[str]) -> TrackedRun:
         params=dict(run.data.params),
         tags=dict(run.data.tags),
         points=points,
+        values=dict(run.data.metrics) if run.data.tags.get("kind") == "evaluation" else {},
     )

@@ -19,6 +19,7 @@ from rotssl.tracking.store import PARENT, client_of, short
 from rotssl.tracking.system import of_epochs
 
 log = logging.getLogger(__name__)
+MOST = 1000  # metrics that MLflow takes in a request
 
 
 class _Sent:
@@ -164,12 +165,11 @@ def log_evaluation(
     tags = {"mlflow.parentRunId": run_id, "kind": "evaluation", "split": split}
     made = client.create_run(client.get_run(run_id).info.experiment_id, run_name=f"evaluation-{split}", tags=tags)
     now = int(time.time() * 1000)
-    client.log_batch(
-        made.info.run_id,
-        metrics=[Metric(key, value, now, step) for key, value in metrics.items()],
-        params=[Param(key, value) for key, value in facts.items()],
-        tags=[RunTag("status_reason", "completed")],
-    )
+    entries = [Metric(key, value, now, step) for key, value in metrics.items()]
+    for first in range(0, len(entries), MOST):
+        client.log_batch(made.info.run_id, metrics=entries[first : first + MOST])
+    params = [Param(key, value) for key, value in facts.items()]
+    client.log_batch(made.info.run_id, params=params, tags=[RunTag("status_reason", "completed")])
     client.set_terminated(made.info.run_id, "FINISHED")
     _attach(client, made.info.run_id, files)
 
