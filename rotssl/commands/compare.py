@@ -93,8 +93,7 @@ def compare(
     from rotssl.reports import evaluations, findings, groups, tables
     from rotssl.reports.comparison import compare_cells
 
-    chosen = [record for record in records if only is None or record.run_id in only]
-    runs, left_out = groups.sift(chosen, metric)
+    runs, left_out = groups.sift([record for record in records if only is None or record.run_id in only], metric)
     owners = {run.parent for run in runs}
     if parent is None and len(owners) == 1:
         parent = owners.pop()

@@ -74,14 +74,11 @@ def evaluate(
     record = _finished(place)
     off = record.uri == OFF
     config = recorded(place, None if name else root)
-    done = max(journal.read(place), default=0)
-    if done < config.train.epochs:
-        count = f"{done} of {config.train.epochs} epochs"
-        raise ConfigError(f"--checkpoint: the journal in {place} has {count}; run it again first")
+    done = _epochs(config, place)
     network = network or config.evaluation.network
     if network == "teacher" and not METHODS[config.method.name].teacher:
         raise ConfigError(f"--network: got teacher, expected student: {config.method.name} has no teacher")
-    other = _other_name(config.data, name, root) if name else ""
+    other, data = _other(config.data, name, root) if name else ("", None)
     numbers = plan(protocols, options or Options(), config.evaluation, network, other)
     logged = {} if off else reader.evaluations_of(record.uri, str(record.run_id), "test")
     kept = _kept(place / KEPT)
@@ -92,7 +89,7 @@ def evaluate(
     if new := [number for number in numbers if number.key not in known]:
         check_writable(place)
         try:
-            for entry in _measure(config, place, new, network, done, other and _other_data(config.data, name, root)):
+            for entry in _measure(config, place, new, network, done, data):
                 known |= entry["metrics"]
                 if off:
                     missing.append(entry)
@@ -108,6 +105,19 @@ def evaluate(
     if off:
         print(f"not recorded in MLflow, because the run is not; saved in {place / KEPT}")
     return EXIT_OK
+
+
+def _epochs(config: cfg.ResolvedConfig, place: AnyPath) -> int:
+    """The epochs of a run that has all of them.
+
+    Raises:
+        ConfigError: it lacks some.
+    """
+    done = max(journal.read(place), default=0)
+    if done < config.train.epochs:
+        count = f"{done} of {config.train.epochs} epochs"
+        raise ConfigError(f"--checkpoint: the journal in {place} has {count}; run it again first")
+    return done
 
 
 def _show(name: str, known: Mapping[str, float]) -> None:
@@ -126,8 +136,8 @@ def _log(record: RunState, place: AnyPath, entry: Mapping[str, Any]) -> None:
     writer.log_evaluation(record.uri, str(record.run_id), "test", *what)
 
 
-def _other_name(ours: ResolvedData, name: str, root: str | None) -> str:
-    """What another data set is called in keys.
+def _other(ours: ResolvedData, name: str, root: str | None) -> tuple[str, ResolvedData]:
+    """What another data set is called in keys, and its data section, in the views' size of the run.
 
     Raises:
         ConfigError: there is no such data set, it lacks a folder, or it is the run's own.
@@ -141,15 +151,11 @@ def _other_name(ours: ResolvedData, name: str, root: str | None) -> str:
     same = kind in ("package", "torchvision") or there == os.path.abspath(os.path.expanduser(ours.root or ""))
     if name == ours.name and same:
         raise ConfigError(f"data.name: {name} is the run's own data set; leave it out")
+    data = dataclasses.replace(ours, name=name, root=root, limit=None)
     if kind in ("package", "torchvision"):
-        return name
+        return name, data
     last = re.sub(r"[^\w.-]+", "-", there.rstrip("/").rsplit("/", 1)[-1]) or "root"
-    return f"{name}-{last}-{zlib.crc32(there.encode()):08x}"
-
-
-def _other_data(ours: ResolvedData, name: str | None, root: str | None) -> ResolvedData:
-    """The data section of another data set, in the views' size of the run."""
-    return dataclasses.replace(ours, name=name, root=root, limit=None)  # type: ignore[arg-type]
+    return f"{name}-{last}-{zlib.crc32(there.encode()):08x}", data
 
 
 def _finished(place: AnyPath) -> RunState:
@@ -192,7 +198,7 @@ def _measure(
     numbers: Sequence[Number],
     network: str,
     epoch: int,
-    other: ResolvedData | str,
+    other: ResolvedData | None,
 ) -> Iterator[dict[str, Any]]:
     """Measure numbers, protocol by protocol; yields an entry for each, whose files are in the run's folder.
 
@@ -202,7 +208,7 @@ def _measure(
         numbers: what to measure, those of a protocol one after the other.
         network: student or teacher.
         epoch: of the run's end, 1-based.
-        other: the data section of another set than the run's; empty: none.
+        other: the data section of another set than the run's, or None.
     """
     import torch
 
@@ -213,7 +219,7 @@ def _measure(
     from rotssl.models.networks import network_of
 
     encoder = network_of(folder, network, config.evaluation.network, epoch)
-    data = config.data if isinstance(other, str) else other
+    data = other or config.data
     train, test = _images(config, folder, other)
     device = indexed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -241,12 +247,11 @@ def _measure(
         yield dict(zip(ENTRY, found, strict=True)) | {"card": card, "folder": place, "files": files}
 
 
-def _images(config: cfg.ResolvedConfig, folder: AnyPath, other: ResolvedData | str) -> tuple[ImageSet, ImageSet]:
+def _images(config: cfg.ResolvedConfig, folder: AnyPath, other: ResolvedData | None) -> tuple[ImageSet, ImageSet]:
     """The training images, and the test images."""
     from rotssl.evaluation.bench import check_labels
 
-    own, holdout = isinstance(other, str), config.evaluation.holdout
-    data = config.data if isinstance(other, str) else other
+    own, data, holdout = other is None, other or config.data, config.evaluation.holdout
     if data.root is not None and "://" not in data.root and not Path(os.path.expanduser(data.root)).exists():
         why = "is not there any more; give the images' new place: --data.root DIR" if own else "is not there"
         raise ConfigError(f"data.root: {data.root} {why}")
