@@ -74,10 +74,8 @@ def evaluate(
     record = _finished(place)
     off = record.uri == OFF
     config = recorded(place, None if name else root)
-    done = _epochs(config, place)
     network = network or config.evaluation.network
-    if network == "teacher" and not METHODS[config.method.name].teacher:
-        raise ConfigError(f"--network: got teacher, expected student: {config.method.name} has no teacher")
+    done = _epochs(config, place, network)
     other, data = _other(config.data, name, root) if name else ("", None)
     numbers = plan(protocols, options or Options(), config.evaluation, network, other)
     logged = {} if off else reader.evaluations_of(record.uri, str(record.run_id), "test")
@@ -101,18 +99,18 @@ def evaluate(
             return EXIT_FAILED
     else:
         print("already measured:")
-    _show(config.tracking.run_name, known)
-    if off:
-        print(f"not recorded in MLflow, because the run is not; saved in {place / KEPT}")
+    _show(config.tracking.run_name, known, place / KEPT if off else None)
     return EXIT_OK
 
 
-def _epochs(config: cfg.ResolvedConfig, place: AnyPath) -> int:
-    """The epochs of a run that has all of them.
+def _epochs(config: cfg.ResolvedConfig, place: AnyPath, network: str) -> int:
+    """The epochs of a run that has all of them, and a network of this name.
 
     Raises:
-        ConfigError: it lacks some.
+        ConfigError: it lacks some, or the teacher.
     """
+    if network == "teacher" and not METHODS[config.method.name].teacher:
+        raise ConfigError(f"--network: got teacher, expected student: {config.method.name} has no teacher")
     done = max(journal.read(place), default=0)
     if done < config.train.epochs:
         count = f"{done} of {config.train.epochs} epochs"
@@ -120,11 +118,14 @@ def _epochs(config: cfg.ResolvedConfig, place: AnyPath) -> int:
     return done
 
 
-def _show(name: str, known: Mapping[str, float]) -> None:
+def _show(name: str, known: Mapping[str, float], kept: AnyPath | None) -> None:
+    """Print what is known of a run on test, and where it is kept if there is no store."""
     from rotssl.reports import evaluations
 
     more = [row for row in evaluations.rows(known) if row[0] not in ("knn", "linear")]
     terminal.show(terminal.measures(f"{name} on the test split", known, "test", more))
+    if kept is not None:
+        print(f"not recorded in MLflow, because the run is not; saved in {kept}")
 
 
 def _log(record: RunState, place: AnyPath, entry: Mapping[str, Any]) -> None:
