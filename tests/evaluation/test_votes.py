@@ -66,9 +66,10 @@ def test_hits_are_those_of_plain_float64_on_1000_points_with_ties(euclidean):
 def test_a_tie_of_classes_goes_to_the_first_class_and_of_neighbours_to_the_first_image():
     row = torch.tensor([[1.0, 2.0]])
     bank, labels = row.repeat(6, 1), torch.tensor([4, 3, 3, 4, 2, 1])
-    for k, winner in ((1, 4), (2, 3), (4, 3), (6, 3)):
-        (hits,) = knn_hits_of(bank, labels, row, torch.tensor([winner]), [Vote(k)])
-        assert hits.tolist() == [True], k
+    winners = {1: 4, 2: 3, 4: 3, 6: 3}
+    for asked in range(5):
+        found = knn_hits_of(bank, labels, row, torch.tensor([asked]), [Vote(k) for k in winners])
+        assert [bool(hits) for hits in found] == [asked == winner for winner in winners.values()]
 
 
 def test_lightly_and_scikit_learn_agree_to_the_last_image():
