@@ -14,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 from rotssl.config.datasets import DatasetName
 from rotssl.config.fields import Auto, opt
 from rotssl.config.methods import METHODS, MethodConfig
+from rotssl.config.oracle import OracleConfig
 from rotssl.config.tasks import TaskSections
 from rotssl.config.views import ViewsConfig
 
@@ -321,6 +322,7 @@ class Config(TaskSections, _First):
     """One run: its sections, in the order of the field's base classes, the last one first."""
 
     tasks: TasksConfig = field(default_factory=TasksConfig)
+    oracle: OracleConfig = field(default_factory=OracleConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)

@@ -23,6 +23,7 @@ _FACTS = {
     "git_commit": "git commit",
 }
 SWITCHED_OFF = "switched_off"
+LABELS = "labels_in_pretraining"
 _TIMING = ("device", "world_size", "precision")
 
 
@@ -151,6 +152,11 @@ def facts(
     mixed = [_FACTS[key] for key in _TIMING if len(_counts(runs, key)) > 1]
     if mixed:
         warnings.append(f"The runs differ in {', '.join(mixed)}: their times may not be comparable.")
+    told = Counter(run.tags[LABELS] for run in runs if LABELS in run.tags)
+    if told:
+        warnings.insert(
+            0, f"LABELS WERE USED IN PRETRAINING in {sum(told.values())} of {len(runs)} runs: {next(iter(told))}."
+        )
     off = Counter(run.tags[SWITCHED_OFF] for run in runs if SWITCHED_OFF in run.tags)
     if off:
         warnings.append(f"In {sum(off.values())} of {len(runs)} runs a task was switched off: {next(iter(off))}.")

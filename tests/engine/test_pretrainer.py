@@ -8,7 +8,8 @@ from torch import nn
 
 from rotssl.base import distributed
 from rotssl.config.methods import METHODS
-from rotssl.engine.pretrainer import _Inputs, build_pretrainer, compare_gradients, encoder_gradients
+from rotssl.engine.gradients import compare_gradients, encoder_gradients
+from rotssl.engine.pretrainer import _Inputs, build_pretrainer
 from rotssl.models import norm as norms
 from tests.small_runs import CPU, PAPER, arithmetic, batch, make_config, trainer
 
