@@ -23,6 +23,7 @@ def check(c: Config) -> None:
     for name in TASKS:
         _check_task(c, name)
     _check_equivariance(c)
+    _check_method_weight(c)
     _check_oracle(c)
     _check_training(c)
     _check_evaluation(c)
@@ -124,6 +125,12 @@ def _check_task(c: Config, name: str) -> None:
     task.check()
     fits = task.share == type(task).share or not task.on or task.weight == "auto"
     require(fits, f"{name}.share", task.share, f"no share with {name}.weight {task.weight}; it sets the weight auto")
+
+
+def _check_method_weight(c: Config) -> None:
+    weight, shared = c.tasks.method_weight, [name for name, task in c.active().items() if task.weight == "auto"]
+    require(weight == 1 or not shared, "tasks.method_weight", weight, "1 with a share, which is measured against it")
+    require(weight > 0 or bool(c.active()), "tasks.method_weight", weight, "more than 0 without an auxiliary task")
 
 
 def _check_equivariance(c: Config) -> None:

@@ -101,6 +101,7 @@ class ModelConfig:
 class TasksConfig:
     """Settings shared by all auxiliary tasks."""
 
+    method_weight: float = opt(1.0, "Weight of the method's loss; 0: tasks alone, for analysis.", ge=0, later=True)
     log_gradients_every: int = opt(
         0, "Compare each task's gradient with the method's, at the encoder, every N steps; 0: never.", ge=0
     )
@@ -184,6 +185,7 @@ class TrainConfig:
         ge=0,
         later=True,
     )
+    keep_every: int = opt(0, "Keep the checkpoint of every N-th epoch for good; 0: of none.", ge=0, later=True)
     max_skipped: int | None = opt(
         None, "With on_nan skip: most steps of an epoch that are skipped; null: all but one.", ge=0, later=True
     )

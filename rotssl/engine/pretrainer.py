@@ -82,7 +82,10 @@ class Pretrainer(nn.Module):
 
     Attributes:
         off: names of the tasks that no longer take part.
+        method_weight: weight of the method's loss.
     """
+
+    method_weight: float = 1.0
 
     def __init__(
         self,
@@ -140,8 +143,10 @@ class Pretrainer(nn.Module):
         whole["projector"] = z[:count]
         z = [self._fork("projector", view) for view in (_rows(z[:count], rest) + z[count:] if late else z)]
         out = self.split.loss(self.method, z, self._teach(inputs, ctx), ctx.of_rows(rest), count)
-        parts = {METHOD: out.loss}
-        logs = {"loss/ssl": out.loss.detach(), "feature/std": feature_std(torch.stack(z).detach())}
+        parts = {METHOD: out.loss if self.method_weight == 1 else self.method_weight * out.loss}
+        logs = {"loss/ssl": out.loss.detach()}
+        if self.method_weight > 0:  # else nothing trains the projector
+            logs["feature/std"] = feature_std(torch.stack(z).detach())
         logs.update(out.logs)
         for name, task in on.items():
             joined = {place: features[name] for place, features in seen.items()} if name in joint else None
@@ -314,4 +319,6 @@ def build_pretrainer(config: ResolvedConfig, device: torch.device) -> Pretrainer
         norm.convert_norm(module, config.model.norm, device, config.model.norm_splits)
     joint = None if config.model.joint_views == "auto" else config.model.joint_views
     options = joint, layer, config.views.split, config.model.norm == "split"
-    return Pretrainer(encoder, method, tasks, *options).to(device)
+    model = Pretrainer(encoder, method, tasks, *options)
+    model.method_weight = config.tasks.method_weight
+    return model.to(device)

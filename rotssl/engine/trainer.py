@@ -87,7 +87,7 @@ class Trainer:
         ours = runtime.rank, runtime.world_size, self.augment, splits.train.labels
         self.loader = Loader(config, splits.train.images, device, *ours)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
-        self.recorder = EpochRecorder(journal, runtime)
+        self.recorder = EpochRecorder(journal, runtime, train.keep_every)
         self.alarm = Alarm(train.on_collapse, journal.points, runtime)
         self.clock = Clock(train.save_minutes, device, journal.folder / checkpoint.ASKED)
         self.warmup = round(config.optim.warmup_epochs * self.steps_per_epoch)

@@ -96,9 +96,10 @@ def found_in(runs: Sequence[TrackedRun], study: Study, metric: str) -> list[Foun
         place = sorted_in.setdefault((run.params["method.name"], budget), {}).setdefault(line, {}).setdefault(value, {})
         seed = seed_of(run)
         if seed in place:
+            at = "" if value is None else f" at {study.field} {label(value, study)}"
             differ = sorted(k for k, v in run.params.items() if place[seed].params.get(k) != v)
             raise ConfigError(
-                f"{place[seed].name} and {run.name} are both {line} at {study.field} {label(value, study)}, but differ in "
+                f"{place[seed].name} and {run.name} are both {line}{at}, but differ in "
                 f"{', '.join(differ)}: choose one sweep with --sweep"
             )
         place[seed] = run
@@ -140,7 +141,8 @@ def ordered(values: Mapping[Value, object], study: Study) -> list[Value]:
 
 
 def _answers(method: str, lines: Mapping[str, Mapping[Value, Runs]], study: Study, metric: str) -> list[Answer]:
-    known = study.paper.get(method, {})
+    every = ordered(dict.fromkeys(value for line in lines.values() for value in line), study)
+    known = _papers(method, study, every)
     answers: list[Answer] = []
     for name, line in lines.items():
         values = ordered(line, study)
@@ -159,14 +161,14 @@ def _answers(method: str, lines: Mapping[str, Mapping[Value, Runs]], study: Stud
                 words = f"{method}, {name} over plain at {label(value, study)}"
                 paper = _apart(known.get(name), value, known.get(PLAIN), value)
                 answers += _answer(words, lines[name][value], other, metric, paper)
-    return [*answers, *_change_of_gain(method, lines, study, metric)]
+    return [*answers, *_change_of_gain(method, lines, study, known, metric)]
 
 
 def _change_of_gain(
-    method: str, lines: Mapping[str, Mapping[Value, Runs]], study: Study, metric: str
+    method: str, lines: Mapping[str, Mapping[Value, Runs]], study: Study, known: Mapping[str, Line], metric: str
 ) -> Iterator[Answer]:
     """How the gain of rotation over plain changes from the first to the last value that both lines have."""
-    plain, turned, known = lines[PLAIN], lines.get(ROTATION, {}), study.paper.get(method, {})
+    plain, turned = lines[PLAIN], lines.get(ROTATION, {})
     both = [value for value in ordered(turned, study) if value in plain and isinstance(value, float)]
     if len(both) < 2:
         return
@@ -201,6 +203,15 @@ def _apart(ours: Line | None, value: Value, theirs: Line | None, other: Value) -
     return None if one is None or two is None else one - two
 
 
+def _papers(method: str, study: Study, values: Sequence[Value]) -> Mapping[str, Line]:
+    """The paper's lines of a method; if it varies another quantity, its first and last number at our first and last value."""
+    known = study.paper.get(method, {})
+    if not study.paper_axis or not values:
+        return known
+    ends = {values[0]: 0, values[-1]: -1}
+    return {name: {value: list(line.values())[i] for value, i in ends.items()} for name, line in known.items()}
+
+
 def reading(found: Sequence[Found], study: Study) -> list[str]:
     """The paragraph: what our runs say, sentence by sentence, and how the paper's setting differs."""
     lines = [str(answer) for entry in found for answer in entry.answers]
@@ -223,7 +234,9 @@ def content(found: Sequence[Found], study: Study, metric: str) -> dict[str, obje
                             "value": None if value is None else label(value, study),
                             "accuracy": {str(seed): last_point(run)[metric] for seed, run in sorted(runs.items())},
                             "mean": mean_of(last_point(run)[metric] for run in runs.values()),
-                            "paper": study.paper.get(entry.method, {}).get(name, {}).get(value),
+                            "paper": None
+                            if study.paper_axis
+                            else study.paper.get(entry.method, {}).get(name, {}).get(value),
                         }
                         for value, runs in line.items()
                     ]

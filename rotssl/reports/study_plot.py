@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rotssl.reports.paper import ALONE, PLAIN, ROTATION, Study
 from rotssl.reports.plots import DPI, pyplot
 from rotssl.reports.reach import last_point, mean_of
 from rotssl.reports.studies import Found, Runs, label, ordered
 from rotssl.reports.tables import name_of
+
+if TYPE_CHECKING:  # it imports torch
+    from rotssl.engine.signal import Signal
 
 _STYLES = {
     PLAIN: {"color": "black"},
@@ -46,11 +49,53 @@ def save(found: Sequence[Found], study: Study, metric: str, path: Path) -> None:
     ):
         _draw(panel, lines, study)
         panel.set_title(title, loc="left")
-        panel.set_xlabel(study.axis)
+        panel.set_xlabel(study.axis if panel is panels[0] else study.paper_axis or study.axis)
         panel.grid(alpha=0.25)
         panel.legend(frameon=False, fontsize=8)
     panels[0].set_ylabel("accuracy, %")
     figure.suptitle(study.title, fontweight="bold")
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def save_signal(points: "Sequence[tuple[int, Signal]]", title: str, path: Path) -> None:
+    """Draw the SNR of each loss's gradient and the cosines of losses against the epoch; what was not seen is left out.
+
+    Args:
+        points: epoch, and what was measured after it.
+        title: of the picture.
+        path: path of the PNG.
+    """
+    plt = pyplot()
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for panel, kind, label_ in ((panels[0], "snr", "SNR of one batch"), (panels[1], "cosine", "cosine")):
+        names = dict.fromkeys(name for _, point in points for name in getattr(point, kind))
+        for name in names:
+            seen = [(epoch, getattr(point, kind).get(name)) for epoch, point in points]
+            kept = [(epoch, value) for epoch, value in seen if value is not None]
+            if kept:
+                panel.plot(*zip(*kept, strict=True), marker="o", markersize=4, label=name)
+        panel.axhline(0, color="0.6", linewidth=0.8)
+        panel.set_xlabel("epochs done")
+        panel.set_ylabel(label_)
+        panel.grid(alpha=0.25)
+        if panel.lines[:-1]:
+            panel.legend(frameon=False)
+    figure.suptitle(f"Gradients at the encoder: {title}", fontweight="bold")
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def save_histogram(overlaps: Sequence[float], least: float, path: Path) -> None:
+    """Draw how often two crops of an image overlap how far, and the bound if there is one."""
+    plt = pyplot()
+    figure, panel = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    panel.hist(overlaps, bins=50, range=(0, 1), color="#0072B2")
+    if least:
+        panel.axvline(least, color="#D55E00", label=f"views.min_overlap {least:g}")
+        panel.legend(frameon=False)
+    panel.set_xlabel("intersection over union of two crops")
+    panel.set_ylabel("pairs")
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
 

@@ -220,7 +220,8 @@ def test_the_host_waits_for_no_value(tmp_path, method):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    small = {"method": "mocov2", **SMALL, "oracle.false_negatives": 0.5, "evaluation.knn_every": 0}
+    small = {"method": "mocov2", **SMALL, "data.limit": 48, "oracle.false_negatives": 0.5}
+    small |= {"evaluation.knn_every": 0, "evaluation.linear": False}
     whole = run_to({"folder": tmp_path / "whole", **small})
     run_to({"folder": tmp_path / "halves", **small, "train.stop_after": 2})
     resumed = run_to({"folder": tmp_path / "halves", **small})
@@ -248,7 +249,8 @@ def test_methods_without_negatives_and_images_without_labels_are_refused():
 
 
 def test_a_run_with_an_oracle_says_so_first_and_a_report_of_it_too(tmp_path):
-    config = make_config(tmp_path, "simclr", **SMALL, **FULL)
+    quick = {"train.epochs": 1, "optim.warmup_epochs": 0, "evaluation.knn_every": 0, "evaluation.linear": False}
+    config = make_config(tmp_path, "simclr", **SMALL, **FULL, **quick)
     run_, said = trainer(config), []
     run_.runtime.progress = said.append
     run_.run()
