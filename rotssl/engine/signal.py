@@ -114,9 +114,9 @@ def measured(run: Trainer, batches: int, epoch: int) -> Signal:
         for images, ctx in itertools.islice(_fresh(run, min(epoch, run.config.train.epochs - 1)), batches):
             with torch.no_grad():
                 views = run.augment(images, ctx).map(lambda view: view.contiguous(memory_format=run.layout))
-            with autocast(run.runtime.device, HALF.get(run.precision)):
-                out = run.model(views, ctx)
             with run.model.balance.pause():
+                with autocast(run.runtime.device, HALF.get(run.precision)):
+                    out = run.model(views, ctx)
                 spread.add(encoder_gradients(out.parts, run.model.encoder))
     finally:
         run.augment.seed = seed

@@ -143,7 +143,7 @@ STUDIES = {
         "form of the task",
         f"table A7, {_C10}",
         {"byol": {PLAIN: {None: 89.30}, ROTATION: {"extra": 91.89, "in_place": 87.75}}},
-        remark="the paper's in-place row turns each view by its own angle (rotation.angles independent) and has the extra views "
-        "as well; its contrastive and cosine losses over angles are not there",
+        remark="the paper's in-place row turns each view by its own angle, as ours does with rotation.angles independent only, "
+        "and has the extra views as well; its contrastive and cosine losses over angles are not there",
     ),
 }

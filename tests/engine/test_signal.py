@@ -74,10 +74,18 @@ def test_what_has_no_gradient_has_no_ratio_and_one_batch_no_spread():
 
 @pytest.mark.parametrize("method", ["byol", pytest.param("mocov2", marks=pytest.mark.exhaustive)])
 def test_measuring_a_run_leaves_its_state_and_draws_alone(tmp_path, method):
-    fields = {"data.limit": 64, "rotation.every": 2, "train.epochs": 2, "evaluation.knn_every": 0}
+    fields = {
+        "data.limit": 64,
+        "rotation.share": 0.3,
+        "rotation.every": 2,
+        "train.epochs": 2,
+        "evaluation.knn_every": 0,
+    }
     with arithmetic(torch.float64):
         run = trainer(make_config(tmp_path, method, **fields))
         plain = trainer(make_config(tmp_path / "plain", method, **fields))
+        for made in (run, plain):
+            made.model.balance.accuracy.fill_(0.4)  # an open gate
         before = {name: value.clone() for name, value in run.model.state_dict().items()}
         found = [measured(run, 6, epoch) for epoch in (0, 2)]
         for name, value in run.model.state_dict().items():
@@ -86,6 +94,7 @@ def test_measuring_a_run_leaves_its_state_and_draws_alone(tmp_path, method):
         for (images, ctx), (same, _) in islice(zip(run.batches(0), plain.batches(0), strict=True), 3):
             ours, theirs = run.step(images, ctx), plain.step(same, ctx)
             assert ours["loss/ssl"] == theirs["loss/ssl"]
+            assert torch.equal(run.model.balance.accuracy, plain.model.balance.accuracy)
     assert all(math.isfinite(value) for value in found[0].norm.values())
 
 
