@@ -14,6 +14,7 @@ from rotssl.base.paths import AnyPath, at, write_whole
 from rotssl.config import Config, ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.recipes import dump
+from rotssl.config.rules import check_labels
 from rotssl.config.sections import OFF, EncoderConfig
 from rotssl.config.tasks import TASKS
 from rotssl.data import datasets
@@ -41,8 +42,7 @@ def prepare(
     Args:
         config: from ``build``.
         info: facts about its data, if already inspected.
-        say: called with a line for each reduced size, for folders that may be meant otherwise, and if MLFLOW_TRACKING_URI is
-            not used.
+        say: called with a line for each reduced size, each odd folder, and if MLFLOW_TRACKING_URI is not used.
 
     Returns:
         The resolved configuration, and the facts about its data.
@@ -53,6 +53,7 @@ def prepare(
     info = info or datasets.inspect(config.data, config.evaluation.holdout)
     for line in info.warnings:
         say(line)
+    check_labels(config, info.labelled)
     resolved = cfg.resolve(config, info.image_size, info.train_size)
     try:
         at(resolved.storage.path)
@@ -122,13 +123,8 @@ def _objection(encoder: EncoderConfig, image_size: int, side: int) -> str:
     return ""
 
 
-MLFLOW_STATUS = {
-    "finished": "FINISHED",
-    "failed": "FAILED",
-    "interrupted": "KILLED",
-    "stopped": "KILLED",
-    "pruned": "KILLED",
-}
+MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED"}
+MLFLOW_STATUS |= dict.fromkeys(("interrupted", "stopped", "pruned"), "KILLED")
 
 
 class Run:
@@ -185,6 +181,7 @@ class Run:
             "status_reason": "running",
             "run_dir": str(self.folder),
             **protocols(config.evaluation),
+            **({"labels_in_pretraining": str(config.oracle)} if config.oracle.on else {}),
             **({"changed": "; ".join(state.changes)} if state.changes else {}),
             **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
             **(more or {}),

@@ -1,6 +1,6 @@
 """The data about a step that loader, methods, tasks and engine exchange."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +23,8 @@ class StepContext:
         global_views: number of global views, which precede the local ones.
         passes: number of forward passes that the step's batch is split into; this is one of them.
         repeat: whether the method's loss is called again for the same pass, with other projections of its views.
+        classes: class of each of these samples and a number in [0, 1) of its image, (B, 2) float64, for an oracle; None: no
+            labels are read.
         draws: what was drawn for the views of each pass, made and sent to the device ahead; none: it is drawn when needed.
     """
 
@@ -36,7 +38,17 @@ class StepContext:
     global_views: int = 2
     passes: int = 1
     repeat: bool = False
+    classes: Tensor | None = None
     draws: tuple[Any, ...] = ()
+
+    def part(self, first: int, last: int) -> "StepContext":
+        """The context of a part of its samples."""
+        classes = None if self.classes is None else self.classes[first:last]
+        return replace(self, positions=self.positions[first:last], classes=classes)
+
+    def of_rows(self, rows: Tensor | None) -> "StepContext":
+        """The same with the classes of some rows only, those that a method sees; None: of all."""
+        return self if rows is None or self.classes is None else replace(self, classes=self.classes[rows])
 
 
 @dataclass(frozen=True)

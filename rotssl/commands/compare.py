@@ -88,7 +88,7 @@ def compare(
     """
     records = reader.read_runs(uri, experiment, _READ)
     if sweep is not None:
-        parent = _find_sweep(records, sweep)
+        parent = find_sweep(records, sweep)
         only = {record.run_id for record in records if record.parent == parent} | reader.trial_ids(uri, parent)
     from rotssl.reports import evaluations, findings, groups, tables
     from rotssl.reports.comparison import compare_cells
@@ -121,7 +121,12 @@ def compare(
     return Report(found, told, warnings, report.tables, content, [output / file.name for file in files], logged)
 
 
-def _find_sweep(records: Sequence[TrackedRun], name: str) -> str:
+def find_sweep(records: Sequence[TrackedRun], name: str) -> str:
+    """The id of the sweep with a name or an id.
+
+    Raises:
+        ConfigError: there is none, or there are several.
+    """
     sweeps = [record for record in records if record.tags.get("kind") == "sweep"]
     matching = [record.run_id for record in sweeps if name in (record.name, record.run_id)]
     if not matching:

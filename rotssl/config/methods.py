@@ -162,6 +162,7 @@ class MethodSpec:
         two_views: whether it needs exactly two global views.
         per_image: whether its loss is a mean over images, so that a batch can be split (gradient accumulation).
         teacher: whether it has a teacher, a moving average of the encoder.
+        negatives: whether its loss has negatives, of which an oracle can remove some.
         recommended: fields that a run without a recipe has beside the defaults, chosen at equal compute.
         gain: what they gained there over the plain method, for --help and the first lines of a run.
         paper_weight: weight of the rotation loss in the paper's recipe, on this project's terms; None: it has none. MoCo v2,
@@ -176,6 +177,7 @@ class MethodSpec:
     two_views: bool = False
     per_image: bool = False
     teacher: bool = False
+    negatives: bool = False
     recommended: Mapping[str, Any] = field(default_factory=dict, hash=False)
     gain: str = ""
     paper_weight: float | None = None
@@ -199,6 +201,7 @@ METHODS: dict[str, MethodSpec] = {
         "sgd",
         0.24,
         multi_crop=True,
+        negatives=True,
         recommended=_OFF,
         gain=f"+2.3 (+1.8 to +2.9) and +2.6 (+1.3 to +3.9) {_WHERE}; rotation is off, it cost linear accuracy",
         paper_weight=0.5,
@@ -210,6 +213,7 @@ METHODS: dict[str, MethodSpec] = {
         0.24,
         two_views=True,
         teacher=True,
+        negatives=True,
         recommended=_TOLD,
         gain=f"+2.4 (+1.3 to +3.4) and +3.6 (+2.5 to +4.8) {_WHERE}",
         paper_weight=0.5,

@@ -23,6 +23,8 @@ def check(c: Config) -> None:
     for name in TASKS:
         _check_task(c, name)
     _check_equivariance(c)
+    _check_method_weight(c)
+    _check_oracle(c)
     _check_training(c)
     _check_evaluation(c)
     _check_results(c)
@@ -125,6 +127,12 @@ def _check_task(c: Config, name: str) -> None:
     require(fits, f"{name}.share", task.share, f"no share with {name}.weight {task.weight}; it sets the weight auto")
 
 
+def _check_method_weight(c: Config) -> None:
+    weight, shared = c.tasks.method_weight, [name for name, task in c.active().items() if task.weight == "auto"]
+    require(weight == 1 or not shared, "tasks.method_weight", weight, "1 with a share, which is measured against it")
+    require(weight > 0 or bool(c.active()), "tasks.method_weight", weight, "more than 0 without an auxiliary task")
+
+
 def _check_equivariance(c: Config) -> None:
     if not (c.equivariance.on and c.rotation.on):
         return
@@ -132,6 +140,26 @@ def _check_equivariance(c: Config) -> None:
     expected = "extra or four_way with equivariance, which takes images for itself, or rotation.weight 0"
     require(mode in ("extra", "four_way"), "rotation.mode", mode, expected)
     require(read != "stage", "rotation.head_on", read, "encoder or projector with equivariance, which reads the stage")
+
+
+def _check_oracle(c: Config) -> None:
+    oracle, name = c.oracle, c.method.name
+    having = " and ".join(m for m, spec in METHODS.items() if spec.negatives)
+    for key, asked, off in (("false_negatives", oracle.on, 0), ("log", oracle.log, "false")):
+        fits = METHODS[name].negatives or not asked
+        given = str(getattr(oracle, key)).lower()
+        require(fits, f"oracle.{key}", given, f"{off}: {name} has no negatives, only {having} have")
+
+
+def check_labels(c: Config, labelled: bool) -> None:
+    """Check that a run which reads labels while it trains has some.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    key, value = ("false_negatives", c.oracle.false_negatives) if c.oracle.on else ("log", "true")
+    fits = labelled or not c.oracle.reads_labels
+    require(fits, f"oracle.{key}", value, f"images with labels, which {c.data.name} in {c.data.root} has not")
 
 
 def _check_training(c: Config) -> None:

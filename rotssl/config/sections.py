@@ -14,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 from rotssl.config.datasets import DatasetName
 from rotssl.config.fields import Auto, opt
 from rotssl.config.methods import METHODS, MethodConfig
+from rotssl.config.oracle import OracleConfig
 from rotssl.config.tasks import TaskSections
 from rotssl.config.views import ViewsConfig
 
@@ -100,6 +101,7 @@ class ModelConfig:
 class TasksConfig:
     """Settings shared by all auxiliary tasks."""
 
+    method_weight: float = opt(1.0, "Weight of the method's loss; 0: tasks alone, for analysis.", ge=0, later=True)
     log_gradients_every: int = opt(
         0, "Compare each task's gradient with the method's, at the encoder, every N steps; 0: never.", ge=0
     )
@@ -183,6 +185,7 @@ class TrainConfig:
         ge=0,
         later=True,
     )
+    keep_every: int = opt(0, "Keep the checkpoint of every N-th epoch for good; 0: of none.", ge=0, later=True)
     max_skipped: int | None = opt(
         None, "With on_nan skip: most steps of an epoch that are skipped; null: all but one.", ge=0, later=True
     )
@@ -321,6 +324,7 @@ class Config(TaskSections, _First):
     """One run: its sections, in the order of the field's base classes, the last one first."""
 
     tasks: TasksConfig = field(default_factory=TasksConfig)
+    oracle: OracleConfig = field(default_factory=OracleConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)

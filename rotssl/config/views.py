@@ -49,6 +49,14 @@ class ViewsConfig:
         0.75, "With size_start: share of the run after which views have their full side.", gt=0, le=1, later=True
     )
 
+    min_overlap: float = opt(
+        0.0,
+        "Smallest overlap (intersection over union) of the crop of each further global view with that of the first; others are "
+        "drawn again, up to 20 times, then the one that overlaps most is taken. 0: any.",
+        ge=0,
+        lt=1,
+        later=True,
+    )
     split: int = opt(
         1,
         "2: cut each global view of the student into 2 x 2 tiles, and average the features of each pair of them before the "

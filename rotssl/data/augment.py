@@ -19,7 +19,7 @@ from rotssl.base import rng
 from rotssl.base.rng import Mask, Positions
 from rotssl.base.step import StepContext
 from rotssl.config.resolved import ResolvedViews
-from rotssl.data.crops import Cut, crop_grid, crop_resize, draw_crops
+from rotssl.data.crops import Crops, Cut, crop_grid, crop_resize, draw_crops, draw_overlapping, overlap
 from rotssl.data.pixels import (
     BLUR,
     GRAYSCALE,
@@ -266,9 +266,32 @@ class Augment:
         found = []
         for crop, name in self._named(ctx.progress):
             own = self.seed, ctx.epoch, *name
-            boxes = draw_crops(rng.key(*own, "crop"), ctx.positions, heights, widths, crop.scale)
+            boxes = self._boxes(crop, own, ctx.positions, heights, widths)
             found.append(Cut(boxes, self._flipped(own, ctx.positions), crop.size))
         return found
+
+    def overlaps(self, ctx: StepContext, heights: int | Positions, widths: int | Positions) -> rng.Floats:
+        """Intersection over union of the first global view's crop with each other one's, (B, views - 1); no pixel is read."""
+        named = self._named(ctx.progress)[: len(self.full)]
+        first, *others = (
+            self._boxes(crop, (self.seed, ctx.epoch, *name), ctx.positions, heights, widths) for crop, name in named
+        )
+        return np.stack([overlap(first, other) for other in others], 1)
+
+    def _boxes(
+        self,
+        crop: Crop,
+        name: tuple[int | str, ...],
+        positions: Positions,
+        height: int | Positions,
+        width: int | Positions,
+    ) -> Crops:
+        """The boxes of a view, (B,); ``name`` is that of its draws: seed, epoch, kind and number."""
+        least = self.views.min_overlap
+        if least == 0 or name[2] != "view" or name[3] == 0:
+            return draw_crops(rng.key(*name, "crop"), positions, height, width, crop.scale)
+        first = draw_crops(rng.key(*name[:3], 0, "crop"), positions, height, width, self.full[0].scale)
+        return draw_overlapping((*name, "crop"), positions, height, width, crop.scale, first, least)
 
     def _flipped(self, name: tuple[int | str, ...], positions: Positions) -> Mask:
         return rng.uniform(rng.key(*name, "flip"), positions, 1)[:, 0] < self.views.flip
@@ -302,7 +325,7 @@ class Augment:
 
         if shape is not None:
             _, height, width = shape
-            boxes = draw_crops(stream("crop"), positions, height, width, crop.scale)
+            boxes = self._boxes(crop, name, positions, height, width)
             grid += crop_grid(boxes, self._flipped(name, positions), height, width, crop.size)
         steps = [draw_jitter(stream("jitter"), positions, config.jitter, config.jitter_p)]
         for op, purpose, p in (

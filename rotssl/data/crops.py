@@ -65,6 +65,66 @@ def draw_crops(
     return Crops(top, left, h, w)
 
 
+REDRAWS = 20  # tries after the first one
+
+
+def overlap(a: Crops, b: Crops) -> Floats:
+    """Intersection over union of pairs of boxes of the same images, 0 to 1, (B,)."""
+
+    def shared(start: str, length: str) -> Positions:
+        ends = [getattr(box, start) + getattr(box, length) for box in (a, b)]
+        common: Positions = np.minimum(*ends) - np.maximum(getattr(a, start), getattr(b, start))
+        return np.maximum(0, common)
+
+    both = shared("top", "height") * shared("left", "width")
+    share: Floats = both / (a.height * a.width + b.height * b.width - both)
+    return share
+
+
+def draw_overlapping(
+    name: tuple[int | str, ...],
+    positions: Positions,
+    height: int | Positions,
+    width: int | Positions,
+    scale: tuple[float, float],
+    other: Crops,
+    least: float,
+) -> Crops:
+    """Boxes as of ``draw_crops`` that overlap others enough: the first of 21 draws that does, else the one that overlaps most.
+
+    Each draw has a stream of its own, so that a box is a function of the names and the position alone. The first is that without
+    a bound, so that what overlaps anyway stays as it is.
+
+    Args:
+        name: of the draws.
+        positions: positions of the samples, (B,).
+        height: height of the images in pixels; of all, or of each, (B,).
+        width: width of the images in pixels, likewise.
+        scale: smallest and largest share of the area.
+        other: the boxes to overlap with, of the same samples.
+        least: smallest intersection over union.
+    """
+    best = draw_crops(rng.key(*name), positions, height, width, scale)
+    most = overlap(best, other)
+    for again in range(1, REDRAWS + 1):
+        rows = np.flatnonzero(most < least)
+        if not len(rows):
+            break
+        high, wide = (side if isinstance(side, int) else side[rows] for side in (height, width))
+        tried = draw_crops(rng.key(*name, "again", again), positions[rows], high, wide, scale)
+        share = overlap(tried, _rows(other, rows))
+        better = share > most[rows]
+        chosen = rows[better]
+        most[chosen] = share[better]
+        for side in ("top", "left", "height", "width"):
+            getattr(best, side)[chosen] = getattr(tried, side)[better]
+    return best
+
+
+def _rows(boxes: Crops, rows: Positions) -> Crops:
+    return Crops(boxes.top[rows], boxes.left[rows], boxes.height[rows], boxes.width[rows])
+
+
 def crop_grid(crops: Crops, flipped: Mask, height: int, width: int, size: int) -> tuple[Floats, Floats]:
     """The rows and columns that crop_resize() reads, each (B, size), in grid_sample's units; none is outside the crop."""
     centres = (np.arange(size) + 0.5)[None] / size

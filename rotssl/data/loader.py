@@ -19,7 +19,7 @@ from rotssl.base import rng
 from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
 from rotssl.data.augment import Augment
-from rotssl.data.images import Lazy, Pixels
+from rotssl.data.images import Labels, Lazy, Pixels
 
 AHEAD = 2  # batches that the thread prepares in advance
 Batch = TypeVar("Batch")
@@ -45,6 +45,16 @@ def prefetch(
         thread.shutdown(wait=False, cancel_futures=True)  # no wait: garbage collection may run in this very thread
 
 
+def classes_of(labels: Labels | None, seed: int) -> rng.Floats:
+    """Class of each image and a number in [0, 1) of its own, for an oracle; (N, 2).
+
+    The numbers are evenly spread, so that exactly a share f of the images has one below f, and functions of the seed.
+    """
+    assert labels is not None  # the start of a run refuses an oracle without labels
+    own = (rng.permutation(rng.key(seed, "oracle"), len(labels)) + 0.5) / len(labels)
+    return np.stack([labels, own], 1)
+
+
 def input_threads(images: Pixels | Lazy) -> int:
     """Threads that prepare batches: two where images are decoded, so that a batch's last ones do not hold up the next batch."""
     return 1 if isinstance(images, np.ndarray) else 2
@@ -64,6 +74,7 @@ class Loader:
         rank: rank of this worker.
         world_size: number of workers that share each batch.
         augment: draws for the views of the batches, in the thread.
+        labels: of the images, (N,); read only if the configuration has an oracle.
 
     Attributes:
         steps_per_epoch: number of full batches; remaining images are dropped.
@@ -80,6 +91,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         augment: Augment | None = None,
+        labels: Labels | None = None,
     ) -> None:
         self.config, self.images, self.augment = config, images, augment
         self.device, self.rank, self.world_size = device, rank, world_size
@@ -90,6 +102,7 @@ class Loader:
         self.ahead = AHEAD if on_gpu or not in_memory else 0
         self.stream = torch.cuda.Stream(device) if on_gpu else None
         self.waited = 0.0
+        self.classes = classes_of(labels, config.train.seed) if config.oracle.reads_labels else None
 
     def batches(self, epoch: int, begin: int = 0) -> Iterator[tuple[Tensor, StepContext]]:
         """The uint8 images of each step on the device, (B, C, H, W), with the step's context, from the step ``begin``."""
@@ -101,8 +114,9 @@ class Loader:
         def make(i: int) -> tuple[Tensor, torch.cuda.Event | None, StepContext]:
             i += begin
             first = i * size + self.rank * each
-            ctx = self._context(epoch, i, np.arange(first, first + each))
-            return self._send(self._cut(order[first : first + each], ctx), ctx)
+            index = order[first : first + each]
+            ctx = self._context(epoch, i, np.arange(first, first + each), index)
+            return self._send(self._cut(index, ctx), ctx)
 
         if not isinstance(self.images, np.ndarray):
             self.images.begin()
@@ -119,7 +133,8 @@ class Loader:
                 if copied is not None:
                     stream = torch.cuda.current_stream(self.device)
                     stream.wait_event(copied)
-                    for tensor in (images, *(drawn.numbers for drawn in ctx.draws)):
+                    told = [] if ctx.classes is None else [ctx.classes]
+                    for tensor in (images, *told, *(drawn.numbers for drawn in ctx.draws)):
                         tensor.record_stream(stream)
                 self.waited += time.perf_counter() - started
                 yield images, ctx
@@ -141,6 +156,8 @@ class Loader:
             return images, None, self.prepare(ctx)
         with torch.cuda.stream(self.stream):
             images = images.pin_memory().to(self.device, non_blocking=True)
+            if ctx.classes is not None:
+                ctx = replace(ctx, classes=ctx.classes.pin_memory().to(self.device, non_blocking=True))
             ctx = self.prepare(ctx)
             return images, self.stream.record_event(), ctx
 
@@ -154,7 +171,7 @@ class Loader:
         drawn = [self.augment.draw(replace(ctx, positions=part), shape) for part in parts]
         return replace(ctx, draws=tuple(part.to(self.device) for part in drawn))
 
-    def _context(self, epoch: int, i: int, positions: rng.Positions) -> StepContext:
+    def _context(self, epoch: int, i: int, positions: rng.Positions, index: rng.Positions) -> StepContext:
         step, train = epoch * self.steps_per_epoch + i, self.config.train
         return StepContext(
             seed=train.seed,
@@ -166,4 +183,5 @@ class Loader:
             batch_size=train.batch_size,
             global_views=self.config.views.global_count,
             passes=train.accumulate,
+            classes=None if self.classes is None else torch.from_numpy(self.classes[index]),
         )

@@ -65,7 +65,7 @@ class Balance(nn.Module):
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Within the body, backward passes are not a step's."""
+        """Within the body, passes are not a step's."""
         self._paused = True
         try:
             yield
@@ -82,7 +82,8 @@ class Balance(nn.Module):
             weight = ratio * (weight / (1 - weight))
             chance = self.tasks[name].chance
             if accuracy is not None and chance > 0:
-                self._accuracies.setdefault(name, []).append(accuracy.detach())
+                if not self._paused:
+                    self._accuracies.setdefault(name, []).append(accuracy.detach())
                 self._gates[name] = ((self.accuracy[i] - chance) / ((WHOLE - 1) * chance)).clamp(0, 1)
         self._weights[name] = weight
         return weight

@@ -49,6 +49,8 @@ def lines(splits: Splits, config: ResolvedConfig, device: str, done: int, step: 
         step: number of steps that they did of the next one.
     """
     train = config.train
+    if config.oracle.on:
+        yield f"LABELS ARE USED IN PRETRAINING: {config.oracle}; this run is an analysis, not self-supervised"
     yield from splits.lines
     if step:
         yield f"resuming within epoch {done + 1}, after {step} of its steps"

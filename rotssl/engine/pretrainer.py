@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rotssl.base import distributed, rng
 from rotssl.base.step import StepContext
@@ -23,6 +22,7 @@ from rotssl.engine.encoding import encode_segments, frozen_bn_statistics, shuffl
 from rotssl.engine.split import Split
 from rotssl.evaluation.collapse import feature_std
 from rotssl.methods.base import Method
+from rotssl.methods.oracle import Oracle
 from rotssl.models import norm
 from rotssl.models.encoders import build_encoder
 from rotssl.models.passes import each_view
@@ -82,7 +82,10 @@ class Pretrainer(nn.Module):
 
     Attributes:
         off: names of the tasks that no longer take part.
+        method_weight: weight of the method's loss.
     """
+
+    method_weight: float = 1.0
 
     def __init__(
         self,
@@ -139,9 +142,11 @@ class Pretrainer(nn.Module):
         z = each_view(self.method.projector, self._told(own, inputs.angles), self.joint_views)
         whole["projector"] = z[:count]
         z = [self._fork("projector", view) for view in (_rows(z[:count], rest) + z[count:] if late else z)]
-        out = self.split.loss(self.method, z, self._teach(inputs, ctx), ctx, count)
-        parts = {METHOD: out.loss}
-        logs = {"loss/ssl": out.loss.detach(), "feature/std": feature_std(torch.stack(z).detach())}
+        out = self.split.loss(self.method, z, self._teach(inputs, ctx), ctx.of_rows(rest), count)
+        parts = {METHOD: out.loss if self.method_weight == 1 else self.method_weight * out.loss}
+        logs = {"loss/ssl": out.loss.detach()}
+        if self.method_weight > 0:  # else nothing trains the projector
+            logs["feature/std"] = feature_std(torch.stack(z).detach())
         logs.update(out.logs)
         for name, task in on.items():
             joined = {place: features[name] for place, features in seen.items()} if name in joint else None
@@ -287,39 +292,6 @@ class Pretrainer(nn.Module):
         return self.balance.update(skipped)
 
 
-def encoder_gradients(parts: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
-    """The flat gradient of each part of the loss at the encoder's weights, on this worker; the parts' graph is kept.
-
-    Args:
-        parts: losses with gradient, as ``Output.parts``; of a task that is gated (see Balance), what its gate lets through.
-        encoder: encoder whose trainable parameters all parts reach.
-    """
-    weights = [p for p in encoder.parameters() if p.requires_grad]
-
-    def gradient(loss: Tensor) -> Tensor:
-        return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, weights, retain_graph=True)])
-
-    return {name: gradient(loss) for name, loss in parts.items()}
-
-
-def compare_gradients(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Norm ratio and cosine of each task's gradient and the method's, both averaged over all workers.
-
-    Args:
-        gradients: flat gradients on this worker of each task's weighted loss, and of the method's loss as ``ssl``.
-
-    Returns:
-        For each task ``<task>/grad_ratio``, the norm of its gradient over that of the method's, and ``<task>/grad_cosine``, the
-        cosine of the angle between the two; empty if a value is not finite (for example after an overflow in half precision).
-    """
-    whole = {name: distributed.mean(gradient) for name, gradient in gradients.items()}
-    method, logs = whole.pop("ssl"), dict[str, Tensor]()
-    for name, task in whole.items():
-        logs[f"{name}/grad_ratio"] = task.norm() / method.norm()
-        logs[f"{name}/grad_cosine"] = F.cosine_similarity(task, method, dim=0)
-    return logs if all(bool(torch.isfinite(value)) for value in logs.values()) else {}
-
-
 def build_pretrainer(config: ResolvedConfig, device: torch.device) -> Pretrainer:
     """The Pretrainer of a configuration, on a device, with initial weights that depend only on (seed, module path)."""
     seed = config.train.seed
@@ -341,8 +313,12 @@ def build_pretrainer(config: ResolvedConfig, device: torch.device) -> Pretrainer
         told += tasks[name].tells
     with rng.seeded(seed, "method"):
         method = METHODS[config.method.name].load()(config.method, dim + told)
+    if config.oracle.reads_labels:
+        method.consult(Oracle(config.oracle.false_negatives, config.oracle.share_of == "pairs"))
     for module in (encoder, method, *tasks.values()):  # before the frozen teacher is copied
         norm.convert_norm(module, config.model.norm, device, config.model.norm_splits)
     joint = None if config.model.joint_views == "auto" else config.model.joint_views
     options = joint, layer, config.views.split, config.model.norm == "split"
-    return Pretrainer(encoder, method, tasks, *options).to(device)
+    model = Pretrainer(encoder, method, tasks, *options)
+    model.method_weight = config.tasks.method_weight
+    return model.to(device)

@@ -46,10 +46,11 @@ class EpochRecorder:
     Args:
         journal: journal of the run.
         runtime: environment that this runs in.
+        keep_every: the checkpoints of every so many epochs are never deleted; 0: of none.
     """
 
-    def __init__(self, journal: Journal, runtime: Runtime) -> None:
-        self.journal, self.runtime = journal, runtime
+    def __init__(self, journal: Journal, runtime: Runtime, keep_every: int = 0) -> None:
+        self.journal, self.runtime, self.keep_every = journal, runtime, keep_every
         self.cost, self.memory = Cost(), hardware.MemoryHeld(runtime.device)
         self.saving = 0.0  # seconds that training has waited for checkpoints in this start
         self.spent = 0.0  # seconds trained by all starts, up to the last booked epoch
@@ -244,6 +245,8 @@ class EpochRecorder:
     def _save(self, booked: Future[None], state: dict[str, Any], folder: AnyPath) -> AnyPath:
         booked.result()
         checkpoint.save(state, folder)
+        if self.keep_every and state["epoch"] % self.keep_every == 0:
+            checkpoint.hold(folder)
         with contextlib.suppress(OSError):  # it is older
             remove_tree(self.journal.folder / checkpoint.WITHIN)
         self.runtime.prune()

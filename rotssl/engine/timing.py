@@ -278,6 +278,7 @@ def fit_line(times: dict[int, float]) -> tuple[float, float]:
 def _trainer(config: ResolvedConfig, size: int, folder: str, device: torch.device) -> Trainer:
     """A Trainer with a given number of synthetic images per step, of the run's size; it reads and compiles nothing."""
     small = {"train.batch_size": size, "storage.path": folder, "scaling.num_workers": 0, "train.compile": False}
+    small |= {"oracle.false_negatives": 0.0, "oracle.log": False}  # synthetic images have no labels
     small |= {"method.queue_size": size} if getattr(config.method, "queue_size", 0) else {}
     probe = cfg.replace(config, small)
     spec = DATASETS[config.data.name]

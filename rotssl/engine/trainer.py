@@ -29,10 +29,11 @@ from rotssl.engine.breakdown import Breakdown
 from rotssl.engine.evaluator import Evaluator
 from rotssl.engine.events import Facts, Missing, Note, StepDone
 from rotssl.engine.flops import epoch_flops
+from rotssl.engine.gradients import compare_gradients, encoder_gradients
 from rotssl.engine.guard import Guard
 from rotssl.engine.midway import Begun, Clock
 from rotssl.engine.optim import build_optimizer, schedule_rates
-from rotssl.engine.pretrainer import Output, Pretrainer, build_pretrainer, compare_gradients, encoder_gradients
+from rotssl.engine.pretrainer import Output, Pretrainer, build_pretrainer
 from rotssl.engine.recorder import Cost, EpochRecorder
 from rotssl.engine.runtime import RunFailed, Runtime
 from rotssl.evaluation.protocol import protocols
@@ -83,9 +84,10 @@ class Trainer:
         self.augment = Augment(config.views, config.data.image_size, *normal, train.seed, own)
         if train.compile and device.type == "cuda":  # on CPUs sorted samples are faster
             self.augment.compile()
-        self.loader = Loader(config, splits.train.images, device, runtime.rank, runtime.world_size, self.augment)
+        ours = runtime.rank, runtime.world_size, self.augment, splits.train.labels
+        self.loader = Loader(config, splits.train.images, device, *ours)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
-        self.recorder = EpochRecorder(journal, runtime)
+        self.recorder = EpochRecorder(journal, runtime, train.keep_every)
         self.alarm = Alarm(train.on_collapse, journal.points, runtime)
         self.clock = Clock(train.save_minutes, device, journal.folder / checkpoint.ASKED)
         self.warmup = round(config.optim.warmup_epochs * self.steps_per_epoch)
@@ -268,8 +270,7 @@ class Trainer:
         gradients: dict[str, Tensor] = {}
         each = len(images) // ctx.passes
         for first in range(0, len(images), each):
-            part = dataclasses.replace(ctx, positions=ctx.positions[first : first + each])
-            last = first + each == len(images)
+            part, last = ctx.part(first, first + each), first + each == len(images)
             with self.parallel.no_sync() if isinstance(self.parallel, DDP) and not last else nullcontext():
                 found = self._pass(images[first : first + each], part, gradients)
             for key, value in found.items():
@@ -333,7 +334,7 @@ class Trainer:
         """Compute a step of so many images, without changing weights."""
         images, ctx = next(self.batches(0))
         self.optimizer.zero_grad(set_to_none=True)
-        part = dataclasses.replace(ctx, positions=ctx.positions[:count], batch_size=count, passes=1)
+        part = dataclasses.replace(ctx.part(0, count), batch_size=count, passes=1)
         self._pass(images[:count], part, {})
 
     def evaluate(self, epoch: int, skipped: int = 0) -> dict[str, float]:

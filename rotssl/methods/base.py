@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rotssl.base.step import StepContext, StepOutput
+from rotssl.methods.oracle import Oracle
 
 
 class Pending:
@@ -59,13 +60,19 @@ class Method(nn.Module, ABC):
             (which changes BatchNorm's statistics), or each view in a separate pass.
         asymmetric: whether the student sees only the first global view and the teacher only the second (query and key).
         constant_lr: names of the submodules whose learning rate does not decay.
+        oracle: what removes negatives of the anchor's class from the loss, or None.
     """
 
     uses_teacher: bool
     joint_views: bool
     asymmetric: bool = False
     constant_lr: tuple[str, ...] = ()
+    oracle: Oracle | None = None
     projector: nn.Module
+
+    def consult(self, oracle: Oracle) -> None:
+        """Ask an oracle about the negatives from now on; only called if the method has any."""
+        self.oracle = oracle
 
     @abstractmethod
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:

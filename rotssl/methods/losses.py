@@ -59,7 +59,15 @@ def _mean_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     return (F.normalize(prediction, dim=1) * F.normalize(target, dim=1)).sum(dim=1).mean()
 
 
-def nt_xent(a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, offset: int, temperature: float) -> Tensor:
+def nt_xent(
+    a: Tensor,
+    b: Tensor,
+    all_a: Tensor,
+    all_b: Tensor,
+    offset: int,
+    temperature: float,
+    removed: Tensor | None = None,
+) -> Tensor:
     """Normalised temperature-scaled cross-entropy over both directions.
 
     SimCLR, Chen et al. 2020 (arXiv 2002.05709), eq. 1. Each of the 2B local rows is an anchor; its positive is the other view of
@@ -72,6 +80,7 @@ def nt_xent(a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, offset: int, tem
         all_b: the same of the second views.
         offset: rank x B.
         temperature: tau > 0.
+        removed: which images (columns) are no negatives of a local image (row), bool (B, G); none of an image to itself.
 
     Returns:
         The scalar mean over the local anchors.
@@ -82,10 +91,14 @@ def nt_xent(a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, offset: int, tem
     total = all_a.shape[0]
     itself = torch.cat([own, own + total])
     logits = logits.scatter(1, itself[:, None], float("-inf"))
+    if removed is not None:
+        logits = logits.masked_fill(removed.repeat(2, 2), float("-inf"))
     return F.cross_entropy(logits, torch.cat([own + total, own]))
 
 
-def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+def info_nce(
+    query: Tensor, key: Tensor, negatives: Tensor, temperature: float, removed: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of finding each query's key among the negatives.
 
     MoCo, He et al. 2020 (arXiv 1911.05722), eq. 1.
@@ -95,12 +108,16 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
         key: L2-normalised positives, (B, D); no gradient reaches them.
         negatives: L2-normalised keys of other images, (K, D).
         temperature: tau > 0.
+        removed: which keys (columns) are no negatives of a query (row), bool (B, K).
 
     Returns:
         The scalar mean over the queries.
     """
     positive = (full_precision(query) * full_precision(key.detach())).sum(1, keepdim=True)
-    logits = torch.cat([positive, similarity(query, negatives.detach())], dim=1) / temperature
+    others = similarity(query, negatives.detach())
+    if removed is not None:
+        others = others.masked_fill(removed, float("-inf"))
+    logits = torch.cat([positive, others], dim=1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
 

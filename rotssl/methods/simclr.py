@@ -36,9 +36,12 @@ class SimCLR(Method):
         own = [F.normalize(full_precision(view), dim=1) for view in z]
         everyone = [distributed.gather(view) for view in own]
         offset = distributed.rank() * len(own[0])
+        removed, logs = None, dict[str, Tensor]()
+        if self.oracle is not None and ctx.classes is not None:
+            removed, logs = self.oracle.judge(ctx.classes, distributed.gather(ctx.classes), offset)
         terms = [
-            nt_xent(own[i], own[j], everyone[i], everyone[j], offset, self.temperature)
+            nt_xent(own[i], own[j], everyone[i], everyone[j], offset, self.temperature, removed)
             for i, j in combinations(range(len(own)), 2)
             if i < ctx.global_views
         ]
-        return StepOutput(torch.stack(terms).mean())
+        return StepOutput(torch.stack(terms).mean(), logs)

@@ -23,6 +23,7 @@ _FACTS = {
     "git_commit": "git commit",
 }
 SWITCHED_OFF = "switched_off"
+LABELS = "labels_in_pretraining"
 _TIMING = ("device", "world_size", "precision")
 
 
@@ -151,6 +152,7 @@ def facts(
     mixed = [_FACTS[key] for key in _TIMING if len(_counts(runs, key)) > 1]
     if mixed:
         warnings.append(f"The runs differ in {', '.join(mixed)}: their times may not be comparable.")
+    warnings = labels_used(runs) + warnings
     off = Counter(run.tags[SWITCHED_OFF] for run in runs if SWITCHED_OFF in run.tags)
     if off:
         warnings.append(f"In {sum(off.values())} of {len(runs)} runs a task was switched off: {next(iter(off))}.")
@@ -160,6 +162,14 @@ def facts(
         whose = whose if stopped > 1 else "run was stopped early by a scheduler; its variant is"
         warnings.append(f"{stopped} {whose} represented by the seeds that ran to the end.")
     return rows, warnings
+
+
+def labels_used(runs: Sequence[TrackedRun]) -> list[str]:
+    """A warning if labels changed the training of some runs; empty if of none."""
+    told = Counter(run.tags[LABELS] for run in runs if LABELS in run.tags)
+    if not told:
+        return []
+    return [f"LABELS WERE USED IN PRETRAINING in {sum(told.values())} of {len(runs)} runs: {'; '.join(sorted(told))}."]
 
 
 def _counts(runs: Iterable[TrackedRun], key: str) -> Counter[str]:

@@ -14,11 +14,12 @@ from rotssl.tracking.reader import TrackedRun
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F", "#6A3D9A")
 _STYLES = ("-", "--", ":")
 _AXES = {"epochs": "epochs", "flops": "training compute", "device_seconds": "device time"}
-_DPI = 150
+DPI = 150
 Curve = list[tuple[float, float, float, float]]  # cost, and mean, lowest and highest of the metric in percent
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib's pyplot, drawing into files, in this project's style."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -55,7 +56,7 @@ def save_curves(cells: Sequence[Variant], baselines: Iterable[str], metric: str,
         metric: metric to plot, a fraction.
         path: path of the PNG.
     """
-    plt = _pyplot()
+    plt = pyplot()
     styles = _styles([cell.variant for cell in cells], set(baselines))
     curves = _curves(cells, metric)
     present = {cost for lines in curves.values() for (_, cost), line in lines.items() if line}
@@ -85,7 +86,7 @@ def save_curves(cells: Sequence[Variant], baselines: Iterable[str], metric: str,
     columns = 3 if max(map(len, shown)) < 45 else 2
     place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
     figure.legend([handles[label] for label in labels], labels, **place)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
     plt.close(figure)
 
 
@@ -132,7 +133,7 @@ def _styles(variants: Sequence[str], baselines: set[str]) -> dict[str, dict[str,
 
 def save_heat_map(cells: Sequence[Variant], metric: str, path: Path) -> None:
     """Plot the mean final metric in percent, a row per family and budget, a column per variant; missing cells are hatched."""
-    plt = _pyplot()
+    plt = pyplot()
     import numpy as np
     from matplotlib.patches import Rectangle
 
@@ -174,5 +175,5 @@ def save_heat_map(cells: Sequence[Variant], metric: str, path: Path) -> None:
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
     figure.colorbar(image, ax=panel, label=f"{name_of(metric)}, %", shrink=0.9)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
     plt.close(figure)

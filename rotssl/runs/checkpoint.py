@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from rotssl import config as cfg
 from rotssl.base.files import put, sync_folder
-from rotssl.base.paths import AnyPath, at, changed, fetched, filled, remove_tree
+from rotssl.base.paths import AnyPath, at, changed, fetched, filled, remove_tree, write_whole
 from rotssl.config import Config
 from rotssl.config.fields import ConfigError
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 FILE = "checkpoint.pt"
 WITHIN = "within_epoch"  # folder of the state that was last saved within an epoch
 ASKED = "save_now"  # file in the run's folder that asks for such a save
+HELD = "held"  # file in the folder of a checkpoint that is never deleted
 KEEP = 2  # the newest, and one to fall back to if it is damaged
 _NAME = re.compile(r"epoch_(\d{5})")
 _MARK = b"sha256:"
@@ -263,8 +264,13 @@ def newest(run_dir: AnyPath, config: Config) -> dict[str, Any] | None:
     return state
 
 
+def hold(folder: AnyPath) -> None:
+    """Keep a checkpoint for good."""
+    write_whole(folder / HELD, "")
+
+
 def prune(run_dir: AnyPath, parts: bool = True) -> None:
-    """Delete all but the newest checkpoints of a run.
+    """Delete all but the newest checkpoints of a run, and those that are held.
 
     Args:
         run_dir: folder of the run.
@@ -274,4 +280,5 @@ def prune(run_dir: AnyPath, parts: bool = True) -> None:
         for part in (*run_dir.glob("epoch_*.part"), run_dir / f"{WITHIN}.part"):
             part.unlink(missing_ok=True)
     for folder in found(run_dir)[KEEP:]:
-        remove_tree(folder)
+        if not (folder / HELD).exists():
+            remove_tree(folder)

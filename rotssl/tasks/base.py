@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rotssl.base.schedules import task_weight
 from rotssl.base.step import StepContext, StepOutput
-from rotssl.config.tasks import TaskConfig
+from rotssl.config.task import TaskConfig
 from rotssl.data.augment import Crop
 
 Reads = Literal["encoder", "projector", "stage", "map"]

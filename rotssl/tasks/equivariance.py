@@ -9,7 +9,8 @@ from rotssl.base import distributed, rng
 from rotssl.base.precision import full_precision
 from rotssl.base.rng import Positions
 from rotssl.base.step import StepContext, StepOutput
-from rotssl.config.tasks import EquivarianceConfig, TaskConfig
+from rotssl.config.task import TaskConfig
+from rotssl.config.tasks import EquivarianceConfig
 from rotssl.tasks.base import Reads, Targets, Task, send
 from rotssl.tasks.rotation import chosen, rotate
 

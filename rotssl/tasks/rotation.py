@@ -94,6 +94,21 @@ class Rotation(Task):
         stream = rng.key(ctx.seed, ctx.epoch, "rotation", 0 if shared else view)
         return np.floor(len(self.quarters) * rng.uniform(stream, ctx.positions, 1)[:, 0]).astype(np.int64)
 
+    def told(self, known: Positions, view: int, ctx: StepContext) -> Positions:
+        """The labels that the loss gets for these true ones of a view, (B,): with noise, some are drawn anew.
+
+        Which ones is a function of (seed, epoch, position, view), as the new labels are: of each global batch exactly the share
+        ``label_noise``, rounded to images. A new label is any angle, also the right one (figure A4 of the paper).
+        """
+        rate = self.config.label_noise
+        if rate == 0:
+            return known
+        name = ctx.seed, ctx.epoch, "rotation noise", 0 if self.teacher_too else view
+        order = rng.permutation(rng.key(*name, ctx.batch_start), ctx.batch_size)
+        noisy = order[ctx.positions - ctx.batch_start] < round(rate * ctx.batch_size)
+        drawn = np.floor(len(self.quarters) * rng.uniform(rng.key(*name), ctx.positions, 1)[:, 0]).astype(np.int64)
+        return np.where(noisy, drawn, known)
+
     def transform(self, views: list[Tensor], ctx: StepContext) -> tuple[list[Tensor], Targets]:
         """The rotated views and their targets.
 
@@ -119,7 +134,7 @@ class Rotation(Task):
             if v == 0 or not self.teacher_too:  # else all views share the angles of the first
                 known = self.labels(v, ctx)
                 quarters = self.quarters[known]
-                judged = send(device, known[picked])
+                judged = send(device, self.told(known, v, ctx)[picked])
                 turns = send(device, quarters * picked if self.in_place else quarters[picked])
                 sources = _sources(view.shape[-1], turns)
                 told = turns[:, None] == torch.arange(self.tells, device=device) if self.tells else None

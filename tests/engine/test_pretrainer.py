@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from rotssl.base import distributed
+from rotssl.config import ConfigError
 from rotssl.config.methods import METHODS
-from rotssl.engine.pretrainer import _Inputs, build_pretrainer, compare_gradients, encoder_gradients
+from rotssl.engine.gradients import compare_gradients, encoder_gradients
+from rotssl.engine.pretrainer import _Inputs, build_pretrainer
 from rotssl.models import norm as norms
 from tests.small_runs import CPU, PAPER, arithmetic, batch, make_config, trainer
 
@@ -277,3 +279,25 @@ def test_a_forward_of_its_own_leaves_the_projectors_statistics_alone_where_asked
         names = [name for name in plain if name.startswith(part)]
         assert names and all(torch.equal(kept[name], plain[name]) for name in names)
         assert not any(torch.equal(moved[name], plain[name]) for name in names)
+
+
+def test_without_the_method_s_loss_the_task_alone_trains_the_encoder(tmp_path):
+    with arithmetic(torch.float64):
+        alone, both = (make_config(tmp_path, "byol", **{"tasks.method_weight": weight}) for weight in (0.0, 2.0))
+        gradients = {}
+        for name, config in (("alone", alone), ("both", both)):
+            model = build_pretrainer(config, CPU)
+            out = model(*batch(config, model))
+            gradients[name] = encoder_gradients(out.parts, model.encoder)
+            out.loss.backward()
+            assert ("feature/std" in out.logs) == (name == "both")
+            if name == "alone":
+                assert all(p.grad is not None and not p.grad.any() for p in model.method.parameters())
+                torch.testing.assert_close(out.loss, out.parts["rotation"])
+    assert not gradients["alone"]["ssl"].any() and torch.equal(*(g["rotation"] for g in gradients.values()))
+    for fields, reason in (
+        ({"rotation.share": 0.2}, "1 with a share"),
+        ({"rotation.weight": 0}, "more than 0 without"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^tasks\.method_weight: got 0\.0, expected {reason}"):
+            make_config(tmp_path, "byol", **{"tasks.method_weight": 0.0, **fields})

@@ -1,0 +1,196 @@
+"""The paper's analysis of why instance similarity learns slowly, with our runs: see docs/analysis.md.
+
+``sweep`` reads the runs of an experiment, ``gradients`` the checkpoints of a run, ``overlap`` the views of a recipe. Each prints
+what it found, and writes numbers and a plot.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rotssl.base.paths import AnyPath, filled, write_whole
+from rotssl.commands import EXIT_OK, folder_of, recorded, say
+from rotssl.config import replace
+from rotssl.config.cli import Parser, parse
+from rotssl.config.fields import ConfigError, require
+from rotssl.data import datasets
+from rotssl.lifecycle import prepare
+from rotssl.reports.paper import STUDIES
+from rotssl.runs import checkpoint
+from rotssl.runs.journal import Journal
+from rotssl.tracking import reader
+
+SAMPLES = 10_000  # images whose crops are compared
+_READ = (
+    "knn/top1",
+    "linear/top1",
+    "test/knn/top1",
+    "test/linear/top1",
+    "feature/std",
+    "feature/effective_rank",
+    "loss/ssl",
+)
+
+
+def sweep(uri: str, experiment: str, study: str, metric: str, output: AnyPath, only: str | None = None) -> int:
+    """Set the runs of an experiment beside a table or figure of the paper; returns the exit code.
+
+    Args:
+        uri: URI of the tracking store.
+        experiment: name of the experiment.
+        study: a key of ``STUDIES``.
+        metric: of the runs' last epoch.
+        output: folder for plot, numbers and text.
+        only: name or id of a sweep whose trials alone are read.
+
+    Raises:
+        ConfigError: the store can't be read, or its runs do not vary the study's field.
+    """
+    from rotssl.commands.compare import find_sweep
+
+    records = reader.read_runs(uri, experiment, _READ)
+    if only is not None:
+        parent = find_sweep(records, only)
+        kept = {record.run_id for record in records if record.parent == parent} | reader.trial_ids(uri, parent)
+        records = [record for record in records if record.run_id in kept]
+    from rotssl.reports import findings, groups, studies, study_plot
+
+    runs, left_out = groups.sift(records, metric)
+    asked = STUDIES[study]
+    found = studies.found_in(runs, asked, metric)
+    warnings = [f"left out: {entry.run.name}: {entry.reason}" for entry in left_out]
+    warnings = findings.labels_used(runs) + warnings
+    lines = studies.reading(found, asked)
+    numbers = {"study": study, "warnings": warnings, "reading": lines, **studies.content(found, asked, metric)}
+    words = [f"{asked.title} ({asked.source}), {experiment}", "", *warnings, *lines]
+    try:
+        with filled(output) as here:
+            study_plot.save(found, asked, metric, here / f"{study}.png")
+            _write(here, study, numbers, words)
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write to {error.filename or output}: {error.strerror}") from error
+    _show(warnings, lines, [output / f"{study}.{kind}" for kind in ("png", "json", "md")])
+    return EXIT_OK
+
+
+def gradients(folder: str, batches: int, root: str | None, output: str | None) -> int:
+    """Measure signal and noise of each loss's gradient at the start of a run and at its checkpoints; returns the exit code.
+
+    Args:
+        folder: of the run; ``train.keep_every`` has kept checkpoints besides the two newest.
+        batches: number of batches at each, at least 2.
+        root: folder of the images, if they were moved.
+        output: folder for plot and numbers; None: ``signal`` in the run's.
+
+    Raises:
+        ConfigError: there is no such run, or it has no checkpoint.
+    """
+    require(batches >= 2, "--batches", batches, "at least 2: one batch has no spread")
+    place = folder_of("--checkpoint", folder)
+    if not (place / "config.yaml").exists():
+        raise ConfigError(f"--checkpoint: {place} does not hold a run")
+    config = recorded(place, root)
+    kept = checkpoint.found(place)
+    if not kept:
+        raise ConfigError(f"--checkpoint: {place} has no checkpoint")
+    import torch
+
+    from rotssl.engine import hardware, resume, signal
+    from rotssl.engine.runtime import LocalRuntime
+    from rotssl.engine.trainer import Trainer
+    from rotssl.reports import study_plot
+
+    device = torch.device("cuda" if hardware.uses_gpu(config) else "cpu")
+    found: list[tuple[int, signal.Signal]] = []
+    with tempfile.TemporaryDirectory(prefix="rotssl-signal-") as scratch:
+        splits = datasets.load(config.data, config.evaluation.holdout)
+        run = Trainer(config, splits, LocalRuntime(Path(scratch), device), Journal(Path(scratch)))
+        resume.begin(run.model, config.train.init_from)
+        found.append((0, signal.measured(run, batches, 0)))
+        for state in reversed(list(checkpoint.latest(place))):
+            epoch = run.restore(state)
+            found.append((epoch, signal.measured(run, batches, epoch)))
+    target = place / "signal" if output is None else folder_of("--output", output).absolute()
+    about = {"batches": batches, "batch_size": config.train.batch_size, "method": config.method.name}
+    points = [{"epoch": epoch, **vars(point)} for epoch, point in found]
+    with filled(target) as here:
+        write_whole(here / "signal.json", json.dumps({**about, "points": points}, indent=2, allow_nan=False) + "\n")
+        study_plot.save_signal(
+            found, f"{config.method.name}, batches of {config.train.batch_size}", here / "signal.png"
+        )
+    print(f"{batches} batches of {config.train.batch_size} at each checkpoint; SNR = |E g|^2 / tr Cov g of one batch")
+    for epoch, point in found:
+        parts = [f"SNR {name} {_shown(value)}" for name, value in point.snr.items()]
+        parts += [f"cosine of {pair} {_shown(value)}" for pair, value in point.cosine.items()]
+        print(f"epoch {epoch:>4}  {'  '.join(parts)}")
+    print("files", target / "signal.png", target / "signal.json")
+    return EXIT_OK
+
+
+def overlap(argv: Sequence[str], description: str) -> int:
+    """Measure how far the first crop of an image overlaps with the others, from the boxes alone; returns the exit code.
+
+    Takes the flags of jobs/pretrain.py, and ``--output DIR`` (default: overlap).
+
+    Raises:
+        ConfigError: a flag, the recipe or the data is invalid.
+    """
+    own = Parser(add_help=False, allow_abbrev=False)
+    own.add_argument("--output", metavar="DIR", default="overlap")
+    given, rest = own.parse_known_args(argv)
+    target = folder_of("--output", given.output).absolute()
+    asked = parse(rest, "jobs/analyze.py overlap", description).config
+    config, _ = prepare(replace(asked, {"scaling.num_workers": 0}), say=say)
+    import numpy as np
+
+    from rotssl.base.step import StepContext
+    from rotssl.data.augment import Augment
+    from rotssl.reports import study_plot
+
+    images = datasets.load(config.data, config.evaluation.holdout).train.images
+    index = np.arange(min(len(images), SAMPLES))
+    sides = images.shape[2:] if isinstance(images, np.ndarray) else images.sizes(index)
+    ctx = StepContext(config.train.seed, 0, 0, 0.0, index, 0, len(index), config.views.global_count)
+    augment = Augment(config.views, config.data.image_size, (0.0,), (1.0,), config.train.seed)
+    found = augment.overlaps(ctx, *sides).ravel()
+    least, steps = config.views.min_overlap, np.arange(0, 101, 10)
+    numbers: dict[str, Any] = {
+        "pairs": len(found),
+        "global_scale": config.views.global_scale,
+        "min_overlap": least,
+        "mean": float(found.mean()),
+        "apart": float((found == 0).mean()),
+        "below_bound": float((found < least).mean()),
+        "percentiles": {
+            str(step): float(value) for step, value in zip(steps, np.percentile(found, steps), strict=True)
+        },
+    }
+    with filled(target) as here:
+        write_whole(here / "overlap.json", json.dumps(numbers, indent=2) + "\n")
+        study_plot.save_histogram(found.tolist(), least, here / "overlap.png")
+    low, median, high = (numbers["percentiles"][step] for step in ("10", "50", "90"))
+    print(f"IoU of two crops of an image, {len(found)} pairs: mean {found.mean():.3f}, median {median:.3f}")
+    print(f"80% of them are between {low:.3f} and {high:.3f}; {100 * numbers['apart']:.1f}% do not overlap at all")
+    if least:
+        print(f"{100 * numbers['below_bound']:.1f}% are below views.min_overlap {least:g}, for which no draw was found")
+    print("files", target / "overlap.png", target / "overlap.json")
+    return EXIT_OK
+
+
+def _shown(value: float | None) -> str:
+    return "not seen" if value is None or not math.isfinite(value) else f"{value:.3g}"
+
+
+def _write(folder: Path, name: str, numbers: dict[str, Any], words: Sequence[str]) -> None:
+    write_whole(folder / f"{name}.json", json.dumps(numbers, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_whole(folder / f"{name}.md", "\n".join(words) + "\n")
+
+
+def _show(warnings: Sequence[str], lines: Sequence[str], files: Sequence[AnyPath]) -> None:
+    for warning in warnings:
+        say(f"warning: {warning}")
+    print(*lines, sep="\n")
+    print("files", *files)
