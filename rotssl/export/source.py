@@ -49,7 +49,6 @@ def load_encoder(source: str | Path, network: str = "auto", uri: str | None = No
     Raises:
         ConfigError: there is no such encoder, it is damaged, or its weights do not fit.
     """
-    require(network in NETWORKS, "network", repr(network), f"one of {', '.join(NETWORKS)}")
     with _found(str(source), uri) as folder:
         return in_folder(folder, network)
 
@@ -82,6 +81,7 @@ def in_folder(folder: AnyPath, network: str = "auto") -> Encoder:
     Raises:
         ConfigError: as ``load_encoder``.
     """
+    require(network in NETWORKS, "network", repr(network), f"one of {', '.join(NETWORKS)}")
     if (folder / CONFIG).exists():
         return _of_run(folder, network)
     if (folder / checkpoint.FILE).exists():

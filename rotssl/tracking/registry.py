@@ -5,6 +5,7 @@ import io
 import re
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,7 +149,12 @@ def register(
     Raises:
         ConfigError: the store can't be used, or refuses the name.
     """
-    with _errors(f"model {name}", uri), tempfile.TemporaryDirectory(prefix="rotssl-") as scratch:
+    with (
+        _errors(f"model {name}", uri),
+        tempfile.TemporaryDirectory(prefix="rotssl-") as scratch,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # MLflow's, about its own code
         client = _client(uri)
         from mlflow import pyfunc
         from mlflow.exceptions import MlflowException
