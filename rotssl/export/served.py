@@ -18,7 +18,7 @@ from rotssl.export.source import in_folder, load_encoder
 from rotssl.models.encoders import save_encoder
 from rotssl.tracking import registry
 
-NEEDS = ("filelock", "jinja2", "numpy", "pillow", "pyyaml", "safetensors", "scipy", "timm", "torch", "torchvision")
+NEEDS = ("filelock", "numpy", "pillow", "pyyaml", "safetensors", "timm", "torch", "torchvision")
 
 
 class Served:
