@@ -149,19 +149,30 @@ def register(
     Raises:
         ConfigError: the store can't be used, or refuses the name.
     """
-    with (
-        _errors(f"model {name}", uri),
-        tempfile.TemporaryDirectory(prefix="rotssl-") as scratch,
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")  # MLflow's, about its own code
-        client = _client(uri)
-        from mlflow import pyfunc
+    with _errors(f"model {name}", uri), tempfile.TemporaryDirectory(prefix="rotssl-") as scratch:
+        client, made = _client(uri), Path(scratch) / "model"
+        _save(made, folder, loader, code, needs, about)
+        place = f"model/{uuid.uuid4().hex}"  # what earlier versions refer to stays
+        client.log_artifacts(run_id, str(made), place)
         from mlflow.exceptions import MlflowException
+
+        try:
+            client.create_registered_model(name)
+        except MlflowException:
+            if client.get_registered_model(name) is None:
+                raise
+        tags = {key: str(value) for key, value in about.items()}
+        return str(client.create_model_version(name, f"runs:/{run_id}/{place}", run_id, tags=tags).version)
+
+
+def _save(made: Path, folder: Path, loader: str, code: Path, needs: Sequence[str], about: Mapping[str, Any]) -> None:
+    """Save a model of MLflow into the folder ``made``; the other arguments are those of ``register``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's, about its own code
+        from mlflow import pyfunc
         from mlflow.models import ModelSignature
         from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-        made = Path(scratch) / "encoder"
         pyfunc.save_model(
             path=made,
             loader_module=loader,
@@ -174,15 +185,6 @@ def register(
             ),
             input_example=_example(about["image_size"], about["channels"]),
         )
-        place = f"model/{uuid.uuid4().hex}"  # what earlier versions refer to stays
-        client.log_artifacts(run_id, str(made), place)
-        try:
-            client.create_registered_model(name)
-        except MlflowException:
-            if client.get_registered_model(name) is None:
-                raise
-        tags = {key: str(value) for key, value in about.items()}
-        return str(client.create_model_version(name, f"runs:/{run_id}/{place}", run_id, tags=tags).version)
 
 
 def request(pictures: Sequence[bytes]) -> dict[str, Any]:
