@@ -206,9 +206,8 @@ print(*sorted({known[name][0].lower() for name in top if name in known}))
     listed = (ROOT / "pyproject.toml").read_text().partition("dependencies = [")[2].partition("]\n\n")[0]
     ours = {re.split(r"[\[>]", name)[0] for name in re.findall(r'"(.*)"', listed)}
     optional = {"nvidia-ml-py"}  # torch imports it where it is
-    assert set(done.stdout.split()) & ours - optional == {*served.NEEDS, "mlflow"} - {
-        "timm"
-    }  # timm's encoders need that
+    needed = {*served.NEEDS} - {"timm"}  # only timm's encoders need that
+    assert set(done.stdout.split()) & ours - optional == needed
 
 
 @pytest.mark.parametrize(
