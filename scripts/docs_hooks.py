@@ -43,7 +43,7 @@ FIRST = (
     "watching.md",
 )  # the order of docs/clusters
 OF_USE = {
-    "rotssl.models.encoders.load_encoder": "the encoder of a finished run",
+    "rotssl.export.source.load_encoder": "the encoder of a run, as `rotssl.load_encoder`",
     "rotssl.runs.journal.read": "the metrics of a run, by epoch",
     "rotssl.config.resolution.build": "a checked configuration from dotted fields",
     "rotssl.tracking.reader.read_runs": "the runs of an experiment in MLflow",

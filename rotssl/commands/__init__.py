@@ -6,12 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from rotssl import config as cfg
 from rotssl.base.address import without_login
 from rotssl.base.paths import AnyPath, at
-from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
-from rotssl.config.recipes import load_recipe
+from rotssl.runs.state import recorded as recorded
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIG, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -43,21 +41,6 @@ def folder_of(flag: str, address: str) -> AnyPath:
         return at(address)
     except ValueError as error:
         raise ConfigError(f"{flag}: {error}") from error
-
-
-def recorded(folder: AnyPath, root: str | None = None) -> ResolvedConfig:
-    """The resolved configuration of a run, from the ``config.yaml`` in its folder.
-
-    Args:
-        folder: of the run.
-        root: the images' new ``data.root``, if they were moved.
-
-    Raises:
-        ConfigError: it can't be read.
-    """
-    moved = {} if root is None else {"data.root": root}
-    # Fields that the run's version did not have are open; the others are resolved, whatever the size of the data set.
-    return cfg.resolve(cfg.build(load_recipe(folder / "config.yaml") | moved), 224, sys.maxsize)
 
 
 def run_command(body: Callable[[], int]) -> NoReturn:

@@ -80,7 +80,7 @@ def _refusal(bad: Sequence[Sequence[str]]) -> str:
     return f"{listing(bad)}; mend or remove {'it' if len(bad) == 1 else 'them'}, or leave out with data.on_bad skip"
 
 
-def _fit(image: Image.Image, side: int) -> Pixels:
+def fit(image: Image.Image, side: int) -> Pixels:
     """The image with its short side resized to ``side`` pixels and centre-cropped, (3, side, side)."""
     scale = side / min(image.size)
     resized = image.resize(
@@ -126,7 +126,7 @@ def _read_block(
             found.append(error)
             continue
         if native is None:
-            block[i] = _fit(image, shape[-1])
+            block[i] = fit(image, shape[-1])
         elif image.size == (native[1], native[0]):
             block[i] = np.asarray(image).transpose(2, 0, 1)
         else:

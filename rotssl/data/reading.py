@@ -76,15 +76,26 @@ def fetch(path: str) -> bytes:
 def decode(content: bytes, path: str) -> tuple[Image.Image, Facts]:
     """The image of a file's content, as ``read``; the path is for messages."""
     with _one_kind_of_error(content, path), Image.open(BytesIO(content)) as image:
-        tag = _orientation(image)
-        image.load()
-        deep = image.mode[0] in "IF"
-        shades = _to_8_bits(image) if deep else image
-        transparent = not deep and _is_transparent(image)
-        rgb = _on_white(shades) if transparent else shades.convert("RGB")
-        # Pillow turns TIFF by itself.
-        upright = rgb if image.format == "TIFF" or tag == 1 else rgb.transpose(UPRIGHT[tag])
-    return upright, Facts(upright.size, tag != 1, transparent, deep, digest(content), look(upright))
+        rgb, turned, transparent, deep = upright(image)
+    return rgb, Facts(rgb.size, turned, transparent, deep, digest(content), look(rgb))
+
+
+def upright(image: Image.Image) -> tuple[Image.Image, bool, bool, bool]:
+    """An opened image as RGB, upright, on white where it is transparent; and whether it was turned, transparent and deep.
+
+    Raises:
+        DataError: the range of its shades is unknown.
+        Exception: of any kind, the file is damaged.
+    """
+    tag = _orientation(image)
+    image.load()
+    deep = image.mode[0] in "IF"
+    shades = _to_8_bits(image) if deep else image
+    transparent = not deep and _is_transparent(image)
+    rgb = _on_white(shades) if transparent else shades.convert("RGB")
+    # Pillow turns TIFF by itself.
+    turned = tag != 1
+    return rgb if image.format == "TIFF" or not turned else rgb.transpose(UPRIGHT[tag]), turned, transparent, deep
 
 
 class Header(NamedTuple):

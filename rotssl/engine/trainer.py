@@ -37,7 +37,7 @@ from rotssl.engine.pretrainer import Output, Pretrainer, build_pretrainer
 from rotssl.engine.recorder import Cost, EpochRecorder
 from rotssl.engine.runtime import RunFailed, Runtime
 from rotssl.evaluation.protocol import protocols
-from rotssl.models.encoders import save_encoder
+from rotssl.models.encoders import facts, save_encoder
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
 
@@ -343,8 +343,5 @@ class Trainer:
 
     def export(self) -> None:
         """Save the encoder that is evaluated, with the facts that are needed to use it."""
-        config, encoder, augment = self.config, self.config.encoder, self.augment
-        about: dict[str, Any] = {"encoder": encoder.name, "stem": encoder.stem, "patch_size": encoder.patch_size}
-        about |= {"norm": config.model.norm, "image_size": config.data.image_size}
-        about |= {"mean": augment.mean, "std": augment.std}
-        save_encoder(self.model.chosen(config.evaluation.network), about, self.journal.folder)
+        about = facts(self.config) | {"stored": self.splits.train.images.shape[2:]}
+        save_encoder(self.model.chosen(self.config.evaluation.network), about, self.journal.folder)

@@ -6,13 +6,18 @@ from typing import Any
 
 import torch
 import torchvision
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from rotssl.base.paths import AnyPath, at, write_whole
+from rotssl.base.paths import AnyPath, write_whole
+from rotssl.config import Config
+from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.models.norm import convert_norm
+
+WEIGHTS, FACTS = "encoder.safetensors", "encoder.json"
 
 
 class SmallResNet(nn.Module):
@@ -95,23 +100,8 @@ def _timm(name: str, image_size: int, patch_size: int | str, drop_path: float) -
         import timm
     except ImportError as error:
         raise ConfigError(f"encoder.name: got 'timm/{name}', but timm is not installed") from error
-    if not timm.is_model(name):
-        raise ConfigError(f"encoder.name: timm has no {name!r}{nearest(name, timm.list_models())}")
-    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-    try:
-        with torch.device("meta"):
-            sketch = timm.create_model(name, pretrained=False, num_classes=0)
-    except (RuntimeError, ValueError, TypeError) as error:  # for example an unknown tag of weights
-        raise ConfigError(f"encoder.name: timm cannot build {name!r} ({error})") from error
-    if isinstance(sketch, timm.models.VisionTransformer):
-        # Views of different sides go through one network; sides that are not a multiple of the patch are padded.
-        options |= {"img_size": image_size, "dynamic_img_size": True, "dynamic_img_pad": True}
-        options |= {} if patch_size == "auto" else {"patch_size": patch_size}
-        patch = sketch.patch_embed.patch_size[0] if patch_size == "auto" else int(patch_size)
-        if patch > image_size:
-            raise ConfigError(f"encoder.patch_size: got {patch}, expected at most the side of the views ({image_size})")
-    elif patch_size != "auto":
-        raise ConfigError(f"encoder.patch_size: got {patch_size}, expected auto: {name} is not a vision transformer")
+    options = timm_options(name, image_size, patch_size)
+    options |= {"drop_path_rate": drop_path} if drop_path else {}
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0, **options)
     except (AssertionError, RuntimeError, ValueError, TypeError) as error:
@@ -121,36 +111,145 @@ def _timm(name: str, image_size: int, patch_size: int | str, drop_path: float) -
     return model, dim
 
 
+def timm_options(name: str, image_size: int, patch_size: int | str = "auto") -> dict[str, Any]:
+    """What ``timm.create_model`` is given beside the name and ``num_classes=0``; the arguments are those of ``build_encoder``.
+
+    Raises:
+        ConfigError: timm does not know the name, or the encoder does not accept an argument.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise ConfigError(f"encoder.name: timm has no {name!r}{nearest(name, timm.list_models())}")
+    try:
+        with torch.device("meta"):
+            sketch = timm.create_model(name, pretrained=False, num_classes=0)
+    except (RuntimeError, ValueError, TypeError) as error:  # for example an unknown tag of weights
+        raise ConfigError(f"encoder.name: timm cannot build {name!r} ({error})") from error
+    if not isinstance(sketch, timm.models.VisionTransformer):
+        if patch_size != "auto":
+            raise ConfigError(
+                f"encoder.patch_size: got {patch_size}, expected auto: {name} is not a vision transformer"
+            )
+        return {}
+    patch = sketch.patch_embed.patch_size[0] if patch_size == "auto" else int(patch_size)
+    if patch > image_size:
+        raise ConfigError(f"encoder.patch_size: got {patch}, expected at most the side of the views ({image_size})")
+    # Views of different sides go through one network; sides that are not a multiple of the patch are padded.
+    options = {"img_size": image_size, "dynamic_img_size": True, "dynamic_img_pad": True}
+    return options | ({} if patch_size == "auto" else {"patch_size": patch_size})
+
+
+def facts(config: Config) -> dict[str, Any]:
+    """What one must know of a run's encoder to build and to use it, by the names of ``encoder.json``.
+
+    Args:
+        config: resolved; the network is the one that is evaluated.
+    """
+    encoder, data = config.encoder, DATASETS[config.data.name]
+    found: dict[str, Any] = {"encoder": encoder.name, "stem": encoder.stem, "patch_size": encoder.patch_size}
+    found |= {"norm": config.model.norm, "image_size": config.data.image_size}
+    return found | {"mean": data.mean, "std": data.std, "network": config.evaluation.network}
+
+
 def save_encoder(encoder: nn.Module, about: Mapping[str, Any], folder: AnyPath) -> None:
-    """Save an encoder for ``load_encoder``: weights in ``encoder.safetensors``, how to build it in ``encoder.json``.
+    """Save an encoder for ``read_encoder``: weights in ``encoder.safetensors``, how to build it in ``encoder.json``.
 
     Args:
         encoder: encoder whose state is saved.
-        about: ``encoder``, ``stem``, ``patch_size``, ``norm``, ``image_size``, ``mean`` and ``std`` of the images.
+        about: as ``facts``, and ``stored``, height and width of the images that were evaluated.
         folder: folder to write to.
 
     Raises:
         OSError: a file can't be written, for example because the disk is full.
     """
+    write_whole(folder / WEIGHTS, packed(encoder))
+    content = {**about, "load": "rotssl.load_encoder(FOLDER)"}
+    write_whole(folder / FACTS, json.dumps(content, indent=2) + "\n")
+
+
+def packed(encoder: nn.Module) -> bytes:
+    """The weights of an encoder, in the format of safetensors."""
     weights = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    write_whole(folder / "encoder.safetensors", save(weights))  # save_file raises no OSError if the disk is full
-    content = {**about, "load": "rotssl.models.encoders.load_encoder(FOLDER)"}
-    write_whole(folder / "encoder.json", json.dumps(content, indent=2) + "\n")
+    return save(weights)  # save_file raises no OSError if the disk is full
 
 
-def load_encoder(folder: str | AnyPath) -> tuple[nn.Module, int]:
-    """The pretrained encoder in a run's folder, from ``encoder.safetensors`` and ``encoder.json``.
-
-    Images must be scaled to [0, 1] and normalised by the ``mean`` and ``std`` in encoder.json.
+def read_encoder(folder: AnyPath) -> tuple[nn.Module, int]:
+    """The encoder that ``save_encoder`` has saved, without what one needs to use it: see ``rotssl.load_encoder``.
 
     Returns:
         The module in evaluation mode, (B, 3, S, S) -> (B, D), and D.
+
+    Raises:
+        ConfigError: a file is missing or damaged, or the weights are of another encoder.
     """
-    place = at(folder) if isinstance(folder, str) else folder
-    about = json.loads((place / "encoder.json").read_text())
+    about = read_facts(folder / FACTS)
+    return restored(about, read_weights(folder / WEIGHTS), folder / WEIGHTS)
+
+
+def read_facts(file: AnyPath) -> dict[str, Any]:
+    """What a file of ``save_encoder``, or a ``config.json`` with the same under ``rotssl``, says of an encoder.
+
+    Raises:
+        ConfigError: the file can't be read, or does not describe an encoder.
+    """
+    try:
+        content = json.loads(file.read_text())
+        about = content.get("rotssl", content)
+        if not isinstance(about, dict) or not about.keys() >= {"encoder", "stem", "norm"}:
+            raise ValueError("it does not describe an encoder of rotssl")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read ({_why(error)})") from error
+    return about
+
+
+def read_weights(file: AnyPath) -> dict[str, Tensor]:
+    """The tensors in a file of safetensors.
+
+    Raises:
+        ConfigError: it can't be read, for example because it was cut short.
+    """
+    try:
+        return load(file.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file} cannot be read ({_why(error)})") from error
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def restored(about: Mapping[str, Any], weights: Mapping[str, Tensor], where: AnyPath) -> tuple[nn.Module, int]:
+    """An encoder from what ``facts`` says of it, and its weights.
+
+    Args:
+        about: what is said of the encoder.
+        weights: its state.
+        where: where the weights are from, for the message.
+
+    Returns:
+        The module in evaluation mode, and the dimension of its features.
+
+    Raises:
+        ConfigError: the weights are of another encoder.
+    """
     shape = {key: about[key] for key in ("image_size", "patch_size") if key in about}
     encoder, dim = build_encoder(about["encoder"], about["stem"], **shape)
     if about["norm"] == "group":
         convert_norm(encoder, "group", torch.device("cpu"))
-    encoder.load_state_dict(load((place / "encoder.safetensors").read_bytes()))
+    if reason := differences(encoder.state_dict(), weights):
+        raise ConfigError(f"{where} is of another encoder than {about['encoder']} (stem {about['stem']}): {reason}")
+    encoder.load_state_dict(dict(weights))
     return encoder.eval(), dim
+
+
+def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """How the names and shapes of two states differ, in a few words; empty if they do not."""
+    both = expected.keys() & found.keys()
+    kinds = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "not expected": sorted(found.keys() - expected.keys()),
+        "of another shape": sorted(key for key in both if expected[key].shape != found[key].shape),
+    }
+    words = [f"{len(keys)} weights {kind}, such as {keys[0]}" for kind, keys in kinds.items() if keys]
+    return "; ".join(words)

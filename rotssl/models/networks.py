@@ -1,11 +1,10 @@
 """The encoder of a finished run: the one that it exported, or its other network, from the newest checkpoint."""
 
-from safetensors import SafetensorError
 from torch import nn
 
 from rotssl.base.paths import AnyPath
 from rotssl.config.fields import ConfigError
-from rotssl.models.encoders import load_encoder
+from rotssl.models.encoders import read_encoder
 from rotssl.runs import checkpoint
 
 _PREFIX = {"student": "encoder.", "teacher": "teacher.0."}  # of the names in a checkpoint's model
@@ -27,8 +26,8 @@ def network_of(folder: AnyPath, network: str, exported: str, epoch: int) -> nn.M
         if not (folder / name).exists():
             raise ConfigError(f"--checkpoint: no {name} in {folder}; the command that trained the run writes it again")
     try:
-        encoder, _ = load_encoder(folder)
-    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:  # cut short, or of another network
+        encoder, _ = read_encoder(folder)
+    except (ConfigError, ValueError, KeyError, RuntimeError) as error:  # cut short, or of another network
         why = (str(error).splitlines() or [""])[0][:200]
         raise ConfigError(f"--checkpoint: encoder.safetensors in {folder} cannot be read ({why})") from error
     if network == exported:

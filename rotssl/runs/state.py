@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from rotssl.base.lock import locked
 from rotssl.base.paths import AnyPath, write_whole
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
+from rotssl.config.recipes import load_recipe
 from rotssl.runs import checkpoint, journal
 
 NOT_SAVED = ("path", "changes", "doubt", "moved")
@@ -134,6 +136,21 @@ class RunState:
         self.status, self.reason = status, reason
         content = {key: value for key, value in vars(self).items() if key not in NOT_SAVED}
         write_whole(self.path, json.dumps(content, indent=2) + "\n")
+
+
+def recorded(folder: AnyPath, root: str | None = None) -> ResolvedConfig:
+    """The resolved configuration of a run, from the ``config.yaml`` in its folder.
+
+    Args:
+        folder: of the run.
+        root: the images' new ``data.root``, if they were moved.
+
+    Raises:
+        ConfigError: it can't be read.
+    """
+    moved = {} if root is None else {"data.root": root}
+    # Fields that the run's version did not have are open; the others are resolved, whatever the size of the data set.
+    return cfg.resolve(cfg.build(load_recipe(folder / "config.yaml") | moved), 224, sys.maxsize)
 
 
 @contextmanager

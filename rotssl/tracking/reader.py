@@ -9,12 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from rotssl.base.address import file_of, is_gone
-from rotssl.base.paths import at
+from rotssl.base.paths import AnyPath, at
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.runs.journal import Points
 from rotssl.tracking.store import check_uri, client_of, short
 
 log = logging.getLogger(__name__)
+
+
+class FolderGone(ConfigError):
+    """The folder of a run is not where the store says it is.
+
+    Args:
+        run_id: of the run.
+        folder: where it was.
+    """
+
+    def __init__(self, run_id: str, folder: AnyPath) -> None:
+        super().__init__(f"--run: the folder of {run_id} is not there any more: {folder}; use --checkpoint DIR")
+        self.folder = folder
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,7 @@ def run_folder_of(uri: str, run_id: str) -> str:
     """The folder of a run.
 
     Raises:
+        FolderGone: it is not there any more.
         ConfigError: the store can't be used, or has no such run.
     """
     file = file_of(uri)
@@ -133,7 +147,7 @@ def run_folder_of(uri: str, run_id: str) -> str:
         moved = file.absolute().parent / folder.parent.name / folder.name  # together with the store
         folder = moved if moved.exists() else folder
     if not folder.exists():
-        raise ConfigError(f"--run: the folder of {run_id} is not there any more: {folder}; use --checkpoint DIR")
+        raise FolderGone(run_id, folder)
     return str(folder)
 
 

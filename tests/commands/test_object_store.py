@@ -5,9 +5,9 @@ import math
 
 import pytest
 
+from rotssl import load_encoder
 from rotssl.base import claims, paths
 from rotssl.base.objects import ObjectPath
-from rotssl.models.encoders import load_encoder
 from rotssl.runs import checkpoint, journal
 from tests.memory_store import Memory
 from tests.programs import SMALL, flags
@@ -57,7 +57,7 @@ def test_a_run_in_an_object_store_is_that_in_a_folder(main, store, top, tmp_path
     left = {path.name for path in local.iterdir()} - {".lock"}
     assert {entry.name for entry in folder.entries()} == left
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
-    assert load_encoder(str(folder))[1] == 96
+    assert load_encoder(str(folder)).dim == 96
 
 
 def test_a_damaged_checkpoint_in_an_object_store_is_passed_over(main, store, top):

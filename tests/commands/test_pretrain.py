@@ -13,7 +13,7 @@ from rotssl import config as cfg
 from rotssl import lifecycle
 from rotssl.commands import pretrain
 from rotssl.config.fields import ConfigError
-from rotssl.models.encoders import load_encoder
+from rotssl.models.encoders import read_encoder
 from rotssl.runs import checkpoint, journal
 from tests.programs import SMALL, command, flags, job, mlflow_client, started, wait_for, with_store
 
@@ -239,7 +239,7 @@ def test_without_ray_a_run_that_is_killed_in_mid_epoch_goes_on_and_exports(tmp_p
     assert done.returncode == 0 and "kNN top-1 on validation" in done.stdout, done.stderr
     assert "epoch 2/2" in done.stderr and "epoch 1/2" not in done.stderr
     assert journal.read(folder)[2]["cost/lost_seconds"] > 0
-    encoder, dim = load_encoder(folder)
+    encoder, dim = read_encoder(folder)
     assert encoder(torch.zeros(2, 3, 16, 16)).shape == (2, dim)
 
 

@@ -15,7 +15,7 @@ from rotssl.config.fields import ConfigError
 from rotssl.config.sections import EvaluationConfig
 from rotssl.data import datasets
 from rotssl.evaluation import plan as plans
-from rotssl.models.encoders import load_encoder
+from rotssl.models.encoders import read_encoder
 from rotssl.models.networks import network_of
 from rotssl.runs import checkpoint
 from tests.commands.test_evaluate import logged, pretrain
@@ -105,7 +105,7 @@ def test_the_teacher_is_read_from_the_newest_checkpoint(finished, capsys):
     encoder = network_of(config.run_dir, "teacher", "student", 2)
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, state[f"teacher.0.{name}"]), name
-    student = load_encoder(config.run_dir)[0].state_dict()
+    student = read_encoder(config.run_dir)[0].state_dict()
     assert any(not torch.equal(value, student[name]) for name, value in encoder.state_dict().items())
     assert evaluate(None, str(config.run_dir), ("knn",), "", network="teacher") == 0
     assert "teacher/knn" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from rotssl.commands import pretrain
 from rotssl.data import datasets
 from rotssl.engine import evaluator
 from rotssl.engine.events import EpochDone
-from rotssl.models.encoders import load_encoder
+from rotssl.models.encoders import read_encoder
 from rotssl.runs import checkpoint, journal
 from rotssl.runs.state import RunState
 from tests.small_runs import make_config, trainer
@@ -156,7 +156,7 @@ def test_the_network_that_is_asked_for_is_evaluated_and_exported(tmp_path, netwo
         encoder.register_forward_hook(lambda module, *_, name=name: seen.add((name, module.training)))
     run.run()
     assert {name for name, training in seen if not training} == {network}
-    exported = load_encoder(config.run_dir)[0].state_dict()
+    exported = read_encoder(config.run_dir)[0].state_dict()
     for name, encoder in both.items():
         same = all(torch.equal(exported[key], value) for key, value in encoder.state_dict().items() if key in exported)
         assert same == (name == network), name

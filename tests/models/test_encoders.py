@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from rotssl.config.fields import ConfigError
-from rotssl.models.encoders import build_encoder, load_encoder, save_encoder
+from rotssl.models.encoders import build_encoder, read_encoder, save_encoder
 from rotssl.models.norm import convert_norm
 from tests.small_runs import full_disk
 
@@ -149,7 +149,7 @@ def test_a_saved_encoder_is_the_same_when_loaded(tmp_path, name, stem, patch, no
     encoder(pictures(8, 28))  # moves the running statistics
     about = {"encoder": name, "stem": stem, "patch_size": patch, "norm": norm, "image_size": 28, "mean": [0.5]}
     save_encoder(encoder, about, tmp_path)
-    again, told = load_encoder(tmp_path)
+    again, told = read_encoder(tmp_path)
     assert told == dim
     assert not again.training
     x = pictures(4, 28, seed=1)

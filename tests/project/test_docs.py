@@ -136,7 +136,7 @@ def test_the_site_builds_without_a_warning_and_has_all_pages(site):
     expected |= {"index", "methods", "architecture", "contributing", "testing", "security", "changelog"}
     expected |= {f"api/{path.stem}" for path in (ROOT / "rotssl").iterdir() if not path.stem.startswith("__")}
     assert {name for name in expected if not (site / f"{name}.html").exists()} == set()
-    assert "load_encoder" in (site / "api" / "models.html").read_text()
+    assert "load_encoder" in (site / "api" / "export.html").read_text()
 
 
 @pytest.mark.exhaustive

@@ -1,0 +1,1 @@
+"""A pretrained encoder elsewhere: loaded in one line, and in the formats of other libraries."""

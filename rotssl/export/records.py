@@ -1,0 +1,109 @@
+"""What a run's records say of its encoder, for the model card: nothing here is measured or guessed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rotssl import config as cfg
+from rotssl.base.paths import AnyPath
+from rotssl.config import ResolvedConfig
+from rotssl.config.fields import ConfigError
+from rotssl.config.sections import OFF
+from rotssl.evaluation.protocol import protocols
+from rotssl.export.source import CONFIG
+from rotssl.runs import journal
+from rotssl.runs.state import RunState, recorded
+from rotssl.tracking import registry, untracked
+
+KEPT = "test.json"  # what jobs/evaluate.py has measured of a run without MLflow
+_PRIVATE = ("data.root", "train.init_from")  # places on somebody's machine
+_ACCURACY = "/top1"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """An accuracy: its name, the share of hits (0 to 1), the split that was classified, and the protocol."""
+
+    name: str
+    value: float
+    split: str
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of a run.
+
+    Attributes:
+        config: its resolved configuration.
+        state: its ``run.json``.
+        epochs: number of epochs done.
+        last: metrics of the last of them.
+        tags: its tags in MLflow, or those that are kept for it.
+        measures: all accuracies on record.
+    """
+
+    config: ResolvedConfig
+    state: RunState
+    epochs: int
+    last: Mapping[str, float]
+    tags: Mapping[str, str]
+    measures: tuple[Measure, ...]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The fields that determine what the run computed, by dotted names, without places on a machine."""
+        return {key: value for key, value in cfg.described(self.config).items() if key not in _PRIVATE}
+
+
+def read(folder: AnyPath) -> Records:
+    """The records of the run in a folder.
+
+    Raises:
+        ConfigError: it holds no run, a record is damaged, or the store with the run's tags and evaluations can't be used.
+    """
+    if not (folder / CONFIG).exists():
+        what = f"has no {CONFIG}" if folder.exists() else "is not there"
+        raise ConfigError(f"--checkpoint: {folder} {what}; expected the folder of a run")
+    config, state = recorded(folder), RunState.read(folder / "run.json", {})
+    points = journal.read(folder)
+    epochs = max(points, default=0)
+    last = points.get(epochs, {})
+    if state.uri == OFF or state.run_id is None:
+        tags, later = untracked.kept_tags(folder), _kept(folder / KEPT)
+    else:
+        tags, later = registry.tags_of(state.uri, state.run_id), registry.evaluations(state.uri, state.run_id)
+    return Records(config, state, epochs, last, tags, (*_of_run(config, last, tags), *_of_evaluations(later)))
+
+
+def _of_run(config: ResolvedConfig, last: Mapping[str, float], tags: Mapping[str, str]) -> list[Measure]:
+    """The accuracies of the run's last epoch."""
+    found = []
+    for key, value in last.items():
+        if key.endswith(_ACCURACY):
+            *split, name, _ = ["validation", *key.split("/")] if key.count("/") == 1 else key.split("/")
+            text = protocols(config.evaluation, split[-1]).get(f"{name}_protocol", "")
+            fewer = name == "knn" and int(tags.get("knn_k", config.evaluation.knn_k)) != config.evaluation.knn_k
+            found.append(Measure(name, value, split[-1], text + (f" (reduced to k={tags['knn_k']})" if fewer else "")))
+    return found
+
+
+def _of_evaluations(evaluations: list[registry.Evaluation]) -> list[Measure]:
+    found = []
+    for each in evaluations:
+        everything = ", ".join(f"{key} {value}" for key, value in sorted(each.how.items()))
+        for key, value in each.metrics.items():
+            if key.endswith(_ACCURACY):
+                name = key.removesuffix(_ACCURACY)
+                found.append(Measure(name, value, each.split, each.how.get(f"{name}_protocol", everything)))
+    return found
+
+
+def _kept(file: AnyPath) -> list[registry.Evaluation]:
+    if not file.exists():
+        return []
+    try:
+        return [registry.Evaluation("test", each["metrics"], each["facts"]) for each in json.loads(file.read_text())]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"--checkpoint: {file} cannot be read ({type(error).__name__}: {error})") from error
