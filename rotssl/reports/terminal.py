@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from rotssl.base.show import WIDTH
 from rotssl.config.tasks import TASKS
 from rotssl.runs.journal import Points
 
@@ -46,7 +47,7 @@ def show(*parts: RenderableType) -> None:
     """Print tables and texts to stdout, at a fixed width if stdout is not a terminal."""
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
-        console.width = 110
+        console.width = WIDTH
     for part in parts:
         console.print(part)
 
