@@ -18,7 +18,7 @@ _DPI = 150
 Curve = list[tuple[float, float, float, float]]  # cost, and mean, lowest and highest of the metric in percent
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("agg")
@@ -55,7 +55,7 @@ def save_curves(cells: Sequence[Variant], baselines: Iterable[str], metric: str,
         metric: metric to plot, a fraction.
         path: path of the PNG.
     """
-    plt = _pyplot()
+    plt = pyplot()
     styles = _styles([cell.variant for cell in cells], set(baselines))
     curves = _curves(cells, metric)
     present = {cost for lines in curves.values() for (_, cost), line in lines.items() if line}
@@ -132,7 +132,7 @@ def _styles(variants: Sequence[str], baselines: set[str]) -> dict[str, dict[str,
 
 def save_heat_map(cells: Sequence[Variant], metric: str, path: Path) -> None:
     """Plot the mean final metric in percent, a row per family and budget, a column per variant; missing cells are hatched."""
-    plt = _pyplot()
+    plt = pyplot()
     import numpy as np
     from matplotlib.patches import Rectangle
 
