@@ -11,6 +11,7 @@ _OFFERED = {
     "ablate": "rotssl.api:ablate",
     "compare": "rotssl.api:compare",
     "evaluate": "rotssl.api:evaluate",
+    "report": "rotssl.api:report",
     "register_method": "rotssl.config.methods:register_method",
     "MethodSpec": "rotssl.config.methods:MethodSpec",
     "MethodConfig": "rotssl.config.methods:MethodConfig",

@@ -1,4 +1,4 @@
-"""What notebooks and scripts call: ``rotssl.pretrain``, ``ablate``, ``compare`` and ``evaluate``. See docs/python.md.
+"""What notebooks and scripts call: ``rotssl.pretrain``, ``ablate``, ``compare``, ``evaluate``, ``report``: docs/python.md.
 
 Each does what the program of its name in jobs/ does, with the same files, and returns an object in place of an exit code. Bad
 input raises ConfigError. An interrupted call raises KeyboardInterrupt; the same call resumes.
@@ -7,7 +7,6 @@ input raises ConfigError. An interrupted call raises KeyboardInterrupt; the same
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,126 +20,13 @@ from rotssl.config.fields import ConfigError, nearest
 from rotssl.config.recipes import load_recipe, read_yaml, recommended
 from rotssl.config.sections import OFF
 from rotssl.config.sweep import SweepCommand, read
-from rotssl.reports import notebook
-from rotssl.reports.notebook import Points
+from rotssl.reports.results import Ablated, Compared, Evaluated, Pretrained, Reported
 
 if TYPE_CHECKING:
     from rotssl.commands.compare import Report
     from rotssl.lifecycle import Run
 
 _SWEEP = ("sweep", "grid", "distributions")  # sections of a sweep's file that are not those of a run
-_METRICS = ("knn/top1", "linear/top1")
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """A run, as it is on disk after a call.
-
-    Attributes:
-        name: its name.
-        folder: its folder, with checkpoints, encoder and curves.
-        run_id: its id in MLflow; None without MLflow.
-        status: ``finished``, ``failed``, ``stopped`` (by train.stop_after), ``pruned`` (by a sweep's scheduler), ``interrupted``
-            or ``new``.
-        reason: why it has this status.
-        config: its resolved configuration, by dotted names.
-        points: its metrics, epoch by epoch.
-    """
-
-    name: str
-    folder: AnyPath
-    run_id: str | None
-    status: str
-    reason: str
-    config: dict[str, Any] = field(repr=False)
-    points: Points = field(repr=False)
-
-    @classmethod
-    def _of(cls, run: "Run") -> "Pretrained":
-        state = run.state
-        made = run.name, run.folder, None if state.uri == OFF else state.run_id, state.status, state.reason
-        return cls(*made, cfg.flat(run.config), Points(run.points))
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The metrics of the last epoch; empty if there is none."""
-        return dict(self.points[max(self.points)]) if self.points else {}
-
-    def _repr_html_(self) -> str:
-        known = {"status": f"{self.status}: {self.reason}", "folder": self.folder, "MLflow": self.run_id or "off"}
-        return notebook.facts(self.name, known, self.status == "failed") + self.points._repr_html_()
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A comparison of runs.
-
-    Attributes:
-        answers: what to do, in words: for each family of runs, sentences.
-        warnings: what is to be known about the runs.
-        content: all numbers, as in report.json.
-        page: the page, report.html; the other files are in its folder.
-    """
-
-    answers: Sequence[Sequence[str]]
-    warnings: Sequence[str] = field(repr=False)
-    content: dict[str, Any] = field(repr=False)
-    page: AnyPath
-    _html: str = field(repr=False)
-
-    @classmethod
-    def _of(cls, report: "Report") -> "Compared":
-        drawn = [file for file in report.files if isinstance(file, Path) and file.suffix == ".png"]
-        html = notebook.comparison(report.answers, report.warnings, report.tables, drawn)
-        return cls(report.answers, report.warnings, report.content, report.files[0], html)
-
-    def _repr_html_(self) -> str:
-        return self._html
-
-
-@dataclass(frozen=True)
-class Ablated:
-    """A sweep, as it is on disk after a call.
-
-    Attributes:
-        name: its name.
-        folder: its folder.
-        status: ``finished``; ``failed`` if some trials are not, or if MLflow lacks some.
-        trials: its runs.
-        comparison: what they say; None if there is too little to compare.
-    """
-
-    name: str
-    folder: AnyPath
-    status: str
-    trials: Sequence[Pretrained] = field(repr=False)
-    comparison: Compared | None = field(repr=False)
-
-    def _repr_html_(self) -> str:
-        rows = []
-        for trial in self.trials:
-            last = (f"{trial.metrics[key]:.1%}" if key in trial.metrics else "" for key in _METRICS)
-            rows.append([trial.name, trial.status, str(max(trial.points, default=0)), *last])
-        runs = notebook.table(["run", "status", "epochs", "kNN", "linear probe"], rows, names=2)
-        title = notebook.facts(self.name, {"status": self.status, "folder": self.folder}, self.status == "failed")
-        return title + (self.comparison._repr_html_() if self.comparison else "") + runs
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What was measured on the test split.
-
-    Attributes:
-        folder: folder of the run.
-        metrics: its measures, such as ``knn/top1``, as fractions.
-    """
-
-    folder: AnyPath
-    metrics: dict[str, float]
-
-    def _repr_html_(self) -> str:
-        rows = [[key, f"{value:.4g}"] for key, value in sorted(self.metrics.items())]
-        return notebook.table(["on the test split", "value"], rows)
 
 
 def pretrain(recipe: str | Path | Mapping[str, Any] | None = None, **fields: Any) -> Pretrained:
@@ -173,7 +59,7 @@ def pretrain(recipe: str | Path | Mapping[str, Any] | None = None, **fields: Any
     found: list[Pretrained] = []
 
     def conclude(run: "Run", status: str) -> int:
-        found.append(Pretrained._of(run))
+        found.append(Pretrained.of(run))
         return commands.EXIT_OK
 
     with commands.warnings_shown():
@@ -216,8 +102,8 @@ def ablate(file: str | Path | None = None, **fields: Any) -> Ablated:
             raise ConfigError(str(error).replace(str(path), "the call") if file is None else str(error)) from error
     if code == commands.EXIT_INTERRUPTED:
         raise KeyboardInterrupt("the same call resumes from the last checkpoints")
-    trials = [Pretrained._of(Run(trial.config)) for trial in sweep.trials]
-    compared = Compared._of(reports[0]) if reports else None
+    trials = [Pretrained.of(Run(trial.config)) for trial in sweep.trials]
+    compared = Compared.of(reports[0]) if reports else None
     return Ablated(sweep.sweep.name, sweep.folder, sweep.state.status, trials, compared)
 
 
@@ -256,7 +142,7 @@ def compare(
     folder = commands.folder_of("output", str(output or command.default_output(store, experiment))).absolute()
     with commands.warnings_shown():
         report = command.compare(store, experiment, folder, baseline, target, metric, sweep=sweep)
-    return Compared._of(report)
+    return Compared.of(report)
 
 
 def evaluate(
@@ -280,18 +166,12 @@ def evaluate(
     from rotssl.commands import evaluate as command
     from rotssl.runs.state import RunState
     from rotssl.tracking import reader
-    from rotssl.tracking.store import asked_uri
 
     names = tuple(dict.fromkeys([protocols] if isinstance(protocols, str) else protocols))
     if not names or not set(names) <= set(command.PROTOCOLS):
         expected = f"one or more of {', '.join(command.PROTOCOLS)}"
         raise ConfigError(f"protocols: got {', '.join(map(str, names)) or 'none'}, expected {expected}")
-    address = str(run.folder if isinstance(run, Pretrained) else run)
-    folder = commands.folder_of("run", address)
-    if not (folder / "run.json").exists():
-        if isinstance(run, Path) or not address.isalnum():
-            raise ConfigError(f"run: {address} is not the folder of a run")
-        folder = commands.folder_of("run", reader.run_folder_of(asked_uri(uri), address))
+    folder = _folder_of(run, uri)
     with commands.warnings_shown():
         code = command.evaluate(None, str(folder), names, "", root)
     if code != commands.EXIT_OK:
@@ -301,6 +181,52 @@ def evaluate(
         entries = json.loads((folder / command.KEPT).read_text())
         return Evaluated(folder, {key: value for entry in entries for key, value in entry["metrics"].items()})
     return Evaluated(folder, reader.evaluations_of(state.uri, str(state.run_id), "test"))
+
+
+def report(
+    run: Pretrained | str | Path,
+    *,
+    images: int = 2000,
+    uri: str | None = None,
+    output: str | None = None,
+    root: str | None = None,
+) -> Reported:
+    """Write the page of a run: curves, a map of the features, nearest neighbours, what rotation confuses, costs.
+
+    Args:
+        run: what ``pretrain`` returned, the run's folder, or its id in MLflow.
+        images: largest number of pictures that are shown and judged.
+        uri: URI of the tracking store, for an id; None: MLFLOW_TRACKING_URI, else mlflow.db in ./results.
+        output: folder for the page; None: ``report`` in the run's folder.
+        root: folder of the images, if they were moved.
+
+    Raises:
+        ConfigError: there is no such run, it has no checkpoint, or its images cannot be read.
+    """
+    from rotssl.commands import report as command
+
+    folder = _folder_of(run, uri)
+    with commands.warnings_shown():
+        page = command.report(None, str(folder), "", output, root, images)
+    return Reported(page, json.loads((page.parent / "report.json").read_text())["summary"])
+
+
+def _folder_of(run: Pretrained | str | Path, uri: str | None) -> AnyPath:
+    """The folder of a run, given it, what was returned for it, or its id.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    from rotssl.tracking import reader
+    from rotssl.tracking.store import asked_uri
+
+    address = str(run.folder if isinstance(run, Pretrained) else run)
+    folder = commands.folder_of("run", address)
+    if (folder / "run.json").exists():
+        return folder
+    if isinstance(run, Path) or not address.isalnum():
+        raise ConfigError(f"run: {address} is not the folder of a run")
+    return commands.folder_of("run", reader.run_folder_of(asked_uri(uri), address))
 
 
 def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:

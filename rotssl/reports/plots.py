@@ -19,6 +19,7 @@ Curve = list[tuple[float, float, float, float]]  # cost, and mean, lowest and hi
 
 
 def pyplot() -> Any:
+    """Matplotlib's pyplot, without a window and with the style of reports."""
     import matplotlib
 
     matplotlib.use("agg")

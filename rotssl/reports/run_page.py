@@ -50,8 +50,8 @@ _METHOD = (
     (
         "What tells the angle",
         "Gradient x input (Shrikumar et al., arXiv 1605.01713) of the right angle's logit: absolute sum over channels, turned "
-        "back, averaged over the angles and over 3 x 3 pixels, divided by its 99th percentile. It says where small changes move the "
-        "logit, not why.",
+        "back, averaged over the angles and over 3 x 3 pixels, divided by its 99th percentile. It says where small changes move "
+        "the logit, not why.",
     ),
 )
 
