@@ -4,9 +4,11 @@ Each does what the program of its name in jobs/ does, with the same files, and r
 input raises ConfigError. An interrupted call raises KeyboardInterrupt; the same call resumes.
 """
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from rotssl.config.fields import ConfigError, nearest
 from rotssl.config.recipes import load_recipe, read_yaml, recommended
 from rotssl.config.sections import OFF
 from rotssl.config.sweep import SweepCommand, read
+from rotssl.reports import terminal
 from rotssl.reports.results import Ablated, Compared, Evaluated, Pretrained, Reported
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ def pretrain(recipe: str | Path | Mapping[str, Any] | None = None, **fields: Any
         found.append(Pretrained.of(run))
         return commands.EXIT_OK
 
-    with commands.warnings_shown():
+    with _told():
         command.run(Command(cfg.build({**first, **given}), False, False, registry), conclude)
     if found[0].status == "interrupted":
         raise KeyboardInterrupt("the same call resumes from the last checkpoint")
@@ -87,7 +90,7 @@ def ablate(file: str | Path | None = None, **fields: Any) -> Ablated:
     own = {section: fields.pop(section) for section in _SWEEP if section in fields}
     flags = {**_flat({"sweep": own.pop("sweep", {})}), **_flat(fields)}
     reports: list[Report] = []
-    with tempfile.TemporaryDirectory(prefix="rotssl-sweep-") as folder, commands.warnings_shown():
+    with tempfile.TemporaryDirectory(prefix="rotssl-sweep-") as folder, _told():
         if file is None:
             content, path = _nested(flags) | _plain(own), Path(folder) / f"{flags.get('sweep.name', 'sweep')}.yaml"
             flags = {}
@@ -140,7 +143,7 @@ def compare(
         raise ConfigError(f"target: got {target!r}, expected a fraction above 0 and at most 1, such as 0.7")
     store = asked_uri(uri)
     folder = commands.folder_of("output", str(output or command.default_output(store, experiment))).absolute()
-    with commands.warnings_shown():
+    with _told():
         report = command.compare(store, experiment, folder, baseline, target, metric, sweep=sweep)
     return Compared.of(report)
 
@@ -172,7 +175,7 @@ def evaluate(
         expected = f"one or more of {', '.join(command.PROTOCOLS)}"
         raise ConfigError(f"protocols: got {', '.join(map(str, names)) or 'none'}, expected {expected}")
     folder = _folder_of(run, uri)
-    with commands.warnings_shown():
+    with _told(), terminal.silent():
         code = command.evaluate(None, str(folder), names, "", root)
     if code != commands.EXIT_OK:
         raise ConfigError(f"run: {folder} could not be evaluated; the reason is above")
@@ -206,9 +209,17 @@ def report(
     from rotssl.commands import report as command
 
     folder = _folder_of(run, uri)
-    with commands.warnings_shown():
+    with _told():
         page = command.report(None, str(folder), "", output, root, images)
     return Reported(page, json.loads((page.parent / "report.json").read_text())["summary"])
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Show our warnings within the body, and not that a notebook lacks the widgets of a library that MLflow loads."""
+    with commands.warnings_shown(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        yield
 
 
 def _folder_of(run: Pretrained | str | Path, uri: str | None) -> AnyPath:

@@ -1,6 +1,5 @@
 """rotssl.pretrain, ablate, compare and evaluate: what a notebook calls, and what it gets."""
 
-import json
 import logging
 import subprocess
 import sys
@@ -12,8 +11,9 @@ import rotssl
 from rotssl import ConfigError
 from rotssl.lifecycle import Run
 from rotssl.runs import journal
-from tests.own_methods import with_example
-from tests.programs import SMALL, flags, job, with_store
+from rotssl.tracking.untracked import kept_tags
+from tests.own_methods import EXAMPLE, forgotten, installed, with_example
+from tests.programs import SMALL, flags, job, with_store, without_ray
 
 HERE = {**SMALL, "rotation.weight": 0, "scaling.num_workers": 0, "tracking.run_name": "run"}
 
@@ -120,21 +120,30 @@ def test_an_interrupt_is_raised_and_the_same_call_resumes(fields, monkeypatch):
     assert rotssl.pretrain(**fields, **{"tracking.uri": "off"}).status == "finished"
 
 
-@pytest.mark.system
-def test_a_package_brings_a_method_to_the_programs(tmp_path):
-    env = with_example(tmp_path / "site")
-    shown = job("--method.name", "align_uniform", "--help", env=env)
-    assert (
-        shown.returncode == 0 and "--method.uniformity" in shown.stdout and "Weight of the uniformity" in shown.stdout
-    )
-    fields = {**HERE, "method.name": "align_uniform", "method.t": 3, "tracking.uri": "off"}
-    (tmp_path / "recipe.yaml").write_text("method: {name: align_uniform, uniformity: 0.5}\n")
-    done = job("--config", str(tmp_path / "recipe.yaml"), *flags(fields, tmp_path), env=env)
-    assert done.returncode == 0, done.stderr
-    (folder,) = tmp_path.glob("rotssl/run")
-    tags = json.loads((folder / "tags.json").read_text()) if (folder / "tags.json").exists() else {}
-    assert "align_uniform 1.0 (align_uniform:SPEC)" in str(tags) + "".join(p.read_text() for p in folder.glob("*.json"))
+@pytest.mark.contract
+def test_a_package_brings_a_method_to_the_programs(tmp_path, main, monkeypatch):
+    for place in (str(EXAMPLE), installed(tmp_path / "site", "align_uniform", align_uniform="align_uniform:SPEC")):
+        monkeypatch.syspath_prepend(place)
+    with forgotten():
+        code, out, _ = main("pretrain.py", "--method.name", "align_uniform", "--help")
+        assert code == 0 and "--method.uniformity" in out and "Weight of the uniformity term." in out
+        fields = {**HERE, "method.name": "align_uniform", "method.t": 3, "tracking.uri": "off"}
+        (tmp_path / "recipe.yaml").write_text("method: {name: align_uniform, uniformity: 0.5}\n")
+        code, _, err = main("pretrain.py", "--config", tmp_path / "recipe.yaml", *flags(fields, tmp_path))
+    assert code == 0 and "error" not in err
+    folder = tmp_path / "rotssl" / "run"
+    assert kept_tags(folder)["method.source"] == "align_uniform 1.0 (align_uniform:SPEC)"
     assert "align_uniform/uniformity" in (folder / "metrics.jsonl").read_text()
+
+
+@pytest.mark.system
+@pytest.mark.exhaustive
+def test_a_package_brings_a_method_to_rays_workers(tmp_path):
+    fields = {**HERE, "method.name": "align_uniform", "tracking.uri": "off", "scaling.num_workers": 2}
+    env = without_ray() | with_example(tmp_path / "site") | {"RAY_ADDRESS": "local"}
+    done = job(*flags(fields, tmp_path), env=env)
+    assert done.returncode == 0, done.stderr
+    assert "align_uniform/uniformity" in (tmp_path / "rotssl" / "run" / "metrics.jsonl").read_text()
 
 
 NOTEBOOK = """
