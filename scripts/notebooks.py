@@ -39,7 +39,13 @@ def cleaned(notebook: Any, folder: str) -> str:
         cell.get("outputs", [])[:] = [output for output in cell.get("outputs", []) if not _is_empty(output)]
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
-    return text.replace(os.path.realpath(folder), HOME).replace(folder, HOME)
+    for place, shown in (
+        (os.path.realpath(folder), HOME),
+        (folder, HOME),
+        (str(Path(sys.executable).parent), ".venv/bin"),
+    ):
+        text = text.replace(place, shown)
+    return text
 
 
 def _is_empty(output: Any) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from tests.programs import ROOT, without_ray
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-WORDS = {"first_run": ("finished", "expected", "no such field"), "sweep": ("simsiam", "rotation")}
+WORDS = {"first_run": ("finished", "epoch 3/3", "right for", "no such field"), "sweep": ("simsiam", "rotation")}
 
 
 def outputs(cells):
