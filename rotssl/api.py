@@ -6,6 +6,7 @@ input raises ConfigError. An interrupted call raises KeyboardInterrupt; the same
 
 import contextlib
 import json
+import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -216,7 +217,8 @@ def report(
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Show our warnings within the body, and not that a notebook lacks the widgets of a library that MLflow loads."""
+    """Show our warnings within the body, and not that a notebook lacks widgets which Ray and tqdm would use."""
+    logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
     with commands.warnings_shown(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="IProgress not found")
         yield

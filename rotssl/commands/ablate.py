@@ -34,17 +34,15 @@ print = functools.partial(builtins.print, flush=True)
 
 def run(command: SweepCommand) -> int:
     """Carry out jobs/ablate.py; returns the exit code. Errors are those of ``perform``."""
-    from rotssl.commands import compare
-
-    return perform(command, compare.show)[1]
+    return perform(command)[1]
 
 
-def perform(command: SweepCommand, show: "Callable[[Report], None]") -> tuple[SweepRun, int]:
+def perform(command: SweepCommand, show: "Callable[[Report], None] | None" = None) -> tuple[SweepRun, int]:
     """Run what is missing of a sweep.
 
     Args:
         command: the sweep.
-        show: called with the comparison of its trials.
+        show: called with the comparison of its trials; None: it is printed.
 
     Returns:
         The sweep, and the exit code.
@@ -72,8 +70,8 @@ def perform(command: SweepCommand, show: "Callable[[Report], None]") -> tuple[Sw
     with _sigterm_interrupts(), sweep.held():
         if not todo:
             print("nothing to do: all trials are already finished")
-            return sweep, _conclude(sweep, show)
-        return sweep, _conclude(sweep, show, _start(sweep, todo, dry_run=False))
+            return sweep, _conclude(sweep, show=show)
+        return sweep, _conclude(sweep, _start(sweep, todo, dry_run=False), show)
 
 
 def _start(sweep: SweepRun, todo: list[Trial], dry_run: bool) -> int:
@@ -180,7 +178,7 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(sweep: SweepRun, ids: Sequence[str], show: "Callable[[Report], None]") -> None:
+def _report(sweep: SweepRun, ids: Sequence[str], show: "Callable[[Report], None] | None") -> None:
     """Compare the trials, in the terminal and as a page that is also logged to the sweep's run."""
     from rotssl.commands import compare
 
@@ -190,17 +188,17 @@ def _report(sweep: SweepRun, ids: Sequence[str], show: "Callable[[Report], None]
     except ConfigError as error:
         say(f"no report: {error}")
         return
-    show(found)
+    (show or compare.show)(found)
     pretrain.show_mlflow(uri)
 
 
-def _conclude(sweep: SweepRun, show: "Callable[[Report], None]", code: int = EXIT_OK) -> int:
+def _conclude(sweep: SweepRun, code: int = EXIT_OK, show: "Callable[[Report], None] | None" = None) -> int:
     """Report how the trials ended, compare them and close the sweep's run; returns the exit code.
 
     Args:
         sweep: the sweep, whose trials have ended.
-        show: called with the comparison.
         code: 130 after an interrupt, 1 if the head of the cluster is gone.
+        show: called with the comparison; None: it is printed.
     """
     try:
         complete = sweep.publish()
