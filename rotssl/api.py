@@ -19,6 +19,7 @@ from rotssl import commands
 from rotssl import config as cfg
 from rotssl.base.paths import AnyPath
 from rotssl.config.cli import Command
+from rotssl.config.evaluating import PROTOCOLS
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.config.recipes import load_recipe, read_yaml, recommended
 from rotssl.config.sections import OFF
@@ -160,7 +161,7 @@ def evaluate(
 
     Args:
         run: what ``pretrain`` returned, the run's folder, or its id in MLflow.
-        protocols: some of ``rotssl.commands.evaluate.PROTOCOLS``.
+        protocols: some of ``rotssl.config.evaluating.PROTOCOLS``.
         uri: URI of the tracking store, for an id; None: MLFLOW_TRACKING_URI, else mlflow.db in ./results.
         root: folder of the images, if they were moved.
 
@@ -172,8 +173,8 @@ def evaluate(
     from rotssl.tracking import reader
 
     names = tuple(dict.fromkeys([protocols] if isinstance(protocols, str) else protocols))
-    if not names or not set(names) <= set(command.PROTOCOLS):
-        expected = f"one or more of {', '.join(command.PROTOCOLS)}"
+    if not names or not set(names) <= set(PROTOCOLS):
+        expected = f"one or more of {', '.join(PROTOCOLS)}"
         raise ConfigError(f"protocols: got {', '.join(map(str, names)) or 'none'}, expected {expected}")
     folder = _folder_of(run, uri)
     with _told(), terminal.silent():
