@@ -12,7 +12,7 @@ ifneq ($(wildcard ../shared/data),)
 export ROTSSL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo ablate-demo test test-core test-system test-fast test-files test-cluster test-hosts test-servers test-all chaos fuzz audit lint format docs bench screenshots clean
+.PHONY: setup demo ablate-demo report-demo test test-core test-system test-fast test-files test-cluster test-hosts test-servers test-all chaos fuzz audit lint format docs bench screenshots clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,14 @@ demo: $(STAMP)
 
 ablate-demo: $(STAMP)
 	$(BIN)/python jobs/ablate.py --config jobs/sweeps/weight_budget_demo.yaml
+
+# One small run from its training to its page, in minutes on two cores.
+REPORT_RUN := results/report_demo/report-demo
+report-demo: $(STAMP)
+	$(BIN)/python jobs/pretrain.py --tracking.experiment report_demo --tracking.run_name report-demo --train.epochs 6
+	$(BIN)/python jobs/evaluate.py --checkpoint $(REPORT_RUN)
+	$(BIN)/python jobs/report.py --checkpoint $(REPORT_RUN)
+	$(BIN)/python jobs/export.py --checkpoint $(REPORT_RUN) --format all
 
 test-fast: $(STAMP)
 	$(PYTEST) -m "not contract and not system and not exhaustive and not gpu and not cluster"

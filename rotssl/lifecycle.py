@@ -1,6 +1,5 @@
 """The life of a run, from its configuration to its end: checks, tracking, training, closing. Prints nothing."""
 
-import functools
 import logging
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -13,14 +12,16 @@ from rotssl.base.address import file_of, is_gone
 from rotssl.base.paths import AnyPath, at, write_whole
 from rotssl.config import Config, ResolvedConfig
 from rotssl.config.fields import ConfigError
+from rotssl.config.methods import METHODS
 from rotssl.config.recipes import dump
 from rotssl.config.rules import check_labels
-from rotssl.config.sections import OFF, EncoderConfig
+from rotssl.config.sections import OFF
 from rotssl.config.tasks import TASKS
 from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.engine.events import Event, Missing, Note
 from rotssl.evaluation.protocol import protocols
+from rotssl.models import sides
 from rotssl.runs import alive, checkpoint, health, journal
 from rotssl.runs.curve import save_convergence
 from rotssl.runs.journal import Points
@@ -48,7 +49,7 @@ def prepare(
         The resolved configuration, and the facts about its data.
 
     Raises:
-        ConfigError: the data, the configuration, the encoder, the weights to start with or the tracking URI is unusable.
+        ConfigError: the data, the configuration, the method, the encoder, the first weights or the tracking URI is unusable.
     """
     info = info or datasets.inspect(config.data, config.evaluation.holdout)
     for line in info.warnings:
@@ -68,7 +69,11 @@ def prepare(
     if init is not None and not started:  # a run that was started has its own weights
         checkpoint.source(init)
     if config.encoder.name.startswith("timm/"):  # only timm knows its encoders and their input sizes
-        _check_encoder(resolved)
+        sides.check(resolved)
+    if config.method.name in METHODS.sources:  # only its package knows whether its code can be loaded
+        from rotssl.methods import outside
+
+        outside.check(resolved.method)
     uri = store.chosen_uri(resolved.tracking.uri, say)
     if uri is None and not isinstance(resolved.run_dir, Path):
         raise ConfigError(
@@ -76,51 +81,6 @@ def prepare(
             "give http(s)://HOST:PORT, sqlite:///FILE, or off"
         )
     return cfg.replace(resolved, {"tracking.uri": uri}), info
-
-
-def _check_encoder(config: ResolvedConfig) -> None:
-    encoder, whole, start = config.encoder, config.data.image_size, config.views.size_start
-    for key, side in _sides(config, 1.0).items():
-        if reason := _objection(encoder, whole, side):
-            raise ConfigError(f"{key}: got {side}, but {encoder.name} does not accept images of this size ({reason})")
-    if start is None:
-        return
-    _objection(encoder, start, start)  # raises if a patch is larger than the first views
-    for side in _sides(config, 0.0).values():
-        if reason := _objection(encoder, whole, side):
-            words = f"but {encoder.name} does not accept images of {side} pixels ({reason})"
-            raise ConfigError(f"views.size_start: got {start}, {words}")
-
-
-def _sides(config: ResolvedConfig, progress: float) -> dict[str, int]:
-    """Sides in pixels of all kinds of views at a progress of the run, by the field that sets them."""
-    views, whole = config.views, config.data.image_size
-    now = views.side_at(progress, whole, whole)
-    sides = {"data.image_size": now}
-    sides |= {"views.local_size": views.side_at(progress, views.local_size, whole)} if views.local_count else {}
-    sides |= {"views.split": now // 2} if views.split == 2 else {}
-    for name, task in config.active().items():
-        at_end = task.sides(whole)
-        for leaf, side in task.sides(now).items():
-            # A side that does not follow that of the global views is that of a crop of the task's own.
-            sides[f"{name}.{leaf}"] = views.side_at(progress, side, whole) if side == at_end[leaf] else side
-    return sides
-
-
-@functools.cache  # a sweep asks for every trial
-def _objection(encoder: EncoderConfig, image_size: int, side: int) -> str:
-    """Why an encoder built for one image size does not accept another; empty if it does."""
-    import torch
-
-    from rotssl.models.encoders import build_encoder
-
-    with torch.device("meta"):
-        model, _ = build_encoder(image_size=image_size, **vars(encoder))
-        try:
-            model(torch.empty(2, 3, side, side))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            return str(error)
-    return ""
 
 
 MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED"}
@@ -172,6 +132,7 @@ class Run:
         uri = store.store_of(config)
         tags = {
             "method": config.method.name,
+            "method.source": METHODS.sources.get(config.method.name, "rotssl"),
             "data": config.data.name,
             "data.store": config.data.store,
             **{name: "on" if name in config.active() else "off" for name in TASKS},

@@ -28,7 +28,10 @@ from rotssl.config.tasks import TASKS
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reference"
 UP = "../.."  # from a page to the checkout
-JOBS = ("pretrain", "ablate", "compare", "evaluate", "export", "analyze", "status", "preview", "replay", "pack", "demo")
+JOBS = (
+    *("pretrain", "ablate", "compare", "evaluate", "report", "export", "analyze"),
+    *("status", "preview", "replay", "pack", "demo"),
+)
 FIELD = re.compile(r"(?P<text>.*) \[(?P<valid>.*); default: (?P<default>.*)\]", re.DOTALL)
 GAINS = f"[measured]({UP}/benchmarks/results/gain/README.md)"
 

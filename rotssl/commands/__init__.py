@@ -1,11 +1,13 @@
 """The commands behind the programs in jobs/, one module each."""
 
+import contextlib
 import errno
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from rotssl.base import show
 from rotssl.base.address import without_login
 from rotssl.base.paths import AnyPath, at
 from rotssl.config.fields import ConfigError
@@ -27,8 +29,8 @@ class _Formatter(logging.Formatter):
 
 
 def say(line: str) -> None:
-    """Print a line that is not part of the result to stderr, and flush it."""
-    print(without_login(line), file=sys.stderr, flush=True)
+    """Print a line that is not part of the result to stderr, in a notebook to its cell, and flush it."""
+    print(without_login(line), file=show.stream(), flush=True)
 
 
 def folder_of(flag: str, address: str) -> AnyPath:
@@ -43,18 +45,28 @@ def folder_of(flag: str, address: str) -> AnyPath:
         raise ConfigError(f"{flag}: {error}") from error
 
 
-def run_command(body: Callable[[], int]) -> NoReturn:
-    """Run the body and exit with its code.
-
-    A ConfigError prints one line to stderr and exits with 2, a disk that fails with 1, an interrupt with 130.
-    """
+@contextlib.contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Print the warnings of the package to stderr within the body, each as a line."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(_Formatter("warning: %(message)s"))
     logger = logging.getLogger("rotssl")
     logger.addHandler(handler)
     try:
-        code = body()
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def run_command(body: Callable[[], int]) -> NoReturn:
+    """Run the body and exit with its code.
+
+    A ConfigError prints one line to stderr and exits with 2, a disk that fails with 1, an interrupt with 130.
+    """
+    try:
+        with warnings_shown():
+            code = body()
     except ConfigError as error:
         print(without_login(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         code = EXIT_BAD_CONFIG
@@ -69,7 +81,5 @@ def run_command(body: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         code = EXIT_INTERRUPTED
-    finally:
-        logger.removeHandler(handler)
     sys.stdout.flush()
     sys.exit(code)

@@ -11,8 +11,9 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, pretrain, say, signals
 from rotssl.config.fields import ConfigError
@@ -24,12 +25,27 @@ from rotssl.sweeps.run import SweepRun, counts
 from rotssl.sweeps.trial import Trial, trials_of
 from rotssl.tracking import store
 
+if TYPE_CHECKING:
+    from rotssl.commands.compare import Report
+
 # Flushed at once, also into the log of a job.
 print = functools.partial(builtins.print, flush=True)
 
 
 def run(command: SweepCommand) -> int:
-    """Carry out jobs/ablate.py; returns the exit code.
+    """Carry out jobs/ablate.py; returns the exit code. Errors are those of ``perform``."""
+    return perform(command)[1]
+
+
+def perform(command: SweepCommand, show: "Callable[[Report], None] | None" = None) -> tuple[SweepRun, int]:
+    """Run what is missing of a sweep.
+
+    Args:
+        command: the sweep.
+        show: called with the comparison of its trials; None: it is printed.
+
+    Returns:
+        The sweep, and the exit code.
 
     Raises:
         ConfigError: the sweep file, the cluster, the store or an earlier start does not allow it.
@@ -50,12 +66,12 @@ def run(command: SweepCommand) -> int:
     if command.dry_run:
         if todo:
             _start(sweep, todo, dry_run=True)
-        return EXIT_OK
+        return sweep, EXIT_OK
     with _sigterm_interrupts(), sweep.held():
         if not todo:
             print("nothing to do: all trials are already finished")
-            return _conclude(sweep)
-        return _conclude(sweep, _start(sweep, todo, dry_run=False))
+            return sweep, _conclude(sweep, show=show)
+        return sweep, _conclude(sweep, _start(sweep, todo, dry_run=False), show)
 
 
 def _start(sweep: SweepRun, todo: list[Trial], dry_run: bool) -> int:
@@ -102,7 +118,8 @@ def _check(sweep: SweepRun, todo: list[Trial], slots: Slots, nodes: int) -> dict
         folder = next(path for path in (folder, *folder.parents) if path.exists())
     estimate = preflight.start_estimate([t.config for t in todo], [t.train_size for t in todo], slots)
     roots = sorted({str(trial.config.data.root) for trial in todo if trial.config.data.root})
-    preflight.check_nodes(folder, sweep.uri, roots)
+    methods = sorted({trial.config.method.name for trial in todo})
+    preflight.check_nodes(folder, sweep.uri, roots, methods)
     print(f"code, storage, data and tracking: the same on the driver and on {nodes} node(s)")
     if slots.workers > 1:
         seconds = preflight.check_collective(todo[0].config, slots)
@@ -161,7 +178,7 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(sweep: SweepRun, ids: Sequence[str]) -> None:
+def _report(sweep: SweepRun, ids: Sequence[str], show: "Callable[[Report], None] | None") -> None:
     """Compare the trials, in the terminal and as a page that is also logged to the sweep's run."""
     from rotssl.commands import compare
 
@@ -171,16 +188,17 @@ def _report(sweep: SweepRun, ids: Sequence[str]) -> None:
     except ConfigError as error:
         say(f"no report: {error}")
         return
-    compare.show(found)
+    (show or compare.show)(found)
     pretrain.show_mlflow(uri)
 
 
-def _conclude(sweep: SweepRun, code: int = EXIT_OK) -> int:
+def _conclude(sweep: SweepRun, code: int = EXIT_OK, show: "Callable[[Report], None] | None" = None) -> int:
     """Report how the trials ended, compare them and close the sweep's run; returns the exit code.
 
     Args:
         sweep: the sweep, whose trials have ended.
         code: 130 after an interrupt, 1 if the head of the cluster is gone.
+        show: called with the comparison; None: it is printed.
     """
     try:
         complete = sweep.publish()
@@ -190,7 +208,7 @@ def _conclude(sweep: SweepRun, code: int = EXIT_OK) -> int:
     states = [trial.state() for trial in sweep.trials]
     ids = [state.run_id for state in states if state.run_id is not None]
     if code == EXIT_OK:
-        _report(sweep, ids)
+        _report(sweep, ids, show)
     print(f"sweep {sweep.sweep.name}: {counts(states)}")
     failed = [(trial, state) for trial, state in zip(sweep.trials, states, strict=True) if state.status == "failed"]
     for trial, state in failed:

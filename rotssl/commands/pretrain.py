@@ -4,6 +4,7 @@ import shlex
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,8 +28,11 @@ from rotssl.tracking import store, untracked
 LEAVE_S = 60.0  # for a run that is told to leave to save its state
 
 
-def run(command: Command) -> int:
-    """Carry out jobs/pretrain.py; returns the exit code."""
+Conclude = Callable[[Run, str], int]
+
+
+def run(command: Command, conclude: Conclude | None = None) -> int:
+    """Carry out jobs/pretrain.py; returns the exit code. ``conclude`` is that of ``pretrain``."""
     config, info = prepare(command.config, say=say)
     with ExitStack() as stack:
         if config.train.budget is not None:
@@ -40,10 +44,10 @@ def run(command: Command) -> int:
             )
             here = command.dry_run or command.print_config or config.scaling.num_workers == 0
             config = budget.planned(command.config, config, info, None if here else stack)
-        return _run(command, config, info)
+        return _run(command, config, info, conclude)
 
 
-def _run(command: Command, config: ResolvedConfig, info: datasets.DataInfo) -> int:
+def _run(command: Command, config: ResolvedConfig, info: datasets.DataInfo, conclude: Conclude | None) -> int:
     told = _recommended(command)
     if command.print_config or command.dry_run:
         if told:
@@ -63,7 +67,7 @@ def _run(command: Command, config: ResolvedConfig, info: datasets.DataInfo) -> i
         print(estimate.report(config, info.train_size, info.labelled))
     if command.print_config or command.dry_run:
         return EXIT_OK
-    return pretrain(config, told)
+    return pretrain(config, told, conclude)
 
 
 def _recommended(command: Command) -> str:
@@ -73,12 +77,14 @@ def _recommended(command: Command) -> str:
     return f"{name} without a recipe: {shown} ({METHODS[name].gain})" if fields else ""
 
 
-def pretrain(config: ResolvedConfig, told: str = "") -> int:
+def pretrain(config: ResolvedConfig, told: str = "", conclude: Conclude | None = None) -> int:
     """Start or resume the run of a resolved configuration; returns the exit code.
 
     Args:
         config: resolved.
         told: a line to print before the training.
+        conclude: called with the run, which is still held, and its new status; empty if nothing was left to do. Returns the exit
+            code. None: it prints the result.
 
     Raises:
         ConfigError: the machine, the cluster, the store or an earlier start does not allow it.
@@ -99,9 +105,7 @@ def pretrain(config: ResolvedConfig, told: str = "") -> int:
             say(f"{line}{' (no effect: the run is finished)' if run.state.is_done else ' from now on'}")
         if run.state.is_done:
             _catch_up(run)
-            print(f"run {run.name} is already finished:")
-            report(run)
-            return EXIT_OK
+            return (conclude or _conclude)(run, "")
         workers = None
         if threading.current_thread() is threading.main_thread():  # also while a cluster's nodes are waited for
             signals.handle(stack, signal.SIGTERM, signals.interrupt)
@@ -127,7 +131,7 @@ def pretrain(config: ResolvedConfig, told: str = "") -> int:
         run.track(workers, None if group is None else {"world_size": str(group.count)})
         with ProgressView(config.train.epochs, run.name) as view:
             status = run.train(workers, view.handle)
-        return _conclude(run, status)
+        return (conclude or _conclude)(run, status)
 
 
 def _follow(config: ResolvedConfig, group: torchrun.Group) -> int:
@@ -139,6 +143,8 @@ def _follow(config: ResolvedConfig, group: torchrun.Group) -> int:
 
 def _conclude(run: Run, status: str) -> int:
     """Report how a start ended; returns the exit code."""
+    if not status:
+        print(f"run {run.name} is already finished:")
     if status == "interrupted":
         say("interrupted; the same command resumes from the last checkpoint")
         return EXIT_INTERRUPTED

@@ -1,15 +1,19 @@
 """The registry of methods: their configuration, where their code lives, and their default optimizer.
 
 This file imports no torch, so a configuration is checked in milliseconds. A new method is a module in rotssl/methods/ with a
-``Method`` subclass, its section and entry here, and a recipe. Rates and momenta were chosen on CIFAR-10
+``Method`` subclass, its section and entry here, and a recipe. One from outside is a ``MethodSpec`` in another package
+(docs/own_method.md). Rates and momenta were chosen on CIFAR-10
 (benchmarks/results/gain), those of Barlow Twins, VICReg and DINO on the embedded sample; recipes follow the papers.
 """
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from rotssl.config.fields import Auto, load_class, opt
+from rotssl.config.fields import Auto, describe, load_class, opt
+from rotssl.config.registry import Registry
 
 if TYPE_CHECKING:
     from rotssl.methods.base import Method
@@ -155,7 +159,7 @@ class MethodSpec:
 
     Attributes:
         config: its section.
-        target: ``module:class`` of its code.
+        target: ``module:class`` of its code; of a method that is registered in a notebook or a script, also the class itself.
         optimizer: its default optimizer.
         lr: peak learning rate at batch size 256, for that optimizer.
         multi_crop: whether it takes local views.
@@ -170,7 +174,7 @@ class MethodSpec:
     """
 
     config: type[MethodConfig]
-    target: str
+    target: "str | type[Method]"
     optimizer: str
     lr: float
     multi_crop: bool = False
@@ -184,7 +188,40 @@ class MethodSpec:
 
     def load(self) -> "type[Method]":
         """Import and return the method's class (this imports torch)."""
-        return load_class(self.target)  # type: ignore[no-any-return]
+        return load_class(self.target) if isinstance(self.target, str) else self.target
+
+
+def _objection(name: str, spec: object) -> str:
+    """Why a method from outside cannot be used under a name, as far as that can be told without its code; empty if it can."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        return f"got the name {name!r}, expected lower-case letters, digits and underscores, as it will be in names of runs"
+    if not isinstance(spec, MethodSpec):
+        return f"got {_shown(spec)}, expected a MethodSpec"
+    own = spec.config
+    if not (isinstance(own, type) and issubclass(own, MethodConfig) and dataclasses.is_dataclass(own)):
+        return f"config: got {_shown(own)}, expected a dataclass that is a subclass of MethodConfig"
+    hints, fields = get_type_hints(own), {f.name: f for f in dataclasses.fields(own)}
+    for key, known in fields.items():
+        if not {"help", "bounds", "later"} <= known.metadata.keys():
+            return f"config: the field {key} is not made by rotssl.opt(default, text), which gives it its flag and its help"
+        try:
+            describe(hints[key], known.metadata["bounds"])
+        except (KeyError, IndexError):
+            return f"config: the field {key} has the type {hints[key]}, expected bool, int, float, str, a Literal or a tuple"
+    if fields["name"].default != name:
+        return f"config: its field name is {fields['name'].default!r} by default, expected {name!r}"
+    if isinstance(spec.target, str) and not re.fullmatch(r"[\w.]+:\w+", spec.target):
+        return f"target: got {spec.target!r}, expected module:class"
+    if not isinstance(spec.target, str | type):
+        return f"target: got {_shown(spec.target)}, expected module:class, or the class itself"
+    if spec.optimizer not in _OPTIMIZERS:
+        return f"optimizer: got {spec.optimizer!r}, expected one of {', '.join(_OPTIMIZERS)}"
+    right = isinstance(spec.lr, int | float) and spec.lr > 0
+    return "" if right else f"lr: got {spec.lr!r}, expected a number greater than 0"
+
+
+def _shown(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"{value!r:.80}"
 
 
 # Chosen at equal compute for runs of 5 and 10 epochs of CIFAR-10, one seed each (benchmarks/LOG.md). ``gain`` is over the plain
@@ -192,9 +229,10 @@ class MethodSpec:
 _SMALLER = {"views.size_start": 0.75}
 _OFF = {**_SMALLER, "rotation.weight": 0.0}
 _TOLD = {**_SMALLER, "rotation.conditioned": True, "rotation.share": 0.5}
+_OPTIMIZERS = ("sgd", "lars", "adamw")
 _WHERE = "points of kNN and linear over the plain method at equal compute, 4 seeds, CIFAR-10"
 
-METHODS: dict[str, MethodSpec] = {
+_OWN: dict[str, MethodSpec] = {
     "simclr": MethodSpec(
         SimclrConfig,
         "rotssl.methods.simclr:SimCLR",
@@ -258,3 +296,21 @@ METHODS: dict[str, MethodSpec] = {
         DinoConfig, "rotssl.methods.dino:DINO", "adamw", 0.00025, multi_crop=True, per_image=True, teacher=True
     ),
 }
+
+METHODS: Registry[MethodSpec] = Registry("rotssl.methods", _OWN, _objection)
+
+
+def register_method(name: str, spec: MethodSpec) -> None:
+    """Add a method of one's own in this process; Ray workers and trials that it starts get it, too.
+
+    A method with this name that was added before is replaced, so that a notebook's cell can be run again. For programs in jobs/,
+    a package names its MethodSpec by an entry point in the group ``rotssl.methods`` instead.
+
+    Args:
+        name: what ``method.name`` is set to.
+        spec: its section, code and default optimizer.
+
+    Raises:
+        ConfigError: the name is taken, or the spec cannot be used.
+    """
+    METHODS.register(name, spec)

@@ -339,9 +339,13 @@ def fields_of(section: str, cls: type) -> dict[str, tuple[Any, dataclasses.Field
     return {f"{section}.{f.name}": (hints[f.name], f) for f in dataclasses.fields(cls)}
 
 
-@functools.cache  # get_type_hints takes a millisecond, and flags and sweeps call this again and again
 def schema(method: str = "byol") -> Mapping[str, tuple[Any, dataclasses.Field[Any]]]:
     """Dotted name -> (type, field) of every field, with the fields of the given method."""
-    classes = get_type_hints(Config) | {"method": METHODS[method].config}
+    return _schema(METHODS[method].config)  # type: ignore[arg-type]  # a class is hashable
+
+
+@functools.cache  # get_type_hints takes a millisecond, and flags and sweeps call this again and again
+def _schema(method: type[MethodConfig]) -> Mapping[str, tuple[Any, dataclasses.Field[Any]]]:
+    classes = get_type_hints(Config) | {"method": method}
     parts = ((section.name, classes[section.name]) for section in dataclasses.fields(Config))
     return MappingProxyType({key: spec for part in parts for key, spec in fields_of(*part).items()})

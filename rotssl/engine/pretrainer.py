@@ -150,7 +150,7 @@ class Pretrainer(nn.Module):
         logs.update(out.logs)
         for name, task in on.items():
             joined = {place: features[name] for place, features in seen.items()} if name in joint else None
-            judged = whole[task.reads] if task.in_place else self._judged(task, inputs.made[name], joined)
+            judged = whole[task.reads] if task.in_place else self.judged(task, inputs.made[name], joined)
             if not task.inside:  # there the gradients are told apart at the stage itself
                 judged = [self.balance.fork(name, view) for view in judged]
             if task.in_place:
@@ -220,7 +220,7 @@ class Pretrainer(nn.Module):
         each = [told[id(angles[min(v, len(angles) - 1)])] for v in range(len(features))]
         return [torch.cat([view, angle], 1) for view, angle in zip(features, each, strict=True)]
 
-    def _judged(self, task: Task, made: list[Tensor], joined: Mapping[str, list[Tensor]] | None) -> list[Tensor]:
+    def judged(self, task: Task, made: list[Tensor], joined: Mapping[str, list[Tensor]] | None) -> list[Tensor]:
         """The head inputs of a task for its own views; ``joined`` if these already shared the method's pass."""
         with nullcontext() if task.update_bn else frozen_bn_statistics(self):
             seen = joined

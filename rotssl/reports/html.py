@@ -87,10 +87,13 @@ class Page:
     facts: Sequence[tuple[str, str]]
 
 
+def environment() -> Environment:
+    """The templates of pages; all text that they are given is escaped."""
+    loader = PackageLoader("rotssl.reports", "")
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
 def render(page: Page) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("rotssl.reports", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(page=page, method=_METHOD, is_remark=is_remark) + "\n"

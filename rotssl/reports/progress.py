@@ -1,12 +1,10 @@
-"""Progress of a run: one line per epoch, and a bar if stderr is a terminal."""
+"""Progress of a run: one line per epoch, and a bar in a terminal or a notebook."""
 
 import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from rotssl.base import show
 from rotssl.engine.events import Alert, EpochDone, Event, Note, StepDone
 
 
@@ -29,7 +27,7 @@ def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float], left: floa
 
 
 class ProgressView:
-    """Renders the events of a run to stderr; a context manager.
+    """Renders the events of a run to stderr, in a notebook to its cell; a context manager.
 
     Args:
         epochs: number of epochs of the whole run.
@@ -38,15 +36,8 @@ class ProgressView:
 
     def __init__(self, epochs: int, name: str) -> None:
         self.epochs = epochs
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.console = show.progress_console()
+        self.bar = show.bar(self.console, "steps")
         self.task = self.bar.add_task(f"{name}: starting workers", total=None)
         self.name = name
         self.first: tuple[float, int] | None = None

@@ -2,13 +2,16 @@
 
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from rotssl.base.show import WIDTH
 from rotssl.config.tasks import TASKS
 from rotssl.runs.journal import Points
 
@@ -42,11 +45,26 @@ _ROWS = (
 )
 
 
+_silent = ContextVar("silent", default=False)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Within the body, ``show`` prints nothing: whoever called has the result as an object."""
+    before = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(before)
+
+
 def show(*parts: RenderableType) -> None:
     """Print tables and texts to stdout, at a fixed width if stdout is not a terminal."""
+    if _silent.get():
+        return
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
-        console.width = 110
+        console.width = WIDTH
     for part in parts:
         console.print(part)
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import rotssl
@@ -12,6 +12,8 @@ from rotssl import config as cfg
 from rotssl.base.paths import AnyPath, at, remove_tree, write_whole
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
+from rotssl.config.methods import METHODS
+from rotssl.runtimes import ray_methods
 from rotssl.runtimes.ray_cluster import fetch, import_ray, nodes
 from rotssl.runtimes.ray_train import COLLECTIVE_TIMEOUT_S
 from rotssl.runtimes.ray_tune import Slots
@@ -20,8 +22,18 @@ from rotssl.tracking import store
 ESTIMATE_PATIENCE_S = 300  # the cluster may be busy
 
 
-def _probe(folder: str, word: str, uri: str, login: Mapping[str, str], version: str, roots: Sequence[str]) -> str:
+def _probe(
+    folder: str,
+    word: str,
+    uri: str,
+    login: Mapping[str, str],
+    version: str,
+    roots: Sequence[str],
+    methods: Mapping[str, Mapping[str, bytes]],
+) -> str:
     """Why a node cannot run trials; empty if it can."""
+    from rotssl.methods import outside
+
     os.environ.update(login)
     if rotssl.__version__ != version:
         return f"it has rotssl {rotssl.__version__}, the driver has {version}"
@@ -32,19 +44,27 @@ def _probe(folder: str, word: str, uri: str, login: Mapping[str, str], version: 
         write_whole(place / f"from-{os.getpid()}", word)
     except OSError as error:
         return f"storage.path: {folder} is not shared with this node ({error.strerror})"
+    for name, sent in methods.items():
+        try:
+            ray_methods.unpack(sent)
+            cfg.build({"method.name": name})
+            outside.load(name)
+        except ConfigError as error:
+            return str(error)
     for root in roots:
         if not os.access(root, os.R_OK):
             return f"data.root: {root} cannot be read on this node"
     return store.reachable(uri)
 
 
-def check_nodes(folder: AnyPath, uri: str, roots: Sequence[str]) -> None:
+def check_nodes(folder: AnyPath, uri: str, roots: Sequence[str], methods: Iterable[str] = ()) -> None:
     """Check on every node that code, storage, data and tracking are the same as on the driver.
 
     Args:
         folder: an existing folder below storage.path.
         uri: URI of the tracking store.
         roots: folders of images.
+        methods: names of the trials' methods.
 
     Raises:
         ConfigError: a node can't run trials; the message names the first one and the reason.
@@ -53,13 +73,14 @@ def check_nodes(folder: AnyPath, uri: str, roots: Sequence[str]) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     alive = [node for node in nodes() if node["Alive"]]
+    theirs = {name: ray_methods.packed([name]) for name in methods if name in METHODS.sources}
     with _scratch(folder) as scratch:
         word = os.urandom(8).hex()
         write_whole(scratch / "word", word)
         task = ray.remote(num_cpus=0, max_retries=0)(_probe)
         asked = [
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                str(scratch), word, uri, store.credentials(), rotssl.__version__, list(roots)
+                str(scratch), word, uri, store.credentials(), rotssl.__version__, list(roots), theirs
             )
             for node in alive
         ]
@@ -143,7 +164,8 @@ def start_estimate(configs: Sequence[ResolvedConfig], train_sizes: Sequence[int]
     ray = import_ray()
     share = {"num_gpus": slots.resources.get("GPU", 1.0)} if slots.use_gpu else {}
     task = ray.remote(num_cpus=configs[0].scaling.cpus_per_worker, max_retries=0, **share)(_estimate)
-    return task.remote([cfg.to_dict(config) for config in configs], train_sizes, slots)
+    methods = ray_methods.packed(config.method.name for config in configs)
+    return task.remote([cfg.to_dict(config) for config in configs], train_sizes, slots, methods)
 
 
 def estimated(reference: Any) -> list[float] | None:
@@ -173,8 +195,11 @@ def _last_line(error: Exception) -> str:
     return (lines or [type(error).__name__])[-1][:200]
 
 
-def _estimate(configs: Sequence[dict[str, Any]], train_sizes: Sequence[int], slots: Slots) -> list[float]:
+def _estimate(
+    configs: Sequence[dict[str, Any]], train_sizes: Sequence[int], slots: Slots, methods: dict[str, bytes]
+) -> list[float]:
     from rotssl.engine import estimate
 
+    ray_methods.unpack(methods)
     built = [cfg.from_dict(config) for config in configs]
     return estimate.estimate_runs(built, train_sizes, slots.workers, slots.use_gpu)

@@ -27,7 +27,7 @@ from rotssl.data.images import DataError
 from rotssl.engine.events import Alert, Event, Note
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
-from rotssl.runtimes import ray_start, watch
+from rotssl.runtimes import ray_methods, ray_start, watch
 from rotssl.runtimes.attempts import Attempts
 from rotssl.runtimes.ray_cluster import Workers, import_ray
 from rotssl.runtimes.ray_gauges import gauged
@@ -93,9 +93,15 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
 
     from rotssl.engine.runtime import RunFailed
     from rotssl.engine.trainer import Trainer
+    from rotssl.methods import outside
 
     os.environ.update(task["credentials"])
-    config = cfg.from_dict(task["config"])
+    try:
+        ray_methods.unpack(task["methods"])
+        config = cfg.from_dict(task["config"])
+        outside.load(config.method.name)
+    except ConfigError as error:  # a method from outside that this node does not have
+        return {"failed": str(error)}
     logging.disable(logging.INFO)  # Ray Train would print every report
     warnings.filterwarnings(
         "ignore", message="The given NumPy array is not writable"
@@ -234,6 +240,7 @@ def _trainer(config: ResolvedConfig, workers: Workers, data: Any, queue: Any, sc
         train_loop_config={
             **{"config": cfg.to_dict(config), "data": data, "queue": queue},
             "credentials": credentials(),
+            "methods": ray_methods.packed([config.method.name]),
         },
         torch_config=GroupConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(

@@ -247,6 +247,7 @@ def run(work: Work, slots: Slots, settings: SweepConfig, scratch: Path, watcher:
             storage_path=str(scratch.parent),
             verbose=0,
             callbacks=[_callback(watcher)],
+            progress_reporter=tune.CLIReporter(),  # silent with verbose 0; Tune's own for notebooks would clear the cell
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
         ),
     )

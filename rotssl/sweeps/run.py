@@ -12,11 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from rotssl import config as cfg
 from rotssl import lifecycle
+from rotssl.base import show
 from rotssl.base.address import without_login
 from rotssl.base.paths import AnyPath, at, write_whole
 from rotssl.config.fields import ConfigError
@@ -113,8 +111,9 @@ class SweepRun:
             chosen: trials in the order in which they start; finished ones only replay their results for the scheduler.
             slots: from ``ray_tune.plan_slots``.
         """
-        from rotssl.runtimes import ray_train, ray_tune
+        from rotssl.runtimes import ray_methods, ray_train, ray_tune
 
+        methods = ray_methods.packed(trial.config.method.name for trial in chosen)
         data: dict[str, Any] = {}
         specs, tags = [], self.tags()
         for trial in chosen:
@@ -122,7 +121,7 @@ class SweepRun:
             if key not in data and not trial.is_done(self.prunes):
                 data[key] = ray_train.load(trial.config)
             spec = {"tags": tags[trial.name], "uri": self.state.uri, "data": key, "prunes": self.prunes}
-            spec["credentials"] = store.credentials()
+            spec |= {"credentials": store.credentials(), "methods": methods}
             specs.append({"config": cfg.to_dict(trial.config), **spec})
         with SweepProgress(self.sweep, chosen, self.prunes) as progress:
             for ref in filter(None, data.values()):
@@ -212,10 +211,8 @@ class SweepProgress:
         self.silent = {index for index, trial in enumerate(trials) if trial.is_done(prunes)}
         self.ended, self.left, self.said = 0, False, set[str]()
         self.outcomes: dict[int, tuple[str, str]] = {}
-        self.console = console = Console(stderr=True, highlight=False, soft_wrap=True)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs")
-        hidden = not console.is_terminal
-        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+        self.console = show.progress_console()
+        self.bar = show.bar(self.console, "epochs")
         epochs = sum(trial.config.train.epochs for trial in trials)
         self.task = self.bar.add_task(sweep.name, total=epochs, completed=sum(self.done))
 

@@ -129,10 +129,11 @@ def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> 
         report: called with an epoch and its metrics, finally with ``outcome`` and ``reason``; ends this function if the
             scheduler stops the trial.
     """
+    from rotssl.runtimes import ray_methods
+
     os.environ.update(spec["credentials"])
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-    config = cfg.from_dict(spec["config"])
     told = 0
 
     def tell(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -142,7 +143,8 @@ def run_trial(spec: Mapping[str, Any], data: Mapping[str, Any], report: Any) -> 
             report(epoch, metrics)
 
     try:
-        with lifecycle.Run.held(config, PATIENCE_S) as run:
+        ray_methods.unpack(spec["methods"])
+        with lifecycle.Run.held(cfg.from_dict(spec["config"]), PATIENCE_S) as run:
             outcome = _go_on(run, spec, data, tell)
     except Busy as error:
         outcome = "busy", str(error)

@@ -13,6 +13,7 @@ from rotssl import config as cfg
 from rotssl import lifecycle
 from rotssl.commands import pretrain
 from rotssl.config.fields import ConfigError
+from rotssl.models import sides
 from rotssl.models.encoders import read_encoder
 from rotssl.runs import checkpoint, journal
 from tests.programs import SMALL, command, flags, job, mlflow_client, started, wait_for, with_store
@@ -143,7 +144,7 @@ def test_an_encoder_that_does_not_take_the_first_views_is_refused_at_the_start(t
 
 def test_an_encoder_is_asked_about_all_sides_of_views_that_a_run_has(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(lifecycle, "_objection", lambda encoder, whole, side: asked.append(side) or "")
+    monkeypatch.setattr(sides, "_objection", lambda encoder, whole, side: asked.append(side) or "")
     tasks = {"rotation.mode": "four_way", "rotation.crop_size": 20, "jigsaw.weight": 1, "views.local_count": 1}
     fields = {"encoder.name": "timm/resnet18", "data.image_size": 48, "views.local_size": 16, "views.size_start": 24}
     fields |= {"views.split": 2}

@@ -62,6 +62,7 @@ def run(sweep, index, prunes=False, stop_at=None, on_disk=False):
         "tags": sweep.tags()[sweep.trials[index].name],
         "uri": sweep.state.uri,
         "credentials": {},
+        "methods": {},
         "data": "images",
         "prunes": prunes,
     }

@@ -1,0 +1,117 @@
+"""The page of one run: what its encoder has learned, and what its rotation head does."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from rotssl import config as cfg
+from rotssl.base.paths import AnyPath, filled
+from rotssl.commands import folder_of, recorded
+from rotssl.config.fields import ConfigError
+from rotssl.config.sections import OFF
+from rotssl.data import datasets
+from rotssl.data.images import DataError
+from rotssl.data.record import Record
+from rotssl.runs import health, journal
+from rotssl.runs.state import RunState
+from rotssl.tracking import reader, store, writer
+
+log = logging.getLogger(__name__)
+IMAGES = 2000
+
+
+def report(
+    run_id: str | None,
+    folder: str | None,
+    uri: str,
+    output: str | None = None,
+    root: str | None = None,
+    images: int = IMAGES,
+) -> AnyPath:
+    """Write the page of a run, and log it to the run in MLflow; returns the page.
+
+    Args:
+        run_id: id of the run in MLflow, or None.
+        folder: folder of the run, if there is no run_id.
+        uri: URI of the tracking store that has the run_id.
+        output: folder for the page; None: ``report`` in the run's folder.
+        root: folder of the images, if they were moved.
+        images: largest number of pictures that are shown and judged.
+
+    Raises:
+        ConfigError: there is no such run, it has no checkpoint, or its images or its store cannot be read.
+    """
+    place = folder_of("--checkpoint", folder or reader.run_folder_of(uri, str(run_id)))
+    if not (place / "run.json").exists() or not (place / "config.yaml").exists():
+        raise ConfigError(f"--checkpoint: {place} is not the folder of a run")
+    config, state, points = recorded(place, root), RunState.read(place / "run.json", {}), journal.read(place)
+    try:
+        splits = datasets.load(config.data, config.evaluation.holdout)
+        differs = Record.compared(splits.record, place)
+    except DataError as error:
+        raise ConfigError(f"data.root: {error}") from error
+    except ValueError as error:
+        log.warning("%s; the images are not compared with those of the run", error)
+        differs = ""
+    if differs:
+        raise ConfigError(f"data.root: the run was trained on other images: {differs}")
+    from rotssl.explain.run import explain  # with it comes torch
+    from rotssl.reports import run_page
+
+    found = explain(place, config, splits, images)
+    warnings = [health.ill(points)] if health.ill(points) else []
+    if points and points[max(points)].get("rotation/off"):
+        warnings.append("The rotation task was switched off during the run: its head is as it was then.")
+    fields = cfg.flat(config)
+    shown = (config.tracking.run_name, f"{state.status} ({state.reason})", points, _tested(state, place), found)
+    content = run_page.page(*shown, fields, _defaults(config), warnings)
+    target = place / "report" if output is None else folder_of("--output", output)
+    try:
+        with filled(target) as here:
+            files = [here / "report.html", here / "report.json"]
+            files[0].write_text(run_page.render(content))
+            files[1].write_text(json.dumps(_numbers(content), indent=2, allow_nan=False) + "\n")
+            if state.uri != OFF and state.run_id is not None and not store.reachable(state.uri):
+                writer.log_report(state.uri, state.run_id, files)
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write to {error.filename or target}: {error.strerror}") from error
+    return target / "report.html"
+
+
+def _tested(state: RunState, place: AnyPath) -> dict[str, float]:
+    """Measures on the test split that exist; nothing is measured."""
+    if state.uri != OFF and state.run_id is not None and not store.reachable(state.uri):
+        return reader.evaluations_of(state.uri, state.run_id, "test")
+    kept = place / "test.json"
+    entries = json.loads(kept.read_text()) if kept.exists() else []
+    return {key: value for entry in entries for key, value in entry["metrics"].items()}
+
+
+def _defaults(config: cfg.ResolvedConfig) -> dict[str, Any]:
+    schema = cfg.schema(config.method.name)
+    return {key: json.loads(json.dumps(field.default)) for key, (_, field) in schema.items()}
+
+
+def _numbers(content: Any) -> dict[str, Any]:
+    """The numbers of the page."""
+    kept = (
+        "title",
+        "subtitle",
+        "summary",
+        "warnings",
+        "measures",
+        "angles",
+        "confusion",
+        "by_class",
+        "costs",
+        "fields",
+    )
+    return {name: value for name, value in dataclasses.asdict(content).items() if name in kept}
+
+
+def show(page: AnyPath) -> None:
+    """Print where the page is."""
+    print(f"page         {page}")
+    print(f"numbers      {Path(str(page)).with_name('report.json') if isinstance(page, Path) else page}")

@@ -1,0 +1,30 @@
+"""The whole model of a run, with the heads of its tasks, from its newest checkpoint."""
+
+import torch
+
+from rotssl.base.errors import in_a_line
+from rotssl.base.paths import AnyPath
+from rotssl.config import ResolvedConfig
+from rotssl.config.fields import ConfigError
+from rotssl.engine.pretrainer import Pretrainer, build_pretrainer
+from rotssl.runs import checkpoint
+
+
+def restored(folder: AnyPath, config: ResolvedConfig, device: torch.device) -> tuple[Pretrainer, int]:
+    """The model in evaluation mode, without gradients of its weights, and the number of epochs behind it.
+
+    Raises:
+        ConfigError: the run has no checkpoint that can be read, or it is of other networks than the configuration says.
+    """
+    state = next(checkpoint.latest(folder), None)
+    if state is None:
+        raise ConfigError(f"--checkpoint: {folder} holds no checkpoint that can be read; run it again first")
+    model = build_pretrainer(config, device)
+    try:
+        model.load_state_dict(state["model"])
+    except (RuntimeError, KeyError, TypeError) as error:
+        where = folder / checkpoint.place(state)
+        raise ConfigError(
+            f"--checkpoint: {where} is not of the networks in config.yaml ({in_a_line(error)})"
+        ) from error
+    return model.eval().requires_grad_(False), int(state["epoch"])
