@@ -168,8 +168,8 @@ def main() -> None:
         f"# From a clone to the first epoch, {datetime.date.today()}",
         "",
         f"Command: `python benchmarks/stranger.py`, commit {commit()}. Once.",
-        f"Machine: {machine()}; the hosts are network namespaces on it, shared with others. Packages from a warm cache.",
-        "Each line is what the page says to type, without reading and typing.",
+        f"Machine: {machine()}; the hosts are network namespaces on it.",
+        "Packages from a warm cache. Each line is what the page says to type, without reading and typing.",
     ]
     for title, walk in (
         ("Two hosts, docs/clusters/ray.md", on_ray),

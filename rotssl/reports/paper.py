@@ -1,8 +1,8 @@
 """The paper's own analysis in numbers, to be set beside ours.
 
-From Addepalli et al., "Towards Efficient and Effective Self-Supervised Learning of Visual Representations", ECCV 2022
-(arXiv 2210.09866), whose tables and figures have these names. Accuracies are in percent, of a linear classifier on the test set,
-ResNet-18.
+From the workshop version of Addepalli et al. 2022 (arXiv 2210.09866), whose tables and figures have these names: Addepalli, Bhogale,
+Dey and Babu, "Towards Efficient and Effective Self-Supervised Learning of Visual Representations", NeurIPS 2021 Workshop
+"Self-Supervised Learning: Theory and Practice". Accuracies are in percent, of a linear classifier on the test set, ResNet-18.
 """
 
 from collections.abc import Mapping
