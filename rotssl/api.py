@@ -11,15 +11,15 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from rotssl import commands
 from rotssl import config as cfg
 from rotssl.base.paths import AnyPath
+from rotssl.config import evaluating
 from rotssl.config.cli import Command
-from rotssl.config.evaluating import PROTOCOLS
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.config.recipes import load_recipe, read_yaml, recommended
 from rotssl.config.sections import OFF
@@ -154,16 +154,23 @@ def evaluate(
     run: Pretrained | str | Path,
     protocols: Sequence[str] = ("knn", "linear"),
     *,
+    network: Literal["student", "teacher"] | None = None,
     uri: str | None = None,
     root: str | None = None,
+    **options: Any,
 ) -> Evaluated:
     """Measure the encoder of a finished run on the test split, once: numbers that exist are returned.
+
+        rotssl.evaluate(run, ["knn", "fewshot"], knn={"k": [20, 200]}, fewshot={"shots": 5})
 
     Args:
         run: what ``pretrain`` returned, the run's folder, or its id in MLflow.
         protocols: some of ``rotssl.config.evaluating.PROTOCOLS``.
+        network: None: the one that the run has evaluated.
         uri: URI of the tracking store, for an id; None: MLFLOW_TRACKING_URI, else mlflow.db in ./results.
         root: folder of the images, if they were moved.
+        **options: of the protocols, by section or with dotted names, as those of jobs/evaluate.py. ``data={"name": ..., "root":
+            ...}`` is another labelled data set.
 
     Raises:
         ConfigError: there is no such run, it is not finished, or it has no test split; or its images cannot be read.
@@ -173,12 +180,20 @@ def evaluate(
     from rotssl.tracking import reader
 
     names = tuple(dict.fromkeys([protocols] if isinstance(protocols, str) else protocols))
-    if not names or not set(names) <= set(PROTOCOLS):
-        expected = f"one or more of {', '.join(PROTOCOLS)}"
+    if not names or not set(names) <= set(evaluating.PROTOCOLS):
+        expected = f"one or more of {', '.join(evaluating.PROTOCOLS)}"
         raise ConfigError(f"protocols: got {', '.join(map(str, names)) or 'none'}, expected {expected}")
+    given = _flat(options)
+    name, root = given.pop("data.name", None), given.pop("data.root", root)
+    if unknown := given.keys() - evaluating.schema().keys():
+        key = min(unknown)
+        raise ConfigError(f"{key}: unknown option of an evaluation{nearest(key, evaluating.schema())}")
+    if network not in (None, "student", "teacher"):
+        raise ConfigError(f"network: got {network!r}, expected student or teacher")
+    chosen = evaluating.build(given)
     folder = _folder_of(run, uri)
     with _told(), terminal.silent():
-        code = command.evaluate(None, str(folder), names, "", root)
+        code = command.evaluate(None, str(folder), names, "", root, options=chosen, network=network, name=name)
     if code != commands.EXIT_OK:
         raise ConfigError(f"run: {folder} could not be evaluated; the reason is above")
     state = RunState.read(folder / "run.json", {})

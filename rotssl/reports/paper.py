@@ -1,7 +1,7 @@
 """The paper's own analysis in numbers, to be set beside ours.
 
-From the workshop version of Addepalli et al. 2022 (arXiv 2210.09866), whose tables and figures have these names: Addepalli, Bhogale,
-Dey and Babu, "Towards Efficient and Effective Self-Supervised Learning of Visual Representations", NeurIPS 2021 Workshop
+From the workshop version of Addepalli et al. 2022 (arXiv 2210.09866), whose tables and figures have these names: Addepalli,
+Bhogale, Dey and Babu, "Towards Efficient and Effective Self-Supervised Learning of Visual Representations", NeurIPS 2021 Workshop
 "Self-Supervised Learning: Theory and Practice". Accuracies are in percent, of a linear classifier on the test set, ResNet-18.
 """
 

@@ -77,6 +77,9 @@ def test_bad_input_of_a_comparison_and_of_an_evaluation(tmp_path):
         ({"run": tmp_path}, "is not the folder of a run$"),
         ({"run": tmp_path, "protocols": "knm"}, "^protocols: got knm, expected one or more of knn, linear"),
         ({"run": tmp_path, "protocols": ()}, "^protocols: got none"),
+        ({"run": tmp_path, "network": "both"}, "^network: got 'both', expected student or teacher$"),
+        ({"run": tmp_path, "knn": {"kk": 3}}, "^knn.kk: unknown option of an evaluation"),
+        ({"run": tmp_path, "knn.k": 0}, "^knn.k: got 0, expected"),
     ):
         with pytest.raises(ConfigError, match=words):
             rotssl.evaluate(**given)
@@ -100,7 +103,9 @@ def test_a_run_is_the_programs_run_and_is_measured_once(fields, tmp_path, capsys
     measured = rotssl.evaluate(run, "knn")
     assert set(measured.metrics) == {"knn/top1", "feature/effective_rank"} and "knn/top1" in measured._repr_html_()
     assert rotssl.evaluate(run.folder, ["knn"]).metrics == measured.metrics
-    assert rotssl.evaluate(run.run_id, ["knn"], uri=f"sqlite:///{tmp_path}/mlflow.db").metrics == measured.metrics
+    more = rotssl.evaluate(run, "knn", knn={"k": [1, 20]}).metrics
+    assert more.items() > measured.metrics.items() and len(more) == len(measured.metrics) + 2
+    assert rotssl.evaluate(run.run_id, ["knn"], uri=f"sqlite:///{tmp_path}/mlflow.db").metrics == more
 
 
 @pytest.mark.contract
