@@ -91,14 +91,14 @@ def ablate(file: str | Path | None = None, **fields: Any) -> Ablated:
 
     own = {section: fields.pop(section) for section in _SWEEP if section in fields}
     flags = {**_flat({"sweep": own.pop("sweep", {})}), **_flat(fields)}
+    if "/" in str(flags.get("sweep.name", "")):
+        raise ConfigError(f"sweep.name: got {flags['sweep.name']!r}, expected a short name without slashes")
     reports: list[Report] = []
     with tempfile.TemporaryDirectory(prefix="rotssl-sweep-") as folder, _told():
         if file is None:
             content, path = _nested(flags) | _plain(own), Path(folder) / f"{flags.get('sweep.name', 'sweep')}.yaml"
             flags = {}
-            path.parent.mkdir(exist_ok=True)
-            if path.parent == Path(folder):  # a name with slashes is refused by read
-                path.write_text(yaml.safe_dump(content, sort_keys=False))
+            path.write_text(yaml.safe_dump(content, sort_keys=False))
         else:
             content, path = read_yaml(str(file), "file") | _plain(own), Path(file)
         try:
@@ -141,7 +141,7 @@ def compare(
 
     if metric not in command.METRICS:
         raise ConfigError(f"metric: got {metric!r}, expected one of {', '.join(command.METRICS)}")
-    if target is not None and not 0 < target <= 1:
+    if target is not None and not (isinstance(target, int | float) and 0 < target <= 1):
         raise ConfigError(f"target: got {target!r}, expected a fraction above 0 and at most 1, such as 0.7")
     store = asked_uri(uri)
     folder = commands.folder_of("output", str(output or command.default_output(store, experiment))).absolute()

@@ -4,6 +4,7 @@
 what it found, and writes numbers and a plot.
 """
 
+import dataclasses
 import json
 import math
 import tempfile
@@ -60,9 +61,17 @@ def sweep(uri: str, experiment: str, study: str, metric: str, output: AnyPath, o
 
     runs, left_out = groups.sift(records, metric)
     asked = STUDIES[study]
+    linear = metric.endswith("linear/top1")
+    if not linear:
+        asked = dataclasses.replace(asked, paper={})
     found = studies.found_in(runs, asked, metric)
     warnings = [f"left out: {entry.run.name}: {entry.reason}" for entry in left_out]
-    warnings = findings.labels_used(runs) + warnings
+    warnings = findings.labels_used(runs) + findings.switched_off(runs) + warnings
+    if not linear:
+        warnings.append(f"the paper's numbers are of a linear classifier: none is set beside {metric}")
+    modes = {run.params.get("rotation.mode") for run in runs if run.params.get("rotation.weight", "0") != "0.0"}
+    if asked.field != "rotation.mode" and (others := sorted(map(str, modes - {"extra", None}))):
+        warnings.append(f"rotation.mode is {', '.join(others)} here; the paper's recipe is extra, with two more views")
     lines = studies.reading(found, asked)
     numbers = {"study": study, "warnings": warnings, "reading": lines, **studies.content(found, asked, metric)}
     words = [f"{asked.title} ({asked.source}), {experiment}", "", *warnings, *lines]
@@ -99,11 +108,11 @@ def gradients(folder: str, batches: int, root: str | None, output: str | None) -
     import torch
 
     from rotssl.engine import hardware, resume, signal
-    from rotssl.engine.runtime import LocalRuntime
+    from rotssl.engine.runtime import LocalRuntime, RunFailed
     from rotssl.engine.trainer import Trainer
     from rotssl.reports import study_plot
 
-    device = torch.device("cuda" if hardware.uses_gpu(config) else "cpu")
+    device = torch.device("cuda" if hardware.uses_gpu(config) and torch.cuda.is_available() else "cpu")
     found: list[tuple[int, signal.Signal]] = []
     with tempfile.TemporaryDirectory(prefix="rotssl-signal-") as scratch:
         splits = datasets.load(config.data, config.evaluation.holdout)
@@ -111,8 +120,14 @@ def gradients(folder: str, batches: int, root: str | None, output: str | None) -
         resume.begin(run.model, config.train.init_from)
         found.append((0, signal.measured(run, batches, 0)))
         for state in reversed(list(checkpoint.latest(place))):
-            epoch = run.restore(state)
+            try:
+                epoch = run.restore(state)
+            except (RunFailed, RuntimeError, KeyError) as error:
+                where = place / checkpoint.place(state)
+                raise ConfigError(f"--checkpoint: {where} is not of the networks in config.yaml") from error
             found.append((epoch, signal.measured(run, batches, epoch)))
+    if len(found) == 1:
+        raise ConfigError(f"--checkpoint: {place} holds no checkpoint that can be read")
     target = place / "signal" if output is None else folder_of("--output", output).absolute()
     about = {"batches": batches, "batch_size": config.train.batch_size, "method": config.method.name}
     points = [{"epoch": epoch, **vars(point)} for epoch, point in found]

@@ -93,7 +93,11 @@ def evaluate(
                     missing.append(entry)
                     write_whole(place / KEPT, json.dumps(missing, indent=2) + "\n")
                 else:
-                    _log(record, place, entry)
+                    try:
+                        _log(record, place, entry)
+                    except Exception:  # of any kind: the test split is not used again because a store did not answer
+                        write_whole(place / KEPT, json.dumps([*kept, entry], indent=2) + "\n")
+                        raise
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_FAILED
@@ -238,7 +242,9 @@ def _measure(
     }
     for protocol, group in itertools.groupby(numbers, lambda number: number.protocol):
         results = bench.measure(list(group))
-        card = cards.card(common, results)
+        # What trains by itself takes all images, whatever the bank is.
+        whole = {"bank_images": len(train)} if protocol in ("semi", "sgd", "finetune") else {}
+        card = cards.card(common | whole, results)
         place, files = _save(folder, protocol, results, cards.written(card))
         metrics = {key: value for result in results for key, value in result.metrics.items()}
         texts = protocol_texts(config.evaluation, "test")

@@ -70,6 +70,8 @@ def export(
     for name in wanted:
         if name == "mlflow":
             where, gap = served.register(encoder, known, model or place.name)
+            if not gap <= formats.TOLERANCE:
+                raise ConfigError(f"--format: {where} gives other features than the encoder: they differ by {gap:.1g}")
             _say(name, where, gap)
             continue
         within = target / formats.FOLDER if name == "huggingface" else target

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 from rotssl import config as cfg
@@ -61,9 +60,14 @@ def report(
     from rotssl.reports import run_page
 
     found = explain(place, config, splits, images)
-    warnings = [health.ill(points)] if health.ill(points) else []
+    warnings = [f"LABELS WERE USED IN PRETRAINING: {config.oracle}."] if config.oracle.on else []
+    warnings += [health.ill(points)] if health.ill(points) else []
     if points and points[max(points)].get("rotation/off"):
         warnings.append("The rotation task was switched off during the run: its head is as it was then.")
+    elif "rotation" in config.active() and config.rotation.until < 1:
+        warnings.append(
+            f"The rotation task ended at {config.rotation.until:.0%} of the run: its head is as it was then."
+        )
     fields = cfg.flat(config)
     shown = (config.tracking.run_name, f"{state.status} ({state.reason})", points, _tested(state, place), found)
     content = run_page.page(*shown, fields, _defaults(config), warnings)
@@ -114,4 +118,4 @@ def _numbers(content: Any) -> dict[str, Any]:
 def show(page: AnyPath) -> None:
     """Print where the page is."""
     print(f"page         {page}")
-    print(f"numbers      {Path(str(page)).with_name('report.json') if isinstance(page, Path) else page}")
+    print(f"numbers      {page.parent / 'report.json'}")

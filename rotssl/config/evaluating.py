@@ -136,6 +136,8 @@ def build(given: Mapping[str, Any]) -> Options:
             parts.setdefault(section, {})[leaf] = convert(key, given[key], hint, spec.metadata["bounds"])
             if isinstance(value := parts[section][leaf], tuple) and leaf != "scale" and len(set(value)) < len(value):
                 raise ConfigError(f"{key}: got {given[key]}, expected each value once")
+            if leaf == "scale" and value[0] > value[1]:
+                raise ConfigError(f"{key}: got {given[key]}, expected the smaller share first")
     kinds = get_type_hints(Options)
     return Options(**{name: kinds[name](**values) for name, values in parts.items()})
 

@@ -20,8 +20,8 @@ class OracleConfig:
     )
     share_of: Literal["images", "pairs"] = opt(
         "images",
-        "images: the share whose labels are known; a pair goes if both labels are (the paper's table 1). pairs: the share of "
-        "the pairs of one class, which go one by one.",
+        "images: the share whose labels are known; a pair goes if both are (our reading of the paper's table 1). pairs: the "
+        "share of the pairs of one class, which go one by one.",
         later=True,
     )
     log: bool = opt(

@@ -1,5 +1,6 @@
 """A registry that other packages add to: by an entry point, which every process finds, or by a call, in one process."""
 
+import logging
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
@@ -7,6 +8,7 @@ from typing import Generic, TypeVar
 
 from rotssl.config.fields import ConfigError
 
+log = logging.getLogger(__name__)
 Spec = TypeVar("Spec")
 
 
@@ -14,7 +16,7 @@ class Registry(UserDict[str, Spec], Generic[Spec]):
     """Name -> entry. The entry points of other packages are looked for when a name is not known, and when all are listed.
 
     A name whose entry point cannot be used is not listed. It is in the registry nevertheless: whoever asks for it gets a
-    ConfigError with the reason.
+    ConfigError with the reason. An entry point with the name of one of the project's own is left out, with a warning.
 
     Args:
         group: group of the entry points.
@@ -28,6 +30,7 @@ class Registry(UserDict[str, Spec], Generic[Spec]):
 
     def __init__(self, group: str, own: dict[str, Spec], refuse: Callable[[str, object], str]) -> None:
         super().__init__(own)
+        self.own = frozenset(own)
         self.group, self.refuse = group, refuse
         self.sources, self.added = dict[str, str](), set[str]()
         self._broken: dict[str, str] | None = None  # None: nobody has looked yet
@@ -49,10 +52,13 @@ class Registry(UserDict[str, Spec], Generic[Spec]):
         places = sorted(f"{point.dist.name} {point.dist.version}" if point.dist else "?" for point in points)
         where = f"{self.group}: the entry point {name} of {' and of '.join(places)}"
         why, spec = "", None
+        if name in self.own:
+            log.warning("%s is left out: rotssl has its own %s; rename it there", where, name)
+            return
         if len(points) > 1:
             why = "one name cannot stand for both; uninstall one of them"
         elif name in self.data:
-            why = f"rotssl has {'its own' if name not in self.added else 'a registered'} {name}; rename it there"
+            why = f"rotssl has a registered {name}; rename it there"
         else:
             try:
                 spec = points[0].load()

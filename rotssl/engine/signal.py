@@ -52,11 +52,17 @@ class Spread:
         self.cosines: dict[tuple[str, str], list[float]] = {}
 
     def add(self, gradients: dict[str, Tensor]) -> None:
-        """Take in the flat gradients of one batch, by loss; always of the same losses."""
+        """Take in the flat gradients of one batch, by loss.
+
+        Raises:
+            ValueError: they are of other losses than those before.
+        """
         wide = {name: gradient.detach().double() for name, gradient in gradients.items()}
-        self.count += 1
         if not self.means:
             self.means = {name: torch.zeros_like(gradient) for name, gradient in wide.items()}
+        if wide.keys() != self.means.keys():
+            raise ValueError(f"gradients of {', '.join(wide)} after those of {', '.join(self.means)}")
+        self.count += 1
         apart = {name: gradient - self.means[name] for name, gradient in wide.items()}
         for pair in itertools.combinations_with_replacement(wide, 2):
             one, two = pair
@@ -100,7 +106,9 @@ def measured(run: Trainer, batches: int, epoch: int) -> Signal:
     """Signal and noise of the losses of a run in its present state, over batches like its own; the state is left as it is.
 
     The encoder trains as in a step (BatchNorm of the batch), but no step is taken: all gradients are at the same weights. Views
-    and angles are drawn anew, so that none has been seen in training; sides and weights are those of the epoch.
+    and angles are drawn anew, so that none has been seen in training; sides and weights are those of the epoch. Batches whose
+    losses are others than the first one's, because a task ends within the epoch, are passed over. Of more batches than the epoch
+    has, the same images meet again, in other views. In place of fp16, whose small gradients need a scale, float32 is used.
 
     Args:
         run: of one process, with its state restored.
@@ -110,19 +118,24 @@ def measured(run: Trainer, batches: int, epoch: int) -> Signal:
     run.parallel.train()
     kept = {name: value.detach().clone() for name, value in run.model.named_buffers()}
     spread, seed = Spread(), run.augment.seed
+    half = HALF.get(run.precision)
     try:
-        for images, ctx in itertools.islice(_fresh(run, min(epoch, run.config.train.epochs - 1)), batches):
+        for images, ctx in _fresh(run, min(epoch, run.config.train.epochs - 1)):
             with torch.no_grad():
                 views = run.augment(images, ctx).map(lambda view: view.contiguous(memory_format=run.layout))
             with run.model.balance.pause():
-                with autocast(run.runtime.device, HALF.get(run.precision)):
+                with autocast(run.runtime.device, None if half == torch.float16 else half):
                     out = run.model(views, ctx)
-                spread.add(encoder_gradients(out.parts, run.model.encoder))
+                gradients = encoder_gradients(out.parts, run.model.encoder)
+            if not spread.means or gradients.keys() == spread.means.keys():
+                spread.add(gradients)
+            if spread.count == batches:
+                break
     finally:
         run.augment.seed = seed
-    with torch.no_grad():
-        for name, value in run.model.named_buffers():
-            value.copy_(kept[name])
+        with torch.no_grad():
+            for name, value in run.model.named_buffers():
+                value.copy_(kept[name])
     return spread.signal()
 
 

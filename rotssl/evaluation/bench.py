@@ -169,7 +169,8 @@ class Bench:
             return sgd.fit(network, sgd.feature_batches(self.features(index), labels, ours, options.seed), ours)
 
         rate = self._rate(number, rates, everything, made, lambda net, rows: net.head(self.features(rows)))
-        hits = made(rate, everything).head(self.queries).argmax(1) == self.asked
+        recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(self.train)))
+        hits = self._hits(made(rate, everything).head(self.queries))
         return self._scored(number, hits, self._trained(recipe, rates, rate))
 
     def _finetune(self, number: Number) -> Result:
@@ -187,13 +188,18 @@ class Bench:
         hits = []
         for seed in range(options.seeds):
             self.say(f"{number.name}: rate {rate:g}, training {seed + 1} of {options.seeds}")
-            hits.append(self.encode(self.test, network=made(rate, index, seed)).argmax(1) == self.asked)
+            hits.append(self._hits(self.encode(self.test, network=made(rate, index, seed))))
         values = torch.tensor([top1(each) for each in hits], dtype=torch.float64)
         metrics = {number.key: float(values.mean())}
         if len(hits) > 1:
             metrics[f"{number.name}/deviation"] = float(values.std())
         facts |= self._trained(recipe, options.lr, rate) | {"top1_by_seed": values.tolist()}
-        return Result(number, metrics, {f"{number.name}/seed{i}": each for i, each in enumerate(hits)}, facts, files)
+        kept = {f"{number.name}/seed{i}": each for i, each in enumerate(hits) if each is not None}
+        return Result(number, metrics, kept, facts, files)
+
+    def _hits(self, logits: Tensor) -> Tensor | None:
+        """Which test images have their largest logit at their class; None if the training diverged."""
+        return logits.argmax(1) == self.asked if bool(logits.isfinite().all()) else None
 
     def _classifier(self, encoder: nn.Module | None, seed: int, frozen: bool) -> Classifier:
         made = Classifier(encoder, self.queries.shape[1], self.classes, seed, frozen)
@@ -223,8 +229,12 @@ class Bench:
 
     @staticmethod
     def _trained(recipe: Recipe, rates: Sequence[float], rate: float) -> dict[str, Any]:
-        crops = "whole images" if recipe.scale is None else f"random crops of {recipe.scale[0]:g} to 1 and flips"
-        chosen = "one rate" if len(rates) == 1 else "a fifth of each class of the training images"
+        crops = (
+            "whole images"
+            if recipe.scale is None
+            else f"random crops of {recipe.scale[0]:g} to {recipe.scale[1]:g} and flips"
+        )
+        chosen = "one rate" if len(rates) == 1 else "one in five of the training images, by class"
         frozen = "running statistics, frozen" if recipe.encoder_lr == 0 else "batch statistics in training"
         return {
             **{"epochs": recipe.epochs, "batch_size": recipe.batch_size, "weight_decay": recipe.weight_decay},
@@ -236,6 +246,8 @@ class Bench:
         how = number.settings
         asked = how["ways"], how["shots"], how["queries"], how["episodes"], how["seed"]
         labels = self.bank_labels.cpu().numpy(), self.asked.cpu().numpy()
+        if not bool(self.bank.isfinite().all() and self.queries.isfinite().all()):
+            return self._scored(number, None)
         try:
             found = fewshot.episodes(self.bank, labels[0], self.queries, labels[1], *asked)
         except ValueError as error:

@@ -78,6 +78,7 @@ def _config(encoder: Encoder, fits: bool) -> dict[str, Any]:
             "mean": _three(encoder.mean),
             "std": _three(encoder.std),
             "interpolation": "bilinear",
+            "crop_pct": 1.0,
             "num_classes": 0,
         },
         "rotssl": encoder.about,
@@ -95,7 +96,12 @@ def card(encoder: Encoder, records: Records, licence: str | None = None) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     ).from_string(source)
     config = records.config
+    epoch = encoder.about.get("epoch", records.epochs)  # of the checkpoint, if the weights are from one
+    at_end = epoch == records.epochs
+    measures = records.of_network(encoder.about["network"]) if at_end else ()
     return template.render(
+        epoch=epoch,
+        measures=measures,
         encoder=encoder,
         about=encoder.about,
         timm=not formats.misfit(encoder, "timm"),
@@ -103,7 +109,9 @@ def card(encoder: Encoder, records: Records, licence: str | None = None) -> str:
         config=config,
         spec=DATASETS[config.data.name],
         tasks=sorted(config.active()),
-        costs=[(words, form.format(records.last[k])) for k, (words, form) in _COSTS.items() if k in records.last],
+        costs=[
+            (words, form.format(records.last[k])) for k, (words, form) in _COSTS.items() if at_end and k in records.last
+        ],
         recipe=yaml.safe_dump(records.recipe, sort_keys=True, width=110).strip(),
         licence=licence,
         version=rotssl.__version__,

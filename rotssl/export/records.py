@@ -19,6 +19,7 @@ from rotssl.tracking import registry, untracked
 KEPT = "test.json"  # what jobs/evaluate.py has measured of a run without MLflow
 _PRIVATE = ("data.root", "train.init_from")  # places on somebody's machine
 _ACCURACY = "/top1"
+_NETWORKS = ("student/", "teacher/")  # how names begin of accuracies of a network that the run has not evaluated
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ class Records:
     last: Mapping[str, float]
     tags: Mapping[str, str]
     measures: tuple[Measure, ...]
+
+    def of_network(self, network: str) -> tuple[Measure, ...]:
+        """The accuracies of the student or of the teacher."""
+        if network == self.config.evaluation.network:
+            return tuple(each for each in self.measures if not each.name.startswith(_NETWORKS))
+        return tuple(each for each in self.measures if each.name.startswith(f"{network}/"))
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -198,6 +198,10 @@ def read_facts(file: AnyPath) -> dict[str, Any]:
         about = content.get("rotssl", content)
         if not isinstance(about, dict) or not about.keys() >= {"encoder", "stem", "norm"}:
             raise ValueError("it does not describe an encoder of rotssl")
+        if not all(isinstance(about[key], str) for key in ("encoder", "stem", "norm")):
+            raise ValueError("encoder, stem and norm are to be text")
+        if not all(isinstance(about.get(key, []), list) for key in ("mean", "std")):
+            raise ValueError("mean and std are to be lists")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read ({_why(error)})") from error
     return about

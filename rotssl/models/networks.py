@@ -4,8 +4,9 @@ from torch import nn
 
 from rotssl.base.paths import AnyPath
 from rotssl.config.fields import ConfigError
-from rotssl.models.encoders import read_encoder
+from rotssl.models.encoders import FACTS, WEIGHTS, facts, read_encoder, read_facts, restored
 from rotssl.runs import checkpoint
+from rotssl.runs.state import recorded
 
 _PREFIX = {"student": "encoder.", "teacher": "teacher.0."}  # of the names in a checkpoint's model
 
@@ -22,14 +23,17 @@ def network_of(folder: AnyPath, network: str, exported: str, epoch: int) -> nn.M
     Raises:
         ConfigError: a file is missing, the method has no teacher, or the newest checkpoint is of an earlier epoch.
     """
-    for name in ("encoder.json", "encoder.safetensors"):
+    for name in (FACTS, WEIGHTS):
         if not (folder / name).exists():
             raise ConfigError(f"--checkpoint: no {name} in {folder}; the command that trained the run writes it again")
     try:
+        about, known = read_facts(folder / FACTS), facts(recorded(folder))
+        if differ := [f"{key} {about[key]}" for key in ("encoder", "stem", "norm") if about[key] != known[key]]:
+            raise ConfigError(f"it is of another encoder than the run: {', '.join(differ)}")
         encoder, _ = read_encoder(folder)
     except (ConfigError, ValueError, KeyError, RuntimeError) as error:  # cut short, or of another network
         why = (str(error).splitlines() or [""])[0][:200]
-        raise ConfigError(f"--checkpoint: encoder.safetensors in {folder} cannot be read ({why})") from error
+        raise ConfigError(f"--checkpoint: {WEIGHTS} in {folder} cannot be read ({why})") from error
     if network == exported:
         return encoder
     state = next(checkpoint.latest(folder), None)
@@ -44,5 +48,5 @@ def network_of(folder: AnyPath, network: str, exported: str, epoch: int) -> nn.M
     weights = {key.removeprefix(prefix): value for key, value in state["model"].items() if key.startswith(prefix)}
     if not weights:
         raise ConfigError(f"--network: got {network}, expected student, for the run's method has no teacher")
-    encoder.load_state_dict(weights)
-    return encoder.eval()
+    where = folder / checkpoint.place(state) / checkpoint.FILE
+    return restored(about, weights, where)[0]

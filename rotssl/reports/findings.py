@@ -152,16 +152,21 @@ def facts(
     mixed = [_FACTS[key] for key in _TIMING if len(_counts(runs, key)) > 1]
     if mixed:
         warnings.append(f"The runs differ in {', '.join(mixed)}: their times may not be comparable.")
-    warnings = labels_used(runs) + warnings
-    off = Counter(run.tags[SWITCHED_OFF] for run in runs if SWITCHED_OFF in run.tags)
-    if off:
-        warnings.append(f"In {sum(off.values())} of {len(runs)} runs a task was switched off: {next(iter(off))}.")
+    warnings = labels_used(runs) + warnings + switched_off(runs)
     stopped = sum(entry.run.tags.get("status_reason", "").startswith("stopped by ") for entry in left_out)
     if stopped:
         whose = "runs were stopped early by a scheduler; their variants are"
         whose = whose if stopped > 1 else "run was stopped early by a scheduler; its variant is"
         warnings.append(f"{stopped} {whose} represented by the seeds that ran to the end.")
     return rows, warnings
+
+
+def switched_off(runs: Sequence[TrackedRun]) -> list[str]:
+    """A warning if the guard switched off a task of some runs; empty if of none."""
+    off = Counter(run.tags[SWITCHED_OFF] for run in runs if SWITCHED_OFF in run.tags)
+    if not off:
+        return []
+    return [f"In {sum(off.values())} of {len(runs)} runs a task was switched off: {next(iter(off))}."]
 
 
 def labels_used(runs: Sequence[TrackedRun]) -> list[str]:

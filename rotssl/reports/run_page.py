@@ -39,8 +39,8 @@ _METHOD = (
     ),
     (
         "Neighbours",
-        "The nearest training pictures by cosine of the features. The pictures shown are the first of each class, not chosen by "
-        "their result.",
+        "The nearest training pictures by cosine of the features. The pictures shown are the first of each class, of at most "
+        "eight, not chosen by their result.",
     ),
     (
         "What rotation confuses",

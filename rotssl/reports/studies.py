@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rotssl.config.fields import ConfigError
 from rotssl.reports.comparison import gain
-from rotssl.reports.groups import TASKS, budget_of, seed_of
+from rotssl.reports.groups import TASKS, active, budget_of, seed_of
 from rotssl.reports.paper import ALONE, PLAIN, ROTATION, Line, Study
 from rotssl.reports.reach import last_point, mean_of
 from rotssl.reports.statistics import Estimate, paired_difference
@@ -14,6 +14,12 @@ from rotssl.reports.tables import points
 from rotssl.tracking.reader import TrackedRun
 
 Runs = Mapping[int, TrackedRun]  # by seed
+_LINES = (
+    "train.seed",
+    "tasks.method_weight",
+    "oracle.log",
+)  # what runs may differ in, and what tells their lines apart
+_TASK = tuple(f"rotation.{leaf}" for leaf in ("weight", "share", "mode", "degrees", "head_on", "label_noise"))
 Value = object  # of the varied field: a number, or text; None for a line that does not have it
 
 
@@ -103,6 +109,7 @@ def found_in(runs: Sequence[TrackedRun], study: Study, metric: str) -> list[Foun
                 f"{', '.join(differ)}: choose one sweep with --sweep"
             )
         place[seed] = run
+    _check_alike(runs, study)
     found = [
         Found(*key, lines, _answers(key[0], lines, study, metric)) for key, lines in sorted(sorted_in.items(), key=str)
     ]
@@ -111,9 +118,37 @@ def found_in(runs: Sequence[TrackedRun], study: Study, metric: str) -> list[Foun
     return found
 
 
+def _check_alike(runs: Sequence[TrackedRun], study: Study) -> None:
+    """Check that runs of one method and length differ in nothing but the study's field, rotation and the seed.
+
+    Raises:
+        ConfigError: some do.
+    """
+    first: dict[tuple[object, ...], tuple[TrackedRun, Mapping[str, object]]] = {}
+    for run in runs:
+        fields = {key: value for key, value in active(run.params).items() if key not in (study.field, *_LINES)}
+        common = {key: value for key, value in fields.items() if key.split(".")[0] not in (*TASKS, "tasks")}
+        task = {key: value for key, value in fields.items() if key in _TASK and _line(run) != PLAIN}
+        where = run.params["method.name"], budget_of(run)
+        for place, own in ((where, common), ((*where, _line(run)), task)):
+            other, known = first.setdefault(place, (run, own))
+            if differ := sorted(key for key in known.keys() & own.keys() if known[key] != own[key]):
+                raise ConfigError(
+                    f"{other.name} and {run.name} differ in {', '.join(differ)}, not in {study.field} alone: choose one "
+                    "sweep with --sweep"
+                )
+
+
 def _line(run: TrackedRun) -> str:
-    weights = [run.params.get(f"{task}.weight", "0") for task in TASKS]
-    on = any(weight == "auto" or float(weight) > 0 for weight in weights)
+    """Which line of the paper a run belongs to.
+
+    Raises:
+        ConfigError: none, for it has another task than rotation.
+    """
+    weights = {task: run.params.get(f"{task}.weight", "0") for task in TASKS}
+    on = [task for task, weight in weights.items() if weight == "auto" or float(weight) > 0]
+    if others := [task for task in on if task != "rotation"]:
+        raise ConfigError(f"{run.name} has the task {others[0]}: the paper's lines are of rotation")
     return ALONE if on and float(run.params.get("tasks.method_weight", "1")) == 0 else ROTATION if on else PLAIN
 
 
@@ -215,7 +250,10 @@ def _papers(method: str, study: Study, values: Sequence[Value]) -> Mapping[str, 
 def reading(found: Sequence[Found], study: Study) -> list[str]:
     """The paragraph: what our runs say, sentence by sentence, and how the paper's setting differs."""
     lines = [str(answer) for entry in found for answer in entry.answers]
-    return [*lines, *([f"Note: {study.remark}."] if study.remark else [])]
+    many = len(lines) > 1
+    notes = ["each interval stands for itself: of twenty without any effect, one does not contain 0"] if many else []
+    notes += [study.remark] if study.remark else []
+    return [*lines, *(f"Note: {note}." for note in notes)]
 
 
 def content(found: Sequence[Found], study: Study, metric: str) -> dict[str, object]:

@@ -51,7 +51,10 @@ def save(found: Sequence[Found], study: Study, metric: str, path: Path) -> None:
         panel.set_title(title, loc="left")
         panel.set_xlabel(study.axis if panel is panels[0] else study.paper_axis or study.axis)
         panel.grid(alpha=0.25)
-        panel.legend(frameon=False, fontsize=8)
+        if lines:
+            panel.legend(frameon=False, fontsize=8)
+        else:
+            panel.text(0.5, 0.5, "no such accuracy", ha="center", transform=panel.transAxes)
     panels[0].set_ylabel("accuracy, %")
     figure.suptitle(study.title, fontweight="bold")
     figure.savefig(path, dpi=DPI)

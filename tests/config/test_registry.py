@@ -85,11 +85,11 @@ def test_a_broken_entry_point_is_one_line_for_whoever_asks_for_it_and_nothing_fo
     assert cli.parse([]).config.method.name == "byol"
 
 
-def test_a_name_that_is_taken_is_refused(package):
+def test_a_name_that_is_taken_is_refused(package, caplog):
     package(byol="own_spec:SPEC", own="own_spec:SPEC")
     package("another", own="own_spec:SPEC")
-    with pytest.raises(ConfigError, match=r"the entry point byol of own-package 1.0: rotssl has its own byol; rename"):
-        cli.parse([])
+    assert "byol" in list(METHODS) and cli.parse([]).config.method.name == "byol"
+    assert "the entry point byol of own-package 1.0 is left out: rotssl has its own byol; rename it" in caplog.text
     twice = "^rotssl.methods: the entry point own of another 1.0 and of own-package 1.0: one name cannot stand for both"
     with pytest.raises(ConfigError, match=twice):
         cfg.build({"method.name": "own"})
