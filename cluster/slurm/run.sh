@@ -51,14 +51,17 @@ second() {
 }
 
 join() { # HOST:PORT
-    local own node code told=""
+    local own node="" code told=""
     trap 'rm -rf "$RAY_TMPDIR"' EXIT
     read -r own _ < <(own_address "${1%:*}")
     # Ray gives a node 30 seconds to start, which a busy one may exceed; one that fails later starts again, too.
+    trap 'told=1; kill -TERM "${node:-}" 2>/dev/null || true' TERM
     for _ in 1 2 3; do
+        # Ray may be told to end, and end, before this shell is told.
+        [ -z "$told" ] || exit 0
         ray_node "$own" --address "$1" &
         node=$!
-        trap 'told=1; kill -TERM "$node" 2>/dev/null || true' TERM
+        [ -z "$told" ] || kill -TERM "$node" 2>/dev/null || true
         while alive "$node"; do second; done
         [ -z "$told" ] || exit 0
         code=0

@@ -93,11 +93,7 @@ def evaluate(
                     missing.append(entry)
                     write_whole(place / KEPT, json.dumps(missing, indent=2) + "\n")
                 else:
-                    try:
-                        _log(record, place, entry)
-                    except Exception:  # of any kind: the test split is not used again because a store did not answer
-                        write_whole(place / KEPT, json.dumps([*kept, entry], indent=2) + "\n")
-                        raise
+                    _log(record, place, entry, kept)
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_FAILED
@@ -132,13 +128,20 @@ def _show(name: str, known: Mapping[str, float], kept: AnyPath | None) -> None:
         print(f"not recorded in MLflow, because the run is not; saved in {kept}")
 
 
-def _log(record: RunState, place: AnyPath, entry: Mapping[str, Any]) -> None:
-    """Send an entry to the run's store, with its files."""
+def _log(
+    record: RunState, place: AnyPath, entry: Mapping[str, Any], kept: Sequence[Mapping[str, Any]] | None = None
+) -> None:
+    """Send an entry to the run's store, with its files; a new one, beside those that are kept, stays if that fails."""
     folder = entry.get("folder")
     names = entry.get("files", ()) if folder else ()
     files = [place / FOLDER / str(folder) / name for name in names]
     what = entry["epoch"], entry["metrics"], entry["facts"], files
-    writer.log_evaluation(record.uri, str(record.run_id), "test", *what)
+    try:
+        writer.log_evaluation(record.uri, str(record.run_id), "test", *what)
+    except Exception:  # of any kind: the test split is not used again because a store did not answer
+        if kept is not None:
+            write_whole(place / KEPT, json.dumps([*kept, entry], indent=2) + "\n")
+        raise
 
 
 def _other(ours: ResolvedData, name: str, root: str | None) -> tuple[str, ResolvedData]:

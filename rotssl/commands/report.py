@@ -14,6 +14,7 @@ from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.data.record import Record
 from rotssl.runs import health, journal
+from rotssl.runs.journal import Points
 from rotssl.runs.state import RunState
 from rotssl.tracking import reader, store, writer
 
@@ -60,14 +61,7 @@ def report(
     from rotssl.reports import run_page
 
     found = explain(place, config, splits, images)
-    warnings = [f"LABELS WERE USED IN PRETRAINING: {config.oracle}."] if config.oracle.on else []
-    warnings += [health.ill(points)] if health.ill(points) else []
-    if points and points[max(points)].get("rotation/off"):
-        warnings.append("The rotation task was switched off during the run: its head is as it was then.")
-    elif "rotation" in config.active() and config.rotation.until < 1:
-        warnings.append(
-            f"The rotation task ended at {config.rotation.until:.0%} of the run: its head is as it was then."
-        )
+    warnings = _warnings(config, points)
     fields = cfg.flat(config)
     shown = (config.tracking.run_name, f"{state.status} ({state.reason})", points, _tested(state, place), found)
     content = run_page.page(*shown, fields, _defaults(config), warnings)
@@ -82,6 +76,19 @@ def report(
     except OSError as error:
         raise ConfigError(f"--output: cannot write to {error.filename or target}: {error.strerror}") from error
     return target / "report.html"
+
+
+def _warnings(config: cfg.ResolvedConfig, points: Points) -> list[str]:
+    """What one must know to read the page of a run."""
+    warnings = [f"LABELS WERE USED IN PRETRAINING: {config.oracle}."] if config.oracle.on else []
+    warnings += [health.ill(points)] if health.ill(points) else []
+    if points and points[max(points)].get("rotation/off"):
+        warnings.append("The rotation task was switched off during the run: its head is as it was then.")
+    elif "rotation" in config.active() and config.rotation.until < 1:
+        warnings.append(
+            f"The rotation task ended at {config.rotation.until:.0%} of the run: its head is as it was then."
+        )
+    return warnings
 
 
 def _tested(state: RunState, place: AnyPath) -> dict[str, float]:

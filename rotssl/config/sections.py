@@ -284,8 +284,7 @@ class TrackingConfig:
     )
     required: bool = opt(
         True,
-        "Refuse to start a run whose store cannot be used; false: go on with metrics.jsonl, and send it when the same command is "
-        "given again.",
+        "Refuse to start a run whose store cannot be used; false: go on with metrics.jsonl, and send it at the next start.",
     )
     experiment: str = opt("rotssl", "MLflow experiment, and name of the folder in storage.path.")
     run_name: str | None = opt(None, "Name of the run; default: method, data set and a hash of the configuration.")

@@ -29,7 +29,8 @@ def test_a_sweep_beside_the_paper(uri, tmp_path, main):
     flags = ("--uri", uri, "--experiment", "removed", "--metric", "knn/top1", "--output", tmp_path / "out")
     code, out, err = main("analyze.py", "sweep", "--study", "table1", *flags)
     assert code == 0, err
-    assert "simclr, plain: from 0% to 100%: +5.0 (one seed) points; the paper has +4.50." in out
+    assert "simclr, plain: from 0% to 100%: +5.0 (one seed) points; the paper has no such number." in out
+    assert "the paper's numbers are of a linear classifier: none is set beside knn/top1" in err
     assert "warning: LABELS WERE USED IN PRETRAINING in 6 of 6 runs: an oracle." in err
     numbers = json.loads((tmp_path / "out" / "table1.json").read_text())
     assert numbers["reading"] and numbers["warnings"][0].startswith("LABELS")

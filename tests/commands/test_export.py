@@ -1,5 +1,6 @@
 """jobs/export.py: its files, its model card, the model that MLflow serves, and what it refuses."""
 
+import dataclasses
 import json
 import os
 import re
@@ -15,7 +16,9 @@ from PIL import Image
 
 import rotssl
 from rotssl.commands.evaluate import evaluate
-from rotssl.export import formats, served
+from rotssl.export import card as cards
+from rotssl.export import formats, records, served
+from rotssl.export.encoder import Encoder
 from rotssl.runs.state import RunState
 from rotssl.tracking import registry
 from tests.conftest import free_port
@@ -41,6 +44,30 @@ def picture(tmp_path_factory):
     file = tmp_path_factory.mktemp("picture") / "PICTURE.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)).save(file)
     return file
+
+
+def test_the_card_says_of_which_network_and_epoch_and_whether_labels_were_used(run):
+    encoder, known = rotssl.load_encoder(run.run_dir), records.read(run.run_dir)
+    known = dataclasses.replace(
+        known, measures=(*known.measures, records.Measure("teacher/knn", 0.123, "test", "as it was"))
+    )
+
+    def card(config=known.config, **about):
+        made = Encoder(encoder.network, encoder.dim, encoder.about | about)
+        return cards.card(made, dataclasses.replace(known, config=config))
+
+    own = card()
+    assert "| knn |" in own and "teacher/knn" not in own and "1 of 1 epochs" in own
+    assert "pretrained without labels" in own and "Labels took no part" in own
+    teacher = card(network="teacher")
+    assert "| teacher/knn | 12.30% | test | as it was |" in teacher and "| knn |" not in teacher
+    early = card(epoch=0)
+    assert "0 of 1 epochs" in early and "None of this network after this epoch are on record" in early
+    assert "| knn |" not in early and "Images seen" not in early
+    oracle = dataclasses.replace(known.config.oracle, false_negatives=0.5)
+    told = card(dataclasses.replace(known.config, oracle=oracle))
+    assert "Labels took part" in told and "given the labels of 50% of the images" in told
+    assert "pretrained with labels" in told and "without labels" not in told
 
 
 def test_a_run_is_exported_with_what_its_records_say(run, main, tmp_path):
@@ -100,7 +127,7 @@ def test_a_teacher_that_was_not_measured_has_no_accuracies_of_its_own(run, main,
     )
     assert code == 0 and "the teacher of run" in out, err
     text = (tmp_path / "huggingface" / "README.md").read_text()
-    assert "These are of the student. The teacher, which is here, was not measured." in text
+    assert "None of this network are on record." in text
     assert "The licence of these weights is not stated." in text and "license:" not in text
     x = noise(rotssl.load_encoder(tmp_path / "huggingface"))
     with torch.no_grad():

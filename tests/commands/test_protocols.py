@@ -63,7 +63,7 @@ def test_the_cards_say_how(finished):
     assert set(numbers) == {"knn/k5_T0.1/top1", "knn/top1", "knn/k5_euclidean/top1", "knn/k200_euclidean/top1"}
     assert numbers["knn/top1"]["k"] == 200 and numbers["knn/top1"]["neighbours"] == 128  # the bank is small
     assert cards["sgd"]["rates_tried"] == [1.0] and cards["sgd"]["bn"] == "running statistics, frozen"
-    assert cards["sgd"]["epochs"] == 3 and cards["sgd"]["batch_size"] == 512
+    assert cards["sgd"]["epochs"] == 3 and cards["sgd"]["batch_size"] == 128
     tuned = cards["finetune"]
     assert tuned["rates_tried"] == [0.01, 0.1] and tuned["rate"] in (0.01, 0.1) and tuned["labelled_images"] == 12
     assert tuned["bn"] == "batch statistics in training" and len(tuned["top1_by_seed"]) == 2
@@ -189,3 +189,28 @@ def test_a_method_without_a_teacher_has_none(tmp_path, main):
     config = pretrain(tmp_path, **{"tracking.uri": "off", "method.name": "simclr"})
     code, _, err = main("evaluate.py", "--checkpoint", config.run_dir, "--network", "teacher")
     assert code == 2 and "got teacher, expected student: simclr has no teacher" in err
+
+
+def test_files_of_another_encoder_are_no_measure_of_the_run(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0].run_dir, folder)
+    about = json.loads((folder / "encoder.json").read_text())
+    (folder / "encoder.json").write_text(json.dumps(about | {"encoder": "resnet18"}))
+    with pytest.raises(ConfigError, match="it is of another encoder than the run: encoder resnet18"):
+        network_of(folder, "student", "student", 2)
+
+
+def test_a_number_that_the_store_did_not_take_is_kept(tmp_path, monkeypatch):
+    config = pretrain(tmp_path)
+
+    def silent(*_):
+        raise ConnectionError("the store is silent")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command.writer, "log_evaluation", silent)
+        with pytest.raises(ConnectionError):
+            evaluate(None, str(config.run_dir), ("knn",), "")
+    monkeypatch.setattr(command, "_measure", None)  # nothing is measured again
+    assert evaluate(None, str(config.run_dir), ("knn",), "") == 0
+    _, (child,) = logged(config)
+    assert "test/knn/top1" in child.data.metrics or "knn/top1" in child.data.metrics

@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pytest
 
+from rotssl import config as cfg
+from rotssl.commands import report as command
 from rotssl.config.fields import ConfigError
 from rotssl.reports import run_plots
 from tests.programs import SMALL, flags
@@ -109,3 +111,11 @@ def test_the_api_takes_a_folder_only(tmp_path):
 
     with pytest.raises(ConfigError, match=r"is not the folder of a run$"):
         rotssl.report(tmp_path)
+
+
+def test_a_page_says_that_labels_were_used_and_that_the_task_ended():
+    given = {"method.name": "simclr", "oracle.false_negatives": 0.5, "rotation.until": 0.5, "rotation.weight": 1.0}
+    labels, ended = command._warnings(cfg.resolve(cfg.build(given), 28, 1000), {})
+    words = "an oracle removes false negatives, given the labels of 50% of the images"
+    assert labels == f"LABELS WERE USED IN PRETRAINING: {words}."
+    assert ended == "The rotation task ended at 50% of the run: its head is as it was then."

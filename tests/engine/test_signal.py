@@ -105,3 +105,11 @@ def test_the_checkpoints_of_every_nth_epoch_are_kept(tmp_path):
     assert [path.name for path in checkpoint.found(config.run_dir)] == [checkpoint.name(e) for e in (5, 4, 2)]
     checkpoint.prune(config.run_dir)
     assert len(checkpoint.found(config.run_dir)) == 3
+
+
+def test_losses_that_come_and_go_are_not_mixed():
+    spread = Spread()
+    spread.add({"ssl": torch.ones(2), "rotation": torch.ones(2)})
+    with pytest.raises(ValueError, match="gradients of ssl after those of ssl, rotation"):
+        spread.add({"ssl": torch.ones(2)})
+    assert spread.count == 1

@@ -22,7 +22,9 @@ CLASSES, EACH, SIDE = 4, 25, 8
 @pytest.fixture
 def made():
     """A bench on images of four classes, of four shades."""
-    config = cfg.resolve(cfg.build({"data.image_size": SIDE, "data.name": "synthetic", "train.batch_size": 20}), SIDE, 100)
+    config = cfg.resolve(
+        cfg.build({"data.image_size": SIDE, "data.name": "synthetic", "train.batch_size": 20}), SIDE, 100
+    )
     random = np.random.default_rng(0)
 
     def images(count):

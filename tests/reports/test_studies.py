@@ -134,3 +134,18 @@ def test_every_study_has_a_field_of_ours_and_a_plot(tmp_path, name):
         study_plot.save(found, study, METRIC, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 10_000
         assert json.loads(json.dumps(content(found, study, METRIC), allow_nan=False))["field"] == study.field
+
+
+@pytest.mark.parametrize("field", ["optim__lr", "views__flip", "rotation__mode"])
+def test_runs_that_differ_in_more_than_the_study_s_field_are_not_compared(field):
+    values = {"optim__lr": (0.1, 0.2), "views__flip": (0.5, 0.4), "rotation__mode": ("extra", "in_place")}
+    runs = [oracle(0.6, share, weight=1, **{field: values[field][share]}) for share in (0, 1)]
+    with pytest.raises(
+        ConfigError, match=rf"differ in {field.replace('__', '.')}, not in oracle.false_negatives alone"
+    ):
+        found_in(runs, STUDIES["table1"], METRIC)
+
+
+def test_another_task_is_not_rotation():
+    with pytest.raises(ConfigError, match=r"has the task jigsaw: the paper's lines are of rotation"):
+        found_in([oracle(0.6, share, jigsaw__weight=1) for share in (0, 1)], STUDIES["table1"], METRIC)
