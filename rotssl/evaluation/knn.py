@@ -18,6 +18,7 @@ from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE
 
 QUERIES, BLOCK = 256, 512  # rows of the two factors of each product
 SPAN_BYTES = 256 << 20  # of cosines at a time, regardless of the size of the bank
+SPARE = 16  # candidates beside the k nearest, among which rounding may have chosen
 VOTE = 2.0**52  # of the nearest neighbour, in whole numbers, of which 64 bits hold the sum of 1,000
 EPSILON = 1e-5  # added to a Euclidean distance before it is inverted, as in solo-learn
 
@@ -89,15 +90,16 @@ def knn_hits_of(
     k, found = max(1, min(most, total)), [list[Tensor]() for _ in votes]
     for source in range(distributed.world_size()):
         for rows in asked.split(QUERIES):
-            near, index = nearest(distributed.from_rank(rows, source), bank, images, k)
+            given = distributed.from_rank(rows, source)
+            near, index = nearest(given, bank, images, k + SPARE if euclidean else k)
+            near, index = _by_distance(given, bank, near, index, k) if euclidean else (near, index)
             known = bank_labels[index.clamp_max(max(0, images - 1))] if images else torch.zeros_like(index)
             parts = distributed.gather_to(torch.cat([near.double(), known.double()], 1), source)
             if distributed.rank() == source:
                 near, known = _merged(parts.view(distributed.world_size(), QUERIES, 2, k))
-                lengths = rows[:, :-1].square().sum(1, keepdim=True) if euclidean else None
                 for hits, vote in zip(found, votes, strict=True):
                     values = near[:, : vote.k]
-                    shares = _shares(values, vote.temperature, lengths)
+                    shares = _shares(values, None if euclidean else vote.temperature)
                     hits.append(_votes(values, known[:, : vote.k], shares, classes).argmax(1))
             heartbeat.beat()
     return [torch.cat(hits)[: len(queries)] == query_labels for hits in found]
@@ -171,17 +173,36 @@ def _merged(parts: Tensor) -> tuple[Tensor, Tensor]:
     return cosines, labels.gather(1, index)
 
 
-def _shares(near: Tensor, temperature: float, lengths: Tensor | None) -> Tensor:
+def _by_distance(queries: Tensor, bank: Tensor, near: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest of the candidates, by distances that are computed pair by pair; their squares, negative, and indices.
+
+    What a product says of equal rows differs by rounding with their place in it, and their distances must not.
+
+    Args:
+        queries: as ``_lifted`` makes them, (QUERIES, D + 1).
+        bank: likewise, (N, D + 1).
+        near: what the product says of the candidates, (QUERIES, C); -inf where there is none.
+        index: of the candidates in the bank, (QUERIES, C).
+        k: number of neighbours, at most C.
+    """
+    index, order = index.sort(dim=1)
+    none, parts = near.gather(1, order) == -torch.inf, []
+    for rows, candidates in zip(queries[:, :-1].split(16), index.clamp_max(len(bank) - 1).split(16), strict=True):
+        parts.append((rows[:, None] - bank[candidates][..., :-1]).square().sum(2).neg())
+    values, place = _top(torch.cat(parts).masked_fill(none, -torch.inf), k)
+    return values, index.gather(1, place)
+
+
+def _shares(near: Tensor, temperature: float | None) -> Tensor:
     """The votes of neighbours, (QUERIES, k), in shares of the nearest one's.
 
     Args:
-        near: cosines, or what ``_lifted`` says, the nearest first.
-        temperature: of cosines.
-        lengths: squared lengths of the queries, (QUERIES, 1), if distances are Euclidean.
+        near: cosines, or negative squares of distances, the nearest first.
+        temperature: of cosines; None: they are distances.
     """
-    if lengths is None:
+    if temperature is not None:
         return ((near - near[:, :1]) / temperature).exp()
-    distance = (lengths - 2 * near).clamp_min(0).sqrt()
+    distance = near.neg().sqrt()
     return (distance[:, :1] + EPSILON) / (distance + EPSILON)
 
 
