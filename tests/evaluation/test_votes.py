@@ -63,14 +63,13 @@ def test_hits_are_those_of_plain_float64_on_1000_points_with_ties(euclidean):
     assert 0.2 < float(found[3].float().mean()) < 0.9 and len({tuple(hits.tolist()) for hits in found}) >= 5
 
 
-def test_twins_that_are_far_apart_in_the_bank_are_at_the_same_distance():
-    bank, votes = clusters(1200, 64, 0)[0], [Vote(1), Vote(5)]
-    bank[500:650] = bank[:150]
-    random = torch.Generator().manual_seed(0)
-    labels, known = (torch.randint(0, 10, (count,), generator=random) for count in (1200, 150))
-    found = knn_hits_of(bank, labels, bank[:150], known, votes, euclidean=True)
-    expected = reference(bank, labels, bank[:150], known, votes, euclidean=True)
-    assert [hits.tolist() for hits in found] == expected
+def test_of_twins_that_are_far_apart_in_the_bank_the_first_is_the_nearest():
+    bank = features(1200, 64, seed=0)
+    bank[500:650] = bank[:150]  # a product rounds differently at some places of a block
+    images = torch.arange(1200)  # each is a class of its own
+    for euclidean in (False, True):
+        (hits,) = knn_hits_of(bank, images, bank[:150], images[:150], [Vote(1)], euclidean=euclidean)
+        assert hits.all()
 
 
 def test_a_tie_of_classes_goes_to_the_first_class_and_of_neighbours_to_the_first_image():
