@@ -176,6 +176,7 @@ def evaluate(
         ConfigError: there is no such run, it is not finished, or it has no test split; or its images cannot be read.
     """
     from rotssl.commands import evaluate as command
+    from rotssl.runs import tested
     from rotssl.runs.state import RunState
     from rotssl.tracking import reader
 
@@ -198,8 +199,7 @@ def evaluate(
         raise ConfigError(f"run: {folder} could not be evaluated; the reason is above")
     state = RunState.read(folder / "run.json", {})
     if state.uri == OFF:
-        entries = json.loads((folder / command.KEPT).read_text())
-        return Evaluated(folder, {key: value for entry in entries for key, value in entry["metrics"].items()})
+        return Evaluated(folder, tested.metrics(tested.read(folder)))
     return Evaluated(folder, reader.evaluations_of(state.uri, str(state.run_id), "test"))
 
 

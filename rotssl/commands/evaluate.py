@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -30,7 +29,7 @@ from rotssl.data.record import Record
 from rotssl.evaluation.plan import Number, plan
 from rotssl.evaluation.protocol import protocols as protocol_texts
 from rotssl.reports import terminal
-from rotssl.runs import journal
+from rotssl.runs import journal, tested
 from rotssl.runs.state import RunState, check_writable
 from rotssl.tracking import reader, store, writer
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:  # they import torch
     from rotssl.evaluation.cards import Result
 
 log = logging.getLogger(__name__)
-KEPT, ENTRY = "test.json", ("epoch", "metrics", "facts")  # in the folder of a run without MLflow
 FOLDER = "evaluation"  # in a run's folder, with a folder for the cards and hits of each protocol
 
 
@@ -79,8 +77,8 @@ def evaluate(
     other, data = _other(config.data, name, root) if name else ("", None)
     numbers = plan(protocols, options or Options(), config.evaluation, network, other)
     logged = {} if off else reader.evaluations_of(record.uri, str(record.run_id), "test")
-    kept = _kept(place / KEPT)
-    known = {key: value for entry in kept for key, value in entry["metrics"].items()} | logged
+    kept = tested.read(place)
+    known = tested.metrics(kept) | logged
     missing = [entry for entry in kept if not entry["metrics"].keys() <= logged.keys()]
     for entry in [] if off else missing:
         _log(record, place, entry)
@@ -91,7 +89,7 @@ def evaluate(
                 known |= entry["metrics"]
                 if off:
                     missing.append(entry)
-                    write_whole(place / KEPT, json.dumps(missing, indent=2) + "\n")
+                    tested.write(place, missing)
                 else:
                     _log(record, place, entry, kept)
         except DataError as error:
@@ -99,7 +97,7 @@ def evaluate(
             return EXIT_FAILED
     else:
         print("already measured:")
-    _show(config.tracking.run_name, known, place / KEPT if off else None)
+    _show(config.tracking.run_name, known, place / tested.FILE if off else None)
     return EXIT_OK
 
 
@@ -140,7 +138,7 @@ def _log(
         writer.log_evaluation(record.uri, str(record.run_id), "test", *what)
     except Exception:  # of any kind: the test split is not used again because a store did not answer
         if kept is not None:
-            write_whole(place / KEPT, json.dumps([*kept, entry], indent=2) + "\n")
+            tested.write(place, [*kept, entry])
         raise
 
 
@@ -184,20 +182,6 @@ def _finished(place: AnyPath) -> RunState:
     if not off and (reason := store.reachable(record.uri)):
         raise ConfigError(reason)
     return record
-
-
-def _kept(file: AnyPath) -> list[dict[str, Any]]:
-    """The evaluations made while the run had no store, each with epoch, metrics and protocols.
-
-    Raises:
-        ConfigError: the file can't be read; ignoring it would use the test split again.
-    """
-    if not file.exists():
-        return []
-    try:
-        return [{key: entry[key] for key in ENTRY} | entry for entry in json.loads(file.read_text())]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"--checkpoint: {file} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _measure(
@@ -254,7 +238,7 @@ def _measure(
         plain = f"{protocol}_protocol" if f"{protocol}/top1" in metrics else ""
         facts = ({plain: texts[plain]} if plain in texts else {}) | cards.params(card)
         found = (epoch, metrics, facts)
-        yield dict(zip(ENTRY, found, strict=True)) | {"card": card, "folder": place, "files": files}
+        yield dict(zip(tested.ENTRY, found, strict=True)) | {"card": card, "folder": place, "files": files}
 
 
 def _images(config: cfg.ResolvedConfig, folder: AnyPath, other: ResolvedData | None) -> tuple[ImageSet, ImageSet]:

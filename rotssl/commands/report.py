@@ -13,7 +13,7 @@ from rotssl.config.sections import OFF
 from rotssl.data import datasets
 from rotssl.data.images import DataError
 from rotssl.data.record import Record
-from rotssl.runs import health, journal
+from rotssl.runs import health, journal, tested
 from rotssl.runs.journal import Points
 from rotssl.runs.state import RunState
 from rotssl.tracking import reader, store, writer
@@ -95,9 +95,7 @@ def _tested(state: RunState, place: AnyPath) -> dict[str, float]:
     """Measures on the test split that exist; nothing is measured."""
     if state.uri != OFF and state.run_id is not None and not store.reachable(state.uri):
         return reader.evaluations_of(state.uri, state.run_id, "test")
-    kept = place / "test.json"
-    entries = json.loads(kept.read_text()) if kept.exists() else []
-    return {key: value for entry in entries for key, value in entry["metrics"].items()}
+    return tested.metrics(tested.read(place))
 
 
 def _defaults(config: cfg.ResolvedConfig) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What a run's records say of its encoder, for the model card: nothing here is measured or guessed."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,10 @@ from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 from rotssl.evaluation.protocol import protocols
 from rotssl.export.source import CONFIG
-from rotssl.runs import journal
+from rotssl.runs import journal, tested
 from rotssl.runs.state import RunState, recorded
 from rotssl.tracking import registry, untracked
 
-KEPT = "test.json"  # what jobs/evaluate.py has measured of a run without MLflow
 _PRIVATE = ("data.root", "train.init_from")  # places on somebody's machine
 _ACCURACY = "/top1"
 _NETWORKS = ("student/", "teacher/")  # how names begin of accuracies of a network that the run has not evaluated
@@ -78,7 +76,8 @@ def read(folder: AnyPath) -> Records:
     epochs = max(points, default=0)
     last = points.get(epochs, {})
     if state.uri == OFF or state.run_id is None:
-        tags, later = untracked.kept_tags(folder), _kept(folder / KEPT)
+        tags = untracked.kept_tags(folder)
+        later = [registry.Evaluation("test", entry["metrics"], entry["facts"]) for entry in tested.read(folder)]
     else:
         tags, later = registry.tags_of(state.uri, state.run_id), registry.evaluations(state.uri, state.run_id)
     return Records(config, state, epochs, last, tags, (*_of_run(config, last, tags), *_of_evaluations(later)))
@@ -105,12 +104,3 @@ def _of_evaluations(evaluations: list[registry.Evaluation]) -> list[Measure]:
                 name = key.removesuffix(_ACCURACY)
                 found.append(Measure(name, value, each.split, each.how.get(f"{name}_protocol", everything)))
     return found
-
-
-def _kept(file: AnyPath) -> list[registry.Evaluation]:
-    if not file.exists():
-        return []
-    try:
-        return [registry.Evaluation("test", each["metrics"], each["facts"]) for each in json.loads(file.read_text())]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"--checkpoint: {file} cannot be read ({type(error).__name__}: {error})") from error

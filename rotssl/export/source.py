@@ -15,6 +15,7 @@ from rotssl.config.fields import ConfigError, require
 from rotssl.config.methods import METHODS
 from rotssl.export.encoder import Encoder
 from rotssl.models.encoders import FACTS, WEIGHTS, facts, read_facts, read_weights, restored
+from rotssl.models.networks import PREFIX
 from rotssl.runs import checkpoint
 from rotssl.runs.state import recorded
 from rotssl.tracking import reader, registry
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 CARD_FACTS, CARD_WEIGHTS = "config.json", "model.safetensors"  # as Hugging Face names them
 NETWORKS = ("auto", "student", "teacher")
-_PREFIX = {"student": "encoder.", "teacher": "teacher.0."}  # of names in a checkpoint's model
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -147,6 +147,6 @@ def _check_teacher(network: str, method: str) -> None:
 
 
 def _of_state(about: Mapping[str, Any], state: Mapping[str, Any], file: AnyPath) -> Encoder:
-    start = _PREFIX[about["network"]]
+    start = PREFIX[about["network"]]
     weights = {key.removeprefix(start): value for key, value in state["model"].items() if key.startswith(start)}
     return _encoder({**about, "epoch": state["epoch"]}, weights, file)

@@ -7,10 +7,10 @@ from torch import Tensor
 class Oracle:
     """Says which negatives of a contrastive loss are of their anchor's class, and removes a share of them.
 
-    Table 1 of Addepalli et al. 2022 (arXiv 2210.09866) gives the oracle the labels of a share of the images; a pair of one class
-    is then removed if both labels are known, which a share f makes f^2 of the pairs. With ``of_pairs`` each pair is removed with
-    probability f. Both follow from a number u in [0, 1) of each image, the same throughout a run: u < f for both images, and
-    (u_i + u_j) mod 1 < f for the pair, which is uniform, and the same from both sides.
+    Table 1 of Addepalli et al. 2022 (arXiv 2210.09866) varies a share of labels. We read it as that of the images whose label the
+    oracle knows: a pair of one class is removed if both are known, which a share f makes f^2 of the pairs. With ``of_pairs`` each
+    pair is removed with probability f. Both follow from a number u in [0, 1) of each image, the same throughout a run: u < f for
+    both images, and (u_i + u_j) mod 1 < f for the pair, which is uniform, and the same from both sides.
 
     Args:
         share: f, from 0 to 1; at 0 it only counts.

@@ -8,7 +8,7 @@ from rotssl.models.encoders import FACTS, WEIGHTS, facts, read_encoder, read_fac
 from rotssl.runs import checkpoint
 from rotssl.runs.state import recorded
 
-_PREFIX = {"student": "encoder.", "teacher": "teacher.0."}  # of the names in a checkpoint's model
+PREFIX = {"student": "encoder.", "teacher": "teacher.0."}  # of the names in a checkpoint's model
 
 
 def network_of(folder: AnyPath, network: str, exported: str, epoch: int) -> nn.Module:
@@ -44,7 +44,7 @@ def network_of(folder: AnyPath, network: str, exported: str, epoch: int) -> nn.M
         )
     if state["epoch"] != epoch:
         raise ConfigError(f"--network: the newest checkpoint in {folder} is of epoch {state['epoch']}, not {epoch}")
-    prefix = _PREFIX[network]
+    prefix = PREFIX[network]
     weights = {key.removeprefix(prefix): value for key, value in state["model"].items() if key.startswith(prefix)}
     if not weights:
         raise ConfigError(f"--network: got {network}, expected student, for the run's method has no teacher")
