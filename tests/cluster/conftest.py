@@ -1,10 +1,9 @@
-"""What the tests of clusters share: hosts for the whole session, and Ray on two of them."""
+"""What the tests of clusters share: hosts for the whole session, Slurm on two of them, and servers."""
 
 import pytest
 
 from tests.cluster import services
 from tests.cluster.hosts import Hosts, missing
-from tests.cluster.rays import Rays
 from tests.cluster.slurm import Slurm
 from tests.cluster.slurm import missing as absent
 from tests.cluster.stranger import Stranger
@@ -16,13 +15,6 @@ def hosts(tmp_path_factory):
     if reason := missing():
         pytest.skip(reason)
     with Hosts(tmp_path_factory.mktemp("hosts")) as up:
-        yield up
-
-
-@pytest.fixture(scope="session")
-def rays(hosts):
-    """Ray on two of the hosts; a test that ends a node starts it again."""
-    with Rays(hosts) as up:
         yield up
 
 

@@ -96,7 +96,7 @@ class Hosts:
         self._first, self._programs = {}, []
 
     def __enter__(self):
-        self.scratch.mkdir()
+        self.scratch.mkdir(parents=True)
         with contextlib.ExitStack() as stack:  # undone at once if one of them fails
             if not RAY.exists():
                 RAY.mkdir()

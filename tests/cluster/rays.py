@@ -10,7 +10,7 @@ COMMON = ("--object-store-memory=300000000", "--disable-usage-stats", "--block")
 
 
 class Rays:
-    """A Ray cluster on ``head`` and ``worker``, from entering the body until the hosts end.
+    """A Ray cluster on ``head`` and ``worker``, from entering the body to its end.
 
     Args:
         hosts: ``Hosts``, which are up.
@@ -45,7 +45,7 @@ class Rays:
 
     def __exit__(self, *_):
         for program in (*self.nodes.values(), self.server):
-            program.end()
+            program.end(patience=5)  # nothing of theirs is needed any more
 
     def start_node(self, host):
         """Start Ray on ``head`` or ``worker``, also after it ended there."""

@@ -116,7 +116,7 @@ class Slurm:
     def wait(self, job, condition):
         """The facts of a job, once they meet a condition; ends with the test's timeout."""
         while not condition(facts := self.facts(job)):
-            time.sleep(0.2)
+            time.sleep(1)  # each look is a process on the host whose cores the job needs
         return facts
 
     def ended(self, job):

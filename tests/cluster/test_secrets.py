@@ -96,17 +96,22 @@ def nodes(planted, tmp_path_factory):
             shutil.rmtree(scratch)
 
 
-def test_no_secret_of_the_nodes_is_in_a_file_a_table_or_a_line(nodes, planted, server, database, tmp_path):
+def test_no_secret_is_in_a_file_a_table_or_a_line_but_what_a_job_is_given_is_in_rays_record(
+    nodes, planted, server, database, tmp_path
+):
+    """The last as SECURITY.md says: what is in the runtime environment of a job is in Ray's own record of it."""
     env, of_ray = nodes
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     storage = tmp_path / "storage"
     run = [*flags(SMALL, storage, "submitted")]
+    given = {"the given key": f"planted-given-{os.urandom(8).hex()}"}
+    options = ("--runtime-env-json", json.dumps({"env_vars": {"AWS_SECRET_ACCESS_KEY": given["the given key"]}}))
     told = {}
-    for name, words in (
-        ("run", ["python", "jobs/pretrain.py", *run]),
-        ("sweep", ["python", "jobs/ablate.py", "--config", tmp_path / "sweep.yaml", "--storage.path", storage]),
+    for name, more, words in (
+        ("run", options, ["python", "jobs/pretrain.py", *run]),
+        ("sweep", (), ["python", "jobs/ablate.py", "--config", tmp_path / "sweep.yaml", "--storage.path", storage]),
     ):
-        done = submit(env, *map(str, words))
+        done = submit(env, *map(str, words), options=more)
         told[name] = done.stdout + done.stderr
         assert done.returncode == 0, told[name][-3000:]
     for name, *words in (
@@ -120,31 +125,18 @@ def test_no_secret_of_the_nodes_is_in_a_file_a_table_or_a_line(nodes, planted, s
     # All of it was at work, and all of it is looked through.
     assert f"MLflow       {server.uri}" in told["run"] and "2 finished" in told["sweep"]
     assert "submitted" in dump and "rotation.weight=" in dump and (tmp_path / "report" / "report.html").exists()
-    places = [
+    rays = of_ray()
+    ours = [
         *files_in(tmp_path),
         *files_in(server.folder),
-        *of_ray(),
         *((f"what {name} printed", text.encode()) for name, text in told.items()),
         ("PostgreSQL", dump.encode()),
     ]
-    names = " ".join(name for name, _ in places)
+    names = " ".join(name for name, _ in (*ours, *rays))
     for part in ("checkpoint.pt:", "hits.npz:", "run.json", "encoder.json", "job-driver-", "raylet.out", "head.log"):
         assert part in names, part
-    assert finds(planted, places) == []
-
-
-def test_what_a_job_is_given_is_kept_by_ray_alone(nodes, planted, server, database, tmp_path):
-    """As SECURITY.md says: what is in the runtime environment of a job is in Ray's own record of it."""
-    env, of_ray = nodes
-    given = {"the given key": f"planted-given-{os.urandom(8).hex()}"}
-    options = ("--runtime-env-json", json.dumps({"env_vars": {"AWS_SECRET_ACCESS_KEY": given["the given key"]}}))
-    fields = {**SMALL, "train.epochs": 1}
-    done = submit(env, "python", "jobs/pretrain.py", *flags(fields, tmp_path / "storage", "given"), options=options)
-    told = done.stdout + done.stderr
-    assert done.returncode == 0, told[-3000:]
-    ours = [*files_in(tmp_path), *files_in(server.folder), ("PostgreSQL", database.dump().encode())]
-    assert finds(planted | given, [*ours, ("what the job printed", told.encode())]) == []
-    rays = {where for _, where in finds(given, of_ray())}
+    assert finds(planted, [*ours, *rays]) == [] == finds(given, ours)
+    assert {Path(where).name for _, where in finds(given, rays)} == {"runtime_env_agent.log"}
     listed = subprocess.run(
         [Path(sys.executable).with_name("ray"), "job", "list"],
         env=env | {"RAY_ADDRESS": f"http://127.0.0.1:{env['DASHBOARD_PORT']}"},
@@ -152,4 +144,3 @@ def test_what_a_job_is_given_is_kept_by_ray_alone(nodes, planted, server, databa
         text=True,
     )
     assert given["the given key"] in listed.stdout
-    assert {Path(where).name for where in rays} == {"runtime_env_agent.log"}
