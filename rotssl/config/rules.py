@@ -102,7 +102,7 @@ def _check_split(c: Config) -> None:
     require(rotation.mode != "disjoint", "rotation.mode", "disjoint", modes)
     require(not rotation.conditioned, "rotation.conditioned", "true", "false with views.split 2")
     fits = rotation.mode != "in_place" or rotation.head_on != "projector"
-    places = "encoder or stage with views.split 2: no projection is of a whole view"
+    places = "encoder or a stage with views.split 2: no projection is of a whole view"
     require(fits, "rotation.head_on", "projector", places)
 
 
@@ -139,7 +139,8 @@ def _check_equivariance(c: Config) -> None:
     mode, read = c.rotation.mode, c.rotation.head_on
     expected = "extra or four_way with equivariance, which takes images for itself, or rotation.weight 0"
     require(mode in ("extra", "four_way"), "rotation.mode", mode, expected)
-    require(read != "stage", "rotation.head_on", read, "encoder or projector with equivariance, which reads the stage")
+    expected = "encoder or projector with equivariance, which reads the stage"
+    require(read in ("encoder", "projector"), "rotation.head_on", read, expected)
 
 
 def _check_oracle(c: Config) -> None:

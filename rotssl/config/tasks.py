@@ -93,10 +93,10 @@ class RotationConfig(TaskConfig):
     )
     update_bn: bool = opt(True, "Whether the extra forward pass also updates BatchNorm's running statistics.")
     hidden_dim: int = opt(128, "Width of the head's hidden layer.", ge=1)
-    head_on: Literal["encoder", "projector", "stage"] = opt(
+    head_on: Literal["encoder", "projector", "stage", "stem", "stage1", "stage2"] = opt(
         "encoder",
         "Input of the head: the encoder's features (the official code), the projector's output (the paper, eq. 1), or the "
-        "mean of the encoder's last stage but one.",
+        "mean over the map of the encoder's last stage but one (stage), first layers (stem), or first or second of four stages.",
         later=True,
     )
     crop_size: int | Auto = opt(
@@ -129,7 +129,7 @@ class RotationConfig(TaskConfig):
         known = set(self.degrees) <= {0, 90, 180, 270} and 2 <= len(set(self.degrees)) == len(self.degrees)
         require(known, "rotation.degrees", self.degrees, "two to four different angles of 0, 90, 180 and 270")
         fits = self.conditioned is False or self.head_on != "projector"
-        require(fits, "rotation.head_on", "projector", "encoder or stage: a conditioned projector is told the angle")
+        require(fits, "rotation.head_on", "projector", "encoder or a stage: a conditioned projector is told the angle")
 
     def check_share(self, each: int) -> None:
         """Check that each worker rotates at least two images, over which the head normalises, and leaves the method two."""

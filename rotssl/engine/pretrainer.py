@@ -302,12 +302,12 @@ def build_pretrainer(config: ResolvedConfig, device: torch.device) -> Pretrainer
     for name, section in config.active().items():
         task = TASKS[name].load()
         place, width = task.place(section), dim
-        if place in ("stage", "map"):
-            asked = config.encoder.name
-            layer = stage(encoder, asked) if place == "stage" else map_stage(encoder, asked, config.data.image_size)
-            width = layer[1]
-        elif place == "projector":
+        if place == "projector":
             width = config.method.out_dim
+        elif place != "encoder":
+            asked, side = config.encoder.name, config.data.image_size
+            layer = map_stage(encoder, asked, side) if place == "map" else stage(encoder, asked, place)
+            width = layer[1]
         with rng.seeded(seed, "tasks", name):
             tasks[name] = task(section, width)
         told += tasks[name].tells

@@ -10,30 +10,54 @@ from torchvision.models.resnet import ResNet
 from rotssl.config.fields import ConfigError
 from rotssl.models.encoders import SmallResNet
 
-HEAD = "rotation.head_on: got stage, expected encoder or projector"
+PLACES = ("stem", "stage1", "stage2", "stage")  # of an encoder with four stages, from its input on
 MAP = "equivariance.weight: expected 0"
 
 
-def stage(encoder: nn.Module, name: str, refusal: str = HEAD) -> tuple[nn.Module, int]:
-    """The last stage but one of an encoder (in vision transformers the block at three quarters), and its number of channels.
+def stage(encoder: nn.Module, name: str, place: str = "stage", refusal: str = "") -> tuple[nn.Module, int]:
+    """A place within an encoder, and its number of channels.
 
     Args:
         encoder: as built by ``build_encoder``.
         name: its name, for the message.
-        refusal: the beginning of the message.
+        place: ``stem``, what the first stage gets; ``stage1`` and ``stage2``, the first and the second of four stages; ``stage``,
+            the last stage but one. In timm's encoders with more of them, those at one, two and three quarters.
+        refusal: the beginning of the message, if it is not about the rotation head.
 
     Raises:
-        ConfigError: the encoder has no known stages.
+        ConfigError: the encoder has no such place, or does not name its stages.
     """
-    if isinstance(encoder, SmallResNet):
-        return encoder.blocks[1], 2 * encoder.width
-    if isinstance(encoder, ResNet):
-        return encoder.layer3, encoder.layer4[0].conv1.in_channels
-    known = getattr(encoder, "feature_info", None) or []  # timm's
-    if len(known) < 2:
+    refusal = refusal or f"rotation.head_on: got {place}, expected encoder or projector"
+    known = _places(encoder)
+    if not known:
         raise ConfigError(f"{refusal}: {name} does not name its stages")
-    chosen = known[math.ceil(0.75 * len(known)) - 1]
-    return encoder.get_submodule(chosen["module"]), chosen["num_chs"]
+    if place not in known:
+        raise ConfigError(f"{refusal}, or {' or '.join(known)}: {name} has no {place}")
+    return known[place]
+
+
+def _places(encoder: nn.Module) -> dict[str, tuple[nn.Module, int]]:
+    """The places within an encoder that have a name, by that name."""
+    if isinstance(encoder, SmallResNet):
+        first, second, _ = encoder.blocks
+        return {
+            "stem": (encoder.stem, encoder.width),
+            "stage1": (first, encoder.width),
+            "stage": (second, 2 * encoder.width),
+        }
+    if isinstance(encoder, ResNet):
+        stages = [encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4]
+        inputs = [following[0].conv1.in_channels for following in stages]
+        return dict(zip(PLACES, zip([encoder.maxpool, *stages[:3]], inputs, strict=True), strict=True))
+    known = getattr(encoder, "feature_info", None) or []  # timm's, which does not say where a stem ends
+    if len(known) < 2:
+        return {}
+    quarters = PLACES[1:] if len(known) >= 4 else PLACES[3:]
+    found = {}
+    for place in quarters:
+        chosen = known[math.ceil(PLACES.index(place) / 4 * len(known)) - 1]
+        found[place] = encoder.get_submodule(chosen["module"]), chosen["num_chs"]
+    return found
 
 
 def map_stage(encoder: nn.Module, name: str, side: int) -> tuple[nn.Module, int]:
@@ -49,7 +73,7 @@ def map_stage(encoder: nn.Module, name: str, side: int) -> tuple[nn.Module, int]
     """
     if hasattr(encoder, "patch_embed"):  # timm's vision transformers
         raise ConfigError(f"{MAP}: {name} has no maps (B, C, h, w)")
-    layer, channels = stage(encoder, name, MAP)
+    layer, channels = stage(encoder, name, refusal=MAP)
     shapes: list[tuple[int, ...]] = []
     handle = layer.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
     encoder.eval()

@@ -14,7 +14,7 @@ from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.task import TaskConfig
 from rotssl.data.augment import Crop
 
-Reads = Literal["encoder", "projector", "stage", "map"]
+Reads = Literal["encoder", "projector", "stem", "stage1", "stage2", "stage", "map"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Task(nn.Module, ABC):
     Attributes:
         chance: accuracy of a head that knows nothing; 0 if the task has no accuracy.
         reads: where its head gets its input, and its gradient meets the method's: ``encoder``, the features; ``projector``, the
-            output of the method's projector; ``stage``, the mean of an intermediate map of the encoder; ``map``, that map.
+            output of the method's projector; a place within the encoder (``rotssl.models.tap.stage``), the mean over its map;
+            ``map``, the map of ``stage``.
         in_place: whether the method uses the transformed views too, in one forward pass shared by both. Otherwise the
             transformed views get a separate forward pass, after the method's.
         teacher_too: with ``in_place``, whether the teacher gets the transformed views too.
@@ -82,7 +83,7 @@ class Task(nn.Module, ABC):
     @property
     def inside(self) -> bool:
         """Whether it reads from within the encoder; only one task can."""
-        return self.reads in ("stage", "map")
+        return self.reads not in ("encoder", "projector")
 
     @classmethod
     def place(cls, config: TaskConfig) -> Reads:

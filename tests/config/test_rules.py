@@ -67,7 +67,7 @@ train.epochs=3 | 'train.epochs=3'
 --views.split 2 --views.size_start 15 | views.size_start: got 15, expected an even side: views.split 2
 --views.split 2 --rotation.mode disjoint --train.batch_size 64 | rotation.mode: got disjoint, expected in_place, extra
 --views.split 2 --rotation.conditioned true | rotation.conditioned: got true, expected false with views.split 2
---views.split 2 --rotation.head_on projector | rotation.head_on: got projector, expected encoder or stage with views.split 2
+--views.split 2 --rotation.head_on projector | rotation.head_on: got projector, expected encoder or a stage with
 --views.split 2 --rotation.weight 0 --equivariance.weight 1 | equivariance.weight: got 1.0, expected 0 with views
 --rotation.crop_scale 0.4,0.1 | rotation.crop_scale: got (0.4, 0.1) | smaller share first
 --encoder.name timm/resnet18 --encoder.stem cifar | encoder.stem: got cifar | timm's encoders keep their own stem

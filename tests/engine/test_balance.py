@@ -12,6 +12,8 @@ FORMS = [
     PAPER,
     {"rotation.head_on": "projector"},
     {"rotation.head_on": "stage"},
+    {"rotation.head_on": "stem"},
+    {**PAPER, "rotation.head_on": "stage1"},
     {"views.split": 2},
     {"views.split": 2, "rotation.head_on": "stage"},
     {"rotation.weight": 0, "equivariance.weight": 1.0, "train.batch_size": 32, "views.local_count": 1},
@@ -28,8 +30,9 @@ def prepared(tmp_path, method="simclr", **fields):
 def test_shares_are_those_of_the_gradients_at_the_branch(tmp_path, form):
     model, views, ctx = prepared(tmp_path, **{"rotation.weight": 0.7, "rotation.fraction": 0.5, **form})
     ((name, own),) = model.named_tasks()
-    block = model.encoder.blocks[1]
+    first, block, _ = model.encoder.blocks
     places = {"encoder": model.encoder, "projector": model.method.projector, "stage": block, "map": block}
+    places |= {"stem": model.encoder.stem, "stage1": first}
     seen = []
     places[own.reads].register_forward_hook(lambda module, args, out: seen.append(out), prepend=True)
     out = model(views, ctx)

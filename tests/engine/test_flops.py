@@ -45,6 +45,15 @@ def test_the_flops_of_small_views_are_those_of_a_run_on_them(tmp_path, fields):
 
 
 @pytest.mark.contract
+@pytest.mark.parametrize(("place", "channels"), [("stem", 24), ("stage", 48)])
+def test_an_earlier_head_costs_less_by_its_narrower_input(tmp_path, place, channels):
+    late = make_config(tmp_path, "byol", **PAPER, **{"rotation.fraction_end": "none"})
+    early = cfg.replace(late, {"rotation.head_on": place})
+    rows, width = 2 * 16, late.rotation.hidden_dim  # forward, and backward to input and weights
+    assert count_step(late) - count_step(early) == 3 * 2 * rows * width * (96 - channels)
+
+
+@pytest.mark.contract
 def test_a_run_books_the_flops_of_its_small_and_of_its_full_views(tmp_path):
     fields = {**PLAIN, "data.limit": 64, "evaluation.knn_every": 0, "views.size_start": 8, "views.size_until": 0.6}
     run = trainer(make_config(tmp_path, "byol", **fields))

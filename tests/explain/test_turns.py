@@ -13,6 +13,7 @@ FORMS = {
     "extra, smaller": {"rotation.mode": "extra", "rotation.weight": 1, "rotation.resolution": 0.5},
     "on the projector": {"rotation.mode": "extra", "rotation.weight": 1, "rotation.head_on": "projector"},
     "on a stage": {"rotation.weight": 1, "rotation.head_on": "stage"},
+    "on the stem": {"rotation.weight": 1, "rotation.head_on": "stem"},
     "four ways": {"rotation.mode": "four_way", "rotation.weight": 1},
     "two angles": {"rotation.weight": 1, "rotation.degrees": "0,180"},
     "told": {"rotation.weight": 1, "rotation.conditioned": True},

@@ -11,6 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from rotssl.config.fields import ConfigError
 from rotssl.models.encoders import build_encoder, read_encoder, save_encoder
 from rotssl.models.norm import convert_norm
+from rotssl.models.tap import PLACES, pooled, stage
 from tests.small_runs import full_disk
 
 CPU = torch.device("cpu")
@@ -55,6 +56,34 @@ def test_the_cifar_stem_keeps_the_resolution(stem, side):
     encoder.layer1.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
     encoder(pictures(2, 32))
     assert shapes == [(2, 64, side, side)]
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("small", {"stem": 24, "stage1": 24, "stage": 48}),
+        ("resnet18", {"stem": 64, "stage1": 64, "stage2": 128, "stage": 256}),
+        ("resnet50", {"stem": 64, "stage1": 256, "stage2": 512, "stage": 1024}),
+        ("timm/resnet18", {"stage1": 64, "stage2": 128, "stage": 256}),
+        ("timm/convnext_atto", {"stage1": 40, "stage2": 80, "stage": 160}),
+        (VIT, {"stage1": 192, "stage2": 192, "stage": 192}),
+    ],
+)
+def test_places_within_an_encoder_have_names_from_its_input_on(name, places):
+    encoder, _ = build(name, image_size=32)
+    found, whole = {}, []
+    for place in PLACES:
+        if place not in places:
+            refusal = rf"^rotation\.head_on: got {place}, expected encoder or projector, or [a-z0-9 ]+: {name} has no {place}$"
+            with pytest.raises(ConfigError, match=refusal):
+                stage(encoder, name, place)
+            continue
+        layer, channels = stage(encoder, name, place)
+        layer.register_forward_hook(lambda _, args, out, place=place: found.update({place: pooled(out).shape[1]}))
+        assert channels == places[place]
+        whole.append(layer)
+    encoder(pictures(2, 32))
+    assert list(found.items()) == list(places.items()) and len(set(whole)) == len(places)
 
 
 @pytest.mark.parametrize("name", ["small", "resnet18", "resnet50"])
