@@ -98,10 +98,10 @@ def _check_split(c: Config) -> None:
     require(not c.equivariance.on, "equivariance.weight", weight, "0 with views.split 2: it needs maps of whole views")
     if not rotation.on:
         return
-    modes = "in_place, extra or four_way with views.split 2"
+    modes = "in_place, extra, four_way or augment with views.split 2"
     require(rotation.mode != "disjoint", "rotation.mode", "disjoint", modes)
     require(not rotation.conditioned, "rotation.conditioned", "true", "false with views.split 2")
-    fits = rotation.mode != "in_place" or rotation.head_on != "projector"
+    fits = rotation.mode not in ("in_place", "augment") or rotation.head_on != "projector"
     places = "encoder or a stage with views.split 2: no projection is of a whole view"
     require(fits, "rotation.head_on", "projector", places)
 
@@ -130,7 +130,8 @@ def _check_task(c: Config, name: str) -> None:
 def _check_method_weight(c: Config) -> None:
     weight, shared = c.tasks.method_weight, [name for name, task in c.active().items() if task.weight == "auto"]
     require(weight == 1 or not shared, "tasks.method_weight", weight, "1 with a share, which is measured against it")
-    require(weight > 0 or bool(c.active()), "tasks.method_weight", weight, "more than 0 without an auxiliary task")
+    teaching = [name for name in c.active() if name != "rotation" or c.rotation.mode != "augment"]
+    require(weight > 0 or bool(teaching), "tasks.method_weight", weight, "more than 0 without an auxiliary task")
 
 
 def _check_equivariance(c: Config) -> None:

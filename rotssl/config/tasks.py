@@ -48,11 +48,12 @@ class RotationConfig(TaskConfig):
     weight: float | Auto = opt(
         1.0, "Weight of the mean cross-entropy over the rotated views; 0: off; auto: set by rotation.share.", ge=0
     )
-    mode: Literal["extra", "in_place", "disjoint", "four_way"] = opt(
+    mode: Literal["extra", "in_place", "disjoint", "four_way", "augment"] = opt(
         "in_place",
         "in_place: rotate the method's own views, no extra forward pass; disjoint: likewise, but the rotated images enter "
         "only the task's loss; extra: a separate forward pass on rotated views (the paper's recipe); four_way: a separate "
-        "small crop at all four angles (E-SSL, arXiv 2111.00899).",
+        "small crop at all four angles (E-SSL, arXiv 2111.00899). augment, for analysis: rotation as an augmentation without the "
+        "task: every view, also the teacher's, by an angle of its own; the head only watches.",
     )
     angles: Literal["shared", "independent"] = opt(
         "shared",
@@ -118,7 +119,7 @@ class RotationConfig(TaskConfig):
         require(low <= high, "rotation.crop_scale", f"({low}, {high})", "the smaller share first")
         modes = {"views": ("extra",), "resolution": ("extra",), "joint": ("extra",), "update_bn": ("extra", "four_way")}
         modes |= {"angles": ("in_place",), "conditioned": ("in_place",)}
-        modes |= {"label_noise": ("in_place", "disjoint", "extra")}  # four_way has every angle of an image
+        modes |= {"label_noise": ("in_place", "disjoint", "extra", "augment")}  # four_way has every angle of an image
         for key, takes in modes.items():
             given, value = getattr(self, key), getattr(RotationConfig, key)
             fits = self.mode in takes or given == value or not self.on
@@ -126,6 +127,10 @@ class RotationConfig(TaskConfig):
             require(fits, f"rotation.{key}", given, expected)
         fits = self.update_bn or not self.joint or not self.on
         require(fits, "rotation.update_bn", "false", "true: with rotation.joint all views share one forward pass")
+        fits = self.mode != "augment" or self.weight != "auto"
+        require(
+            fits, "rotation.share", self.share, "a weight in mode augment, whose head has no gradient at the encoder"
+        )
         known = set(self.degrees) <= {0, 90, 180, 270} and 2 <= len(set(self.degrees)) == len(self.degrees)
         require(known, "rotation.degrees", self.degrees, "two to four different angles of 0, 90, 180 and 270")
         fits = self.conditioned is False or self.head_on != "projector"

@@ -12,12 +12,13 @@ def encoder_gradients(parts: dict[str, Tensor], encoder: nn.Module) -> dict[str,
 
     Args:
         parts: losses with gradient, as ``Output.parts``; of a task that is gated (see Balance), what its gate lets through.
-        encoder: encoder whose trainable parameters all parts reach.
+        encoder: encoder; of a part that does not reach it, the gradient is 0.
     """
     weights = [p for p in encoder.parameters() if p.requires_grad]
 
     def gradient(loss: Tensor) -> Tensor:
-        return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, weights, retain_graph=True)])
+        found = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
+        return torch.cat([grad.flatten() for grad in found])
 
     return {name: gradient(loss) for name, loss in parts.items()}
 

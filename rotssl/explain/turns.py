@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rotssl.data.turning import rotate
 from rotssl.engine.pretrainer import Pretrainer
-from rotssl.tasks.rotation import Rotation, rotate
+from rotssl.tasks.rotation import Rotation
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ TASKS = {
     "extra on a stage": {**PAPER, "rotation.head_on": "stage"},
     "on the stem": {"rotation.head_on": "stem"},
     "extra on the first stage": {**PAPER, "rotation.head_on": "stage1"},
+    "augment": {"rotation.mode": "augment"},
     "split": {"views.split": 2},
     "two angles": {"rotation.degrees": (0, 180)},
     "shared, by share": {"rotation.share": 0.2},

@@ -38,7 +38,7 @@ KINDS, FORMS = ("simclr", "mocov2", "byol"), ("extra", "shared", "jigsaw")
 VARIATIONS = {
     *("one small view", "extra, BN kept", "four way, half", "disjoint on the projector", "conditioned, independent"),
     *("extra on a stage", "two angles", "equivariance, by share", "equivariance and jigsaw, extra", "shared, fewer"),
-    *("on the stem", "extra on the first stage"),
+    *("on the stem", "extra on the first stage", "augment"),
 }
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rotssl.data.turning import rotate
 from rotssl.engine.pretrainer import build_pretrainer
 from rotssl.engine.split import Split
-from rotssl.tasks.rotation import rotate
 from tests.small_runs import CPU, PAPER, arithmetic, batch, make_config, trainer
 
 SPLIT = {"views.split": 2, "model.norm": "group"}  # without batch statistics each image can be encoded by itself

@@ -9,12 +9,12 @@ from rotssl import config as cfg
 from rotssl.base.step import StepContext
 from rotssl.config.fields import ConfigError
 from rotssl.config.tasks import EquivarianceConfig
+from rotssl.data.turning import rotate
 from rotssl.engine.flops import count_step
 from rotssl.engine.pretrainer import build_pretrainer
 from rotssl.models.encoders import build_encoder
 from rotssl.models.tap import Tap, map_stage, stage
 from rotssl.tasks.equivariance import EMPTY, Equivariance
-from rotssl.tasks.rotation import rotate
 from tests.config.command_lines import refused
 from tests.small_runs import CPU, batch, make_config, trainer
 

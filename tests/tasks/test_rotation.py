@@ -1,12 +1,16 @@
 """Rotated views: their angles, resolution and share."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from rotssl.base.step import StepContext
+from rotssl.data.augment import Views
+from rotssl.data.turning import rotate
+from rotssl.engine.gradients import encoder_gradients
 from rotssl.engine.pretrainer import build_pretrainer
-from rotssl.tasks.rotation import rotate
 from tests.small_runs import CPU, PAPER, batch, make_config, trainer
 
 DISJOINT = {"rotation.mode": "disjoint", "train.batch_size": 32}
@@ -103,6 +107,30 @@ def test_local_views_turn_with_their_image(tmp_path):
     shown = model(views, ctx).new_views["rotation, local"]
     for local, encoded, drawn in zip(views.local, seen[1].chunk(2), shown, strict=True):
         assert torch.equal(encoded, rotate(local, turns)) and torch.equal(drawn, encoded) and turns.any()
+
+
+@pytest.mark.parametrize("method", ["byol", "mocov2"])
+def test_as_an_augmentation_it_is_the_plain_method_on_turned_views(tmp_path, method):
+    fields = {"views.local_count": 1} if method == "byol" else {}
+    on = make_config(tmp_path, method, **fields, **{"rotation.mode": "augment", "tasks.log_gradients_every": 1})
+    model, plain = (
+        build_pretrainer(config, CPU)
+        for config in (on, make_config(tmp_path, method, **fields, **{"rotation.weight": 0}))
+    )
+    views, ctx = batch(on, model)
+    task = model.tasks["rotation"]
+    turns = [torch.from_numpy(task.labels(v, ctx)) for v in range(3)]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(turns, 2))
+    each = zip([*views.full, *views.local], turns, strict=False)  # two global views, and one local one
+    first, second, *local = [rotate(view, turn) for view, turn in each]
+    out, expected = model(views, ctx), plain(Views([first, second], local, {}), ctx)
+    assert torch.equal(out.parts["ssl"], expected.loss) and 0 <= out.logs["rotation/accuracy"] <= 1
+    found = encoder_gradients(out.parts, model.encoder)
+    assert torch.equal(found["ssl"], encoder_gradients(expected.parts, plain.encoder)["ssl"])
+    assert not found["rotation"].any()
+    out.loss.backward()
+    assert all(p.grad.any() for p in task.parameters()) and model.balance.update() == {}
+    assert task.chance == 0  # so that the guard lets it be
 
 
 def test_the_projector_is_told_the_angle(tmp_path):
