@@ -178,6 +178,9 @@ def _check_training(c: Config) -> None:
     means = [m for m, spec in METHODS.items() if spec.per_image]
     expected = f"1: the loss of {c.method.name} is not a mean over images (a batch can be split for {', '.join(means)})"
     require(train.accumulate == 1 or c.method.name in means, "train.accumulate", train.accumulate, expected)
+    whole = c.rotation.on and c.rotation.loss == "contrastive"
+    expected = "1: rotation.loss contrastive compares all images of a step"
+    require(train.accumulate == 1 or not whole, "train.accumulate", train.accumulate, expected)
 
 
 def _check_evaluation(c: Config) -> None:

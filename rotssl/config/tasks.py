@@ -60,6 +60,13 @@ class RotationConfig(TaskConfig):
         "In mode in_place: one angle for all views of an image, or one per student view (the teacher's stay upright).",
     )
     degrees: tuple[int, ...] = opt((0, 90, 180, 270), "Angles to tell apart, of 0, 90, 180 and 270.", later=True)
+    loss: Literal["cross_entropy", "contrastive"] = opt(
+        "cross_entropy",
+        "cross_entropy: classify the angle; contrastive: views that turned by the same angle attract each other, and repel the "
+        "others (arXiv 2004.11362), in the head's normalised outputs of the whole batch.",
+        later=True,
+    )
+    temperature: float = opt(0.1, "Temperature of the contrastive loss.", gt=0, later=True)
     label_noise: float = opt(
         0.0,
         "For analysis: this share of the images (exact in each batch) gets its label drawn anew, uniformly over the angles, the "
@@ -131,6 +138,8 @@ class RotationConfig(TaskConfig):
         require(
             fits, "rotation.share", self.share, "a weight in mode augment, whose head has no gradient at the encoder"
         )
+        fits = self.loss == "contrastive" or self.temperature == RotationConfig.temperature or not self.on
+        require(fits, "rotation.temperature", self.temperature, "rotation.loss contrastive, which alone has one")
         known = set(self.degrees) <= {0, 90, 180, 270} and 2 <= len(set(self.degrees)) == len(self.degrees)
         require(known, "rotation.degrees", self.degrees, "two to four different angles of 0, 90, 180 and 270")
         fits = self.conditioned is False or self.head_on != "projector"

@@ -131,7 +131,7 @@ def explain(folder: AnyPath, config: ResolvedConfig, splits: datasets.Splits, mo
     examples = _examples(data)
     near, same = _near(data, bank, mine, theirs, examples, held_out)
     turns = None
-    if "rotation" in model.tasks:
+    if "rotation" in model.tasks and config.rotation.loss == "cross_entropy":  # else the head names no angle
         pixels = torch.cat([augment.evaluation(torch.from_numpy(part)) for part in _parts(data)]).to(device)
         turns = _turns(Head(model), data, pixels, examples)
     return Explained(epoch, splits.classes, split, data.labels, maps, near, same, len(bank), turns)

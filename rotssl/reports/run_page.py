@@ -168,7 +168,7 @@ def _summary(found: "Explained", last: Mapping[str, float]) -> list[str]:
             also = f", {percent(last[f'test/{key}'])} on test" if f"test/{key}" in last else ""
             lines.append(f"{words} is right for {percent(last[key])} of the validation pictures{also}.")
     if found.turns is None:
-        lines.append("This run has no rotation head.")
+        lines.append("This run has no rotation head that names an angle.")
     else:
         chance = percent(1 / len(found.turns.confusion.degrees))
         right = percent(found.turns.confusion.accuracy)

@@ -19,7 +19,7 @@ _LINES = (
     "tasks.method_weight",
     "oracle.log",
 )  # what runs may differ in, and what tells their lines apart
-_TASK = tuple(f"rotation.{leaf}" for leaf in ("weight", "share", "mode", "degrees", "head_on", "label_noise"))
+_TASK = tuple(f"rotation.{leaf}" for leaf in ("weight", "share", "mode", "degrees", "head_on", "loss", "label_noise"))
 Value = object  # of the varied field: a number, or text; None for a line that does not have it
 
 
@@ -125,14 +125,15 @@ def _check_alike(runs: Sequence[TrackedRun], study: Study) -> None:
         ConfigError: some do.
     """
     first: dict[tuple[object, ...], tuple[TrackedRun, Mapping[str, object]]] = {}
+    own = {study.field, *study.beside, *_LINES}
     for run in runs:
-        fields = {key: value for key, value in active(run.params).items() if key not in (study.field, *_LINES)}
+        fields = {key: value for key, value in active(run.params).items() if key not in own}
         common = {key: value for key, value in fields.items() if key.split(".")[0] not in (*TASKS, "tasks")}
         task = {key: value for key, value in fields.items() if key in _TASK and _line(run) != PLAIN}
         where = run.params["method.name"], budget_of(run)
-        for place, own in ((where, common), ((*where, _line(run)), task)):
-            other, known = first.setdefault(place, (run, own))
-            if differ := sorted(key for key in known.keys() & own.keys() if known[key] != own[key]):
+        for place, mine in ((where, common), ((*where, _line(run)), task)):
+            other, known = first.setdefault(place, (run, mine))
+            if differ := sorted(key for key in known.keys() & mine.keys() if known[key] != mine[key]):
                 raise ConfigError(
                     f"{other.name} and {run.name} differ in {', '.join(differ)}, not in {study.field} alone: choose one "
                     "sweep with --sweep"
@@ -157,10 +158,13 @@ def _value(run: TrackedRun, study: Study, line: str) -> Value:
     if section in TASKS and line == PLAIN:
         return None
     text = run.params.get(study.field, study.default)
+    others = [run.params.get(field, default) for field, default in study.beside.items()]
+    more = [value for value, default in zip(others, study.beside.values(), strict=True) if value != default]
     try:
         return float(text)
     except ValueError:
-        return str(ast.literal_eval(text)) if text.startswith(("[", "(")) else text
+        value = str(ast.literal_eval(text)) if text.startswith(("[", "(")) else text
+        return ", ".join([value, *more])
 
 
 def ordered(values: Mapping[Value, object], study: Study) -> list[Value]:

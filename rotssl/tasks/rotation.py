@@ -16,6 +16,7 @@ from rotssl.data.turning import gather, rotate, sources
 from rotssl.models.heads import mlp
 from rotssl.models.passes import each_view
 from rotssl.tasks.base import Targets, Task, send
+from rotssl.tasks.contrastive import nearest_mean, supervised_contrastive, with_positives
 
 QUARTERS = 4  # quarter turns that a projector may be told
 
@@ -41,7 +42,8 @@ class Rotation(Task):
         self.quarters = np.array(config.degrees) // 90
         self.watches = config.mode == "augment"
         self.chance = 0.0 if self.watches else 1 / len(config.degrees)  # nothing of it is to be switched off
-        self.head = mlp([dim, config.hidden_dim, len(config.degrees)])
+        self.contrastive = config.loss == "contrastive"
+        self.head = mlp([dim, config.hidden_dim, config.hidden_dim if self.contrastive else len(config.degrees)])
         if config.mode == "four_way":
             self.crop = Crop(config.crop_size, config.crop_scale)
         self.disjoint = config.mode == "disjoint"
@@ -118,7 +120,7 @@ class Rotation(Task):
         return [rotate(view, turn) for view, turn in zip(views, turns, strict=True)]
 
     def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
-        """Cross-entropy averaged over the chosen rows of all workers and over the views; logs the accuracy."""
+        """Cross-entropy averaged over the chosen rows of all workers and over the views, or ``_attract``; logs the accuracy."""
         # DDP averages over workers: world x local sum / global count is then the mean over the global batch.
         versions = 1 if self.crop is None else len(self.quarters)
         share = distributed.world_size() * targets.passes / max(1, targets.count) / len(features) / versions
@@ -128,6 +130,25 @@ class Rotation(Task):
         judged = each_view(self.head, features if rows is None else [view[rows] for view in features])
         logits = full_precision(torch.cat(judged))
         labels = torch.cat(targets.labels[: len(features)])  # the student may see only the first view
+        if self.contrastive:
+            z, labels = (x.unflatten(0, (len(features) * versions, -1)) for x in (F.normalize(logits, dim=1), labels))
+            right = nearest_mean(z.detach(), labels, len(self.quarters)) * share
+            return StepOutput(self._attract(z, labels, targets), {"accuracy": right})
         loss = F.cross_entropy(logits, labels, reduction="sum") * share
         correct = (logits.detach().argmax(1) == labels).sum() * share
         return StepOutput(loss, {"accuracy": correct})
+
+    def _attract(self, z: Tensor, labels: Tensor, targets: Targets) -> Tensor:
+        """The contrastive loss, averaged over the rows of all workers that have a positive: outputs (G, b, D), labels (G, b)."""
+        workers = distributed.world_size()
+        if (
+            targets.rows is not None and workers > 1
+        ):  # workers may have one image more or less: no image takes its place
+            room = (0, -(-(targets.count + 1) // workers) - labels.shape[1])
+            z, labels = F.pad(z, (0, 0, *room)), F.pad(labels, room, value=-1)
+        z, labels = z.flatten(0, 1), labels.flatten()
+        everyone, known = distributed.gather(z), distributed.gather(labels)
+        offset = distributed.rank() * len(z)
+        total = supervised_contrastive(z, labels, everyone, known, offset, self.config.temperature)
+        # DDP averages over workers: world x local sum / global count is then the mean over the global batch.
+        return total * workers / with_positives(known, len(self.quarters)).clamp(min=1)

@@ -64,7 +64,7 @@ def test_a_run_without_a_rotation_head_that_was_stopped(main, tmp_path):
     code, _, err = main("report.py", "--checkpoint", run, "--images", 40, "--output", tmp_path / "page")
     assert (code, err) == (0, "")
     page = (tmp_path / "page" / "report.html").read_text()
-    assert "This run has no rotation head." in page and "What rotation confuses</h2>" not in page
+    assert "This run has no rotation head" in page and "What rotation confuses</h2>" not in page
     assert "epoch 1; stopped (stop_after)" in page
 
 

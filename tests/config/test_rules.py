@@ -69,6 +69,8 @@ train.epochs=3 | 'train.epochs=3'
 --views.split 2 --rotation.conditioned true | rotation.conditioned: got true, expected false with views.split 2
 --views.split 2 --rotation.head_on projector | rotation.head_on: got projector, expected encoder or a stage with
 --views.split 2 --rotation.weight 0 --equivariance.weight 1 | equivariance.weight: got 1.0, expected 0 with views
+--rotation.temperature 0.2 | rotation.temperature: got 0.2, expected rotation.loss contrastive
+--method.name byol --rotation.loss contrastive --train.accumulate 2 | train.accumulate: got 2, expected 1: rotation.loss
 --rotation.mode augment --rotation.share 0.2 | rotation.share: got 0.2, expected a weight in mode augment
 --rotation.mode augment --tasks.method_weight 0 | tasks.method_weight: got 0.0, expected more than 0 without an auxiliary task
 --rotation.crop_scale 0.4,0.1 | rotation.crop_scale: got (0.4, 0.1) | smaller share first
