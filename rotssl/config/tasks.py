@@ -34,7 +34,7 @@ def part_of(side: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class RotationConfig(TaskConfig):
-    """The auxiliary task of predicting a rotation by 0, 90, 180 or 270 degrees (arXiv 2210.09866)."""
+    """The auxiliary task of predicting a rotation, by default by 0, 90, 180 or 270 degrees (arXiv 2210.09866)."""
 
     FOLLOWS: ClassVar[dict[str, tuple[str, ...]]] = {
         "fraction_end": (
@@ -59,7 +59,14 @@ class RotationConfig(TaskConfig):
         "shared",
         "In mode in_place: one angle for all views of an image, or one per student view (the teacher's stay upright).",
     )
-    degrees: tuple[int, ...] = opt((0, 90, 180, 270), "Angles to tell apart, of 0, 90, 180 and 270.", later=True)
+    degrees: tuple[int, ...] = opt(
+        (0, 90, 180, 270),
+        "Angles to tell apart. Others than 0, 90, 180 and 270 are for mode extra: they interpolate pixels and leave empty "
+        "corners, which tell the angle.",
+        ge=0,
+        le=359,
+        later=True,
+    )
     loss: Literal["cross_entropy", "contrastive"] = opt(
         "cross_entropy",
         "cross_entropy: classify the angle; contrastive: views that turned by the same angle attract each other, and repel the "
@@ -140,8 +147,11 @@ class RotationConfig(TaskConfig):
         )
         fits = self.loss == "contrastive" or self.temperature == RotationConfig.temperature or not self.on
         require(fits, "rotation.temperature", self.temperature, "rotation.loss contrastive, which alone has one")
-        known = set(self.degrees) <= {0, 90, 180, 270} and 2 <= len(set(self.degrees)) == len(self.degrees)
-        require(known, "rotation.degrees", self.degrees, "two to four different angles of 0, 90, 180 and 270")
+        apart = 2 <= len(set(self.degrees)) == len(self.degrees)
+        require(apart, "rotation.degrees", self.degrees, "two or more angles, each once")
+        fits = self.mode == "extra" or not self.on or all(angle % 90 == 0 for angle in self.degrees)
+        expected = f"angles of 0, 90, 180 and 270 in mode {self.mode}; others are for rotation.mode extra"
+        require(fits, "rotation.degrees", self.degrees, expected)
         fits = self.conditioned is False or self.head_on != "projector"
         require(fits, "rotation.head_on", "projector", "encoder or a stage: a conditioned projector is told the angle")
 

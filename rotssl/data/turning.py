@@ -4,6 +4,9 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from rotssl.base.precision import full_precision
 
 
 @functools.cache
@@ -43,3 +46,22 @@ def gather(x: Tensor, found: Tensor) -> Tensor:
     batch, channels, side, _ = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, found)
     return pixels.view(batch, side, side, channels).permute(0, 3, 1, 2)
+
+
+def tilt(x: Tensor, radians: Tensor) -> Tensor:
+    """Turn each image counter-clockwise about its centre by its own angle; an angle of 0 leaves it exactly as it is.
+
+    Args:
+        x: (B, C, S, S).
+        radians: (B,).
+
+    Returns:
+        (B, C, S, S). Pixels are interpolated bilinearly, in float32 or wider; what comes from outside is 0.
+    """
+    wide = full_precision(x)
+    cos, sin, none = radians.cos(), radians.sin(), torch.zeros_like(radians)
+    # Rows point down, so the place that a pixel comes from is the place itself, turned clockwise.
+    way = torch.stack([cos, -sin, none, sin, cos, none], 1).view(-1, 2, 3).to(wide.dtype)
+    places = F.affine_grid(way, list(x.shape), align_corners=False)
+    turned = F.grid_sample(wide, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return torch.where((radians == 0)[:, None, None, None], x, turned.to(x.dtype))

@@ -1,12 +1,13 @@
 """What the rotation head makes of whole pictures: which angles it takes for which, and what in a picture tells it."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rotssl.data.turning import rotate
+from rotssl.data.turning import rotate, tilt
 from rotssl.engine.pretrainer import Pretrainer
 from rotssl.tasks.rotation import Rotation
 
@@ -42,8 +43,7 @@ class Head:
         task = model.tasks["rotation"]
         assert isinstance(task, Rotation)
         self.model, self.task = model, task
-        self.quarters = [int(q) for q in task.quarters]
-        self.degrees = tuple(90 * q for q in self.quarters)
+        self.degrees = tuple(int(angle) for angle in task.degrees)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, A) of normalised pictures (B, 3, S, S), which are resized to the side that the task's views have."""
@@ -59,19 +59,21 @@ class Head:
         out: Tensor = self.task.head(split.mean(read) if self.task.in_place else read)
         return out
 
-    def turned(self, images: Tensor, quarters: int) -> Tensor:
+    def turned(self, images: Tensor, degrees: int) -> Tensor:
         """The pictures (B, C, S, S), turned counter-clockwise."""
-        return rotate(images, torch.full((len(images),), quarters % 4, device=images.device))
+        quarters, beyond = divmod(degrees % 360, 90)
+        made = rotate(images, torch.full((len(images),), quarters, device=images.device))
+        return tilt(made, torch.full((len(images),), math.radians(beyond), device=images.device)) if beyond else made
 
     @torch.no_grad()
     def confusion(self, images: Tensor, batch: int = 256) -> Confusion:
         """Judge pictures (N, 3, S, S), normalised, at every angle."""
-        count = len(self.quarters)
+        count = len(self.degrees)
         counts, right = torch.zeros(count, count, dtype=torch.int64), torch.zeros(len(images))
         for first in range(0, len(images), batch):
             part = images[first : first + batch]
-            for i, quarters in enumerate(self.quarters):
-                judged = self.logits(self.turned(part, quarters)).argmax(1).cpu()
+            for i, angle in enumerate(self.degrees):
+                judged = self.logits(self.turned(part, angle)).argmax(1).cpu()
                 counts[i] += torch.bincount(judged, minlength=count)
                 right[first : first + batch] += (judged == i) / count
         return Confusion(self.degrees, counts, right)
@@ -86,12 +88,12 @@ class Head:
             images: upright pictures (B, 3, S, S), normalised.
         """
         total = torch.zeros_like(images[:, 0])
-        for i, quarters in enumerate(self.quarters):
-            x = self.turned(images, quarters).detach().requires_grad_()
+        for i, angle in enumerate(self.degrees):
+            x = self.turned(images, angle).detach().requires_grad_()
             with self.model.balance.pause():
                 (gradient,) = torch.autograd.grad(self.logits(x)[:, i].sum(), x)
             each = (gradient * x.detach()).sum(1, keepdim=True).abs()
-            total += self.turned(each, -quarters)[:, 0]
+            total += self.turned(each, -angle)[:, 0]
         total = F.avg_pool2d(total[:, None], 3, stride=1, padding=1, count_include_pad=False)[:, 0]
         top = total.flatten(1).quantile(0.99, dim=1).clamp(min=1e-12)
         return (total / top[:, None, None]).clamp(max=1)

@@ -125,10 +125,13 @@ STUDIES = {
                     "[0, 90]": 65.24,
                     "[0, 270]": 65.04,
                     "[0, 90, 180, 270]": 67.03,
+                    "[45, 135, 225, 315]": 65.50,
+                    str([*range(0, 360, 45)]): 67.25,
+                    str([*range(0, 360, 30)]): 63.61,
                 },
             }
         },
-        remark="angles that are no quarter turns are not there: they would interpolate pixels and cut corners",
+        remark="angles that are no quarter turns leave empty corners, which tell the angle",
     ),
     "tableA6": Study(
         "Which layers the task shares",

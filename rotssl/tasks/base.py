@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from rotssl.base import rng
 from rotssl.base.schedules import task_weight
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.task import TaskConfig
@@ -38,7 +39,7 @@ class Targets:
     angles: list[Tensor] | None = None
 
 
-def send(device: torch.device, array: npt.NDArray[np.int64]) -> Tensor:
+def send(device: torch.device, array: npt.NDArray[np.int64] | rng.Floats) -> Tensor:
     """A host array as a tensor on the device, copied asynchronously."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -12,7 +12,7 @@ from rotssl.base.rng import Positions
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.resolved import ResolvedRotation
 from rotssl.data.augment import Crop
-from rotssl.data.turning import gather, rotate, sources
+from rotssl.data.turning import gather, rotate, sources, tilt
 from rotssl.models.heads import mlp
 from rotssl.models.passes import each_view
 from rotssl.tasks.base import Targets, Task, send
@@ -39,7 +39,9 @@ class Rotation(Task):
 
     def __init__(self, config: ResolvedRotation, dim: int) -> None:
         super().__init__(config, dim)
-        self.quarters = np.array(config.degrees) // 90
+        self.degrees = np.array(config.degrees)
+        self.quarters = self.degrees // 90
+        self.beyond = np.radians(self.degrees % 90)  # what remains after them
         self.watches = config.mode == "augment"
         self.chance = 0.0 if self.watches else 1 / len(config.degrees)  # nothing of it is to be switched off
         self.contrastive = config.loss == "contrastive"
@@ -102,14 +104,16 @@ class Rotation(Task):
                 turns = send(device, quarters * picked if self.in_place else quarters[picked])
                 found = sources(view.shape[-1], turns)
                 told = turns[:, None] == torch.arange(self.tells, device=device) if self.tells else None
+                rest = send(device, self.beyond[known][picked]) if self.beyond.any() else None  # in mode extra
             labels.append(judged)
-            turned.append(gather(view, found))
+            made = gather(view, found)
+            turned.append(made if rest is None else tilt(made, rest))
             if told is not None:
                 angles.append(told)
         batch = np.arange(ctx.batch_start, ctx.batch_start + ctx.batch_size)
-        rest = send(device, np.flatnonzero(~picked)) if self.disjoint else None
+        others = send(device, np.flatnonzero(~picked)) if self.disjoint else None
         count = int(chosen(batch, fraction).sum())
-        return turned, Targets(labels, rows, count, ctx.passes, rest, angles or None)
+        return turned, Targets(labels, rows, count, ctx.passes, others, angles or None)
 
     def transform_local(self, views: list[Tensor], ctx: StepContext) -> list[Tensor]:
         """The local views, turned as the global ones of their image if these share an angle; in mode augment each by its own."""

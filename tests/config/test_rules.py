@@ -69,6 +69,9 @@ train.epochs=3 | 'train.epochs=3'
 --views.split 2 --rotation.conditioned true | rotation.conditioned: got true, expected false with views.split 2
 --views.split 2 --rotation.head_on projector | rotation.head_on: got projector, expected encoder or a stage with
 --views.split 2 --rotation.weight 0 --equivariance.weight 1 | equivariance.weight: got 1.0, expected 0 with views
+--rotation.degrees 0,45 | rotation.degrees: got (0, 45), expected angles of 0, 90, 180 and 270 in mode in_place
+--rotation.degrees 0,90,0 | rotation.degrees: got (0, 90, 0), expected two or more angles, each once
+--rotation.mode extra --rotation.degrees 0,360 | rotation.degrees: got '0,360', expected
 --rotation.temperature 0.2 | rotation.temperature: got 0.2, expected rotation.loss contrastive
 --method.name byol --rotation.loss contrastive --train.accumulate 2 | train.accumulate: got 2, expected 1: rotation.loss
 --rotation.mode augment --rotation.share 0.2 | rotation.share: got 0.2, expected a weight in mode augment

@@ -36,6 +36,7 @@ TASKS = {
     "contrastive, four way": {"rotation.mode": "four_way", "rotation.loss": "contrastive"},
     "split": {"views.split": 2},
     "two angles": {"rotation.degrees": (0, 180)},
+    "eight angles": {**PAPER, "rotation.degrees": tuple(range(0, 360, 45))},
     "shared, by share": {"rotation.share": 0.2},
     "equivariance": EQUIVARIANCE,
     "equivariance, by share": {**EQUIVARIANCE, "equivariance.weight": "auto", "equivariance.share": 0.2},

@@ -16,6 +16,7 @@ FORMS = {
     "on the stem": {"rotation.weight": 1, "rotation.head_on": "stem"},
     "four ways": {"rotation.mode": "four_way", "rotation.weight": 1},
     "two angles": {"rotation.weight": 1, "rotation.degrees": "0,180"},
+    "between": {"rotation.mode": "extra", "rotation.weight": 1, "rotation.degrees": "0,45,90"},
     "told": {"rotation.weight": 1, "rotation.conditioned": True},
     "tiles": {"rotation.weight": 1, "views.split": 2},
     "by share": {"rotation.share": 0.5},
@@ -83,7 +84,7 @@ def test_saliency_is_where_the_answer_is_and_nowhere_else(sure):
 def test_each_form_of_the_task_can_be_asked(tmp_path, form):
     head = head_of(tmp_path, **FORMS[form])
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    angles = len(head.quarters)
+    angles = len(head.degrees)
     assert head.logits(images).shape == (3, angles)
     found = head.confusion(images)
     assert int(found.counts.sum()) == 3 * angles and found.counts.sum(1).tolist() == [3] * angles

@@ -1,6 +1,7 @@
 """Rotated views: their angles, resolution and share."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from rotssl.base.step import StepContext
 from rotssl.data.augment import Views
-from rotssl.data.turning import rotate
+from rotssl.data.turning import rotate, tilt
 from rotssl.engine.gradients import encoder_gradients
 from rotssl.engine.pretrainer import build_pretrainer
 from tests.small_runs import CPU, PAPER, batch, make_config, trainer
@@ -56,6 +57,34 @@ def test_two_angles_are_told_apart(tmp_path):
     assert set(targets.labels[0].tolist()) == {0, 1}
     for image, turned, label in zip(views[0], made, targets.labels[0], strict=True):
         assert torch.equal(turned, torch.rot90(image, 2 * int(label), (1, 2)))
+
+
+def test_a_tilt_is_a_rotation_about_the_centre_and_what_comes_from_outside_is_0():
+    x = torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    made = tilt(x, torch.tensor([0.0, math.pi / 2, math.pi / 4], dtype=torch.float64))
+    assert torch.equal(made[0], x[0])
+    torch.testing.assert_close(made[1], torch.rot90(x[1], 1, (1, 2)))  # which has no pixel to interpolate
+    assert not made[2][:, [0, 0, -1, -1], [0, -1, 0, -1]].any()  # corners come from outside
+    # A pixel to the right of the centre goes up and to the left, halfway to the top.
+    dot = torch.zeros(1, 1, 9, 9)
+    dot[0, 0, 4, 7] = 1
+    found = tilt(dot, torch.tensor([math.pi / 4]))[0, 0]
+    rows, columns = (found.sum(axis) @ torch.arange(9.0) / found.sum() for axis in (1, 0))
+    assert float(rows) == pytest.approx(4 - 3 / math.sqrt(2), abs=0.1)
+    assert float(columns) == pytest.approx(4 + 3 / math.sqrt(2), abs=0.1)
+
+
+def test_quarter_turns_stay_exact_beside_other_angles(tmp_path):
+    degrees = (0, 45, 90, 180, 200, 270)
+    model = build_pretrainer(make_config(tmp_path, "byol", **PAPER, **{"rotation.degrees": degrees}), CPU)
+    views, ctx = [torch.randn(64, 3, 16, 16)] * 2, context(64)
+    (made, _), targets = model.tasks["rotation"].transform(views, ctx)
+    assert set(targets.labels[0].tolist()) == set(range(6)) and model.tasks["rotation"].chance == 1 / 6
+    for image, turned, label in zip(views[0], made, targets.labels[0], strict=True):
+        quarters, rest = divmod(degrees[int(label)], 90)
+        upright = torch.rot90(image, quarters, (1, 2))
+        expected = tilt(upright[None], torch.tensor([math.radians(rest)]))[0] if rest else upright
+        assert torch.equal(turned, expected) if not rest else torch.allclose(turned, expected, atol=1e-4)
 
 
 def test_a_disjoint_share_is_in_whole_sixteenths(tmp_path):
