@@ -14,7 +14,7 @@ from rotssl.config import Config, ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.methods import METHODS
 from rotssl.config.recipes import dump
-from rotssl.config.rules import check_labels
+from rotssl.config.rules import check_labels, labels_used
 from rotssl.config.sections import OFF
 from rotssl.config.tasks import TASKS
 from rotssl.data import datasets
@@ -142,7 +142,7 @@ class Run:
             "status_reason": "running",
             "run_dir": str(self.folder),
             **protocols(config.evaluation),
-            **({"labels_in_pretraining": str(config.oracle)} if config.oracle.on else {}),
+            **({"labels_in_pretraining": how} if (how := labels_used(config)) else {}),
             **({"changed": "; ".join(state.changes)} if state.changes else {}),
             **{f"scaling.{key}": str(value) for key, value in cfg.to_dict(config)["scaling"].items()},
             **(more or {}),

@@ -23,8 +23,8 @@ class StepContext:
         global_views: number of global views, which precede the local ones.
         passes: number of forward passes that the step's batch is split into; this is one of them.
         repeat: whether the method's loss is called again for the same pass, with other projections of its views.
-        classes: class of each of these samples and a number in [0, 1) of its image, (B, 2) float64, for an oracle; None: no
-            labels are read.
+        classes: class of each of these samples and a number in [0, 1) of its image, (B, 2) float64, for an oracle or
+            supervised training; None: no labels are read.
         draws: what was drawn for the views of each pass, made and sent to the device ahead; none: it is drawn when needed.
     """
 

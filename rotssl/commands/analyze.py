@@ -59,7 +59,7 @@ def sweep(uri: str, experiment: str, study: str, metric: str, output: AnyPath, o
         records = [record for record in records if record.run_id in kept]
     from rotssl.reports import findings, groups, studies, study_plot
 
-    runs, left_out = groups.sift(records, metric)
+    runs, left_out = groups.sift(records, metric, supervised=True)
     asked = STUDIES[study]
     linear = metric.endswith("linear/top1")
     if not linear:

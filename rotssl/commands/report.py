@@ -9,6 +9,7 @@ from rotssl import config as cfg
 from rotssl.base.paths import AnyPath, filled
 from rotssl.commands import folder_of, recorded
 from rotssl.config.fields import ConfigError
+from rotssl.config.rules import labels_used
 from rotssl.config.sections import OFF
 from rotssl.data import datasets
 from rotssl.data.images import DataError
@@ -80,7 +81,7 @@ def report(
 
 def _warnings(config: cfg.ResolvedConfig, points: Points) -> list[str]:
     """What one must know to read the page of a run."""
-    warnings = [f"LABELS WERE USED IN PRETRAINING: {config.oracle}."] if config.oracle.on else []
+    warnings = [f"LABELS WERE USED IN PRETRAINING: {how}."] if (how := labels_used(config)) else []
     warnings += [health.ill(points)] if health.ill(points) else []
     if points and points[max(points)].get("rotation/off"):
         warnings.append("The rotation task was switched off during the run: its head is as it was then.")

@@ -153,6 +153,15 @@ class DinoConfig(MethodConfig):
     freeze_steps: int = opt(0, "Number of steps at the start during which the last layer is frozen.", ge=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(MethodConfig):
+    """Supervised training, to be set beside the methods (docs/analysis.md). USES LABELS."""
+
+    name: str = opt("supervised", _NAME)
+    hidden_dim: int = opt(512, "Not used: the classifier is linear.", ge=1)
+    out_dim: int = opt(10, "Number of classes, or more.", ge=2)
+
+
 @dataclass(frozen=True)
 class MethodSpec:
     """A registered method.
@@ -167,6 +176,7 @@ class MethodSpec:
         per_image: whether its loss is a mean over images, so that a batch can be split (gradient accumulation).
         teacher: whether it has a teacher, a moving average of the encoder.
         negatives: whether its loss has negatives, of which an oracle can remove some.
+        labels: whether its loss is one of the labels. It is no self-supervised method then, and listed nowhere as one.
         recommended: fields that a run without a recipe has beside the defaults, chosen at equal compute.
         gain: what they gained there over the plain method, for --help and the first lines of a run.
         paper_weight: weight of the rotation loss in the paper's recipe, on this project's terms; None: it has none. MoCo v2,
@@ -182,6 +192,7 @@ class MethodSpec:
     per_image: bool = False
     teacher: bool = False
     negatives: bool = False
+    labels: bool = False
     recommended: Mapping[str, Any] = field(default_factory=dict, hash=False)
     gain: str = ""
     paper_weight: float | None = None
@@ -297,7 +308,20 @@ _OWN: dict[str, MethodSpec] = {
     ),
 }
 
-METHODS: Registry[MethodSpec] = Registry("rotssl.methods", _OWN, _objection)
+_CONTROLS = {
+    "supervised": MethodSpec(
+        SupervisedConfig,
+        "rotssl.methods.supervised:Supervised",
+        "sgd",
+        0.24,
+        per_image=True,
+        labels=True,
+        recommended={"rotation.weight": 0.0},
+        gain="it is seen alone",
+    ),
+}
+
+METHODS: Registry[MethodSpec] = Registry("rotssl.methods", _OWN | _CONTROLS, _objection, unlisted=_CONTROLS)
 
 
 def register_method(name: str, spec: MethodSpec) -> None:

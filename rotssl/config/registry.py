@@ -2,7 +2,7 @@
 
 import logging
 from collections import UserDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
@@ -22,15 +22,18 @@ class Registry(UserDict[str, Spec], Generic[Spec]):
         group: group of the entry points.
         own: the project's own entries.
         refuse: returns why an entry with a name cannot be used; empty if it can.
+        unlisted: own entries for those who ask for them by name; whoever goes through all entries does not meet them.
 
     Attributes:
         sources: name -> where an entry that is not the project's own comes from, for records and messages.
         added: names that were registered by a call in this process.
     """
 
-    def __init__(self, group: str, own: dict[str, Spec], refuse: Callable[[str, object], str]) -> None:
+    def __init__(
+        self, group: str, own: dict[str, Spec], refuse: Callable[[str, object], str], unlisted: Collection[str] = ()
+    ) -> None:
         super().__init__(own)
-        self.own = frozenset(own)
+        self.own, self.unlisted = frozenset(own), frozenset(unlisted)
         self.group, self.refuse = group, refuse
         self.sources, self.added = dict[str, str](), set[str]()
         self._broken: dict[str, str] | None = None  # None: nobody has looked yet
@@ -96,8 +99,8 @@ class Registry(UserDict[str, Spec], Generic[Spec]):
         return name in self.data or name in self.broken or name in self.data  # looking for broken ones adds the others
 
     def __iter__(self) -> Iterator[str]:
-        broken = self.broken
-        return iter([name for name in self.data if name not in broken])
+        hidden = self.unlisted | self.broken.keys()
+        return iter([name for name in self.data if name not in hidden])
 
     def __len__(self) -> int:
         return len(list(iter(self)))

@@ -22,6 +22,7 @@ def check(c: Config) -> None:
     _check_encoder(c.encoder)
     for name in TASKS:
         _check_task(c, name)
+    _check_head(c)
     _check_equivariance(c)
     _check_method_weight(c)
     _check_oracle(c)
@@ -134,6 +135,13 @@ def _check_method_weight(c: Config) -> None:
     require(weight > 0 or bool(teaching), "tasks.method_weight", weight, "more than 0 without an auxiliary task")
 
 
+def _check_head(c: Config) -> None:
+    place, name = c.rotation.head_on, c.encoder.name
+    lacks = {"small": "stage2"}.get(name, "stem" if name.startswith("timm/") else "")
+    expected = f"another place: {name} has no {place}"
+    require(not c.rotation.on or place != lacks, "rotation.head_on", place, expected)
+
+
 def _check_equivariance(c: Config) -> None:
     if not (c.equivariance.on and c.rotation.on):
         return
@@ -153,15 +161,31 @@ def _check_oracle(c: Config) -> None:
         require(fits, f"oracle.{key}", given, f"{off}: {name} has no negatives, only {having} have")
 
 
+def reads_labels(c: Config) -> bool:
+    """Whether the training needs labels, for its loss or to log a share."""
+    return METHODS[c.method.name].labels or c.oracle.reads_labels
+
+
+def labels_used(c: Config) -> str:
+    """How labels change what a run learns, in words for tags and reports; empty if they do not."""
+    how = ["supervised training, cross-entropy with the labels of all images"] if METHODS[c.method.name].labels else []
+    return "; ".join([*how, *filter(None, [str(c.oracle)])])
+
+
 def check_labels(c: Config, labelled: bool) -> None:
     """Check that a run which reads labels while it trains has some.
 
     Raises:
         ConfigError: it has none.
     """
-    key, value = ("false_negatives", c.oracle.false_negatives) if c.oracle.on else ("log", "true")
-    fits = labelled or not c.oracle.reads_labels
-    require(fits, f"oracle.{key}", value, f"images with labels, which {c.data.name} in {c.data.root} has not")
+    if METHODS[c.method.name].labels:
+        key, value = "method.name", c.method.name
+    elif c.oracle.on:
+        key, value = "oracle.false_negatives", str(c.oracle.false_negatives)
+    else:
+        key, value = "oracle.log", "true"
+    fits = labelled or not reads_labels(c)
+    require(fits, key, value, f"images with labels, which {c.data.name} in {c.data.root} has not")
 
 
 def _check_training(c: Config) -> None:

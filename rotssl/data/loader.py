@@ -45,12 +45,11 @@ def prefetch(
         thread.shutdown(wait=False, cancel_futures=True)  # no wait: garbage collection may run in this very thread
 
 
-def classes_of(labels: Labels | None, seed: int) -> rng.Floats:
+def classes_of(labels: Labels, seed: int) -> rng.Floats:
     """Class of each image and a number in [0, 1) of its own, for an oracle; (N, 2).
 
     The numbers are evenly spread, so that exactly a share f of the images has one below f, and functions of the seed.
     """
-    assert labels is not None  # the start of a run refuses an oracle without labels
     own = (rng.permutation(rng.key(seed, "oracle"), len(labels)) + 0.5) / len(labels)
     return np.stack([labels, own], 1)
 
@@ -74,7 +73,7 @@ class Loader:
         rank: rank of this worker.
         world_size: number of workers that share each batch.
         augment: draws for the views of the batches, in the thread.
-        labels: of the images, (N,); read only if the configuration has an oracle.
+        labels: of the images, (N,), if the training reads them.
 
     Attributes:
         steps_per_epoch: number of full batches; remaining images are dropped.
@@ -102,7 +101,7 @@ class Loader:
         self.ahead = AHEAD if on_gpu or not in_memory else 0
         self.stream = torch.cuda.Stream(device) if on_gpu else None
         self.waited = 0.0
-        self.classes = classes_of(labels, config.train.seed) if config.oracle.reads_labels else None
+        self.classes = None if labels is None else classes_of(labels, config.train.seed)
 
     def batches(self, epoch: int, begin: int = 0) -> Iterator[tuple[Tensor, StepContext]]:
         """The uint8 images of each step on the device, (B, C, H, W), with the step's context, from the step ``begin``."""

@@ -20,6 +20,7 @@ from rotssl import config as cfg
 from rotssl.base import distributed
 from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
+from rotssl.config.methods import METHODS
 from rotssl.config.resolved import ResolvedData, ResolvedOptim, ResolvedStorage, ResolvedTracking
 from rotssl.config.sections import TrainConfig
 from rotssl.config.tasks import TASKS
@@ -57,7 +58,8 @@ def _count(config: ResolvedConfig, progress: float, step: int) -> float:
     with distributed.alone(), meta:
         model = build_pretrainer(cfg.replace(config, {"model.norm": "batch"}), meta)
     count = config.views.global_count
-    ctx = StepContext(config.train.seed, 0, step, progress, np.arange(batch), 0, batch, count)
+    classes = torch.empty(batch, 2, device=meta) if METHODS[config.method.name].labels else None
+    ctx = StepContext(config.train.seed, 0, step, progress, np.arange(batch), 0, batch, count, classes=classes)
     augment = Augment(config.views, side, (0.0,), (1.0,), config.train.seed, model.own_crops())
 
     def empty(crop: Crop) -> torch.Tensor:

@@ -6,8 +6,11 @@ from typing import Any
 
 from rotssl.base.paths import AnyPath
 from rotssl.config import ResolvedConfig
+from rotssl.config.fields import require
+from rotssl.config.methods import METHODS
+from rotssl.config.rules import labels_used, reads_labels
 from rotssl.data.datasets import Splits
-from rotssl.data.images import other_images
+from rotssl.data.images import Labels, other_images
 from rotssl.data.record import Record
 from rotssl.engine.hardware import emulates_bf16
 from rotssl.engine.runtime import RunFailed
@@ -38,6 +41,19 @@ def check_images(splits: Splits, sketch: dict[str, Any], state: dict[str, Any], 
         )
 
 
+def labels_of(config: ResolvedConfig, splits: Splits) -> Labels | None:
+    """The labels that the training reads, (N,); None if it reads none.
+
+    Raises:
+        ConfigError: they have more classes than the classifier of supervised training.
+    """
+    labels = splits.train.labels if reads_labels(config) else None
+    if labels is not None and METHODS[config.method.name].labels:
+        count, width = int(labels.max()) + 1, config.method.out_dim
+        require(width >= count, "method.out_dim", width, f"{count} or more, the number of classes")
+    return labels
+
+
 def lines(splits: Splits, config: ResolvedConfig, device: str, done: int, step: int) -> Iterator[str]:
     """What to tell the user.
 
@@ -49,8 +65,8 @@ def lines(splits: Splits, config: ResolvedConfig, device: str, done: int, step: 
         step: number of steps that they did of the next one.
     """
     train = config.train
-    if config.oracle.on:
-        yield f"LABELS ARE USED IN PRETRAINING: {config.oracle}; this run is an analysis, not self-supervised"
+    if how := labels_used(config):
+        yield f"LABELS ARE USED IN PRETRAINING: {how}; this run is an analysis, not self-supervised"
     yield from splits.lines
     if step:
         yield f"resuming within epoch {done + 1}, after {step} of its steps"

@@ -22,6 +22,7 @@ from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
 from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError
+from rotssl.config.methods import METHODS
 from rotssl.data import datasets
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits
@@ -284,5 +285,6 @@ def _trainer(config: ResolvedConfig, size: int, folder: str, device: torch.devic
     spec = DATASETS[config.data.name]
     side = spec.side or round(MARGIN * config.data.image_size)  # as images of mixed sizes are stored
     shape = size, spec.channels, side, side
-    images = ImageSet(np.random.default_rng(0).integers(0, 256, shape, np.uint8), None)
+    labels = np.zeros(size, np.int64) if METHODS[config.method.name].labels else None
+    images = ImageSet(np.random.default_rng(0).integers(0, 256, shape, np.uint8), labels)
     return Trainer(probe, Splits(images, None, ()), LocalRuntime(probe.run_dir, device), journal.Journal(probe.run_dir))

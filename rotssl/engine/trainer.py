@@ -84,7 +84,7 @@ class Trainer:
         self.augment = Augment(config.views, config.data.image_size, *normal, train.seed, own)
         if train.compile and device.type == "cuda":  # on CPUs sorted samples are faster
             self.augment.compile()
-        ours = runtime.rank, runtime.world_size, self.augment, splits.train.labels
+        ours = runtime.rank, runtime.world_size, self.augment, opening.labels_of(config, splits)
         self.loader = Loader(config, splits.train.images, device, *ours)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
         self.recorder = EpochRecorder(journal, runtime, train.keep_every)

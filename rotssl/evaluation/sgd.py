@@ -14,7 +14,6 @@ from rotssl.base import heartbeat, rng
 from rotssl.base.schedules import cosine
 from rotssl.config import ResolvedConfig
 from rotssl.config.evaluating import FinetuneOptions, SgdOptions
-from rotssl.config.oracle import OracleConfig
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet
 from rotssl.data.loader import Loader
@@ -181,7 +180,7 @@ def view_batches(
     train = dataclasses.replace(
         config.train, seed=seed, batch_size=min(recipe.batch_size, len(data)), epochs=recipe.epochs, accumulate=1
     )
-    ours = dataclasses.replace(config, views=views, train=train, oracle=OracleConfig())
+    ours = dataclasses.replace(config, views=views, train=train)
     crops = Augment(views, augment.size, augment.mean, augment.std, seed)
     loader = Loader(ours, data.images, device, augment=crops)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format

@@ -12,6 +12,7 @@ import rotssl
 from rotssl.base.files import write_whole
 from rotssl.config.datasets import DATASETS
 from rotssl.config.fields import ConfigError
+from rotssl.config.rules import labels_used
 from rotssl.export import formats
 from rotssl.export.encoder import Encoder
 from rotssl.export.records import Records
@@ -107,6 +108,7 @@ def card(encoder: Encoder, records: Records, licence: str | None = None) -> str:
         timm=not formats.misfit(encoder, "timm"),
         records=records,
         config=config,
+        labels=labels_used(config),
         spec=DATASETS[config.data.name],
         tasks=sorted(config.active()),
         costs=[

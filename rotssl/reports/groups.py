@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rotssl.config import NOT_IDENTITY
 from rotssl.config.fields import ConfigError, nearest
+from rotssl.config.methods import METHODS
 from rotssl.config.tasks import TASKS as REGISTRY
 from rotssl.runs import health
 from rotssl.tracking.reader import TrackedRun
@@ -132,7 +133,9 @@ def _weight(params: Mapping[str, str | None], task: str) -> float:
     return math.inf if weight == AUTO else float(weight)
 
 
-def sift(records: Iterable[TrackedRun], metric: str) -> tuple[list[TrackedRun], list[LeftOut]]:
+def sift(
+    records: Iterable[TrackedRun], metric: str, supervised: bool = False
+) -> tuple[list[TrackedRun], list[LeftOut]]:
     """Complete runs, and the others with the reason; sweeps and evaluations are in neither list.
 
     Of several complete runs with the same configuration, budget and seed, only the oldest counts.
@@ -140,12 +143,14 @@ def sift(records: Iterable[TrackedRun], metric: str) -> tuple[list[TrackedRun], 
     Args:
         records: runs of the tracking store.
         metric: metric that a complete run has at its last epoch.
+        supervised: whether runs of a method that learns from labels count; they have no place in a ranking.
     """
     used: dict[tuple[object, ...], TrackedRun] = {}
     left: list[LeftOut] = []
     runs = [run for run in records if run.tags.get("kind") not in ("sweep", "evaluation")]
     for run in sorted(runs, key=lambda run: (run.started, run.run_id)):
-        reason = _why_not(run, metric)
+        apart = run.params.get("method.name") in METHODS.unlisted and not supervised
+        reason = "it learns from labels: see jobs/analyze.py" if apart else _why_not(run, metric)
         if reason is None:
             params = active(run.params)
             first = used.setdefault((tuple(sorted(params.items())), budget_of(run), seed_of(run)), run)

@@ -69,6 +69,8 @@ train.epochs=3 | 'train.epochs=3'
 --views.split 2 --rotation.conditioned true | rotation.conditioned: got true, expected false with views.split 2
 --views.split 2 --rotation.head_on projector | rotation.head_on: got projector, expected encoder or a stage with
 --views.split 2 --rotation.weight 0 --equivariance.weight 1 | equivariance.weight: got 1.0, expected 0 with views
+--encoder.name small --rotation.head_on stage2 | rotation.head_on: got stage2, expected another place: small has no stage2
+--encoder.name timm/resnet18 --rotation.head_on stem | rotation.head_on: got stem, expected another place | has no stem
 --rotation.degrees 0,45 | rotation.degrees: got (0, 45), expected angles of 0, 90, 180 and 270 in mode in_place
 --rotation.degrees 0,90,0 | rotation.degrees: got (0, 90, 0), expected two or more angles, each once
 --rotation.mode extra --rotation.degrees 0,360 | rotation.degrees: got '0,360', expected
