@@ -218,7 +218,7 @@ def _crops(config: ResolvedConfig) -> tuple[Floats, Floats, Mask]:
             boxes = augment.boxes(ctx, *images.sizes(ctx.positions))
         else:
             judge = Judge.of(images[ctx.positions], ctx, views.good_crops, views.good_mass)
-            boxes = augment.boxes(ctx, *images.shape[2:], judge)
+            boxes = augment.boxes(ctx, images.shape[2], images.shape[3], judge)
             rows = np.arange(len(ctx.positions))
             masses += [judge.mass(box, rows) for box in boxes]
             good += [judge.good(box, rows) for box in boxes]
