@@ -1,7 +1,8 @@
 """The paper's analysis of why self-supervised methods learn slowly, with runs of one's own (docs/analysis.md).
 
 sweep: the runs of an experiment beside a table or figure of the paper. gradients: signal and noise of each loss's gradient over a
-run. overlap: how far the two crops of an image overlap. The flags of each are listed by --help after its name.
+run. overlap: how far the two crops of an image overlap, and how much of its saliency they show. The flags of each are listed by
+--help after its name.
 """
 
 import sys

@@ -14,7 +14,7 @@ from rotssl.config import Config, ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.methods import METHODS
 from rotssl.config.recipes import dump
-from rotssl.config.rules import check_labels, labels_used
+from rotssl.config.rules import check_labels, check_saliency, labels_used
 from rotssl.config.sections import OFF
 from rotssl.config.tasks import TASKS
 from rotssl.data import datasets
@@ -62,6 +62,7 @@ def prepare(
         raise ConfigError(f"storage.path: {error}") from error
     # One answer for all workers, regardless of their machines' memory.
     resolved = cfg.replace(resolved, {"data.store": datasets.where(config.data, info.bytes)})
+    check_saliency(resolved)
     for line in cfg.cut_down(config, resolved):
         say(line)
     init = resolved.train.init_from

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rotssl.base.paths import AnyPath, filled, write_whole
+from rotssl.base.rng import Floats, Mask
 from rotssl.commands import EXIT_OK, folder_of, recorded, say
-from rotssl.config import replace
+from rotssl.config import ResolvedConfig, replace
 from rotssl.config.cli import Parser, parse
 from rotssl.config.fields import ConfigError, require
 from rotssl.data import datasets
@@ -146,8 +149,9 @@ def gradients(folder: str, batches: int, root: str | None, output: str | None) -
 
 
 def overlap(argv: Sequence[str], description: str) -> int:
-    """Measure how far the first crop of an image overlaps with the others, from the boxes alone; returns the exit code.
+    """Measure how far the first crop of an image overlaps with the others, and what crops show of it; returns the exit code.
 
+    What they show is their share of the image's saliency, which is left out for packed sets that are decoded for their crops.
     Takes the flags of jobs/pretrain.py, and ``--output DIR`` (default: overlap).
 
     Raises:
@@ -159,40 +163,74 @@ def overlap(argv: Sequence[str], description: str) -> int:
     target = folder_of("--output", given.output).absolute()
     asked = parse(rest, "jobs/analyze.py overlap", description).config
     config, _ = prepare(replace(asked, {"scaling.num_workers": 0}), say=say)
-    import numpy as np
-
-    from rotssl.base.step import StepContext
-    from rotssl.data.augment import Augment
     from rotssl.reports import study_plot
 
-    images = datasets.load(config.data, config.evaluation.holdout).train.images
-    index = np.arange(min(len(images), SAMPLES))
-    sides = images.shape[2:] if isinstance(images, np.ndarray) else images.sizes(index)
-    ctx = StepContext(config.train.seed, 0, 0, 0.0, index, 0, len(index), config.views.global_count)
-    augment = Augment(config.views, config.data.image_size, (0.0,), (1.0,), config.train.seed)
-    found = augment.overlaps(ctx, *sides).ravel()
-    least, steps = config.views.min_overlap, np.arange(0, 101, 10)
+    found, masses, good = _crops(config)
+    least = config.views.min_overlap
     numbers: dict[str, Any] = {
         "pairs": len(found),
         "global_scale": config.views.global_scale,
         "min_overlap": least,
-        "mean": float(found.mean()),
+        **_spread(found),
         "apart": float((found == 0).mean()),
         "below_bound": float((found < least).mean()),
-        "percentiles": {
-            str(step): float(value) for step, value in zip(steps, np.percentile(found, steps), strict=True)
-        },
     }
+    if len(masses):
+        chosen = {
+            "good_crops": config.views.good_crops,
+            "good_mass": config.views.good_mass,
+            "good": float(good.mean()),
+        }
+        numbers["saliency"] = {**chosen, **_spread(masses)}
     with filled(target) as here:
         write_whole(here / "overlap.json", json.dumps(numbers, indent=2) + "\n")
-        study_plot.save_histogram(found.tolist(), least, here / "overlap.png")
+        study_plot.save_histogram(found.tolist(), masses.tolist(), least, here / "overlap.png")
     low, median, high = (numbers["percentiles"][step] for step in ("10", "50", "90"))
     print(f"IoU of two crops of an image, {len(found)} pairs: mean {found.mean():.3f}, median {median:.3f}")
     print(f"80% of them are between {low:.3f} and {high:.3f}; {100 * numbers['apart']:.1f}% do not overlap at all")
     if least:
         print(f"{100 * numbers['below_bound']:.1f}% are below views.min_overlap {least:g}, for which no draw was found")
+    if len(masses):
+        print(f"saliency of its image in a crop: mean {masses.mean():.3f}, median {np.median(masses):.3f}")
+        rule = (
+            f"have {config.views.good_mass:g} of it" if config.views.good_mass else "are more salient than their image"
+        )
+        print(f"{100 * good.mean():.1f}% of the crops {rule}")
     print("files", target / "overlap.png", target / "overlap.json")
     return EXIT_OK
+
+
+def _crops(config: ResolvedConfig) -> tuple[Floats, Floats, Mask]:
+    """Of global crops of images: overlaps of each with the image's first, shares of the saliency, and which ones are good."""
+    from rotssl.base.step import StepContext
+    from rotssl.data.augment import Augment
+    from rotssl.data.crops import overlap
+    from rotssl.data.saliency import Judge
+
+    views, images = config.views, datasets.load(config.data, config.evaluation.holdout).train.images
+    index = np.arange(min(len(images), SAMPLES))
+    whole = StepContext(config.train.seed, 0, 0, 0.0, index, 0, len(index), views.global_count)
+    augment = Augment(views, config.data.image_size, (0.0,), (1.0,), config.train.seed)
+    overlaps, masses, good = list[Floats](), [np.empty(0)], [np.empty(0, bool)]
+    for start in range(0, len(index), 256):  # so that little memory is needed
+        ctx = whole.part(start, start + 256)
+        if not isinstance(images, np.ndarray):
+            boxes = augment.boxes(ctx, *images.sizes(ctx.positions))
+        else:
+            judge = Judge.of(images[ctx.positions], ctx, views.good_crops, views.good_mass)
+            boxes = augment.boxes(ctx, images.shape[2], images.shape[3], judge)
+            rows = np.arange(len(ctx.positions))
+            masses += [judge.mass(box, rows) for box in boxes]
+            good += [judge.good(box, rows) for box in boxes]
+        overlaps += [overlap(boxes[0], other) for other in boxes[1:]]
+    return np.concatenate(overlaps), np.concatenate(masses), np.concatenate(good)
+
+
+def _spread(values: Floats) -> dict[str, Any]:
+    """Mean and percentiles."""
+    steps = range(0, 101, 10)
+    found = zip(steps, np.percentile(values, steps), strict=True)
+    return {"mean": float(values.mean()), "percentiles": {str(step): float(value) for step, value in found}}
 
 
 def _shown(value: float | None) -> str:

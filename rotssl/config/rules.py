@@ -83,6 +83,8 @@ def _check_views(c: Config) -> None:
     )
     fits = count == 2 or not METHODS[name].two_views
     require(fits, "views.global_count", count, f"2: {name} needs exactly two")
+    fits = views.good_crops == 0 or views.min_overlap == 0
+    require(fits, "views.min_overlap", views.min_overlap, "0 with views.good_crops: a crop is drawn for one reason")
     apart = c.rotation.on and c.rotation.mode == "in_place" and c.rotation.angles == "independent"
     expected = "shared with views.local_count: local views turn with their image"
     require(not apart or views.local_count == 0, "rotation.angles", "independent", expected)
@@ -186,6 +188,21 @@ def check_labels(c: Config, labelled: bool) -> None:
         key, value = "oracle.log", "true"
     fits = labelled or not reads_labels(c)
     require(fits, key, value, f"images with labels, which {c.data.name} in {c.data.root} has not")
+
+
+def check_saliency(c: Config) -> None:
+    """Check that a run which looks at pictures before it draws crops has them in memory or on a disk, with ``data.store`` known.
+
+    Raises:
+        ConfigError: they are decoded for their crops.
+    """
+    decoded = DATASETS[c.data.name].kind == "packed" and c.data.store == "disk"
+    for key, off in (("good_crops", 0), ("log_saliency", False)):
+        value = getattr(c.views, key)
+        expected = (
+            f"{str(off).lower()}: pictures of a packed set of this size are decoded when their crops are known already"
+        )
+        require(value == off or not decoded, f"views.{key}", str(value).lower(), expected)
 
 
 def _check_training(c: Config) -> None:

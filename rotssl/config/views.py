@@ -57,6 +57,28 @@ class ViewsConfig:
         lt=1,
         later=True,
     )
+    good_crops: float = opt(
+        0.0,
+        "For analysis (table 2 of the paper): share of the images, exact in each batch, whose global crops saliency chooses. "
+        "Those that are not good are drawn again, up to 20 times, then the best one is taken. 0: none.",
+        ge=0,
+        le=1,
+        later=True,
+    )
+    good_mass: float = opt(
+        0.0,
+        "Smallest share of its picture's saliency in a good crop. 0: a good crop is more salient on average than its picture, as "
+        "in the paper.",
+        ge=0,
+        lt=1,
+        later=True,
+    )
+    log_saliency: bool = opt(
+        False,
+        "Log the mean share of the saliency in global crops (views/mass), and the share of good ones (views/good); always with "
+        "good_crops. Changes nothing.",
+        later=True,
+    )
     split: int = opt(
         1,
         "2: cut each global view of the student into 2 x 2 tiles, and average the features of each pair of them before the "

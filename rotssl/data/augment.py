@@ -4,9 +4,9 @@ Operations and parameters have the same meaning as in torchvision (crop and resi
 random order for each sample); the parameters are pure functions of (seed, epoch, position), see rotssl.base.rng.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,8 @@ from rotssl.base import rng
 from rotssl.base.rng import Mask, Positions
 from rotssl.base.step import StepContext
 from rotssl.config.resolved import ResolvedViews
-from rotssl.data.crops import Crops, Cut, crop_grid, crop_resize, draw_crops, draw_overlapping, overlap
+from rotssl.data.crops import Crops, Cut, crop_grid, crop_resize, draw_best, draw_crops, overlap, rows_of
+from rotssl.data.draws import Draws, Plan
 from rotssl.data.pixels import (
     BLUR,
     GRAYSCALE,
@@ -31,6 +32,7 @@ from rotssl.data.pixels import (
     apply_steps,
     sort_steps,
 )
+from rotssl.data.saliency import Judge
 
 BLUR_SIGMA = (0.1, 2.0)  # pixels
 
@@ -99,60 +101,22 @@ class Crop:
 
 
 class Views(NamedTuple):
-    """The views of a batch, each (B, 3, S, S) with its own S: global, local, and those requested by tasks, by task."""
+    """The views of a batch, each (B, 3, S, S) with its own S: global, local, and those requested by tasks, by task.
+
+    ``logs`` has scalars of the draws to log.
+    """
 
     full: list[Tensor]
     local: list[Tensor]
     own: dict[str, list[Tensor]]
+    logs: Mapping[str, Tensor] = MappingProxyType({})
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Views":
         """Apply a function to every view."""
         own = {name: [change(view) for view in views] for name, views in self.own.items()}
-        return Views([change(view) for view in self.full], [change(view) for view in self.local], own)
-
-
-class Plan(NamedTuple):
-    """How to make one view: the slices of sort_steps(), or the operations of apply_masked(), and the shapes of its numbers."""
-
-    work: Any
-    shapes: list[tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """What was drawn for the views of a batch; a function of the seed, the epoch, the progress and the samples' positions.
-
-    Attributes:
-        epoch: 0-based.
-        progress: of the run, on which the views' sides depend.
-        positions: of the samples, (B,).
-        plans: of each view: global, local, then those of tasks.
-        numbers: of all of them, float32 in one tensor, so that they go to the device in one copy.
-    """
-
-    epoch: int
-    progress: float
-    positions: Positions
-    plans: list[Plan]
-    numbers: Tensor
-
-    def are_for(self, ctx: StepContext) -> bool:
-        """Whether they are those of a step."""
-        same = (self.epoch, self.progress) == (ctx.epoch, ctx.progress)
-        return same and np.array_equal(self.positions, ctx.positions)
-
-    def to(self, device: torch.device) -> "Draws":
-        """The same with the numbers on the device, copied without waiting."""
-        if device.type != "cuda":
-            return self
-        return replace(self, numbers=self.numbers.pin_memory().to(device, non_blocking=True))
-
-    def each(self) -> Iterator[tuple[Plan, list[Tensor]]]:
-        """Each view's plan and numbers."""
-        sizes = [math.prod(shape) for plan in self.plans for shape in plan.shapes]
-        parts = iter(self.numbers.split(sizes))
-        for plan in self.plans:
-            yield plan, [next(parts).view(shape) for shape in plan.shapes]
+        return self._replace(
+            full=[change(view) for view in self.full], local=[change(view) for view in self.local], own=own
+        )
 
 
 class Augment:
@@ -235,7 +199,7 @@ class Augment:
         cut = images.dim() == 2
         draws = next((drawn for drawn in ctx.draws if drawn.are_for(ctx)), None)
         if draws is None:
-            draws = self.draw(ctx, None if cut else images.shape[1:]).to(images.device)
+            draws = self.draw(ctx, images).to(images.device)
         if cut:
             sides = [crop.size for crop, _ in self._named(ctx.progress)]
             parts = images.split([3 * side**2 for side in sides], dim=1)
@@ -245,7 +209,7 @@ class Augment:
         drawn = zip(each, draws.each(), strict=True)
         made = iter([self._view(x, plan, numbers, cut) for x, (plan, numbers) in drawn])
         full, local = ([next(made) for _ in crops] for crops in (self.full, self.local))
-        return Views(full, local, {name: [next(made)] for name in self.own})
+        return Views(full, local, {name: [next(made)] for name in self.own}, draws.logs())
 
     def _view(self, x: Tensor, plan: Plan, numbers: list[Tensor], cut: bool) -> Tensor:
         if self.masked is not None:
@@ -270,13 +234,13 @@ class Augment:
             found.append(Cut(boxes, self._flipped(own, ctx.positions), crop.size))
         return found
 
-    def overlaps(self, ctx: StepContext, heights: int | Positions, widths: int | Positions) -> rng.Floats:
-        """Intersection over union of the first global view's crop with each other one's, (B, views - 1); no pixel is read."""
+    def boxes(
+        self, ctx: StepContext, heights: int | Positions, widths: int | Positions, judge: Judge | None = None
+    ) -> list[Crops]:
+        """The crops of the global views of pictures of these sizes; ``judge`` if there are good crops to choose."""
         named = self._named(ctx.progress)[: len(self.full)]
-        first, *others = (
-            self._boxes(crop, (self.seed, ctx.epoch, *name), ctx.positions, heights, widths) for crop, name in named
-        )
-        return np.stack([overlap(first, other) for other in others], 1)
+        own = self.seed, ctx.epoch
+        return [self._boxes(crop, (*own, *name), ctx.positions, heights, widths, judge) for crop, name in named]
 
     def _boxes(
         self,
@@ -285,37 +249,55 @@ class Augment:
         positions: Positions,
         height: int | Positions,
         width: int | Positions,
+        judge: Judge | None = None,
     ) -> Crops:
         """The boxes of a view, (B,); ``name`` is that of its draws: seed, epoch, kind and number."""
-        least = self.views.min_overlap
-        if least == 0 or name[2] != "view" or name[3] == 0:
-            return draw_crops(rng.key(*name, "crop"), positions, height, width, crop.scale)
-        first = draw_crops(rng.key(*name[:3], 0, "crop"), positions, height, width, self.full[0].scale)
-        return draw_overlapping((*name, "crop"), positions, height, width, crop.scale, first, least)
+        least, share, first = self.views.min_overlap, self.views.good_crops, (*name[:3], 0, "crop")
+        drawn = (*name, "crop"), positions, height, width, crop.scale
+        if name[2] == "view" and share > 0:
+            assert judge is not None  # rules refuse good crops of pictures that are decoded for their crops
+            return draw_best(*drawn, judge.asked, judge.bar)
+        if name[2] == "view" and name[3] != 0 and least > 0:
+            other = draw_crops(rng.key(*first), positions, height, width, self.full[0].scale)
+            return draw_best(*drawn, lambda boxes, rows: overlap(boxes, rows_of(other, rows)), least)
+        return draw_crops(rng.key(*drawn[0]), *drawn[1:])
 
     def _flipped(self, name: tuple[int | str, ...], positions: Positions) -> Mask:
         return rng.uniform(rng.key(*name, "flip"), positions, 1)[:, 0] < self.views.flip
 
-    def draw(self, ctx: StepContext, shape: Sequence[int] | None) -> Draws:
+    def draw(self, ctx: StepContext, images: Tensor) -> Draws:
         """Draw for the views of a batch, on the host.
 
         Args:
             ctx: context of the step.
-            shape: of the stored images, (C, H, W); None: the views are cut already, in three channels.
+            images: as for the views. Their pixels are read only for ``good_crops`` and ``log_saliency``, on the host.
         """
-        plans, arrays = list[Plan](), list[npt.NDArray[Any]]()
+        views, cut = self.views, images.dim() == 2
+        plans, arrays, seen = list[Plan](), list[npt.NDArray[Any]](), list[tuple[float, float]]()
+        judge, rows = None, np.arange(len(images))
+        if (views.good_crops > 0 or views.log_saliency) and not cut:
+            judge = Judge.of(images.cpu().numpy(), ctx, views.good_crops, views.good_mass)
         for crop, name in self._named(ctx.progress):
-            work, drawn = self._draw(crop, (self.seed, ctx.epoch, *name), ctx.positions, shape)
-            plans.append(Plan(work, [array.shape for array in drawn]))
-            arrays += drawn
+            own, grid = (self.seed, ctx.epoch, *name), list[npt.NDArray[Any]]()
+            if not cut:
+                height, width = images.shape[2:]
+                boxes = self._boxes(crop, own, ctx.positions, height, width, judge)
+                grid += crop_grid(boxes, self._flipped(own, ctx.positions), height, width, crop.size)
+                if judge is not None and name[0] == "view":
+                    seen.append((judge.mass(boxes, rows).mean(), judge.good(boxes, rows).mean()))
+            work, drawn = self._draw(crop, own, ctx.positions, 3 if cut else images.shape[1])
+            plans.append(Plan(work, [array.shape for array in (*grid, *drawn)]))
+            arrays += [*grid, *drawn]
+        names = ("views/mass", "views/good") if seen else ()
+        arrays.append(np.mean(seen, 0) if seen else np.empty(0))
         flat = np.concatenate([array.ravel() for array in arrays]).astype(np.float32)
-        return Draws(ctx.epoch, ctx.progress, ctx.positions, plans, torch.from_numpy(flat))
+        return Draws(ctx.epoch, ctx.progress, ctx.positions, plans, names, torch.from_numpy(flat))
 
     def _draw(
-        self, crop: Crop, name: tuple[int | str, ...], positions: Positions, shape: Sequence[int] | None
+        self, crop: Crop, name: tuple[int | str, ...], positions: Positions, channels: int
     ) -> tuple[Any, list[npt.NDArray[Any]]]:
-        """The work of a view, and its numbers: rows and columns to read, then what apply_steps() or apply_masked() takes."""
-        config, channels, grid = self.views, 3 if shape is None else shape[0], list[npt.NDArray[Any]]()
+        """The work of a view on pixels, and what apply_steps() or apply_masked() takes."""
+        config = self.views
 
         def stream(purpose: str) -> int:
             return rng.key(*name, purpose)
@@ -323,10 +305,6 @@ class Augment:
         def chance(purpose: str, p: float) -> Mask:
             return rng.uniform(stream(purpose), positions, 1)[:, 0] < p
 
-        if shape is not None:
-            _, height, width = shape
-            boxes = self._boxes(crop, name, positions, height, width)
-            grid += crop_grid(boxes, self._flipped(name, positions), height, width, crop.size)
         steps = [draw_jitter(stream("jitter"), positions, config.jitter, config.jitter_p)]
         for op, purpose, p in (
             (GRAYSCALE, "grayscale", config.grayscale),
@@ -341,6 +319,6 @@ class Augment:
                 steps.append(Steps(np.where(chance(purpose, p), op, NOTHING)[None], factors, (op,)))
         if self.masked is not None:
             possible, ops, factors = all_steps(steps, coloured=channels == 3)
-            return possible, [*grid, ops, factors]
+            return possible, [ops, factors]
         slices, rows, factors = sort_steps(steps, coloured=channels == 3)
-        return slices, [*grid, rows, factors]
+        return slices, [rows, factors]

@@ -1,6 +1,7 @@
 """Random boxes of images, and their pixels: crop, flip and resize in one sampling step."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -81,19 +82,19 @@ def overlap(a: Crops, b: Crops) -> Floats:
     return share
 
 
-def draw_overlapping(
+def draw_best(
     name: tuple[int | str, ...],
     positions: Positions,
     height: int | Positions,
     width: int | Positions,
     scale: tuple[float, float],
-    other: Crops,
+    score: Callable[[Crops, Positions], Floats],
     least: float,
 ) -> Crops:
-    """Boxes as of ``draw_crops`` that overlap others enough: the first of 21 draws that does, else the one that overlaps most.
+    """Boxes as of ``draw_crops`` that are good enough: the first of 21 draws that is, else the one with the highest score.
 
     Each draw has a stream of its own, so that a box is a function of the names and the position alone. The first is that without
-    a bound, so that what overlaps anyway stays as it is.
+    a bound, so that what is good anyway stays as it is.
 
     Args:
         name: of the draws.
@@ -101,27 +102,28 @@ def draw_overlapping(
         height: height of the images in pixels; of all, or of each, (B,).
         width: width of the images in pixels, likewise.
         scale: smallest and largest share of the area.
-        other: the boxes to overlap with, of the same samples.
-        least: smallest intersection over union.
+        score: of R boxes, given with the rows of their samples among the B, (R,).
+        least: smallest score that is good enough.
     """
     best = draw_crops(rng.key(*name), positions, height, width, scale)
-    most = overlap(best, other)
+    most = score(best, np.arange(len(positions)))
     for again in range(1, REDRAWS + 1):
         rows = np.flatnonzero(most < least)
         if not len(rows):
             break
         high, wide = (side if isinstance(side, int) else side[rows] for side in (height, width))
         tried = draw_crops(rng.key(*name, "again", again), positions[rows], high, wide, scale)
-        share = overlap(tried, _rows(other, rows))
-        better = share > most[rows]
+        found = score(tried, rows)
+        better = found > most[rows]
         chosen = rows[better]
-        most[chosen] = share[better]
+        most[chosen] = found[better]
         for side in ("top", "left", "height", "width"):
             getattr(best, side)[chosen] = getattr(tried, side)[better]
     return best
 
 
-def _rows(boxes: Crops, rows: Positions) -> Crops:
+def rows_of(boxes: Crops, rows: Positions) -> Crops:
+    """The boxes of some samples."""
     return Crops(boxes.top[rows], boxes.left[rows], boxes.height[rows], boxes.width[rows])
 
 

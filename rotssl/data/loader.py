@@ -152,22 +152,21 @@ class Loader:
     def _send(self, images: Tensor, ctx: StepContext) -> tuple[Tensor, torch.cuda.Event | None, StepContext]:
         """The images and what is drawn for them on the device, and on GPUs the event after the copies, which overlap a step."""
         if self.stream is None:
-            return images, None, self.prepare(ctx)
+            return images, None, self.prepare(ctx, images)
         with torch.cuda.stream(self.stream):
-            images = images.pin_memory().to(self.device, non_blocking=True)
+            stored, images = images, images.pin_memory().to(self.device, non_blocking=True)
             if ctx.classes is not None:
                 ctx = replace(ctx, classes=ctx.classes.pin_memory().to(self.device, non_blocking=True))
-            ctx = self.prepare(ctx)
+            ctx = self.prepare(ctx, stored)
             return images, self.stream.record_event(), ctx
 
-    def prepare(self, ctx: StepContext) -> StepContext:
+    def prepare(self, ctx: StepContext, images: Tensor) -> StepContext:
         """The context with the draws for the views of each pass, on the device, if batches are prepared in advance."""
         if self.augment is None or not self.ahead:
             return replace(ctx, draws=())
         each = len(ctx.positions) // ctx.passes
-        parts = [ctx.positions[first : first + each] for first in range(0, len(ctx.positions), each)]
-        shape = self.images.shape[1:] if isinstance(self.images, np.ndarray) else None
-        drawn = [self.augment.draw(replace(ctx, positions=part), shape) for part in parts]
+        spans = [slice(first, first + each) for first in range(0, len(ctx.positions), each)]
+        drawn = [self.augment.draw(replace(ctx, positions=ctx.positions[span]), images[span]) for span in spans]
         return replace(ctx, draws=tuple(part.to(self.device) for part in drawn))
 
     def _context(self, epoch: int, i: int, positions: rng.Positions, index: rng.Positions) -> StepContext:

@@ -211,7 +211,7 @@ def _time(config: ResolvedConfig, size: int, folder: str, device: torch.device, 
     seconds = exchanged = 0.0
     for sample in samples(config):
         at = dataclasses.replace(ctx, progress=sample.progress, step=period(config) + sample.step)
-        at = trainer.loader.prepare(at)
+        at = trainer.loader.prepare(at, images)
         step = functools.partial(trainer.step, images, at)
         with _exchanges(trainer, config.model.norm) as exchanges:
             taken = _seconds(step, device, 1)  # warms up

@@ -328,7 +328,8 @@ class Trainer:
             for name, gradient in found.items():
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
         self.scaler.scale(out.loss / ctx.passes).backward()
-        return out.logs if ctx.passes == 1 else {key: value / ctx.passes for key, value in out.logs.items()}
+        logs = {**out.logs, **views.logs}
+        return logs if ctx.passes == 1 else {key: value / ctx.passes for key, value in logs.items()}
 
     def _attempt(self, count: int) -> None:
         """Compute a step of so many images, without changing weights."""

@@ -176,6 +176,8 @@ def view_batches(
         blur=(0.0,),
         solarize=(0.0,),
         flip=0.5,
+        good_crops=0.0,
+        log_saliency=False,
     )
     train = dataclasses.replace(
         config.train, seed=seed, batch_size=min(recipe.batch_size, len(data)), epochs=recipe.epochs, accumulate=1

@@ -18,6 +18,7 @@ _LINES = (
     "train.seed",
     "tasks.method_weight",
     "oracle.log",
+    "views.log_saliency",
 )  # what runs may differ in, and what tells their lines apart
 _TASK = tuple(f"rotation.{leaf}" for leaf in ("weight", "share", "mode", "degrees", "head_on", "loss", "label_noise"))
 Value = object  # of the varied field: a number, or text; None for a line that does not have it

@@ -89,16 +89,19 @@ def save_signal(points: "Sequence[tuple[int, Signal]]", title: str, path: Path) 
     plt.close(figure)
 
 
-def save_histogram(overlaps: Sequence[float], least: float, path: Path) -> None:
-    """Draw how often two crops of an image overlap how far, and the bound if there is one."""
+def save_histogram(overlaps: Sequence[float], masses: Sequence[float], least: float, path: Path) -> None:
+    """Draw how often two crops of an image overlap how far, the bound if there is one, and what a crop shows of its saliency."""
     plt = pyplot()
-    figure, panel = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    panel.hist(overlaps, bins=50, range=(0, 1), color="#0072B2")
+    kinds = [(overlaps, "intersection over union of two crops", "pairs")]
+    kinds += [(masses, "share of the image's saliency in a crop", "crops")] if masses else []
+    figure, panels = plt.subplots(1, len(kinds), figsize=(6 * len(kinds), 3.4), layout="constrained", squeeze=False)
+    for panel, (values, what, counted) in zip(panels[0], kinds, strict=True):
+        panel.hist(values, bins=50, range=(0, 1), color="#0072B2")
+        panel.set_xlabel(what)
+        panel.set_ylabel(counted)
     if least:
-        panel.axvline(least, color="#D55E00", label=f"views.min_overlap {least:g}")
-        panel.legend(frameon=False)
-    panel.set_xlabel("intersection over union of two crops")
-    panel.set_ylabel("pairs")
+        panels[0, 0].axvline(least, color="#D55E00", label=f"views.min_overlap {least:g}")
+        panels[0, 0].legend(frameon=False)
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
 

@@ -71,11 +71,18 @@ def test_signal_and_noise_of_a_run(tmp_path, main):
 
 
 def test_the_overlap_of_crops(tmp_path, main):
-    flags = ("--views.global_scale", "0.08,1", "--views.min_overlap", 0.4, "--output", tmp_path / "out")
+    few = "--views.global_scale", "0.08,1", "--output", tmp_path / "out"
+    flags = (*few, "--views.min_overlap", 0.4)
     code, out, err = main("analyze.py", "overlap", "--scaling.num_workers", 0, *flags)
     assert code == 0, err
     assert out.startswith("IoU of two crops of an image, ") and "views.min_overlap 0.4" in out
     numbers = json.loads((tmp_path / "out" / "overlap.json").read_text())
     assert numbers["below_bound"] < 0.15 and numbers["mean"] > 0.4 and numbers["percentiles"]["100"] <= 1
+    assert "saliency of its image in a crop: mean" in out and "of the crops are more salient than their image" in out
+    before = numbers["saliency"]
+    code, out, err = main("analyze.py", "overlap", "--scaling.num_workers", 0, *few, "--views.good_crops", 1)
+    assert code == 0, err
+    after = json.loads((tmp_path / "out" / "overlap.json").read_text())["saliency"]
+    assert 0.5 < before["good"] < 0.95 and after["good"] > 0.99 and 0 < before["percentiles"]["50"] < 1
     code, _, err = main("analyze.py", "overlap", "--views.min_overlap", 2)
     assert code == 2 and err.startswith("error: views.min_overlap: got '2'")

@@ -10,7 +10,7 @@ from rotssl import config as cfg
 from rotssl.base import rng
 from rotssl.config.views import ViewsConfig
 from rotssl.data.augment import Augment
-from rotssl.data.crops import REDRAWS, Crops, draw_crops, draw_overlapping, overlap
+from rotssl.data.crops import REDRAWS, Crops, draw_best, draw_crops, overlap, rows_of
 from tests.data.views import pictures, step_at
 
 SIDE, COUNT = 100, 500
@@ -32,7 +32,15 @@ def test_the_overlap_of_hand_made_boxes():
 
 def draws(least, positions, scale=(0.08, 1.0)):
     name, first = (0, 0, "view", 1, "crop"), draw_crops(rng.key("first"), positions, SIDE, SIDE, scale)
-    return first, draw_overlapping(name, positions, SIDE, SIDE, scale, first, least)
+
+    def score(boxes, rows):
+        return overlap(boxes, rows_of(first, rows))
+
+    return first, draw_best(name, positions, SIDE, SIDE, scale, score, least)
+
+
+def overlaps(crops):
+    return np.stack([overlap(crops[0], other) for other in crops[1:]])
 
 
 def array(crops):
@@ -80,11 +88,10 @@ def test_views_have_the_bound_and_without_it_nothing_changes():
     one, two = off(images, ctx), on(images, ctx)
     assert torch.equal(one.full[0], two.full[0]) and torch.equal(one.local[0], two.local[0])
     assert not torch.equal(one.full[1], two.full[1])
-    before, after = (made.overlaps(ctx, 28, 28) for made in (off, on))
-    assert before.shape == (len(images), 2) and after.mean() > before.mean()
+    before, after = (overlaps(made.boxes(ctx, 28, 28)) for made in (off, on))
+    assert before.shape == (2, len(images)) and after.mean() > before.mean()
     cuts = on.cuts(ctx, np.full(len(images), 28), np.full(len(images), 28))
-    for v in (1, 2):
-        np.testing.assert_allclose(overlap(cuts[0].boxes, cuts[v].boxes), after[:, v - 1])
+    np.testing.assert_allclose(overlaps([cut.boxes for cut in cuts[:3]]), after)
 
 
 def test_the_bound_is_a_share_that_can_be_reached():

@@ -13,6 +13,7 @@ from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet
 from rotssl.evaluation import sgd
 from rotssl.evaluation.sgd import Classifier, Recipe
+from tests.data.views import pictures
 from tests.evaluation.features import features
 from tests.small_runs import CPU, make_config
 
@@ -36,8 +37,8 @@ def levels(count=64, classes=4):
     return ImageSet(np.tile((60 * labels)[:, None, None, None], (1, 3, 12, 12)).astype(np.uint8), labels)
 
 
-def batches(tmp_path, data, recipe, seed=0):
-    config = make_config(tmp_path, "simclr")
+def batches(tmp_path, data, recipe, seed=0, **fields):
+    config = make_config(tmp_path, "simclr", **fields)
     return sgd.view_batches(config, data, Augment(config.views, 8, (0.0,), (1.0,), 0), recipe, seed, CPU)
 
 
@@ -62,6 +63,12 @@ def test_a_view_has_the_label_of_its_image(tmp_path):
     assert again == seen[:64]
     assert len(list(batches(tmp_path, levels(40), RECIPE)(0))) == 2  # the last part of a batch is dropped
     assert len(list(batches(tmp_path, levels(10), RECIPE)(0))) == 1  # a small set is one batch
+
+
+def test_crops_are_chosen_by_saliency_in_pretraining_alone(tmp_path):
+    data = ImageSet(pictures(32).numpy(), np.arange(32) % 4)
+    plain, chosen = (batches(tmp_path, data, RECIPE, **{"views.good_crops": share})(0) for share in (0, 1))
+    assert all(torch.equal(one, two) for (one, _), (two, _) in zip(plain, chosen, strict=True))
 
 
 def test_a_view_is_a_crop_that_is_sometimes_flipped(tmp_path):

@@ -84,7 +84,7 @@ def test_a_plain_run_has_no_label_noise_and_stands_beside_every_rate():
 
 
 def test_another_quantity_than_the_paper_s_is_compared_at_its_ends_only():
-    study = STUDIES["table2"]
+    study = STUDIES["overlap"]
     runs = [
         ended(0.6 + overlap / 10, seed, views__min_overlap=overlap) for seed in (0, 1) for overlap in (0, 0.25, 0.5)
     ]
@@ -92,7 +92,7 @@ def test_another_quantity_than_the_paper_s_is_compared_at_its_ends_only():
     (answer,) = found.answers
     assert answer.paper == pytest.approx(66.72 - 63.64)
     assert all(point["paper"] is None for point in content([found], study, METRIC)["methods"][0]["lines"][PLAIN])
-    assert "needs masks" in told([found], study)
+    assert "this bounds the overlap" in told([found], study)
 
 
 def test_angles_layers_and_lengths_are_lines_too():
