@@ -5,8 +5,9 @@ Bhogale, Dey and Babu, "Towards Efficient and Effective Self-Supervised Learning
 "Self-Supervised Learning: Theory and Practice". Accuracies are in percent, of a linear classifier on the test set, ResNet-18.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 PLAIN, ROTATION, ALONE = "plain", "rotation", "rotation alone"
 Line = Mapping[object, float]  # value of the varied field -> accuracy in percent
@@ -38,7 +39,7 @@ class Study:
     percent: bool = False
     paper_axis: str = ""
     remark: str = ""
-    beside: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _tenths(*accuracies: float) -> dict[object, float]:
