@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
-from rotssl.config.fields import ConfigError, convert, opt
+from rotssl.config.fields import Auto, ConfigError, convert, opt
 from rotssl.config.sections import fields_of
 
 PROTOCOLS = ("knn", "linear", "semi", "sgd", "finetune", "fewshot", "robustness")
@@ -103,6 +103,20 @@ class RobustnessOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """Who measures; the numbers do not depend on it."""
+
+    num_workers: int | Auto = opt(
+        0,
+        "Ray workers that share the work: features, changed test images, rates and seeds of trainings. 0: this process; "
+        "auto: one per GPU, else 2.",
+        ge=0,
+    )
+    use_gpu: bool | Auto = opt("auto", "Whether each worker uses a GPU.")
+    cpus_per_worker: int = opt(1, "CPU cores reserved per worker.", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """All sections."""
 
@@ -112,6 +126,7 @@ class Options:
     finetune: FinetuneOptions = field(default_factory=FinetuneOptions)
     fewshot: FewshotOptions = field(default_factory=FewshotOptions)
     robustness: RobustnessOptions = field(default_factory=RobustnessOptions)
+    scaling: WorkerOptions = field(default_factory=WorkerOptions)
 
 
 def schema() -> dict[str, tuple[Any, dataclasses.Field[Any]]]:

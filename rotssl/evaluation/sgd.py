@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -196,9 +196,6 @@ def view_batches(
     return batches
 
 
-def best_rate(rates: Sequence[float], loss_of: Callable[[float], float]) -> float:
-    """The rate with the lowest loss on held-out images; of one rate, no loss is asked for. Diverged ones count as infinite."""
-    if len(rates) == 1:
-        return rates[0]
-    losses = {rate: loss_of(rate) for rate in rates}
+def best_rate(losses: Mapping[float, float]) -> float:
+    """The rate with the lowest loss on held-out images, the first of equal ones. Diverged ones count as infinite."""
     return min(losses, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rotssl.commands import evaluate as command
+from rotssl import assessment
 from rotssl.commands.evaluate import evaluate
 from rotssl.config import evaluating
 from rotssl.config.fields import ConfigError
@@ -82,7 +82,7 @@ def test_the_lists_of_the_parts_are_published(finished):
 
 def test_nothing_is_measured_twice_and_other_settings_are_other_numbers(finished, monkeypatch, capsys):
     config, entries = finished
-    monkeypatch.setattr(command, "_measure", None)
+    monkeypatch.setattr(assessment, "_measure", None)
     assert evaluate(None, str(config.run_dir), evaluating.PROTOCOLS, "", options=OPTIONS) == 0
     assert capsys.readouterr().out.startswith("already measured:")
     other = evaluating.build({**SHORT, "finetune.epochs": 3, "sgd.lr": "0.3", "semi.seed": 1, "fewshot.episodes": 30})
@@ -207,10 +207,10 @@ def test_a_number_that_the_store_did_not_take_is_kept(tmp_path, monkeypatch):
         raise ConnectionError("the store is silent")
 
     with monkeypatch.context() as patch:
-        patch.setattr(command.writer, "log_evaluation", silent)
+        patch.setattr(assessment.writer, "log_evaluation", silent)
         with pytest.raises(ConnectionError):
             evaluate(None, str(config.run_dir), ("knn",), "")
-    monkeypatch.setattr(command, "_measure", None)  # nothing is measured again
+    monkeypatch.setattr(assessment, "_measure", None)  # nothing is measured again
     assert evaluate(None, str(config.run_dir), ("knn",), "") == 0
     _, (child,) = logged(config)
     assert "test/knn/top1" in child.data.metrics or "knn/top1" in child.data.metrics

@@ -45,11 +45,10 @@ def measured(bench, protocol, **options):
 def test_semi_supervised_classifiers_see_the_labels_of_their_part_alone(made, monkeypatch):
     seen = []
 
-    def spy(bank, labels, *more):
+    def spy(bank, labels):
         seen.append(labels)
-        return torch.ones(20, dtype=torch.bool)
 
-    monkeypatch.setattr(module, "linear_hits", spy)
+    monkeypatch.setattr(module, "fit_probe", spy)
     measured(made, "semi", **{"semi.shares": "0.1,0.5"})
     parts = [subsets.subset(made.train.labels, share, 0) for share in (0.1, 0.5)]
     assert [labels.tolist() for labels in seen] == [made.train.labels[part].tolist() for part in parts]
@@ -58,21 +57,18 @@ def test_semi_supervised_classifiers_see_the_labels_of_their_part_alone(made, mo
 @pytest.mark.parametrize("protocol", ["finetune", "sgd"])
 def test_rates_are_chosen_on_images_apart_and_the_last_training_takes_the_part_alone(made, monkeypatch, protocol):
     trained, judged = [], []
-    views, rate = module.sgd.view_batches, Bench._rate
+    views, loss = module.sgd.view_batches, Bench._loss
 
     def view_batches(config, data, *more):
         trained.append({image.tobytes() for image in data.images})
         return views(config, data, *more)
 
-    def spied(self, number, rates, index, train, logits):
-        def seen(network, rows):
-            judged.append({image.tobytes() for image in self.train.images[rows]})
-            return logits(network, rows)
-
-        return rate(self, number, rates, index, train, seen)
+    def spied(self, logits, rows):
+        judged.append({image.tobytes() for image in self.train.images[rows]})
+        return loss(self, logits, rows)
 
     monkeypatch.setattr(module.sgd, "view_batches", view_batches)
-    monkeypatch.setattr(Bench, "_rate", spied)
+    monkeypatch.setattr(Bench, "_loss", spied)
     short = {f"{protocol}.epochs": 1, f"{protocol}.lr": "0.01,0.1"}
     own = {"finetune.shares": "0.2", "finetune.seeds": 1} if protocol == "finetune" else {"sgd.preset": "swav"}
     (result,) = measured(made, protocol, **short, **own)
