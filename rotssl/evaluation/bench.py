@@ -166,7 +166,8 @@ class Bench(Subject):
             everything = np.arange(len(self.train))
             # Without augmentation features are computed once, else by each task.
             rows = self.crew.share(self.features(everything)) if recipe.scale is None else None
-            rate = self._rates([number], {number.key: rates}, "sgd_loss", lambda _, rows=rows: rows)[number.key]
+            key = number.key
+            rate = self._rates([number], {key: rates}, "sgd_loss", {key: rows})[key]
             queries = self.crew.share(self.queries) if rows is not None else None
             (hits,) = self.crew.run([Task("sgd_hits", (number, rate, rows, queries))])
             recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(self.train)))
@@ -175,7 +176,7 @@ class Bench(Subject):
     def _finetune(self, numbers: Sequence[Number]) -> Iterable[Result]:
         parts = {number.key: self._part(number) for number in numbers}
         tried = {number.key: self.tuning(number)[0].lr for number in numbers}
-        chosen = self._rates(numbers, tried, "finetune_loss", lambda number: parts[number.key][0])
+        chosen = self._rates(numbers, tried, "finetune_loss", {key: part[0] for key, part in parts.items()})
         trainings = [(number, seed) for number in numbers for seed in range(self.tuning(number)[0].seeds)]
         tasks = []
         for number, seed in trainings:
@@ -195,7 +196,7 @@ class Bench(Subject):
         numbers: Sequence[Number],
         rates: Mapping[str, Sequence[float]],
         name: str,
-        given: Callable[[Number], Any],
+        given: Mapping[str, Any],
     ) -> dict[str, float]:
         """The best of each number's rates, by its key.
 
@@ -203,12 +204,12 @@ class Bench(Subject):
             numbers: of one protocol.
             rates: of each, by its key; of one rate, no loss is asked for.
             name: of the task that returns the loss with a rate.
-            given: what the task gets beside the number and the rate.
+            given: what the task gets beside the number and the rate, by the number's key.
         """
         pairs = [(number, rate) for number in numbers for rate in rates[number.key] if len(rates[number.key]) > 1]
         found = self.crew.run(
             [
-                Task(name, (number, rate, given(number)), f"{number.name}: trying rate {rate:g}")
+                Task(name, (number, rate, given[number.key]), f"{number.name}: trying rate {rate:g}")
                 for number, rate in pairs
             ]
         )

@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 from rotssl.base.paths import at
 from rotssl.config import ResolvedConfig
@@ -20,6 +20,7 @@ from rotssl.data.record import Record
 from rotssl.models.networks import network_of
 
 log = logging.getLogger(__name__)
+Loaded = tuple[ResolvedConfig, nn.Module, ImageSet, ImageSet, Augment, torch.device]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Setting:
         """Whether the run's images are in shades of grey: others are then reduced to them, as its export reduces pictures."""
         return len(datasets.normalization(self.config.data.name)[0]) == 1
 
-    def loaded(self, train: ImageSet, test: ImageSet, device: torch.device) -> tuple[Any, ...]:
+    def loaded(self, train: ImageSet, test: ImageSet, device: torch.device) -> Loaded:
         """The encoder and these images on a device: the arguments of ``Subject``.
 
         Raises:
@@ -90,7 +91,7 @@ class Setting:
         """
         config = self.config
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        encoder = network_of(at(self.folder), self.network, config.evaluation.network, self.epoch)
+        encoder: nn.Module = network_of(at(self.folder), self.network, config.evaluation.network, self.epoch)
         encoder = encoder.to(device, memory_format=layout)  # type: ignore[call-overload]
         augment = Augment(config.views, config.data.image_size, *datasets.normalization(config.data.name), 0)
         return config, encoder, train, test, augment, device

@@ -19,6 +19,7 @@ from rotssl.models.encoders import read_encoder
 from rotssl.models.networks import network_of
 from rotssl.runs import checkpoint
 from tests.commands.test_evaluate import logged, pretrain
+from tests.programs import job
 
 pytestmark = pytest.mark.contract
 SHORT = {
@@ -214,3 +215,23 @@ def test_a_number_that_the_store_did_not_take_is_kept(tmp_path, monkeypatch):
     assert evaluate(None, str(config.run_dir), ("knn",), "") == 0
     _, (child,) = logged(config)
     assert "test/knn/top1" in child.data.metrics or "knn/top1" in child.data.metrics
+
+
+@pytest.mark.system
+@pytest.mark.exhaustive
+def test_ray_s_workers_measure_the_same_to_the_bit(finished, tmp_path, cluster):
+    config, entries = finished
+    place = tmp_path / "rotssl" / "run"
+    shutil.copytree(config.run_dir, place)
+    shutil.rmtree(place / "evaluation")
+    (place / "test.json").unlink()
+    given = [part for key, value in SHORT.items() for part in (f"--{key}", value)]
+    both = ["--protocol", ",".join(evaluating.PROTOCOLS), "--scaling.num_workers", 2]
+    ended = job("--checkpoint", place, *both, *given, script="evaluate.py", env=cluster)
+    assert ended.returncode == 0 and "evaluating on 2 CPU workers" in ended.stderr, ended.stderr[-3000:]
+    again = json.loads((place / "test.json").read_text())
+    assert again == entries[: len(again)] and len(again) == len(evaluating.PROTOCOLS)
+    for entry in again:
+        ours, theirs = (np.load(run / "evaluation" / entry["folder"] / "hits.npz") for run in (place, config.run_dir))
+        assert sorted(ours.files) == sorted(theirs.files)
+        assert all((ours[name] == theirs[name]).all() for name in ours.files)

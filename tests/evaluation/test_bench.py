@@ -1,6 +1,9 @@
 """What a protocol may see: labels of its part alone, rates chosen on images that were not trained on, and no false numbers."""
 
 import dataclasses
+import functools
+import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from rotssl.config import evaluating
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet
 from rotssl.evaluation import bench as module
+from rotssl.evaluation import subject as subjects
 from rotssl.evaluation import subsets
 from rotssl.evaluation.bench import Bench
 from rotssl.evaluation.plan import plan
@@ -94,3 +98,50 @@ def test_a_run_with_an_oracle_is_measured_as_others_are(made):
     short = {"finetune.epochs": 1, "finetune.shares": "0.2", "finetune.seeds": 1, "finetune.lr": "0.1"}
     (result,) = measured(made, "finetune", **short)
     assert 0 <= result.metrics[result.number.key] <= 1
+
+
+class Two:
+    """A crew of two subjects, to which everything travels as it would to other processes."""
+
+    count = 2
+
+    def __init__(self, bench):
+        parts = bench.config, bench.encoder, bench.train, bench.test, bench.augment, bench.device
+        self.subjects = [subjects.Subject(*copied(parts)) for _ in range(2)]
+        self.tasks = []
+
+    def share(self, value):
+        return copied(value)
+
+    def run(self, tasks):
+        self.tasks += [task.name for task in tasks]
+        done = {i: self.subjects[i % 2].work(copied(tasks[i])) for i in reversed(range(len(tasks)))}
+        return [copied(done[i]) for i in range(len(tasks))]
+
+
+def copied(value):
+    return pickle.loads(pickle.dumps(value))
+
+
+def test_what_a_crew_measures_is_what_one_process_measures(made, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 8)
+    monkeypatch.setattr(subjects, "encode_share", functools.partial(subjects.encode_share, batch=8))
+    short = {
+        **{"sgd.epochs": 2, "sgd.lr": "0.1,1", "sgd.preset": "swav", "finetune.epochs": 1, "finetune.seeds": 2},
+        **{"finetune.shares": "0.2,0.4", "finetune.lr": "0.01,0.1", "fewshot.ways": 3, "fewshot.episodes": 5},
+        **{"robustness.severities": "5", "robustness.corruptions": "gaussian_noise", "robustness.angles": "90"},
+    }
+    numbers = plan(evaluating.PROTOCOLS, evaluating.build(short), made.config.evaluation, "student")
+    numbers += plan(["sgd"], evaluating.build({"sgd.epochs": 2, "sgd.lr": "0.1,1"}), made.config.evaluation, "student")
+    crew = Two(made)
+    two = Bench(made.config, made.encoder, made.train, made.test, made.augment, made.device, crew=crew)
+    for _, group in itertools.groupby(numbers, lambda number: number.protocol):
+        group = list(group)
+        for ours, theirs in zip(made.measure(group), two.measure(group), strict=True):
+            assert (ours.metrics, ours.facts, ours.files) == (theirs.metrics, theirs.facts, theirs.files)
+            assert ours.hits.keys() == theirs.hits.keys()
+            assert all(torch.equal(ours.hits[name], theirs.hits[name]) for name in ours.hits)
+    counts = {name: crew.tasks.count(name) for name in dict.fromkeys(crew.tasks)}
+    assert counts == {
+        **{"encoded": 7 + 3, "sgd_loss": 4, "sgd_hits": 2, "finetune_loss": 4, "finetune_hits": 4, "changed": 2},
+    }
