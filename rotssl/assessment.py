@@ -10,22 +10,26 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotssl import __version__
 from rotssl import config as cfg
 from rotssl.base.address import is_gone
+from rotssl.base.errors import in_a_line
 from rotssl.base.paths import AnyPath, filled_whole, write_whole
 from rotssl.config.datasets import DATASETS
 from rotssl.config.evaluating import Options, WorkerOptions
 from rotssl.config.fields import ConfigError, nearest
 from rotssl.config.methods import METHODS
 from rotssl.config.resolved import ResolvedData
-from rotssl.config.sections import OFF
+from rotssl.config.sections import OFF, DataConfig
+from rotssl.data import datasets, packed_sets
 from rotssl.evaluation.plan import Number, plan
 from rotssl.evaluation.protocol import protocols as protocol_texts
 from rotssl.runs import journal, tested
 from rotssl.runs.state import RunState, check_writable, recorded
+from rotssl.runtimes.ray_cluster import Workers
 from rotssl.tracking import reader, store, writer
 
 if TYPE_CHECKING:  # they import torch
@@ -114,6 +118,66 @@ def assess(
                 else:
                     _log(record, place, entry, kept)
     return Assessed(config.tracking.run_name, known, bool(new), place / tested.FILE if off else None)
+
+
+def check_test(data: DataConfig, labelled: bool) -> None:
+    """Check that a data set has a labelled test split for ``evaluation.protocols``, without loading it.
+
+    Args:
+        data: the data section.
+        labelled: whether its training images have labels.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    spec, why = DATASETS[data.name], "evaluation.protocols: they are measured on test, but"
+    if spec.kind == "folders":
+        datasets.test_files(data, why)
+    elif (spec.kind == "packed" and "test" not in packed_sets.opened(data)[1].splits) or not labelled:
+        raise ConfigError(f"{why} {data.name} in {data.root} has no labelled test split")
+    folder = Path(os.path.expanduser(data.root or "")) / spec.folder
+    missing = [name for name in spec.test_files if not (folder / name).is_file()]
+    if missing and not data.download:
+        raise ConfigError(f"{why} there is no {missing[0]} in {folder}")
+
+
+def at_end(state: RunState, config: cfg.ResolvedConfig, workers: Workers | None) -> Assessed | None:
+    """Evaluate a run by ``evaluation.protocols``, if it is finished and that is not done.
+
+    What goes wrong is a warning and ``state.untested``: the run is finished whatever becomes of these numbers, and the next start
+    tries again.
+
+    Args:
+        state: of the run, in its folder.
+        config: of the run.
+        workers: that have trained it, who share the work; None: this process.
+
+    Returns:
+        What is known of the run on test; None if there was nothing to do, or it failed.
+    """
+    if not state.to_test(config):
+        return None
+    scaling = WorkerOptions()
+    if workers is not None:
+        cpus = config.scaling.cpus_per_worker
+        scaling = WorkerOptions(num_workers=workers.count, use_gpu=workers.use_gpu, cpus_per_worker=cpus)
+    names, found = tuple(dict.fromkeys(config.evaluation.protocols or ())), None
+    # Whatever ends this process, the next start knows that something is left to do.
+    state.untested = "the evaluation was cut short"
+    try:
+        state.write(state.status, state.reason)
+        options = Options(scaling=scaling)
+        found = assess(state.path.parent, names, options, show=lambda line: log.warning(line.removeprefix("warning: ")))
+        state.tested, state.untested = sorted({*state.tested, *names}), ""
+    except Exception as error:  # of any kind: of a store, of a disk, of memory
+        state.untested = in_a_line(error)
+        tell = "%s is finished, but could not be evaluated on test (%s); the same command tries again"
+        log.warning(tell, state.path.parent.name, state.untested)
+    try:
+        state.write(state.status, state.reason)
+    except OSError as error:
+        log.warning("could not update %s: %s", state.path, error)
+    return found
 
 
 def _crew(

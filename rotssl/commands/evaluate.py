@@ -1,10 +1,9 @@
 """The driver of an evaluation: the encoder of a finished run on the test split."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rotssl import assessment
-from rotssl.base.paths import AnyPath
 from rotssl.commands import EXIT_FAILED, EXIT_OK, folder_of, say
 from rotssl.config.evaluating import Options
 from rotssl.config.fields import ConfigError
@@ -53,15 +52,15 @@ def evaluate(
         return EXIT_FAILED
     if not found.new:
         print("already measured:")
-    _show(found.name, found.measures, found.kept)
+    show(found)
     return EXIT_OK
 
 
-def _show(name: str, known: Mapping[str, float], kept: AnyPath | None) -> None:
+def show(found: assessment.Assessed) -> None:
     """Print what is known of a run on test, and where it is kept if there is no store."""
     from rotssl.reports import evaluations
 
-    more = [row for row in evaluations.rows(known) if row[0] not in ("knn", "linear")]
-    terminal.show(terminal.measures(f"{name} on the test split", known, "test", more))
-    if kept is not None:
-        print(f"not recorded in MLflow, because the run is not; saved in {kept}")
+    more = [row for row in evaluations.rows(found.measures) if row[0] not in ("knn", "linear")]
+    terminal.show(terminal.measures(f"{found.name} on the test split", found.measures, "test", more))
+    if found.kept is not None:
+        print(f"not recorded in MLflow, because the run is not; saved in {found.kept}")

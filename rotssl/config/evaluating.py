@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
+from rotssl.config.evaluation import PROTOCOLS as PROTOCOLS
 from rotssl.config.fields import Auto, ConfigError, convert, opt
 from rotssl.config.sections import fields_of
 
-PROTOCOLS = ("knn", "linear", "semi", "sgd", "finetune", "fewshot", "robustness")
 Distance = Literal["cosine", "euclidean"]
 
 # What others publish: k, T and distance of every combination. lightly: the defaults of utils/benchmarking/knn.py. solo-learn:

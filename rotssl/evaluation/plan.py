@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rotssl.config.evaluating import KNN_PRESETS, FinetuneOptions, Options
+from rotssl.config.evaluation import EvaluationConfig
 from rotssl.config.fields import ConfigError, nearest
-from rotssl.config.sections import EvaluationConfig
 from rotssl.evaluation.subsets import percent
 
 CORRUPTIONS = (

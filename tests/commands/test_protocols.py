@@ -9,16 +9,18 @@ import torch
 from PIL import Image
 
 from rotssl import assessment
+from rotssl import config as cfg
+from rotssl.commands import pretrain as pretrain_
 from rotssl.commands.evaluate import evaluate
 from rotssl.config import evaluating
+from rotssl.config.evaluation import EvaluationConfig
 from rotssl.config.fields import ConfigError
-from rotssl.config.sections import EvaluationConfig
 from rotssl.data import datasets
 from rotssl.evaluation import plan as plans
 from rotssl.models.encoders import read_encoder
 from rotssl.models.networks import network_of
 from rotssl.runs import checkpoint
-from tests.commands.test_evaluate import logged, pretrain
+from tests.commands.test_evaluate import logged, prepared, pretrain
 from tests.programs import job
 
 pytestmark = pytest.mark.contract
@@ -215,6 +217,55 @@ def test_a_number_that_the_store_did_not_take_is_kept(tmp_path, monkeypatch):
     assert evaluate(None, str(config.run_dir), ("knn",), "") == 0
     _, (child,) = logged(config)
     assert "test/knn/top1" in child.data.metrics or "knn/top1" in child.data.metrics
+
+
+def test_a_run_is_evaluated_at_its_end_and_what_fails_there_loses_nothing(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished[0].run_dir, tmp_path / "rotssl" / "run", ignore=shutil.ignore_patterns("test.json"))
+    without = cfg.replace(finished[0], {"storage.path": str(tmp_path)})
+    config = cfg.replace(without, {"evaluation.protocols": ("knn", "semi")})
+    assert cfg.identity_of(without) == cfg.identity_of(config)
+
+    def broken(*_):
+        raise RuntimeError("no memory\nfor this")
+
+    def state():
+        return json.loads((config.run_dir / "run.json").read_text())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assessment, "_measure", broken)
+        assert pretrain_.pretrain(config) == 1  # finished, without its numbers
+        assert (state()["status"], state()["untested"], state()["tested"]) == ("finished", "no memory", [])
+    assert pretrain_.pretrain(without) == 0  # who does not ask for them does not miss them
+    assert pretrain_.pretrain(config) == 0 and "on the test split" in capsys.readouterr().out
+    assert (state()["untested"], state()["tested"]) == ("", ["knn", "semi"])
+    entries = json.loads((config.run_dir / "test.json").read_text())
+    assert [entry["card"]["protocol"] for entry in entries] == ["knn", "semi"]
+    monkeypatch.setattr(assessment, "assess", None)
+    assert pretrain_.pretrain(config) == 0  # nothing is left to do
+
+
+@pytest.mark.exhaustive
+def test_a_run_that_is_not_finished_is_not_evaluated(tmp_path):
+    fields = {"tracking.uri": "off", "evaluation.protocols": "knn"}
+    assert pretrain_.pretrain(stopped := prepared(tmp_path, **fields, **{"train.stop_after": 1})) == 0
+    assert not (stopped.run_dir / "test.json").exists()
+    config = pretrain(tmp_path, **fields)
+    (entry,) = json.loads((config.run_dir / "test.json").read_text())
+    assert entry["epoch"] == 2 and entry["card"]["protocol"] == "knn"
+
+
+def test_protocols_at_the_end_need_a_test_split_and_known_names(tmp_path, main):
+    for i in range(8):
+        file = tmp_path / "train" / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (i, i, i)).save(file)
+    folder = f"--data.name imagefolder --data.root {tmp_path} --evaluation.holdout 0.5"
+    for given, words in (
+        ("--evaluation.protocols knn,vote", "evaluation.protocols: got 'knn,vote', expected comma-separated 'knn'"),
+        (f"--evaluation.protocols knn {folder}", "evaluation.protocols: they are measured on test, but imagefolder in"),
+    ):
+        code, _, err = main("pretrain.py", *given.split(), "--dry-run", "--storage.path", tmp_path / "results")
+        assert code == 2 and len(err.splitlines()) == 1 and words in err, err
 
 
 @pytest.mark.system
