@@ -39,7 +39,6 @@ if TYPE_CHECKING:  # they import torch
     from rotssl.evaluation.setting import Setting
 
 log = logging.getLogger(__name__)
-FOLDER = "evaluation"  # in a run's folder, with a folder for the cards and hits of each protocol
 Say = Callable[[str], None]
 
 
@@ -212,7 +211,7 @@ def _log(
     """Send an entry to the run's store, with its files; a new one, beside those that are kept, stays if that fails."""
     folder = entry.get("folder")
     names = entry.get("files", ()) if folder else ()
-    files = [place / FOLDER / str(folder) / name for name in names]
+    files = [place / tested.FOLDER / str(folder) / name for name in names]
     what = entry["epoch"], entry["metrics"], entry["facts"], files
     try:
         writer.log_evaluation(record.uri, str(record.run_id), "test", *what)
@@ -322,7 +321,7 @@ def _save(folder: AnyPath, protocol: str, results: "Sequence[Result]", card: str
     keys = ",".join(sorted(result.number.key for result in results))
     place = f"{protocol}-{hashlib.sha256(keys.encode()).hexdigest()[:8]}"
     files = {name: text for result in results for name, text in result.files.items()} | {"card.json": card}
-    with filled_whole(folder / FOLDER / place) as made:
+    with filled_whole(folder / tested.FOLDER / place) as made:
         for name, text in files.items():
             write_whole(made / name, text)
         hits.save({name: found for result in results for name, found in result.hits.items()}, made)

@@ -21,6 +21,13 @@ KNN_PRESETS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "distance": ("cosine", "euclidean"),
     },
 }
+SGD_RATES: Mapping[str, float] = {"paper": 1.0, "paper-crop": 30.0, "swav": 0.3}
+SGD_EPOCHS = 100
+
+
+def finetune_epochs(share: float) -> int:
+    """The length of fine-tuning on a share of the labels, if none is given."""
+    return 60 if share <= 0.01 else 30 if share <= 0.1 else 20
 
 
 @dataclass(frozen=True, kw_only=True)

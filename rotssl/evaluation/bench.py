@@ -248,11 +248,12 @@ class Bench(Subject):
         if not bool(self.bank.isfinite().all() and self.queries.isfinite().all()):
             return self._scored(number, None)
         try:
-            found = fewshot.episodes(self.bank, labels[0], self.queries, labels[1], *asked)
+            found, queries = fewshot.episodes(self.bank, labels[0], self.queries, labels[1], *asked)
         except ValueError as error:
             raise ConfigError(f"fewshot.ways: got {how['ways']}, but {error}") from error
         mean, half = fewshot.interval(found)
-        return Result(number, {number.key: mean, f"{number.name}/interval": half}, {number.name: found})
+        facts = {} if queries == how["queries"] else {"queries": queries, "queries_asked": how["queries"]}
+        return Result(number, {number.key: mean, f"{number.name}/interval": half}, {number.name: found}, facts)
 
     def _robustness(self, numbers: Sequence[Number]) -> Iterable[Result]:
         given = [self.crew.share(x) for x in (self.bank, self.probe)]

@@ -59,13 +59,18 @@ class Setting:
             datasets.inspect(data, holdout)
         test = datasets.load_test(data)
         splits = datasets.load(data, holdout)
-        reason = ""
+        reason, same = "", False
         try:
-            reason = Record.compared(splits.record, at(self.folder)) if own else ""
+            before = Record.read(at(self.folder))
+            if splits.record and before:
+                reason = splits.record.differences(before) if own else ""
+                same = not own and splits.record.holds(before)
         except ValueError as error:
             log.warning("%s; the images are not compared with those of the run", error)
         if reason:
             raise ConfigError(f"data.root: the run was trained on other images: {reason}")
+        if same:
+            raise ConfigError(f"data.root: {data.root} has the run's own images; leave --data.name and --data.root out")
         check_labels(splits.train, test, splits.classes, data.name)
         for line in likeness.between(splits.train, test, "test"):
             say(line)

@@ -95,6 +95,34 @@ def test_nothing_is_measured_twice_and_other_settings_are_other_numbers(finished
     assert {key for entry in entries for key in entry["card"]["numbers"]} == usual
 
 
+def test_a_value_that_is_given_as_it_would_be_has_the_usual_key():
+    def keys(**given):
+        options = evaluating.build({key.replace("__", "."): value for key, value in given.items()})
+        return [n.key for n in plans.plan(("sgd", "finetune"), options, EvaluationConfig(), "student")]
+
+    assert keys(sgd__lr="1", sgd__epochs="100") == keys() and keys(sgd__lr="2") != keys()
+    assert keys(sgd__preset="swav", sgd__lr="0.3") == keys(sgd__preset="swav") != keys(sgd__preset="swav", sgd__lr="1")
+    sixty, usual = keys(finetune__epochs="60"), keys()
+    assert sixty[:2] == usual[:2] and sixty[2] != usual[2]  # 60 is the length for a hundredth only
+
+
+def test_files_of_a_protocol_are_written_together_or_not_at_all(finished, monkeypatch, tmp_path):
+    from rotssl.evaluation import hits
+
+    place = tmp_path / "run"
+    shutil.copytree(finished[0].run_dir, place)
+    before = {file: file.read_bytes() for file in place.rglob("*") if file.is_file()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hits, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate(None, str(place), ("knn",), "", options=evaluating.build({"knn.k": "7"}))
+    assert {file: file.read_bytes() for file in place.rglob("*") if file.is_file()} == before
+    assert not [folder for folder in (place / "evaluation").iterdir() if folder.name.startswith(".")]
+
+
 def test_a_rotated_or_corrupted_image_is_harder_and_an_upright_one_is_what_knn_saw(finished):
     found = {key: value for entry in finished[1] for key, value in entry["metrics"].items()}
     assert found["robustness/rotate_0/knn/top1"] == found["knn/top1"]

@@ -4,21 +4,27 @@ import dataclasses
 import functools
 import itertools
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from rotssl import config as cfg
 from rotssl.config import evaluating
+from rotssl.config.fields import ConfigError
+from rotssl.data import datasets
 from rotssl.data.augment import Augment
-from rotssl.data.images import ImageSet
+from rotssl.data.images import ImageSet, shades
 from rotssl.evaluation import bench as module
+from rotssl.evaluation import cards, subsets
 from rotssl.evaluation import subject as subjects
-from rotssl.evaluation import subsets
 from rotssl.evaluation.bench import Bench
 from rotssl.evaluation.plan import plan
+from rotssl.evaluation.setting import Setting
+from rotssl.export.encoder import Encoder
 
 CLASSES, EACH, SIDE = 4, 25, 8
 
@@ -98,6 +104,54 @@ def test_a_run_with_an_oracle_is_measured_as_others_are(made):
     short = {"finetune.epochs": 1, "finetune.shares": "0.2", "finetune.seeds": 1, "finetune.lr": "0.1"}
     (result,) = measured(made, "finetune", **short)
     assert 0 <= result.metrics[result.number.key] <= 1
+
+
+def test_cards_say_the_penalty_and_how_many_queries_a_class_had(made):
+    for protocol in ("linear", "semi"):
+        facts = measured(made, protocol)[0].facts
+        assert (
+            facts["penalty"]
+            in facts["penalties_tried"]
+            == [1.0, 0.1, 0.01, 0.001, 1e-4, 1e-5][: len(facts["penalties_tried"])]
+        )
+    (found,) = measured(made, "fewshot", **{"fewshot.ways": 3, "fewshot.shots": 1, "fewshot.episodes": 5})
+    card = cards.card({}, [found])
+    assert (card["queries"], card["queries_asked"]) == (5, 15)  # there are 5 test images of each class
+    (found,) = measured(made, "fewshot", **{"fewshot.ways": 3, "fewshot.shots": 1, "fewshot.queries": 4})
+    assert found.facts == {}
+
+
+def test_the_run_s_own_images_are_no_transfer_whatever_they_are_called(tmp_path):
+    for split, seeds in (("train", range(20)), ("test", range(20, 30))):
+        for seed in seeds:
+            file = tmp_path / "own" / split / "ab"[seed % 2] / f"{seed}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)).save(file)
+    own = {"data.name": "imagefolder", "data.root": str(tmp_path / "own"), "train.batch_size": 4}
+    config = cfg.resolve(cfg.build({**own, "data.limit": 10}), 16, 10)
+    datasets.load(config.data, 0.1).record.save(tmp_path / "run")
+    shutil.copytree(tmp_path / "own", tmp_path / "copied")
+    data = dataclasses.replace(config.data, root=str(tmp_path / "copied"), limit=None)
+    with pytest.raises(ConfigError, match=r"copied has the run's own images; leave --data\.name and --data\.root out"):
+        Setting(config, str(tmp_path / "run"), "student", 1, data).images()
+    (tmp_path / "copied" / "train" / "a" / "0.png").unlink()
+    for name in ("2", "4", "6"):
+        shutil.copy(tmp_path / "own" / "test" / "a" / "20.png", tmp_path / "copied" / "train" / "a" / f"{name}.png")
+    assert len(Setting(config, str(tmp_path / "run"), "student", 1, data).images()[0]) == 17
+
+
+def test_a_run_in_shades_of_grey_sees_colours_as_its_export_does(tmp_path):
+    config = cfg.resolve(cfg.build({"data.name": "fashion-mnist-sample"}), 28, 1000)
+    other = cfg.resolve(cfg.build({"data.name": "synthetic", "data.image_size": 28}), 28, 1000).data
+    (train, test), colours = Setting(config, str(tmp_path), "student", 1, other).images(), datasets.load_test(other)
+    assert train.images.shape[1] == test.images.shape[1] == 1 and colours.images.shape[1] == 3
+    encoder = Encoder(nn.Identity(), 1, {"mean": [0.286], "std": [0.353], "image_size": 28, "stored": [32, 32]})
+    augment = Augment(config.views, 28, *datasets.normalization(config.data.name), 0)
+    seen = augment.evaluation(torch.from_numpy(test.images[:4]))
+    for pixels, ours in zip(colours.images[:4], seen, strict=True):
+        picture = Image.fromarray(pixels.transpose(1, 2, 0))
+        assert torch.equal(encoder.transform(picture), ours)
+        assert (np.asarray(picture.convert("L")) == shades(pixels)[0]).all()  # as Pillow computes them
 
 
 class Two:
