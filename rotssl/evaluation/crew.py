@@ -3,8 +3,8 @@
 Work is shared by tasks, not by DDP: features of parts of the images, a changed copy of the test images, a training with one rate
 or one seed. A task is computed by one worker alone, with the seeds, the batches and the BatchNorm statistics that it has
 everywhere. So the numbers are those of one process to the bit, on equal devices with equal numbers of threads, whatever the
-number of workers; and protocols have more tasks than most clusters have workers. DDP would sum gradients in another order, and
-its exchange would cost more than it saves on the small parts with labels.
+number of workers; and most protocols have more tasks than a cluster has workers. DDP would sum gradients in another order, and
+divide batches of 16 images on the small parts with labels.
 """
 
 from collections.abc import Callable, Sequence
