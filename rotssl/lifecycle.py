@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rotssl import assessment
 from rotssl import config as cfg
 from rotssl.base.address import file_of, is_gone
 from rotssl.base.paths import AnyPath, at, write_whole
@@ -55,6 +56,8 @@ def prepare(
     for line in info.warnings:
         say(line)
     check_labels(config, info.labelled)
+    if config.evaluation.protocols:
+        assessment.check_test(config.data, info.labelled)
     resolved = cfg.resolve(config, info.image_size, info.train_size)
     try:
         at(resolved.storage.path)
@@ -101,6 +104,7 @@ class Run:
     def __init__(self, config: ResolvedConfig) -> None:
         self.config, self.folder, self.name = config, config.run_dir, config.tracking.run_name
         self.state = RunState.of(config)
+        self.assessed: assessment.Assessed | None = None  # what this start found out on test
 
     @classmethod
     @contextmanager
@@ -170,6 +174,9 @@ class Run:
 
         Returns:
             The new status.
+
+        Raises:
+            KeyboardInterrupt: the training was finished, and then its evaluation interrupted.
         """
         try:
             status, reason = self._train(workers, show, splits)
@@ -180,7 +187,13 @@ class Run:
         except Exception as error:  # unexpected: record it and raise it with its traceback
             self.close("failed", f"{type(error).__name__}: {error}"[:500])
             raise
-        return self.close(status, reason)
+        self.close(status, reason)
+        self.assess(workers)
+        return status
+
+    def assess(self, workers: Workers | None) -> None:
+        """Evaluate a finished run on test by ``evaluation.protocols``, unless that is done; see ``assessment.at_end``."""
+        self.assessed = assessment.at_end(self.state, self.config, workers) or self.assessed
 
     def _train(self, workers: Workers | None, show: Callable[[Event], None], splits: Any) -> tuple[str, str]:
         """Train; returns the status of the run and the reason for it."""

@@ -157,3 +157,21 @@ def filled(folder: AnyPath) -> Iterator[Path]:
         yield Path(scratch)
         for file in sorted(Path(scratch).iterdir()):
             (folder / file.name).upload(file)
+
+
+@contextlib.contextmanager
+def filled_whole(folder: AnyPath) -> Iterator[Path]:
+    """As ``filled``, but if the body fails nothing of it is in ``folder``, which may have other files.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    beside = folder.parent if isinstance(folder, Path) else None  # on the same disk, so that files are renamed
+    if beside is not None:
+        beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".rotssl-", dir=beside) as scratch:
+        yield Path(scratch)
+        with filled(folder) as here:
+            for file in sorted(Path(scratch).iterdir()):
+                shutil.move(file, here / file.name)
+            files.sync_folder(here)

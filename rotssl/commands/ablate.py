@@ -213,6 +213,9 @@ def _conclude(sweep: SweepRun, code: int = EXIT_OK, show: "Callable[[Report], No
     failed = [(trial, state) for trial, state in zip(sweep.trials, states, strict=True) if state.status == "failed"]
     for trial, state in failed:
         say(f"failed: {trial.title}: {state.reason}")
+    untested = [(t, state) for t, state in zip(sweep.trials, states, strict=True) if state.to_test(t.config)]
+    for trial, state in untested:
+        say(f"not evaluated on test: {trial.title}: {state.untested or 'not started'}; the same command tries again")
     left = [state for state in states if state.status not in ("finished", "pruned", "failed")]
     if left and code == EXIT_OK:
         say(f"{len(left)} trials did not finish; the same command resumes them")
@@ -224,4 +227,4 @@ def _conclude(sweep: SweepRun, code: int = EXIT_OK, show: "Callable[[Report], No
         say("interrupted; the same command resumes from the last checkpoints")
     if code:
         return code
-    return EXIT_OK if status == "finished" else EXIT_FAILED
+    return EXIT_OK if status == "finished" and not untested else EXIT_FAILED

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rotssl.base.paths import filled
+from rotssl.base.paths import filled_whole
 from rotssl.commands import EXIT_OK, folder_of, say
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
@@ -75,7 +75,7 @@ def export(
             _say(name, where, gap)
             continue
         within = target / formats.FOLDER if name == "huggingface" else target
-        with filled(within) as here:
+        with filled_whole(within) as here:
             if name == "huggingface":
                 file, gap = card.write(encoder, known, here, licence)
             else:

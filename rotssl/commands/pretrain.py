@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rotssl.base.address import is_gone
-from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, budget, say, signals
+from rotssl.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, budget, evaluate, say, signals
 from rotssl.config import ResolvedConfig
 from rotssl.config.cli import Command
 from rotssl.config.fields import ConfigError, require
@@ -105,6 +105,7 @@ def pretrain(config: ResolvedConfig, told: str = "", conclude: Conclude | None =
             say(f"{line}{' (no effect: the run is finished)' if run.state.is_done else ' from now on'}")
         if run.state.is_done:
             _catch_up(run)
+            run.assess(None)
             return (conclude or _conclude)(run, "")
         workers = None
         if threading.current_thread() is threading.main_thread():  # also while a cluster's nodes are waited for
@@ -155,7 +156,10 @@ def _conclude(run: Run, status: str) -> int:
         epochs = run.config.train.epochs
         print(f"stopped after epoch {max(run.points)} of {epochs} as requested; without stop_after the command resumes")
     report(run)
-    return EXIT_OK
+    if run.assessed is not None:
+        evaluate.show(run.assessed)
+    # Whoever asked for numbers on test and goes on by the exit code must not take them as there; the run itself is finished.
+    return EXIT_FAILED if run.state.untested and run.state.to_test(run.config) else EXIT_OK
 
 
 def _catch_up(run: Run) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
-from rotssl.config.fields import ConfigError, convert, opt
+from rotssl.config.evaluation import PROTOCOLS as PROTOCOLS
+from rotssl.config.fields import Auto, ConfigError, convert, opt
 from rotssl.config.sections import fields_of
 
-PROTOCOLS = ("knn", "linear", "semi", "sgd", "finetune", "fewshot", "robustness")
 Distance = Literal["cosine", "euclidean"]
 
 # What others publish: k, T and distance of every combination. lightly: the defaults of utils/benchmarking/knn.py. solo-learn:
@@ -21,6 +21,13 @@ KNN_PRESETS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "distance": ("cosine", "euclidean"),
     },
 }
+SGD_RATES: Mapping[str, float] = {"paper": 1.0, "paper-crop": 30.0, "swav": 0.3}
+SGD_EPOCHS = 100
+
+
+def finetune_epochs(share: float) -> int:
+    """The length of fine-tuning on a share of the labels, if none is given."""
+    return 60 if share <= 0.01 else 30 if share <= 0.1 else 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +110,20 @@ class RobustnessOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """Who measures; the numbers do not depend on it."""
+
+    num_workers: int | Auto = opt(
+        0,
+        "Ray workers that share the work: features, changed test images, rates and seeds of trainings. 0: this process; "
+        "auto: one per GPU, else 2.",
+        ge=0,
+    )
+    use_gpu: bool | Auto = opt("auto", "Whether each worker uses a GPU.")
+    cpus_per_worker: int = opt(1, "CPU cores reserved per worker.", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """All sections."""
 
@@ -112,6 +133,7 @@ class Options:
     finetune: FinetuneOptions = field(default_factory=FinetuneOptions)
     fewshot: FewshotOptions = field(default_factory=FewshotOptions)
     robustness: RobustnessOptions = field(default_factory=RobustnessOptions)
+    scaling: WorkerOptions = field(default_factory=WorkerOptions)
 
 
 def schema() -> dict[str, tuple[Any, dataclasses.Field[Any]]]:

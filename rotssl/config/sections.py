@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_type_hints
 
 from rotssl.config.datasets import DatasetName
+from rotssl.config.evaluation import EvaluationConfig
 from rotssl.config.fields import Auto, opt
 from rotssl.config.methods import METHODS, MethodConfig
 from rotssl.config.oracle import OracleConfig
@@ -234,42 +235,6 @@ class ScalingConfig:
         "Go on with fewer workers while nodes are missing for over a minute, as many as share the batch, and with all once they "
         "are back.",
         later=True,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """Evaluation during training."""
-
-    knn_every: int | Auto = opt(
-        1,
-        "Evaluate kNN on validation every N epochs; 0: never; auto: after the first epoch of a start and after the last one, and "
-        "in between as often as takes, with checkpoints, at most 5% of the training time.",
-        ge=0,
-    )
-    bank: int | None = opt(
-        None,
-        "Training images, as many of each class, whose features kNN and the probe compare with; default: all.",
-        ge=200,
-        later=True,
-    )
-    knn_k: int = opt(200, "Number of neighbours of kNN.", ge=1, le=1000, later=True)
-    knn_temperature: float = opt(0.1, "Temperature of kNN's votes, exp(cosine / T).", gt=0, later=True)
-    network: Literal["student", "teacher"] = opt(
-        "student",
-        "Encoder that is evaluated and exported: the trained one, or its moving average, as DINO's authors do.",
-        later=True,
-    )
-    knn_bf16: bool = opt(
-        False, "Compute kNN's cosines in bf16, for large banks on devices that support it; a few predictions change."
-    )
-    linear: bool = opt(True, "Train a linear probe on the features of the last epoch.")
-    holdout: float = opt(
-        0.1,
-        "Share of the training images held out for validation if the data set has no validation split; 0: train on all of them "
-        "and evaluate once, at the end, on the test split.",
-        ge=0,
-        lt=1,
     )
 
 

@@ -127,7 +127,7 @@ def _inspect_folders(config: DataConfig, holdout: float) -> DataInfo:
     native = decoding.probe(splits, config.on_bad == "skip")
     size, held = len(splits["train"].files), len(splits.get("validation", ()))
     if "validation" not in splits and classes and holdout == 0:
-        held = len(_test_files(config, "evaluation.holdout: got 0, expected more, as"))
+        held = len(test_files(config, "evaluation.holdout: got 0, expected more, as"))
     elif "validation" not in splits and classes:
         labels = splits["train"].labels
         held = 0 if labels is None else len(hold_out(labels, holdout))
@@ -184,7 +184,7 @@ def describe_storage(config: ResolvedData, holdout: float, info: DataInfo, here:
     cache = disk_cache.folder(config.cache)
     line += f", on disk in {cache} of each node"
     parts, native, classes = _files(config, holdout)
-    files = [parts, [_test_files(config)]] if _reads_test(parts, classes, holdout) else [parts]
+    files = [parts, [test_files(config)]] if _reads_test(parts, classes, holdout) else [parts]
     names = [disk_cache.checksum(file, native, config.image_size) for file in files]
     if all(disk_cache.find(cache, name) is not None for name in names):
         return f"{line}; already decoded here"
@@ -246,7 +246,7 @@ def _load_folders(config: ResolvedData, holdout: float, say: Callable[[str], Non
         raise DataError(f"no image of train can be read: {listing(found.seen.bad)}")
     tested, more = None, None
     if _reads_test(parts, classes, holdout):
-        (tested,), more = _read(config, [_test_files(config)], native, say)
+        (tested,), more = _read(config, [test_files(config)], native, say)
     validation = sets[1] if len(sets) > 1 else None
     line = found.seen.line(_counts(sets[0], validation, tested), classes, scan.skipped)
     lines = [line, *found.seen.warnings(), *(more.seen.warnings() if more else [])]
@@ -309,14 +309,14 @@ def load_test(config: ResolvedData) -> ImageSet:
     spec = DATASETS[config.name]
     if spec.kind == "folders":
         native = decoding.probe(_scan(config).splits, config.on_bad == "skip")
-        return _read(config, [_test_files(config)], native)[0][0]
+        return _read(config, [test_files(config)], native)[0][0]
     if spec.kind == "packed":
         return packed_sets.load_test(config)
     test: ImageSet = (_torchvision(config, "test") if spec.kind == "torchvision" else spec.load()())[0]["test"]
     return test
 
 
-def _test_files(config: DataConfig, why: str = "data.name:") -> Folder:
+def test_files(config: DataConfig, why: str = "data.name:") -> Folder:
     """The labelled test split of a data set in folders.
 
     Raises:

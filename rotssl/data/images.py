@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -38,6 +38,10 @@ class Lazy(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: slice | npt.NDArray[np.int64]) -> Pixels: ...
+
+    @property
+    def checksums(self) -> npt.NDArray[np.uint64]:
+        """Of the files, (N,): ``reading.digest`` of each."""
 
     def subset(self, index: npt.NDArray[np.int64]) -> "Lazy":
         """The images with these indices."""
@@ -75,6 +79,29 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[index]
         images = self.images[index] if isinstance(self.images, np.ndarray) else self.images.subset(index)
         return ImageSet(images, labels, None if self.sums is None else self.sums[index])
+
+
+def shades(pixels: Pixels) -> Pixels:
+    """Images in shades of grey, ITU-R 601-2 as Pillow computes them: (..., 3, H, W) -> (..., 1, H, W)."""
+    red, green, blue = (pixels[..., [i], :, :].astype(np.uint32) for i in range(3))
+    found: Pixels = ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)
+    return found
+
+
+def in_shades(images: ImageSet) -> ImageSet:
+    """A set in shades of grey; itself if it is.
+
+    Raises:
+        ValueError: its images are decoded when they are taken.
+    """
+    if images.images.shape[1] == 1:
+        return images
+    if not isinstance(images.images, np.ndarray):
+        raise ValueError("its images are in colour, and too large to be kept decoded")
+    made = np.empty((len(images), 1, *images.images.shape[2:]), np.uint8)
+    for first in range(0, len(images), 4096):
+        made[first : first + 4096] = shades(images.images[first : first + 4096])
+    return replace(images, images=made)
 
 
 def sketch(images: ImageSet, classes: Sequence[str]) -> dict[str, Any]:

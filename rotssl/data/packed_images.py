@@ -57,6 +57,11 @@ class PackedImages:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def checksums(self) -> npt.NDArray[np.uint64]:
+        """Of the image files, (N,), as the index has them."""
+        return self.rows["checksum"].astype(np.uint64)
+
     def subset(self, index: npt.NDArray[np.int64]) -> "PackedImages":
         """The images with these indices."""
         return PackedImages(self.shards, self.rows[index], self.side, self.interpolation)

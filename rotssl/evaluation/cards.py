@@ -42,7 +42,9 @@ def digest(images: ImageSet) -> str:
     found = hashlib.sha256(b"" if images.labels is None else np.ascontiguousarray(images.labels, "<i8").tobytes())
     if images.sums is not None:
         found.update(np.ascontiguousarray(images.sums[:, 0], "<u8").tobytes())
-    elif isinstance(images.images, np.ndarray):
+    elif not isinstance(images.images, np.ndarray):
+        found.update(np.ascontiguousarray(images.images.checksums, "<u8").tobytes())
+    else:
         for first in range(0, len(images), 4096):
             found.update(np.ascontiguousarray(images.images[first : first + 4096]).tobytes())
     return found.hexdigest()[:16]

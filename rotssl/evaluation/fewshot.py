@@ -28,8 +28,8 @@ def episodes(
     asked: int,
     count: int,
     seed: int,
-) -> Tensor:
-    """The accuracy of each episode, (count,).
+) -> tuple[Tensor, int]:
+    """The accuracy of each episode, (count,), and how many test images of each class an episode has.
 
     The class means are those of features of length 1 (SimpleShot's L2N, Wang et al. 2019, arXiv 1911.04623), and the nearest one
     is that of the smallest Euclidean distance (Snell et al. 2017, arXiv 1703.05175, eq. 1 and 2).
@@ -41,7 +41,7 @@ def episodes(
         query_labels: (M,).
         ways: classes of an episode.
         shots: training images of each class.
-        asked: test images of each class, or as many as it has.
+        asked: test images of each class; all episodes have as many as the smallest class, if that is fewer.
         count: number of episodes.
         seed: of the draws.
 
@@ -63,7 +63,7 @@ def episodes(
         means = bank[torch.from_numpy(support).to(bank.device)].mean(1)
         distances = torch.cdist(queries[torch.from_numpy(chosen.ravel()).to(bank.device)], means)
         right.append((distances.argmin(1) == truth).float().mean())
-    return torch.stack(right)
+    return torch.stack(right), each
 
 
 def interval(accuracies: Tensor) -> tuple[float, float]:

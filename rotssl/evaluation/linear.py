@@ -5,7 +5,7 @@ gradients.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,11 +53,20 @@ def linear_hits(
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted linear classifier: of features minus ``mean`` in units of ``spread``, each (D,), with ``weights`` (C, D + 1)."""
+    """A fitted linear classifier: of features minus ``mean`` in units of ``spread``, each (D,), with ``weights`` (C, D + 1).
+
+    ``l2`` is the strength of its penalty, ``tried`` are those that were tried, in their order.
+    """
 
     mean: Tensor
     spread: Tensor
     weights: Tensor
+    l2: float
+    tried: tuple[float, ...]
+
+    def to(self, device: torch.device) -> "Probe":
+        """The same on a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("mean", "spread", "weights")})
 
     def classes(self, features: Tensor) -> Tensor:
         """The most probable class of each row, (M, D) -> (M,) int64."""
@@ -78,7 +87,7 @@ def fit_probe(bank: Tensor, labels: Tensor, held: Tensor | None = None, iteratio
     mean, spread = mean.float(), spread.float()
     spread = spread.masked_fill(spread <= CONSTANT * largest, math.inf)
     held = held_out(labels) if held is None else held
-    return Probe(mean, spread, _fit_with_best_l2((bank - mean) / spread, labels, held, iterations))
+    return Probe(mean, spread, *_fit_with_best_l2((bank - mean) / spread, labels, held, iterations))
 
 
 def _total(x: Tensor) -> Tensor:
@@ -178,8 +187,12 @@ def _cross_entropy(features: Tensor, labels: Tensor, weights: Tensor, count: int
     return distributed.all_reduce(loss)
 
 
-def _fit_with_best_l2(bank: Tensor, labels: Tensor, held: Tensor, iterations: int) -> Tensor:
+def _fit_with_best_l2(
+    bank: Tensor, labels: Tensor, held: Tensor, iterations: int
+) -> tuple[Tensor, float, tuple[float, ...]]:
     """Weights fitted to the whole bank, with the penalty that has the lowest cross-entropy on a held-out part of it.
+
+    The penalty and those that were tried come with them.
 
     Cross-entropy rather than accuracy, which on a few hundred images is too coarse to distinguish neighbours in the grid.
     """
@@ -187,11 +200,12 @@ def _fit_with_best_l2(bank: Tensor, labels: Tensor, held: Tensor, iterations: in
     apart, theirs = bank[held], labels[held]
     classes = 1 + int(distributed.largest(labels.amax() if len(labels) else labels.new_tensor(0)))
     weights = bank.new_zeros(classes, bank.shape[1] + 1)
-    best, chosen = math.inf, LINEAR_L2[0]
+    best, chosen, tried = math.inf, LINEAR_L2[0], list[float]()
     for l2 in LINEAR_L2:  # each fit starts from the previous one, which is close
+        tried.append(l2)
         candidate = fit(features, known, l2, weights, iterations)
         loss = float(distributed.from_rank(_cross_entropy(apart, theirs, candidate, _count(apart)), 0))
         if loss >= best:  # smaller penalties only overfit more
             break
         best, chosen, weights = loss, l2, candidate
-    return fit(bank, labels, chosen, weights, iterations)
+    return fit(bank, labels, chosen, weights, iterations), chosen, tuple(tried)

@@ -19,6 +19,8 @@ from rotssl.evaluation.knn import QUERIES, knn_hits
 from rotssl.evaluation.linear import HISTORY, held_out, linear_hits
 from rotssl.evaluation.protocol import KNN_K, KNN_TEMPERATURE
 
+BATCH = 512  # images of a forward pass
+
 
 def bank_of(train: ImageSet, most: int | None) -> npt.NDArray[np.int64]:
     """Indices of the training images whose features others are compared with: all, or so many, of all classes alike."""
@@ -65,7 +67,7 @@ def encode_share(
     device: torch.device,
     layout: torch.memory_format,
     kind: torch.dtype | None = None,
-    batch: int = 512,
+    batch: int = BATCH,
     chosen: npt.NDArray[np.int64] | None = None,
     change: Callable[[Pixels, int], Pixels] | None = None,
 ) -> Tensor:

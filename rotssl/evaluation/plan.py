@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rotssl.config.evaluating import KNN_PRESETS, FinetuneOptions, Options
+from rotssl.config.evaluating import KNN_PRESETS, SGD_EPOCHS, SGD_RATES, FinetuneOptions, Options, finetune_epochs
+from rotssl.config.evaluation import EvaluationConfig
 from rotssl.config.fields import ConfigError, nearest
-from rotssl.config.sections import EvaluationConfig
 from rotssl.evaluation.subsets import percent
 
 CORRUPTIONS = (
@@ -112,15 +112,19 @@ def _semi(options: Options, evaluation: EvaluationConfig) -> Numbers:
 
 def _sgd(options: Options, evaluation: EvaluationConfig) -> Numbers:
     given = options.sgd
-    suffix = _other(given, type(given)(), "preset")
-    yield f"sgd/{given.preset}{suffix}/top1", dataclasses.asdict(given)
+    # What is given as it would be without it is the same number.
+    lr = None if given.lr == (SGD_RATES[given.preset],) else given.lr
+    ours = dataclasses.replace(given, lr=lr, epochs=None if given.epochs == SGD_EPOCHS else given.epochs)
+    suffix = _other(ours, type(given)(), "preset")
+    yield f"sgd/{given.preset}{suffix}/top1", dataclasses.asdict(ours)
 
 
 def _finetune(options: Options, evaluation: EvaluationConfig) -> Numbers:
     given, seed = options.finetune, options.semi.seed
-    suffix = _other(given, FinetuneOptions(), "shares") + (f"_seed{seed}" if seed else "")
     for share in given.shares:
-        settings = {**dataclasses.asdict(given), "share": share, "split_seed": seed}
+        ours = dataclasses.replace(given, epochs=None if given.epochs == finetune_epochs(share) else given.epochs)
+        suffix = _other(ours, FinetuneOptions(), "shares") + (f"_seed{seed}" if seed else "")
+        settings = {**dataclasses.asdict(ours), "share": share, "split_seed": seed}
         del settings["shares"]
         yield f"finetune/{percent(share)}{suffix}/top1", settings
 

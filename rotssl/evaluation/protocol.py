@@ -1,6 +1,6 @@
 """The evaluation protocols: their constants, and the texts that are recorded with every accuracy."""
 
-from rotssl.config.sections import EvaluationConfig
+from rotssl.config.evaluation import EvaluationConfig
 
 KNN_K = 200
 

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rotssl.base import heartbeat, rng
 from rotssl.base.schedules import cosine
 from rotssl.config import ResolvedConfig
-from rotssl.config.evaluating import FinetuneOptions, SgdOptions
+from rotssl.config.evaluating import SGD_EPOCHS, SGD_RATES, FinetuneOptions, SgdOptions, finetune_epochs
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet
 from rotssl.data.loader import Loader
@@ -48,12 +48,14 @@ _PAPER = (
     "Addepalli et al. 2021, section A3: rate, 100 epochs, batch 512, BatchNorm frozen; momentum and cosine are ours"
 )
 PRESETS = {
-    "paper": Recipe(100, 512, 1.0, source=_PAPER),
-    "paper-crop": Recipe(100, 512, 30.0, scale=(0.2, 1.0), source=f"{_PAPER}, and so is the crop's scale"),
+    "paper": Recipe(SGD_EPOCHS, 512, SGD_RATES["paper"], source=_PAPER),
+    "paper-crop": Recipe(
+        SGD_EPOCHS, 512, SGD_RATES["paper-crop"], scale=(0.2, 1.0), source=f"{_PAPER}, and so is the crop's scale"
+    ),
     "swav": Recipe(
-        100,
+        SGD_EPOCHS,
         256,
-        0.3,
+        SGD_RATES["swav"],
         weight_decay=1e-6,
         scale=(0.08, 1.0),
         source="SwAV's eval_linear.py (8 GPUs of 32 images), but the last epoch in place of the best one on test",
@@ -69,9 +71,8 @@ def linear_recipe(options: SgdOptions) -> tuple[Recipe, tuple[float, ...]]:
 
 def finetune_recipe(options: FinetuneOptions, share: float, images: int) -> Recipe:
     """The recipe of fine-tuning on a share of the labels, which is so many images; its rates are those of the first try."""
-    length = 60 if share <= 0.01 else 30 if share <= 0.1 else 20
     return Recipe(
-        options.epochs or length,
+        options.epochs or finetune_epochs(share),
         min(images, options.batch_size or min(256, max(16, images // 8))),
         options.lr[0] * options.head_lr,
         options.lr[0],
@@ -197,9 +198,6 @@ def view_batches(
     return batches
 
 
-def best_rate(rates: Sequence[float], loss_of: Callable[[float], float]) -> float:
-    """The rate with the lowest loss on held-out images; of one rate, no loss is asked for. Diverged ones count as infinite."""
-    if len(rates) == 1:
-        return rates[0]
-    losses = {rate: loss_of(rate) for rate in rates}
+def best_rate(losses: Mapping[float, float]) -> float:
+    """The rate with the lowest loss on held-out images, the first of equal ones. Diverged ones count as infinite."""
     return min(losses, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)

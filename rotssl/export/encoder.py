@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rotssl.data.decoding import MARGIN, NATIVE_LIMIT, fit
+from rotssl.data.images import shades
 from rotssl.data.reading import upright
 
 
@@ -53,7 +54,7 @@ class Encoder(nn.Module):
         size = (rgb.height, rgb.width)
         pixels = np.asarray(rgb).transpose(2, 0, 1) if self._as_stored(size) else fit(rgb, self._side())
         if len(self.mean) == 1:
-            pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).convert("L"))[None]
+            pixels = shades(pixels)
         x = torch.from_numpy(np.array(pixels))[None].float() / 255
         if x.shape[2:] != (self.image_size, self.image_size):
             x = F.interpolate(x, (self.image_size, self.image_size), mode="bilinear", antialias=True)

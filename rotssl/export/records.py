@@ -1,11 +1,12 @@
 """What a run's records say of its encoder, for the model card: nothing here is measured or guessed."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rotssl import config as cfg
-from rotssl.base.paths import AnyPath
+from rotssl.base.paths import AnyPath, folders
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
@@ -17,6 +18,8 @@ from rotssl.tracking import registry, untracked
 
 _PRIVATE = ("data.root", "train.init_from")  # places on somebody's machine
 _ACCURACY = "/top1"
+# What a card says of its numbers that is said elsewhere in the model card, or is long.
+_UNSAID = ("numbers", "value", "run", "method", "network", "epoch", "rotssl", "query_split", "top1_by_seed", "source")
 _NETWORKS = ("student/", "teacher/")  # how names begin of accuracies of a network that the run has not evaluated
 
 
@@ -80,7 +83,8 @@ def read(folder: AnyPath) -> Records:
         later = [registry.Evaluation("test", entry["metrics"], entry["facts"]) for entry in tested.read(folder)]
     else:
         tags, later = registry.tags_of(state.uri, state.run_id), registry.evaluations(state.uri, state.run_id)
-    return Records(config, state, epochs, last, tags, (*_of_run(config, last, tags), *_of_evaluations(later)))
+    measures = (*_of_run(config, last, tags), *_of_evaluations(later, _cards(folder)))
+    return Records(config, state, epochs, last, tags, measures)
 
 
 def _of_run(config: ResolvedConfig, last: Mapping[str, float], tags: Mapping[str, str]) -> list[Measure]:
@@ -95,12 +99,38 @@ def _of_run(config: ResolvedConfig, last: Mapping[str, float], tags: Mapping[str
     return found
 
 
-def _of_evaluations(evaluations: list[registry.Evaluation]) -> list[Measure]:
+def _cards(folder: AnyPath) -> dict[str, dict[str, Any]]:
+    """What the protocol cards in a run's folder say of each number, by its key.
+
+    Raises:
+        ConfigError: a card is damaged.
+    """
+    found = dict[str, dict[str, Any]]()
+    for place in folders(folder / tested.FOLDER):
+        file = place / "card.json"
+        if not file.exists():
+            continue
+        try:
+            content = json.loads(file.read_text())
+            shared = {key: value for key, value in content.items() if key not in _UNSAID}
+            for key, own in content["numbers"].items():
+                found[key] = {name: value for name, value in {**shared, **own}.items() if name not in _UNSAID}
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ConfigError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+    return found
+
+
+def _of_evaluations(evaluations: list[registry.Evaluation], cards: Mapping[str, Mapping[str, Any]]) -> list[Measure]:
     found = []
     for each in evaluations:
-        everything = ", ".join(f"{key} {value}" for key, value in sorted(each.how.items()))
         for key, value in each.metrics.items():
             if key.endswith(_ACCURACY):
                 name = key.removesuffix(_ACCURACY)
-                found.append(Measure(name, value, each.split, each.how.get(f"{name}_protocol", everything)))
+                how = cards.get(key, each.how)
+                text = ", ".join(f"{fact} {_text(what)}" for fact, what in sorted(how.items()) if what is not None)
+                found.append(Measure(name, value, each.split, each.how.get(f"{name}_protocol", text)))
     return found
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

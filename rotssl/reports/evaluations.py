@@ -10,16 +10,21 @@ from rotssl.tracking.reader import TrackedRun
 SPREADS = ("interval", "deviation")  # beside an accuracy
 _CORRUPTED = re.compile(r"(.*)robustness/((?!rotate_)[a-z_]+)_\d(?:_seed\d+)?/(knn|linear)")
 # What a table says of its numbers, in words, from the cards' parameters in MLflow.
-_FACTS = (
-    *(
-        ("view", "view"),
-        ("bn", "BatchNorm"),
-        ("precision", "precision"),
-        ("epochs", "epochs"),
-        ("rates_tried", "rates"),
-    ),
-    *(("augmentation", "augmentation"), ("split_seed", "seed of the parts"), ("query_digest", "test images")),
-)
+_FACTS = {
+    **{
+        "view": "view",
+        "bn": "BatchNorm",
+        "precision": "precision",
+        "distance": "distance",
+        "k": "k",
+        "temperature": "T",
+    },
+    **{"penalties_tried": "penalties tried", "penalty": "penalty", "epochs": "epochs", "batch_size": "batch size"},
+    **{"rates_tried": "rates tried", "rate": "rate", "augmentation": "augmentation", "share": "shares of the labels"},
+    **{"labelled_images": "labelled images", "split_seed": "seed of the parts", "split": "checksums of the parts"},
+    **{"ways": "classes", "shots": "training images of each", "queries": "test images of each", "episodes": "episodes"},
+    **{"query_images": "test images", "query_digest": "their checksum"},
+}
 
 
 def rows(known: Mapping[str, float]) -> Iterator[tuple[str, str]]:
@@ -61,7 +66,7 @@ def tables_of(records: Sequence[TrackedRun], runs: Sequence[TrackedRun]) -> list
             for name, value in rows(record.values)
         ]
         facts = []
-        for key, word in _FACTS:
+        for key, word in _FACTS.items():
             values = {record.params.get(f"card.{key}", "") for record in ours} - {""}
             if values:
                 facts.append(f"{word}: {values.pop() if len(values) == 1 else 'several, see the cards'}")

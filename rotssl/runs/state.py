@@ -15,7 +15,7 @@ from rotssl.base.address import file_of, is_gone, without_login
 from rotssl.base.errors import Held
 from rotssl.base.lock import locked
 from rotssl.base.paths import AnyPath, write_whole
-from rotssl.config import ResolvedConfig
+from rotssl.config import Config, ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.recipes import load_recipe
 from rotssl.runs import checkpoint, journal
@@ -32,9 +32,10 @@ class RunState:
     """``run.json`` in the run's folder: the configuration of the run, and how its last start ended.
 
     ``status`` is new, running, finished, failed, interrupted, stopped (``train.stop_after``) or pruned (by a sweep's scheduler).
-    ``missing`` names measures that failed at the end of the run. ``changes`` lists, in lines, requested fields that differ
-    from the recorded ones and do not affect what is computed. ``doubt`` is a line that says why the file was not believed.
-    ``moved`` tells that the store is looked for in another place than the recorded one, where it is gone.
+    ``missing`` names measures that failed at the end of the run. ``tested`` names the protocols of ``evaluation.protocols`` that
+    the finished run was evaluated by on test, ``untested`` says why it could not be. ``changes`` lists, in lines, requested
+    fields that differ from the recorded ones and do not affect what is computed. ``doubt`` is a line that says why the file was
+    not believed. ``moved`` tells that the store is looked for in another place than the recorded one, where it is gone.
     """
 
     path: AnyPath
@@ -45,6 +46,8 @@ class RunState:
     run_id: str | None = None
     synced: bool = False
     missing: list[str] = field(default_factory=list)
+    tested: list[str] = field(default_factory=list)
+    untested: str = ""
     changes: list[str] = field(default_factory=list)
     doubt: str = ""
     moved: bool = False
@@ -53,6 +56,10 @@ class RunState:
     def is_done(self) -> bool:
         """Whether another start has nothing to do: the run is finished, and all its measures were made."""
         return self.status == "finished" and not self.missing
+
+    def to_test(self, config: Config) -> bool:
+        """Whether the run is finished, and not yet evaluated by all protocols that the configuration asks for."""
+        return self.status == "finished" and not set(config.evaluation.protocols or ()) <= set(self.tested)
 
     @classmethod
     def of(cls, config: ResolvedConfig) -> "RunState":

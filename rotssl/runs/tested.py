@@ -8,6 +8,7 @@ from rotssl.base.paths import AnyPath, write_whole
 from rotssl.config.fields import ConfigError
 
 FILE = "test.json"
+FOLDER = "evaluation"  # in a run's folder, with a folder for the cards and hits of each protocol
 ENTRY = ("epoch", "metrics", "facts")  # what each entry has at least; later versions add the card and its files
 
 

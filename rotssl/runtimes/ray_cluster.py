@@ -53,8 +53,12 @@ def import_ray() -> Any:
 
 
 @contextlib.contextmanager
-def connected(config: Config) -> Iterator[Workers]:
+def connected(config: Config, batch: bool = True) -> Iterator[Workers]:
     """Connect to the cluster of RAY_ADDRESS or of ``ray start`` on this machine, or start a local one, within the body.
+
+    Args:
+        config: of the run.
+        batch: whether the workers are to share its batches.
 
     Raises:
         ConfigError: there is no connection, or the workers don't fit into the cluster.
@@ -71,13 +75,13 @@ def connected(config: Config) -> Iterator[Workers]:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts a cluster of our own
         ray_start.connect(ray, address)
     try:
-        yield _wait_for_room(config, ray, patience)
+        yield _wait_for_room(config, ray, patience, batch)
     finally:
         if ours:
             ray_start.disconnect(ray)
 
 
-def _wait_for_room(config: Config, ray: Any, patience: float) -> Workers:
+def _wait_for_room(config: Config, ray: Any, patience: float, batch: bool) -> Workers:
     """The workers for a cluster that may still grow.
 
     Raises:
@@ -87,7 +91,7 @@ def _wait_for_room(config: Config, ray: Any, patience: float) -> Workers:
     try:
         while True:
             try:
-                return plan_workers(config, ray.cluster_resources(), ray.nodes())
+                return plan_workers(config, ray.cluster_resources(), ray.nodes(), batch)
             except NoRoom as error:
                 if time.monotonic() >= ends:
                     raise
@@ -128,13 +132,16 @@ def check_machine(config: Config) -> None:
         )
 
 
-def plan_workers(config: Config, resources: dict[str, float], nodes: list[dict[str, Any]]) -> Workers:
+def plan_workers(
+    config: Config, resources: dict[str, float], nodes: list[dict[str, Any]], batch: bool = True
+) -> Workers:
     """The workers for a cluster: as configured, else one per GPU, else one per core up to two.
 
     Args:
         config: configuration of the run.
         resources: totals of the cluster, from ray.cluster_resources().
         nodes: nodes of the cluster, from ray.nodes().
+        batch: whether they are to share the batch.
 
     Raises:
         NoRoom: they don't fit into the cluster.
@@ -150,8 +157,8 @@ def plan_workers(config: Config, resources: dict[str, float], nodes: list[dict[s
     why = ""
     if scaling.num_workers == "auto":
         most = max(1, min(gpus, places) if use_gpu else min(2, places))
-        count = max((n for n in range(1, most + 1) if not cfg.unshared(config, n)), default=1)
-        why = cfg.unshared(config, most)
+        count = max((n for n in range(1, most + 1) if not cfg.unshared(config, n)), default=1) if batch else most
+        why = cfg.unshared(config, most) if batch else ""
     else:
         count = scaling.num_workers
     if use_gpu and count > gpus:
@@ -160,7 +167,8 @@ def plan_workers(config: Config, resources: dict[str, float], nodes: list[dict[s
         raise NoRoom(
             f"scaling.num_workers: got {count} with {scaling.cpus_per_worker} CPU each, but the cluster has {cpus} CPUs"
         )
-    cfg.check_workers(config, count)
+    if batch:
+        cfg.check_workers(config, count)
     return Workers(count, use_gpu, len({node["NodeManagerAddress"] for node in alive}), why)
 
 

@@ -118,7 +118,7 @@ class SweepRun:
         specs, tags = [], self.tags()
         for trial in chosen:
             key = repr((trial.config.data, trial.config.evaluation.holdout))
-            if key not in data and not trial.is_done(self.prunes):
+            if key not in data and not trial.is_trained(self.prunes):
                 data[key] = ray_train.load(trial.config)
             spec = {"tags": tags[trial.name], "uri": self.state.uri, "data": key, "prunes": self.prunes}
             spec |= {"credentials": store.credentials(), "methods": methods}
@@ -126,7 +126,8 @@ class SweepRun:
         with SweepProgress(self.sweep, chosen, self.prunes) as progress:
             for ref in filter(None, data.values()):
                 ray_train.data_lines(ref).add_done_callback(progress.on_data)
-            work = ray_tune.Work(run_trial, specs, [trial.config for trial in chosen], progress.silent, data)
+            trained = {index for index, trial in enumerate(chosen) if trial.is_trained(self.prunes)}
+            work = ray_tune.Work(run_trial, specs, [trial.config for trial in chosen], trained, data)
             ray_tune.run(work, slots, self.sweep.settings, self._tune, progress)
 
     def close_interrupted(self) -> None:

@@ -66,7 +66,11 @@ class Trial:
         return RunState.of(self.config)
 
     def is_done(self, prunes: bool) -> bool:
-        """Whether nothing is left to run; a trial stopped by a scheduler is done for a sweep with a scheduler."""
+        """Whether nothing is left to do; a trial stopped by a scheduler is done for a sweep with a scheduler."""
+        return self.is_trained(prunes) and not self.state().to_test(self.config)
+
+    def is_trained(self, prunes: bool) -> bool:
+        """Whether nothing is left to train; its evaluation on test may be."""
         state = self.state()
         return state.is_done or (prunes and state.status == "pruned")
 
@@ -173,6 +177,7 @@ def _go_on(
     for epoch, metrics in sorted(run.points.items()):
         tell(epoch, metrics)
     if done:
+        run.assess(None)
         return state.status, state.reason
     with contextlib.ExitStack() as stack:
         nested = run.config.scaling.num_workers != 0

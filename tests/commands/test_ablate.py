@@ -61,6 +61,7 @@ class Ablation:
         client = mlflow_client(f"sqlite:///{self.folder}/results/mlflow.db")
         experiment = client.get_experiment_by_name("study").experiment_id
         found = client.search_runs([experiment])
+        found = [run for run in found if run.data.tags.get("kind") != "evaluation"]
         runs = {run.info.run_name: run for run in found}
         assert len(runs) == len(found)  # each run once, whatever was killed
         points = {
@@ -245,3 +246,21 @@ def test_a_sweep_that_loses_the_head_says_so_in_one_line_and_goes_on_elsewhere(c
     code, out, err = ablation.run(env=cluster)
     assert code == 0, out + err
     assert ablation.report() == whole.report()
+
+
+@pytest.mark.exhaustive
+def test_trials_are_evaluated_on_test_which_chooses_nothing(cluster, tmp_path):
+    short = {"grid": {"rotation.weight": [0, 1.0]}, "train": {"batch_size": 64, "epochs": 1}}
+    ablation = Ablation(cluster, tmp_path, sweep={"seeds": 1}, evaluation={"linear": False}, **short)
+    code, out, err = ablation.run("--evaluation.protocols", "knn")
+    assert code == 0, out + err
+    first, runs = ablation.report(), ablation.logged()[0]
+    trials = {run.info.run_id for run in runs.values() if run.data.tags.get("kind") == "trial"}
+    assert len(trials) == 2 and {entry["run_id"] for entry in first["evaluations"]} == trials
+    assert all(entry["card"]["query_split"] == "test" for entry in first["evaluations"])
+    # Trials that are finished are only evaluated, by what is missing; everything else of the report stays what it was.
+    code, out, err = ablation.run("--evaluation.protocols", "knn,semi")
+    assert code == 0 and "2 finished; 2 to run" in out, out + err
+    again = ablation.report()
+    assert len(again.pop("evaluations")) == 4 and len(first.pop("evaluations")) == 2 and again == first
+    assert all(ablation.record(name)["tested"] == ["knn", "semi"] for name in ablation.runs())

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.contract
 BOTH = ("knn", "linear")
 
 
-def pretrain(folder, **fields):
+def prepared(folder, **fields):
     fields = {
         **SMALL,
         "scaling.num_workers": 0,
@@ -30,7 +30,11 @@ def pretrain(folder, **fields):
         "tracking.run_name": "run",
         **fields,
     }
-    config, _ = lifecycle.prepare(cfg.build(fields))
+    return lifecycle.prepare(cfg.build(fields))[0]
+
+
+def pretrain(folder, **fields):
+    config = prepared(folder, **fields)
     assert pretrain_.pretrain(config) == 0
     return config
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 import rotssl
 from rotssl.commands.evaluate import evaluate
+from rotssl.commands.export import export
 from rotssl.export import card as cards
 from rotssl.export import formats, records, served
 from rotssl.export.encoder import Encoder
@@ -35,7 +36,7 @@ def run(tmp_path_factory):
     """A run whose encoder torchvision and timm have, with an accuracy on test."""
     fields = {"encoder.name": "resnet18", "encoder.stem": "imagenet", "data.image_size": 32, "data.limit": 64}
     made = finished(tmp_path_factory.mktemp("run"), **fields)
-    assert evaluate(None, str(made.run_dir), ("knn",), "") == 0
+    assert evaluate(None, str(made.run_dir), ("knn", "semi"), "") == 0
     return made
 
 
@@ -108,9 +109,21 @@ def test_a_run_is_exported_with_what_its_records_say(run, main, tmp_path):
     assert [split for _, split, _ in rows] == ["validation", "test"]
     assert all(f"queries {split}" in protocol and "k=200" in protocol for _, split, protocol in rows)
     assert "(reduced to k=64)" in rows[0][2]
+    parts = dict(re.findall(r"^\| semi/(\w+) \| .* \| test \| (.*) \|$", text, re.MULTILINE))
+    assert parts.keys() == {"1pct", "10pct"}  # each says what it has of its own, and what it was measured with
+    for name, share in (("1pct", "share 0.01"), ("10pct", "share 0.1")):
+        assert f"{share}," in parts[name] and "penalty " in parts[name] and "card." not in parts[name]
+        assert "0.01, 0.1" not in parts[name] and "run " not in parts[name]
     recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     assert recipe["train.batch_size"] == 32 and "data.root" not in recipe
     assert str(run.storage.path) not in text
+
+
+def test_a_folder_that_cannot_be_written_whole_is_not_written(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(None, str(run.run_dir), ("huggingface",), str(tmp_path / "out"), "auto", "")
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
 
 def test_a_teacher_that_was_not_measured_has_no_accuracies_of_its_own(run, main, tmp_path):

@@ -8,17 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
-from rotssl.commands import evaluate as command
+from rotssl import assessment
+from rotssl import config as cfg
+from rotssl.commands import pretrain as pretrain_
 from rotssl.commands.evaluate import evaluate
 from rotssl.config import evaluating
+from rotssl.config.evaluation import EvaluationConfig
 from rotssl.config.fields import ConfigError
-from rotssl.config.sections import EvaluationConfig
 from rotssl.data import datasets
 from rotssl.evaluation import plan as plans
 from rotssl.models.encoders import read_encoder
 from rotssl.models.networks import network_of
 from rotssl.runs import checkpoint
-from tests.commands.test_evaluate import logged, pretrain
+from tests.commands.test_evaluate import logged, prepared, pretrain
+from tests.programs import job
 
 pytestmark = pytest.mark.contract
 SHORT = {
@@ -82,7 +85,7 @@ def test_the_lists_of_the_parts_are_published(finished):
 
 def test_nothing_is_measured_twice_and_other_settings_are_other_numbers(finished, monkeypatch, capsys):
     config, entries = finished
-    monkeypatch.setattr(command, "_measure", None)
+    monkeypatch.setattr(assessment, "_measure", None)
     assert evaluate(None, str(config.run_dir), evaluating.PROTOCOLS, "", options=OPTIONS) == 0
     assert capsys.readouterr().out.startswith("already measured:")
     other = evaluating.build({**SHORT, "finetune.epochs": 3, "sgd.lr": "0.3", "semi.seed": 1, "fewshot.episodes": 30})
@@ -90,6 +93,34 @@ def test_nothing_is_measured_twice_and_other_settings_are_other_numbers(finished
     keys = {n.key for n in plans.plan(evaluating.PROTOCOLS, other, EvaluationConfig(), "student")}
     assert {key.split("/")[0] for key in keys - usual} == {"finetune", "sgd", "semi", "fewshot"}
     assert {key for entry in entries for key in entry["card"]["numbers"]} == usual
+
+
+def test_a_value_that_is_given_as_it_would_be_has_the_usual_key():
+    def keys(**given):
+        options = evaluating.build({key.replace("__", "."): value for key, value in given.items()})
+        return [n.key for n in plans.plan(("sgd", "finetune"), options, EvaluationConfig(), "student")]
+
+    assert keys(sgd__lr="1", sgd__epochs="100") == keys() and keys(sgd__lr="2") != keys()
+    assert keys(sgd__preset="swav", sgd__lr="0.3") == keys(sgd__preset="swav") != keys(sgd__preset="swav", sgd__lr="1")
+    sixty, usual = keys(finetune__epochs="60"), keys()
+    assert sixty[:2] == usual[:2] and sixty[2] != usual[2]  # 60 is the length for a hundredth only
+
+
+def test_files_of_a_protocol_are_written_together_or_not_at_all(finished, monkeypatch, tmp_path):
+    from rotssl.evaluation import hits
+
+    place = tmp_path / "run"
+    shutil.copytree(finished[0].run_dir, place)
+    before = {file: file.read_bytes() for file in place.rglob("*") if file.is_file()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hits, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate(None, str(place), ("knn",), "", options=evaluating.build({"knn.k": "7"}))
+    assert {file: file.read_bytes() for file in place.rglob("*") if file.is_file()} == before
+    assert not [folder for folder in (place / "evaluation").iterdir() if folder.name.startswith(".")]
 
 
 def test_a_rotated_or_corrupted_image_is_harder_and_an_upright_one_is_what_knn_saw(finished):
@@ -207,10 +238,79 @@ def test_a_number_that_the_store_did_not_take_is_kept(tmp_path, monkeypatch):
         raise ConnectionError("the store is silent")
 
     with monkeypatch.context() as patch:
-        patch.setattr(command.writer, "log_evaluation", silent)
+        patch.setattr(assessment.writer, "log_evaluation", silent)
         with pytest.raises(ConnectionError):
             evaluate(None, str(config.run_dir), ("knn",), "")
-    monkeypatch.setattr(command, "_measure", None)  # nothing is measured again
+    monkeypatch.setattr(assessment, "_measure", None)  # nothing is measured again
     assert evaluate(None, str(config.run_dir), ("knn",), "") == 0
     _, (child,) = logged(config)
     assert "test/knn/top1" in child.data.metrics or "knn/top1" in child.data.metrics
+
+
+def test_a_run_is_evaluated_at_its_end_and_what_fails_there_loses_nothing(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished[0].run_dir, tmp_path / "rotssl" / "run", ignore=shutil.ignore_patterns("test.json"))
+    without = cfg.replace(finished[0], {"storage.path": str(tmp_path)})
+    config = cfg.replace(without, {"evaluation.protocols": ("knn", "semi")})
+    assert cfg.identity_of(without) == cfg.identity_of(config)
+
+    def broken(*_):
+        raise RuntimeError("no memory\nfor this")
+
+    def state():
+        return json.loads((config.run_dir / "run.json").read_text())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assessment, "_measure", broken)
+        assert pretrain_.pretrain(config) == 1  # finished, without its numbers
+        assert (state()["status"], state()["untested"], state()["tested"]) == ("finished", "no memory", [])
+    assert pretrain_.pretrain(without) == 0  # who does not ask for them does not miss them
+    assert pretrain_.pretrain(config) == 0 and "on the test split" in capsys.readouterr().out
+    assert (state()["untested"], state()["tested"]) == ("", ["knn", "semi"])
+    entries = json.loads((config.run_dir / "test.json").read_text())
+    assert [entry["card"]["protocol"] for entry in entries] == ["knn", "semi"]
+    monkeypatch.setattr(assessment, "assess", None)
+    assert pretrain_.pretrain(config) == 0  # nothing is left to do
+
+
+@pytest.mark.exhaustive
+def test_a_run_that_is_not_finished_is_not_evaluated(tmp_path):
+    fields = {"tracking.uri": "off", "evaluation.protocols": "knn"}
+    assert pretrain_.pretrain(stopped := prepared(tmp_path, **fields, **{"train.stop_after": 1})) == 0
+    assert not (stopped.run_dir / "test.json").exists()
+    config = pretrain(tmp_path, **fields)
+    (entry,) = json.loads((config.run_dir / "test.json").read_text())
+    assert entry["epoch"] == 2 and entry["card"]["protocol"] == "knn"
+
+
+def test_protocols_at_the_end_need_a_test_split_and_known_names(tmp_path, main):
+    for i in range(8):
+        file = tmp_path / "train" / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (i, i, i)).save(file)
+    folder = f"--data.name imagefolder --data.root {tmp_path} --evaluation.holdout 0.5"
+    for given, words in (
+        ("--evaluation.protocols knn,vote", "evaluation.protocols: got 'knn,vote', expected comma-separated 'knn'"),
+        (f"--evaluation.protocols knn {folder}", "evaluation.protocols: they are measured on test, but imagefolder in"),
+    ):
+        code, _, err = main("pretrain.py", *given.split(), "--dry-run", "--storage.path", tmp_path / "results")
+        assert code == 2 and len(err.splitlines()) == 1 and words in err, err
+
+
+@pytest.mark.system
+@pytest.mark.exhaustive
+def test_ray_s_workers_measure_the_same_to_the_bit(finished, tmp_path, cluster):
+    config, entries = finished
+    place = tmp_path / "rotssl" / "run"
+    shutil.copytree(config.run_dir, place)
+    shutil.rmtree(place / "evaluation")
+    (place / "test.json").unlink()
+    given = [part for key, value in SHORT.items() for part in (f"--{key}", value)]
+    both = ["--protocol", ",".join(evaluating.PROTOCOLS), "--scaling.num_workers", 2]
+    ended = job("--checkpoint", place, *both, *given, script="evaluate.py", env=cluster)
+    assert ended.returncode == 0 and "evaluating on 2 CPU workers" in ended.stderr, ended.stderr[-3000:]
+    again = json.loads((place / "test.json").read_text())
+    assert again == entries[: len(again)] and len(again) == len(evaluating.PROTOCOLS)
+    for entry in again:
+        ours, theirs = (np.load(run / "evaluation" / entry["folder"] / "hits.npz") for run in (place, config.run_dir))
+        assert sorted(ours.files) == sorted(theirs.files)
+        assert all((ours[name] == theirs[name]).all() for name in ours.files)

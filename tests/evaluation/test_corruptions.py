@@ -1,6 +1,7 @@
 """Every corruption on images made by hand, whose result can be said; and that a severity is worse than the one before."""
 
 import io
+import itertools
 import math
 
 import numpy as np
@@ -112,7 +113,9 @@ def test_each_severity_is_further_from_the_image_than_the_one_before(name, side)
     found = [corrupted(pixels, name, severity) for severity in range(1, 6)]
     away = [np.abs(made.astype(float) - pixels).mean() for made in found]
     assert all(made.shape == pixels.shape and made.dtype == np.uint8 for made in found)
-    assert away[4] > away[0] and away[4] > away[2] and away[0] >= 0 and away[4] > 1
+    # Of small images zoom blur's first two severities enlarge by as many pixels.
+    assert all(before < after for before, after in itertools.pairwise(away[1:])) and 0 < away[0] < away[2]
+    assert (away[0] < away[1] or name == "zoom_blur") and away[4] > 1
     assert (corrupted(pixels, name, 3) == found[2]).all()  # the same again
     if "noise" in name:
         assert (corrupted(pixels, name, 3, seed=1) != found[2]).any()

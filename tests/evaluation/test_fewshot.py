@@ -15,16 +15,16 @@ def clusters(count, seed, spread, classes=6):
 
 def test_classes_that_are_apart_are_told_apart_and_chance_is_chance():
     for spread, low, high in ((20.0, 1.0, 1.0), (0.0, 0.15, 0.25)):
-        found = fewshot.episodes(*clusters(120, 0, spread), *clusters(120, 1, spread), 5, 2, 10, 80, seed=0)
+        found, each = fewshot.episodes(*clusters(120, 0, spread), *clusters(120, 1, spread), 5, 2, 10, 80, seed=0)
         mean, half = fewshot.interval(found)
-        assert found.shape == (80,) and low <= mean <= high and (half > 0) == (spread == 0)
+        assert found.shape == (80,) and each == 10 and low <= mean <= high and (half > 0) == (spread == 0)
 
 
 def test_an_episode_is_the_nearest_mean_written_out(monkeypatch):
     drawn, take = [], fewshot._drawn
     monkeypatch.setattr(fewshot, "_drawn", lambda *args: drawn.append(take(*args)) or drawn[-1])
     (bank, known), (queries, asked) = clusters(120, 0, 0.7), clusters(90, 1, 0.7)
-    found = fewshot.episodes(bank, known, queries, asked, 3, 4, 5, 10, seed=0)
+    found, _ = fewshot.episodes(bank, known, queries, asked, 3, 4, 5, 10, seed=0)
     for accuracy, support, chosen in zip(found.tolist(), drawn[::2], drawn[1::2], strict=True):
         labels = known[support[:, 0]]
         assert support.shape == (3, 4) and chosen.shape == (3, 5) and len(set(labels)) == 3
@@ -42,8 +42,9 @@ def test_an_episode_is_the_nearest_mean_written_out(monkeypatch):
 
 def test_the_same_seed_draws_the_same_and_another_others():
     sets = *clusters(120, 0, 0.7), *clusters(90, 1, 0.7)
-    first, again, other = (fewshot.episodes(*sets, 5, 1, 10, 20, seed=seed) for seed in (0, 0, 1))
-    assert first.tolist() == again.tolist() != other.tolist()
+    first, again, other = (fewshot.episodes(*sets, 5, 1, 20, 20, seed=seed) for seed in (0, 0, 1))
+    assert first[0].tolist() == again[0].tolist() != other[0].tolist()
+    assert first[1] == 15  # the queries have no more of a class
 
 
 def test_the_interval_is_that_of_the_mean():

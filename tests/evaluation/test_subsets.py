@@ -5,6 +5,7 @@ import pytest
 
 from rotssl.config.sections import DataConfig
 from rotssl.data import datasets
+from rotssl.data.images import ImageSet
 from rotssl.evaluation.cards import digest as digest_of
 from rotssl.evaluation.subsets import digest, listing, percent, subset
 
@@ -47,6 +48,18 @@ def test_parts_of_the_sample_are_apart_from_validation_and_test_and_the_same_on_
         found[share] = digest(subset(splits.train.labels, share), splits.train.labels)
     assert found == {0.01: "6bdc6d8573dc3508", 0.1: "e67719a53d2dc497"}
     assert digest_of(test) == "b4e25eb2b0e5ee39"
+
+
+def test_the_digest_of_images_that_are_decoded_when_they_are_taken_is_of_their_files():
+    class Lazy:
+        def __init__(self, checksums):
+            self.checksums = np.array(checksums, np.uint64)
+
+    labels = np.arange(3)
+    one, again, other = (digest_of(ImageSet(Lazy(sums), labels)) for sums in ((1, 2, 3), (1, 2, 3), (1, 2, 4)))
+    files = np.stack([np.array([1, 2, 3], np.uint64)] * 4, 1)
+    in_folders = digest_of(ImageSet(Lazy(()), labels, files))
+    assert in_folders == one == again != other
 
 
 def test_the_list_names_images_and_labels():

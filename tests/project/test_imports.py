@@ -14,7 +14,7 @@ FILES = sorted((ROOT / "rotssl").rglob("*.py"))
 # A room imports only itself and the rooms to its left.
 ROOMS = (
     *("base", "config", "runs", "models", "data", "packing", "methods", "tasks", "evaluation", "engine"),
-    *("explain", "tracking", "export", "runtimes", "lifecycle", "sweeps", "reports", "commands", "api"),
+    *("explain", "tracking", "export", "runtimes", "assessment", "lifecycle", "sweeps", "reports", "commands", "api"),
 )
 
 

@@ -1,0 +1,118 @@
+"""What an evaluation measures: the encoder of a run, and the images that it is measured on, as any process can read them."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rotssl.base.paths import at
+from rotssl.config import ResolvedConfig
+from rotssl.config.fields import ConfigError
+from rotssl.config.resolved import ResolvedData
+from rotssl.data import datasets, likeness
+from rotssl.data.augment import Augment
+from rotssl.data.images import ImageSet, in_shades
+from rotssl.data.record import Record
+from rotssl.models.networks import network_of
+
+log = logging.getLogger(__name__)
+Loaded = tuple[ResolvedConfig, nn.Module, ImageSet, ImageSet, Augment, torch.device]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an evaluation measures; can be sent to another process.
+
+    Attributes:
+        config: of the run.
+        folder: address of the run's folder.
+        network: student or teacher.
+        epoch: of the run's end, 1-based.
+        other: the data section of another set than the run's, or None.
+    """
+
+    config: ResolvedConfig
+    folder: str
+    network: str
+    epoch: int
+    other: ResolvedData | None = None
+
+    def images(self, say: Callable[[str], None] = lambda line: None) -> tuple[ImageSet, ImageSet]:
+        """The training images, and the test images.
+
+        Args:
+            say: called with a line for each kind of likeness between the two.
+
+        Raises:
+            ConfigError: a set is missing, is not that of the run, has no labels, or test has classes that train lacks.
+            DataError: an image cannot be read.
+        """
+        own, data, holdout = self.other is None, self.other or self.config.data, self.config.evaluation.holdout
+        if data.root is not None and "://" not in data.root and not Path(os.path.expanduser(data.root)).exists():
+            why = "is not there any more; give the images' new place: --data.root DIR" if own else "is not there"
+            raise ConfigError(f"data.root: {data.root} {why}")
+        if not own:
+            datasets.inspect(data, holdout)
+        test = datasets.load_test(data)
+        splits = datasets.load(data, holdout)
+        reason, same = "", False
+        try:
+            before = Record.read(at(self.folder))
+            if splits.record and before:
+                reason = splits.record.differences(before) if own else ""
+                same = not own and splits.record.holds(before)
+        except ValueError as error:
+            log.warning("%s; the images are not compared with those of the run", error)
+        if reason:
+            raise ConfigError(f"data.root: the run was trained on other images: {reason}")
+        if same:
+            raise ConfigError(f"data.root: {data.root} has the run's own images; leave --data.name and --data.root out")
+        check_labels(splits.train, test, splits.classes, data.name)
+        for line in likeness.between(splits.train, test, "test"):
+            say(line)
+        if not self.gray:
+            return splits.train, test
+        try:
+            return in_shades(splits.train), in_shades(test)
+        except ValueError as error:
+            raise ConfigError(
+                f"data.name: got {data.name}, but {error}, and the run's are in shades of grey"
+            ) from error
+
+    @property
+    def gray(self) -> bool:
+        """Whether the run's images are in shades of grey: others are then reduced to them, as its export reduces pictures."""
+        return len(datasets.normalization(self.config.data.name)[0]) == 1
+
+    def loaded(self, train: ImageSet, test: ImageSet, device: torch.device) -> Loaded:
+        """The encoder and these images on a device: the arguments of ``Subject``.
+
+        Raises:
+            ConfigError: the encoder cannot be read.
+        """
+        config = self.config
+        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        encoder: nn.Module = network_of(at(self.folder), self.network, config.evaluation.network, self.epoch)
+        encoder = encoder.to(device, memory_format=layout)  # type: ignore[call-overload]
+        augment = Augment(config.views, config.data.image_size, *datasets.normalization(config.data.name), 0)
+        return config, encoder, train, test, augment, device
+
+
+def check_labels(train: ImageSet, test: ImageSet, classes: Sequence[str], name: str) -> None:
+    """Check that a set can be learned from and asked about.
+
+    Raises:
+        ConfigError: it has no labels, or test has classes that train lacks.
+    """
+    if train.labels is None or test.labels is None:
+        raise ConfigError(f"data.name: {name} has no labels, which every protocol needs")
+    missing = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+    if missing:
+        named = classes[missing[0]] if missing[0] < len(classes) else str(missing[0])
+        raise ConfigError(
+            f"data.name: {len(missing)} classes of test are not in train of {name} ({named}); expected the same classes"
+        )
