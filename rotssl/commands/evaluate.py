@@ -3,20 +3,19 @@
 import dataclasses
 import hashlib
 import itertools
-import logging
 import os
 import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotssl import __version__
 from rotssl import config as cfg
 from rotssl.base.address import is_gone
 from rotssl.base.paths import AnyPath, write_whole
-from rotssl.commands import EXIT_FAILED, EXIT_OK, folder_of, recorded, say
+from rotssl.commands import EXIT_FAILED, EXIT_OK, recorded, run_at, say
+from rotssl.commands.images import check_there, images_of
 from rotssl.config.datasets import DATASETS
 from rotssl.config.evaluating import Options
 from rotssl.config.fields import ConfigError, nearest
@@ -25,7 +24,6 @@ from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import OFF
 from rotssl.data import datasets, likeness
 from rotssl.data.images import DataError, ImageSet
-from rotssl.data.record import Record
 from rotssl.evaluation.plan import Number, plan
 from rotssl.evaluation.protocol import protocols as protocol_texts
 from rotssl.reports import terminal
@@ -36,7 +34,6 @@ from rotssl.tracking import reader, store, writer
 if TYPE_CHECKING:  # they import torch
     from rotssl.evaluation.cards import Result
 
-log = logging.getLogger(__name__)
 FOLDER = "evaluation"  # in a run's folder, with a folder for the cards and hits of each protocol
 
 
@@ -68,7 +65,7 @@ def evaluate(
     Raises:
         ConfigError: there is no such run, it is not finished, or it has no test split or no store.
     """
-    place = folder_of("--checkpoint", folder or reader.run_folder_of(uri, str(run_id)))
+    place = run_at(folder or reader.run_folder_of(uri, str(run_id)))
     record = _finished(place)
     off = record.uri == OFF
     config = recorded(place, None if name else root)
@@ -172,7 +169,7 @@ def _finished(place: AnyPath) -> RunState:
     """
     record = RunState.read(place / "run.json", {})
     off = record.uri == OFF
-    if record.status != "finished" or (record.run_id is None and not off) or not (place / "config.yaml").exists():
+    if record.status != "finished" or (record.run_id is None and not off):
         raise ConfigError(f"--checkpoint: {place} does not hold a finished run (status: {record.status})")
     if is_gone(record.uri):
         raise ConfigError(
@@ -210,7 +207,7 @@ def _measure(
     from rotssl.evaluation.bench import Bench
     from rotssl.models.networks import network_of
 
-    encoder = network_of(folder, network, config.evaluation.network, epoch)
+    encoder = network_of(folder, network, epoch).encoder
     data = other or config.data
     train, test = _images(config, folder, other)
     device = indexed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -245,21 +242,12 @@ def _images(config: cfg.ResolvedConfig, folder: AnyPath, other: ResolvedData | N
     """The training images, and the test images."""
     from rotssl.evaluation.bench import check_labels
 
-    own, data, holdout = other is None, other or config.data, config.evaluation.holdout
-    if data.root is not None and "://" not in data.root and not Path(os.path.expanduser(data.root)).exists():
-        why = "is not there any more; give the images' new place: --data.root DIR" if own else "is not there"
-        raise ConfigError(f"data.root: {data.root} {why}")
-    if not own:
+    data, holdout = other or config.data, config.evaluation.holdout
+    check_there(data.root, moved=other is None)
+    if other is not None:
         datasets.inspect(data, holdout)
     test = datasets.load_test(data)
-    splits = datasets.load(data, holdout)
-    reason = ""
-    try:
-        reason = Record.compared(splits.record, folder) if own else ""
-    except ValueError as error:
-        log.warning("%s; the images are not compared with those of the run", error)
-    if reason:
-        raise ConfigError(f"data.root: the run was trained on other images: {reason}")
+    splits = images_of(config, folder) if other is None else datasets.load(data, holdout)
     check_labels(splits.train, test, splits.classes, data.name)
     for line in likeness.between(splits.train, test, "test"):
         print(line)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rotssl.base.precision import exact_float32
 from rotssl.config import ResolvedConfig
 from rotssl.config.evaluating import FinetuneOptions, SgdOptions
 from rotssl.config.fields import ConfigError
@@ -108,7 +109,7 @@ class Bench:
             "fewshot": self._fewshot,
             "robustness": self._robustness,
         }
-        with torch.no_grad():
+        with torch.no_grad(), exact_float32():
             protocol = numbers[0].protocol
             return list(self._knn(numbers)) if protocol == "knn" else [each[protocol](number) for number in numbers]
 

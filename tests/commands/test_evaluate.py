@@ -1,5 +1,6 @@
 """jobs/evaluate.py: a finished run on the test split, once, below that run in MLflow."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,8 @@ def test_images_of_test_that_were_trained_on_are_said(tmp_path, capsys):
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path, finished):
-    with pytest.raises(ConfigError, match="does not hold a finished run"):
+    shutil.copy(finished.run_dir / "config.yaml", tmp_path)
+    with pytest.raises(ConfigError, match="does not hold a finished run \\(status: new\\)"):
         evaluate(None, str(tmp_path), BOTH, "")
     unfinished = RunState.read(finished.run_dir / "run.json", {})
     unfinished.path = tmp_path / "run.json"

@@ -69,5 +69,5 @@ def test_what_cannot_be_replayed_is_refused(tmp_path, step, words):
     folder, _ = run(tmp_path, **{"train.stop_after": 1})
     with pytest.raises(ConfigError, match=words):
         replay(str(folder), step, None)
-    with pytest.raises(ConfigError, match="does not hold a run"):
+    with pytest.raises(ConfigError, match="expected the folder of a run"):
         replay(str(tmp_path), step, None)
