@@ -23,7 +23,7 @@ from rotssl.runs.state import RunState
 from rotssl.tracking import registry
 from tests.conftest import free_port
 from tests.export.made import noise
-from tests.export.runs import finished, store_of
+from tests.finished import SHORT, finished, store_of
 from tests.programs import ROOT, mlflow_client, started, wait_for
 
 pytestmark = pytest.mark.contract
@@ -34,7 +34,7 @@ GUIDE = ROOT / "docs" / "export.md"
 def run(tmp_path_factory):
     """A run whose encoder torchvision and timm have, with an accuracy on test."""
     fields = {"encoder.name": "resnet18", "encoder.stem": "imagenet", "data.image_size": 32, "data.limit": 64}
-    made = finished(tmp_path_factory.mktemp("run"), **fields)
+    made = finished(tmp_path_factory.mktemp("run"), **SHORT, **fields)
     assert evaluate(None, str(made.run_dir), ("knn",), "") == 0
     return made
 
@@ -138,7 +138,7 @@ def test_a_teacher_that_was_not_measured_has_no_accuracies_of_its_own(run, main,
 
 def test_all_leaves_out_what_does_not_fit_and_says_so(main, tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "_EXTRA", ("onnxscript_of_nobody",))
-    made = finished(tmp_path, **{"tracking.uri": "off", "data.limit": 64})
+    made = finished(tmp_path, **SHORT, **{"tracking.uri": "off", "data.limit": 64})
     code, out, err = main("export.py", "--checkpoint", made.run_dir, "--format", "all")
     assert (
         code == 0 and "torchvision is left out: torchvision has no encoder small" in err and "timm is left out" in err

@@ -18,7 +18,9 @@ from rotssl.evaluation import plan as plans
 from rotssl.models.encoders import read_encoder
 from rotssl.models.networks import network_of
 from rotssl.runs import checkpoint
-from tests.commands.test_evaluate import logged, pretrain
+from tests.commands.test_evaluate import logged
+from tests.finished import copied
+from tests.finished import finished as train
 
 pytestmark = pytest.mark.contract
 SHORT = {
@@ -30,9 +32,9 @@ OPTIONS = evaluating.build(SHORT)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(trained, tmp_path_factory):
     """A run of BYOL without MLflow, all of whose protocols were measured, and the entries of its test.json."""
-    config = pretrain(tmp_path_factory.mktemp("finished"), **{"tracking.uri": "off"})
+    config = copied(trained, tmp_path_factory.mktemp("finished"), off=True)
     assert evaluate(None, str(config.run_dir), evaluating.PROTOCOLS, "", options=OPTIONS) == 0
     return config, json.loads((config.run_dir / "test.json").read_text())
 
@@ -125,7 +127,7 @@ def test_another_set_has_classifiers_of_its_own(finished, capsys):
 
 @pytest.mark.exhaustive
 def test_a_run_with_a_store_gets_the_cards_and_hits_as_artifacts(tmp_path):
-    config = pretrain(tmp_path)
+    config = train(tmp_path)
     assert evaluate(None, str(config.run_dir), ("semi",), "") == 0
     _, (child,) = logged(config)
     names = {path.name for path in tmp_path.rglob("artifacts/*") if child.info.run_id in str(path)}
@@ -196,7 +198,7 @@ def test_a_run_without_its_exported_files_is_measured_from_its_newest_checkpoint
 
 @pytest.mark.exhaustive
 def test_a_method_without_a_teacher_has_none(tmp_path, main):
-    config = pretrain(tmp_path, **{"tracking.uri": "off", "method.name": "simclr"})
+    config = train(tmp_path, **{"tracking.uri": "off", "method.name": "simclr"})
     code, _, err = main("evaluate.py", "--checkpoint", config.run_dir, "--network", "teacher")
     assert code == 2 and "got teacher, expected student: simclr has no teacher" in err
 
@@ -210,8 +212,8 @@ def test_files_of_another_encoder_are_no_measure_of_the_run(finished, tmp_path):
         network_of(folder, "student", 2)
 
 
-def test_a_number_that_the_store_did_not_take_is_kept(tmp_path, monkeypatch):
-    config = pretrain(tmp_path)
+def test_a_number_that_the_store_did_not_take_is_kept(trained, tmp_path, monkeypatch):
+    config = copied(trained, tmp_path)
 
     def silent(*_):
         raise ConnectionError("the store is silent")

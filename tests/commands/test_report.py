@@ -10,25 +10,13 @@ from rotssl import config as cfg
 from rotssl.commands import report as command
 from rotssl.config.fields import ConfigError
 from rotssl.reports import run_plots
-from tests.programs import SMALL, flags
-
-HERE = {**SMALL, "scaling.num_workers": 0}
-
-
-def finished(folder, name, **fields):
-    """A run without MLflow, in a folder whose name is no HTML."""
-    from rotssl.commands import pretrain
-    from rotssl.config.cli import parse
-
-    fields = {**HERE, "tracking.uri": "off", "tracking.experiment": "<b>", **fields}
-    assert pretrain.run(parse(flags(fields, folder, name))) == 0
-    return folder / "<b>" / name
+from tests.finished import copied, finished
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run with rotation."""
-    return finished(tmp_path_factory.mktemp("runs"), "run")
+def run(trained, tmp_path_factory):
+    """A finished run with rotation, whose experiment has a name that is no HTML."""
+    return copied(trained, tmp_path_factory.mktemp("runs"), off=True, **{"tracking.experiment": "<b>"}).run_dir
 
 
 @pytest.mark.contract
@@ -60,7 +48,7 @@ def test_the_page_has_all_of_it_and_needs_nothing_else(run, main):
 
 @pytest.mark.exhaustive
 def test_a_run_without_a_rotation_head_that_was_stopped(main, tmp_path):
-    run = finished(tmp_path, "plain", **{"rotation.weight": 0, "train.stop_after": 1})
+    run = finished(tmp_path, **{"tracking.uri": "off", "rotation.weight": 0, "train.stop_after": 1}).run_dir
     code, _, err = main("report.py", "--checkpoint", run, "--images", 40, "--output", tmp_path / "page")
     assert (code, err) == (0, "")
     page = (tmp_path / "page" / "report.html").read_text()

@@ -20,20 +20,23 @@ from rotssl.models.encoders import save_encoder
 from rotssl.runs import checkpoint
 from rotssl.runs.state import RunState
 from tests.export.made import encoder_of, noise
-from tests.export.runs import finished, store_of
+from tests.finished import SHORT, copied, finished, store_of
 
 pytestmark = pytest.mark.contract
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return finished(tmp_path_factory.mktemp("run"))
+def run(trained):
+    return trained
 
 
 @pytest.fixture
 def copy(run, tmp_path):
-    """The run's folder, to break."""
-    return shutil.copytree(run.run_dir, tmp_path / "copy")
+    """The run's folder with one checkpoint, to break."""
+    folder = shutil.copytree(run.run_dir, tmp_path / "copy")
+    for older in checkpoint.found(folder)[1:]:
+        shutil.rmtree(older)
+    return folder
 
 
 def weights(run, network):
@@ -77,7 +80,7 @@ def test_a_network_is_found_by_folder_and_by_id(run, network):
 
 
 def test_the_teacher_of_a_run_that_evaluates_it_is_in_its_file(tmp_path):
-    run = finished(tmp_path, **{"evaluation.network": "teacher", "tracking.uri": "off"})
+    run = finished(tmp_path, **SHORT, **{"evaluation.network": "teacher", "tracking.uri": "off"})
     exported = load_file(run.run_dir / "encoder.safetensors")
     assert holds(rotssl.load_encoder(run.run_dir), exported) and holds(
         rotssl.load_encoder(run.run_dir, "teacher"), weights(run, "teacher")
@@ -86,14 +89,14 @@ def test_the_teacher_of_a_run_that_evaluates_it_is_in_its_file(tmp_path):
 
 
 def test_a_run_that_was_stopped_has_the_encoder_of_its_newest_checkpoint(tmp_path, caplog):
-    run = finished(tmp_path, **{"train.epochs": 2, "train.stop_after": 1, "tracking.uri": "off"})
+    run = finished(tmp_path, **{**SHORT, "train.epochs": 2, "train.stop_after": 1, "tracking.uri": "off"})
     assert not (run.run_dir / "encoder.safetensors").exists()
     assert holds(rotssl.load_encoder(run.run_dir), weights(run, "student"))
     assert "has 1 of 2 epochs" in caplog.text
 
 
-def test_a_run_whose_folder_is_elsewhere_is_taken_from_mlflow(tmp_path, caplog):
-    run = finished(tmp_path)
+def test_a_run_whose_folder_is_elsewhere_is_taken_from_mlflow(trained, tmp_path, caplog):
+    run = copied(trained, tmp_path)
     run_id, wanted = RunState.read(run.run_dir / "run.json", {}).run_id, weights(run, "student")
     run.run_dir.rename(tmp_path / "elsewhere")
     assert holds(rotssl.load_encoder(run_id, uri=store_of(run)), wanted)
@@ -265,7 +268,7 @@ def test_all_programs_say_the_same_of_a_run_that_is_not_there(tmp_path, run, mai
 
 
 def test_a_method_without_a_teacher_is_said(tmp_path):
-    run = finished(tmp_path, **{"method.name": "simclr", "tracking.uri": "off"})
+    run = finished(tmp_path, **SHORT, **{"method.name": "simclr", "tracking.uri": "off"})
     for source in (run.run_dir, checkpoint.found(run.run_dir)[0]):
         with pytest.raises(ConfigError, match="network: got teacher, expected student: simclr has no teacher"):
             rotssl.load_encoder(source, "teacher")
