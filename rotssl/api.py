@@ -250,12 +250,9 @@ def _folder_of(run: Pretrained | str | Path, uri: str | None) -> AnyPath:
     from rotssl.tracking.store import asked_uri
 
     address = str(run.folder if isinstance(run, Pretrained) else run)
-    folder = commands.folder_of("run", address)
-    if (folder / "run.json").exists():
-        return folder
-    if isinstance(run, Path) or not address.isalnum():
-        raise ConfigError(f"run: {address} is not the folder of a run")
-    return commands.folder_of("run", reader.run_folder_of(asked_uri(uri), address))
+    here = (commands.folder_of("run", address) / "config.yaml").exists()
+    by_id = not here and not isinstance(run, Path) and address.isalnum()
+    return commands.run_at(reader.run_folder_of(asked_uri(uri), address) if by_id else address, "run")
 
 
 def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:

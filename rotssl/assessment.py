@@ -251,7 +251,7 @@ def _finished(place: AnyPath) -> RunState:
     """
     record = RunState.read(place / "run.json", {})
     off = record.uri == OFF
-    if record.status != "finished" or (record.run_id is None and not off) or not (place / "config.yaml").exists():
+    if record.status != "finished" or (record.run_id is None and not off):
         raise ConfigError(f"--checkpoint: {place} does not hold a finished run (status: {record.status})")
     if is_gone(record.uri):
         raise ConfigError(

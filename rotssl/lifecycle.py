@@ -77,7 +77,7 @@ def prepare(
     if config.method.name in METHODS.sources:  # only its package knows whether its code can be loaded
         from rotssl.methods import outside
 
-        outside.check(resolved.method)
+        outside.check(resolved)
     uri = store.chosen_uri(resolved.tracking.uri, say)
     if uri is None and not isinstance(resolved.run_dir, Path):
         raise ConfigError(

@@ -45,6 +45,14 @@ def shared_data():
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The configuration of a finished run of BYOL with rotation, two epochs, in its own store. Change only ``copied`` ones."""
+    from tests.finished import finished
+
+    return finished(tmp_path_factory.mktemp("trained"))
+
+
 @pytest.fixture
 def main(monkeypatch, capsys):
     """Runs a file of jobs/ as a program, in this process: its exit code, and what it printed."""

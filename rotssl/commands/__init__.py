@@ -45,6 +45,19 @@ def folder_of(flag: str, address: str) -> AnyPath:
         raise ConfigError(f"{flag}: {error}") from error
 
 
+def run_at(address: str, flag: str = "--checkpoint") -> AnyPath:
+    """The folder of a run that a flag names.
+
+    Raises:
+        ConfigError: it is an address that cannot be used, or there is no run.
+    """
+    place = folder_of(flag, address)
+    if not (place / "config.yaml").exists():
+        what = "has no config.yaml" if place.exists() else "is not there"
+        raise ConfigError(f"{flag}: {place} {what}: expected the folder of a run")
+    return place
+
+
 @contextlib.contextmanager
 def warnings_shown() -> Iterator[None]:
     """Print the warnings of the package to stderr within the body, each as a line."""

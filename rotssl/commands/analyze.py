@@ -16,11 +16,13 @@ import numpy as np
 
 from rotssl.base.paths import AnyPath, filled, write_whole
 from rotssl.base.rng import Floats, Mask
-from rotssl.commands import EXIT_OK, folder_of, recorded, say
+from rotssl.commands import EXIT_OK, folder_of, recorded, run_at, say
 from rotssl.config import ResolvedConfig, replace
 from rotssl.config.cli import Parser, parse
 from rotssl.config.fields import ConfigError, require
 from rotssl.data import datasets
+from rotssl.data.again import images_of
+from rotssl.data.images import DataError
 from rotssl.lifecycle import prepare
 from rotssl.reports.paper import STUDIES
 from rotssl.runs import checkpoint
@@ -98,39 +100,38 @@ def gradients(folder: str, batches: int, root: str | None, output: str | None) -
         output: folder for plot and numbers; None: ``signal`` in the run's.
 
     Raises:
-        ConfigError: there is no such run, or it has no checkpoint.
+        ConfigError: there is no such run, it has no checkpoint or one of another run, or its images are not there.
     """
     require(batches >= 2, "--batches", batches, "at least 2: one batch has no spread")
-    place = folder_of("--checkpoint", folder)
-    if not (place / "config.yaml").exists():
-        raise ConfigError(f"--checkpoint: {place} does not hold a run")
+    place = run_at(folder)
     config = recorded(place, root)
-    kept = checkpoint.found(place)
-    if not kept:
-        raise ConfigError(f"--checkpoint: {place} has no checkpoint")
     import torch
 
     from rotssl.engine import hardware, resume, signal
     from rotssl.engine.runtime import LocalRuntime, RunFailed
     from rotssl.engine.trainer import Trainer
+    from rotssl.models import networks
     from rotssl.reports import study_plot
 
+    networks.newest(place, config)
     device = torch.device("cuda" if hardware.uses_gpu(config) and torch.cuda.is_available() else "cpu")
     found: list[tuple[int, signal.Signal]] = []
     with tempfile.TemporaryDirectory(prefix="rotssl-signal-") as scratch:
-        splits = datasets.load(config.data, config.evaluation.holdout)
-        run = Trainer(config, splits, LocalRuntime(Path(scratch), device), Journal(Path(scratch)))
-        resume.begin(run.model, config.train.init_from)
-        found.append((0, signal.measured(run, batches, 0)))
-        for state in reversed(list(checkpoint.latest(place))):
-            try:
+        try:
+            run = Trainer(config, images_of(config, place), LocalRuntime(Path(scratch), device), Journal(Path(scratch)))
+            resume.begin(run.model, config.train.init_from)
+            found.append((0, signal.measured(run, batches, 0)))
+            for state in reversed(list(checkpoint.latest(place))):
+                checkpoint.check_same(place, state, config)
+                networks.check_encoder(run.model.encoder, config, place, state)
                 epoch = run.restore(state)
-            except (RunFailed, RuntimeError, KeyError) as error:
-                where = place / checkpoint.place(state)
-                raise ConfigError(f"--checkpoint: {where} is not of the networks in config.yaml") from error
-            found.append((epoch, signal.measured(run, batches, epoch)))
+                found.append((epoch, signal.measured(run, batches, epoch)))
+        except DataError as error:
+            raise ConfigError(f"data.root: {error}") from error
+        except RunFailed as error:
+            raise ConfigError(str(error)) from error
     if len(found) == 1:
-        raise ConfigError(f"--checkpoint: {place} holds no checkpoint that can be read")
+        raise ConfigError(f"{place} has no checkpoint at the end of an epoch that can be read")
     target = place / "signal" if output is None else folder_of("--output", output).absolute()
     about = {"batches": batches, "batch_size": config.train.batch_size, "method": config.method.name}
     points = [{"epoch": epoch, **vars(point)} for epoch, point in found]

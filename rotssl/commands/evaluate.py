@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from rotssl import assessment
-from rotssl.commands import EXIT_FAILED, EXIT_OK, folder_of, say
+from rotssl.commands import EXIT_FAILED, EXIT_OK, run_at, say
 from rotssl.config.evaluating import Options
 from rotssl.config.fields import ConfigError
 from rotssl.data.images import DataError
@@ -44,7 +44,7 @@ def evaluate(
             f"jobs/evaluate.py: torchrun has started {group.count} processes of it, which would each measure everything; "
             f"start it once, with --scaling.num_workers {group.count}"
         )
-    place = folder_of("--checkpoint", folder or reader.run_folder_of(uri, str(run_id)))
+    place = run_at(folder or reader.run_folder_of(uri, str(run_id)))
     try:
         found = assessment.assess(place, protocols, options or Options(), network, name, root, say, print)
     except (DataError, WorkersGone) as error:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rotssl.base.paths import filled_whole
-from rotssl.commands import EXIT_OK, folder_of, say
+from rotssl.commands import EXIT_OK, folder_of, run_at, say
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 from rotssl.tracking import reader
@@ -53,7 +53,7 @@ def export(
     from rotssl.export import card, formats, records, served
     from rotssl.export.source import in_folder
 
-    place = folder_of("--checkpoint", folder or reader.run_folder_of(uri, str(run_id)))
+    place = run_at(folder or reader.run_folder_of(uri, str(run_id)))
     known = records.read(place)
     if "mlflow" in names and (known.state.uri == OFF or known.state.run_id is None):
         raise ConfigError(f"--format: mlflow does not fit: {place} is of a run that is not in MLflow")

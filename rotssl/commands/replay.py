@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotssl.base.paths import AnyPath
-from rotssl.commands import EXIT_OK, folder_of, recorded, say
-from rotssl.config.fields import ConfigError, require
+from rotssl.commands import EXIT_OK, recorded, run_at, say
+from rotssl.config.fields import require
 from rotssl.data import datasets
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
@@ -42,9 +42,7 @@ def replay(folder: str, step: int | None, root: str | None) -> int:
     from rotssl.engine.runtime import LocalRuntime
     from rotssl.engine.trainer import Trainer
 
-    place = folder_of("DIR", folder)
-    if not (place / "config.yaml").exists():
-        raise ConfigError(f"DIR: {place} does not hold a run")
+    place = run_at(folder, "DIR")
     config = recorded(place, root)
     bad = breakdown.recorded(place)
     if bad is not None:

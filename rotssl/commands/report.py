@@ -2,24 +2,21 @@
 
 import dataclasses
 import json
-import logging
 from typing import Any
 
 from rotssl import config as cfg
 from rotssl.base.paths import AnyPath, filled
-from rotssl.commands import folder_of, recorded
+from rotssl.commands import folder_of, recorded, run_at
 from rotssl.config.fields import ConfigError
 from rotssl.config.rules import labels_used
 from rotssl.config.sections import OFF
-from rotssl.data import datasets
+from rotssl.data.again import images_of
 from rotssl.data.images import DataError
-from rotssl.data.record import Record
 from rotssl.runs import health, journal, tested
 from rotssl.runs.journal import Points
 from rotssl.runs.state import RunState
 from rotssl.tracking import reader, store, writer
 
-log = logging.getLogger(__name__)
 IMAGES = 2000
 
 
@@ -44,20 +41,12 @@ def report(
     Raises:
         ConfigError: there is no such run, it has no checkpoint, or its images or its store cannot be read.
     """
-    place = folder_of("--checkpoint", folder or reader.run_folder_of(uri, str(run_id)))
-    if not (place / "run.json").exists() or not (place / "config.yaml").exists():
-        raise ConfigError(f"--checkpoint: {place} is not the folder of a run")
+    place = run_at(folder or reader.run_folder_of(uri, str(run_id)))
     config, state, points = recorded(place, root), RunState.read(place / "run.json", {}), journal.read(place)
     try:
-        splits = datasets.load(config.data, config.evaluation.holdout)
-        differs = Record.compared(splits.record, place)
+        splits = images_of(config, place)
     except DataError as error:
         raise ConfigError(f"data.root: {error}") from error
-    except ValueError as error:
-        log.warning("%s; the images are not compared with those of the run", error)
-        differs = ""
-    if differs:
-        raise ConfigError(f"data.root: the run was trained on other images: {differs}")
     from rotssl.explain.run import explain  # with it comes torch
     from rotssl.reports import run_page
 

@@ -175,7 +175,7 @@ class MethodSpec:
         two_views: whether it needs exactly two global views.
         per_image: whether its loss is a mean over images, so that a batch can be split (gradient accumulation).
         teacher: whether it has a teacher, a moving average of the encoder.
-        negatives: whether its loss has negatives, of which an oracle can remove some.
+        negatives: whether its loss has negatives, and asks ``self.oracle``, if it has one, which of them to remove.
         labels: whether its loss is one of the labels. It is no self-supervised method then, and listed nowhere as one.
         recommended: fields that a run without a recipe has beside the defaults, chosen at equal compute.
         gain: what they gained there over the plain method, for --help and the first lines of a run.

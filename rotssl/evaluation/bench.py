@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rotssl.base.precision import exact_float32
 from rotssl.config import ResolvedConfig
 from rotssl.config.evaluating import SgdOptions
 from rotssl.config.fields import ConfigError
@@ -99,7 +100,7 @@ class Bench(Subject):
             "semi": self._semi,
             "fewshot": self._fewshot,
         }
-        with torch.no_grad():
+        with torch.no_grad(), exact_float32():
             protocol = numbers[0].protocol
             if protocol in several:
                 return list(several[protocol](numbers))

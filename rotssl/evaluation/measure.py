@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rotssl.base import distributed, heartbeat
-from rotssl.base.precision import autocast
+from rotssl.base.precision import autocast, exact_float32
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet, Pixels, choose
 from rotssl.data.loader import AHEAD, input_threads, prefetch
@@ -102,7 +102,7 @@ def encode_share(
     threads = input_threads(data.images)
     for images in prefetch(make, steps, AHEAD, threads=threads) if wait else map(make, range(steps)):
         x = augment.evaluation(images.to(device)).contiguous(memory_format=layout)
-        with autocast(device, kind):
+        with exact_float32() if kind is None else autocast(device, kind):
             parts.append(encoder(x).float())
         heartbeat.beat()
     return torch.cat(parts)

@@ -1,10 +1,8 @@
 """What an evaluation measures: the encoder of a run, and the images that it is measured on, as any process can read them."""
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,6 +12,7 @@ from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.resolved import ResolvedData
 from rotssl.data import datasets, likeness
+from rotssl.data.again import check_there, images_of
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet, in_shades
 from rotssl.data.record import Record
@@ -51,25 +50,13 @@ class Setting:
             ConfigError: a set is missing, is not that of the run, has no labels, or test has classes that train lacks.
             DataError: an image cannot be read.
         """
-        own, data, holdout = self.other is None, self.other or self.config.data, self.config.evaluation.holdout
-        if data.root is not None and "://" not in data.root and not Path(os.path.expanduser(data.root)).exists():
-            why = "is not there any more; give the images' new place: --data.root DIR" if own else "is not there"
-            raise ConfigError(f"data.root: {data.root} {why}")
-        if not own:
+        data, holdout = self.other or self.config.data, self.config.evaluation.holdout
+        check_there(data.root, moved=self.other is None)
+        if self.other is not None:
             datasets.inspect(data, holdout)
         test = datasets.load_test(data)
-        splits = datasets.load(data, holdout)
-        reason, same = "", False
-        try:
-            before = Record.read(at(self.folder))
-            if splits.record and before:
-                reason = splits.record.differences(before) if own else ""
-                same = not own and splits.record.holds(before)
-        except ValueError as error:
-            log.warning("%s; the images are not compared with those of the run", error)
-        if reason:
-            raise ConfigError(f"data.root: the run was trained on other images: {reason}")
-        if same:
+        splits = images_of(self.config, at(self.folder)) if self.other is None else datasets.load(data, holdout)
+        if self.other is not None and self._own(splits):
             raise ConfigError(f"data.root: {data.root} has the run's own images; leave --data.name and --data.root out")
         check_labels(splits.train, test, splits.classes, data.name)
         for line in likeness.between(splits.train, test, "test"):
@@ -82,6 +69,15 @@ class Setting:
             raise ConfigError(
                 f"data.name: got {data.name}, but {error}, and the run's are in shades of grey"
             ) from error
+
+    def _own(self, splits: datasets.Splits) -> bool:
+        """Whether these are the run's own images."""
+        try:
+            before = Record.read(at(self.folder))
+        except ValueError as error:
+            log.warning("%s; the images are not compared with those of the run", error)
+            return False
+        return splits.record is not None and before is not None and splits.record.holds(before)
 
     @property
     def gray(self) -> bool:
@@ -96,7 +92,7 @@ class Setting:
         """
         config = self.config
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        encoder: nn.Module = network_of(at(self.folder), self.network, config.evaluation.network, self.epoch)
+        encoder: nn.Module = network_of(at(self.folder), self.network, self.epoch).encoder
         encoder = encoder.to(device, memory_format=layout)  # type: ignore[call-overload]
         augment = Augment(config.views, config.data.image_size, *datasets.normalization(config.data.name), 0)
         return config, encoder, train, test, augment, device

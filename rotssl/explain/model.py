@@ -7,6 +7,7 @@ from rotssl.base.paths import AnyPath
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.engine.pretrainer import Pretrainer, build_pretrainer
+from rotssl.models.networks import check_encoder, newest
 from rotssl.runs import checkpoint
 
 
@@ -14,17 +15,14 @@ def restored(folder: AnyPath, config: ResolvedConfig, device: torch.device) -> t
     """The model in evaluation mode, without gradients of its weights, and the number of epochs behind it.
 
     Raises:
-        ConfigError: the run has no checkpoint that can be read, or it is of other networks than the configuration says.
+        ConfigError: the run has no checkpoint that can be read, or it is of another run, or of other networks.
     """
-    state = next(checkpoint.latest(folder), None)
-    if state is None:
-        raise ConfigError(f"--checkpoint: {folder} holds no checkpoint that can be read; run it again first")
+    state = newest(folder, config)
     model = build_pretrainer(config, device)
+    check_encoder(model.encoder, config, folder, state)
     try:
         model.load_state_dict(state["model"])
     except (RuntimeError, KeyError, TypeError) as error:
-        where = folder / checkpoint.place(state)
-        raise ConfigError(
-            f"--checkpoint: {where} is not of the networks in config.yaml ({in_a_line(error)})"
-        ) from error
+        where = folder / checkpoint.place(state) / checkpoint.FILE
+        raise ConfigError(f"{where} is of other networks than the run ({in_a_line(error)})") from error
     return model.eval().requires_grad_(False), int(state["epoch"])

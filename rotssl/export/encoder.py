@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rotssl.base.precision import exact_float32
 from rotssl.data.decoding import MARGIN, NATIVE_LIMIT, fit
 from rotssl.data.images import shades
 from rotssl.data.reading import upright
@@ -75,15 +76,16 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def features(self, pictures: Sequence[Image.Image], batch: int = 64) -> Tensor:
-        """Features (N, D) of N pictures of Pillow.
+        """Features (N, D) of N pictures of Pillow, in float32, also on a GPU.
 
         Args:
             pictures: of any size.
             batch: pictures per forward pass.
         """
         device = next(self.parameters()).device
-        parts = [
-            self(torch.stack([self.transform(each) for each in pictures[i : i + batch]]).to(device))
-            for i in range(0, len(pictures), batch)
-        ]
+        with exact_float32():
+            parts = [
+                self(torch.stack([self.transform(each) for each in pictures[i : i + batch]]).to(device))
+                for i in range(0, len(pictures), batch)
+            ]
         return torch.cat(parts) if parts else torch.empty(0, self.dim)

@@ -11,7 +11,6 @@ from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import OFF
 from rotssl.evaluation.protocol import protocols
-from rotssl.export.source import CONFIG
 from rotssl.runs import journal, tested
 from rotssl.runs.state import RunState, recorded
 from rotssl.tracking import registry, untracked
@@ -69,11 +68,8 @@ def read(folder: AnyPath) -> Records:
     """The records of the run in a folder.
 
     Raises:
-        ConfigError: it holds no run, a record is damaged, or the store with the run's tags and evaluations can't be used.
+        ConfigError: a record is missing or damaged, or the store with the run's tags and evaluations can't be used.
     """
-    if not (folder / CONFIG).exists():
-        what = f"has no {CONFIG}" if folder.exists() else "is not there"
-        raise ConfigError(f"--checkpoint: {folder} {what}; expected the folder of a run")
     config, state = recorded(folder), RunState.read(folder / "run.json", {})
     points = journal.read(folder)
     epochs = max(points, default=0)

@@ -1,23 +1,18 @@
 """Where an encoder comes from: a run's folder, a checkpoint, an exported folder, a run in MLflow, or MLflow's model registry."""
 
 import logging
-import pickle
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rotssl.base.paths import AnyPath, at
-from rotssl.config import build
 from rotssl.config.fields import ConfigError, require
-from rotssl.config.methods import METHODS
 from rotssl.export.encoder import Encoder
-from rotssl.models.encoders import FACTS, WEIGHTS, facts, read_facts, read_weights, restored
-from rotssl.models.networks import PREFIX
+from rotssl.models.encoders import FACTS, WEIGHTS, read_facts, read_weights, restored
+from rotssl.models.networks import network_of, network_of_checkpoint
 from rotssl.runs import checkpoint
-from rotssl.runs.state import recorded
 from rotssl.tracking import reader, registry
 from rotssl.tracking.store import asked_uri
 
@@ -82,71 +77,18 @@ def in_folder(folder: AnyPath, network: str = "auto") -> Encoder:
         ConfigError: as ``load_encoder``.
     """
     require(network in NETWORKS, "network", repr(network), f"one of {', '.join(NETWORKS)}")
-    if (folder / CONFIG).exists():
-        return _of_run(folder, network)
-    if (folder / checkpoint.FILE).exists():
-        return _of_checkpoint(folder, network)
+    if (folder / CONFIG).exists() or (folder / checkpoint.FILE).exists():
+        find = network_of if (folder / CONFIG).exists() else network_of_checkpoint
+        found = find(folder, network)
+        return Encoder(found.encoder, found.dim, found.about)
     for facts_file, weights_file in ((FACTS, WEIGHTS), (CARD_FACTS, CARD_WEIGHTS)):
         if (folder / facts_file).exists():
             about = read_facts(folder / facts_file)
             has = about.get("network", "student")
             require(network in ("auto", has), "network", network, f"{has}, which is what {folder} holds")
-            return _encoder(about, read_weights(folder / weights_file), folder / weights_file)
+            where = folder / weights_file
+            return Encoder(*restored(about, read_weights(where), where), about)
     what = "is not there" if not folder.exists() else "holds no encoder"
     raise ConfigError(
         f"{folder} {what}: expected the folder of a run or of an export, the id of a run in MLflow, or models:/NAME/VERSION"
     )
-
-
-def _encoder(about: Mapping[str, Any], weights: Mapping[str, Any], where: AnyPath) -> Encoder:
-    return Encoder(*restored(about, weights, where), about)
-
-
-def _of_run(folder: AnyPath, network: str) -> Encoder:
-    """The encoder of a run: the file that it has written at its end, or that of its newest checkpoint."""
-    config = recorded(folder)
-    evaluated = config.evaluation.network
-    wanted = evaluated if network == "auto" else network
-    _check_teacher(wanted, config.method.name)
-    if wanted == evaluated and (folder / WEIGHTS).exists():
-        about = read_facts(folder / FACTS) | {"network": wanted}
-        known = facts(config)
-        for key in ("encoder", "stem"):
-            if about[key] != known[key]:
-                raise ConfigError(
-                    f"{folder / FACTS} is of another encoder: {key} {about[key]}, the run has {known[key]}"
-                )
-        return _encoder(about, read_weights(folder / WEIGHTS), folder / WEIGHTS)
-    state = checkpoint.newest(folder, config)
-    if state is None:
-        has = f"the {evaluated} is in {WEIGHTS}" if (folder / WEIGHTS).exists() else f"it has no {WEIGHTS} either"
-        raise ConfigError(f"{folder} has no checkpoint that can be read, where the {wanted} would be; {has}")
-    if state["epoch"] < config.train.epochs:
-        log.warning("%s has %d of %d epochs", folder, state["epoch"], config.train.epochs)
-    told = read_facts(folder / FACTS) if (folder / FACTS).exists() else {}
-    about = facts(config) | {key: told[key] for key in ("stored",) if key in told} | {"network": wanted}
-    return _of_state(about, state, folder / checkpoint.place(state) / checkpoint.FILE)
-
-
-def _of_checkpoint(folder: AnyPath, network: str) -> Encoder:
-    """The encoder in the folder of a checkpoint, which has the run's configuration."""
-    try:
-        state = checkpoint.load(folder)
-        config = build(checkpoint.recorded(folder.parent, state))
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise ConfigError(f"{folder / checkpoint.FILE} cannot be read ({why})") from error
-    wanted = config.evaluation.network if network == "auto" else network
-    _check_teacher(wanted, config.method.name)
-    return _of_state(facts(config) | {"network": wanted}, state, folder / checkpoint.FILE)
-
-
-def _check_teacher(network: str, method: str) -> None:
-    fits = network == "student" or METHODS[method].teacher
-    require(fits, "network", network, f"student: {method} has no teacher")
-
-
-def _of_state(about: Mapping[str, Any], state: Mapping[str, Any], file: AnyPath) -> Encoder:
-    start = PREFIX[about["network"]]
-    weights = {key.removeprefix(start): value for key, value in state["model"].items() if key.startswith(start)}
-    return _encoder({**about, "epoch": state["epoch"]}, weights, file)

@@ -241,10 +241,21 @@ def restored(about: Mapping[str, Any], weights: Mapping[str, Tensor], where: Any
     encoder, dim = build_encoder(about["encoder"], about["stem"], **shape)
     if about["norm"] == "group":
         convert_norm(encoder, "group", torch.device("cpu"))
-    if reason := differences(encoder.state_dict(), weights):
-        raise ConfigError(f"{where} is of another encoder than {about['encoder']} (stem {about['stem']}): {reason}")
+    check_fit(about, encoder.state_dict(), weights, where)
     encoder.load_state_dict(dict(weights))
     return encoder.eval(), dim
+
+
+def check_fit(
+    about: Mapping[str, Any], expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: AnyPath
+) -> None:
+    """Check that weights have the names and shapes of an encoder; the arguments are those of ``restored``.
+
+    Raises:
+        ConfigError: they are of another encoder.
+    """
+    if reason := differences(expected, found):
+        raise ConfigError(f"{where} is of another encoder than {about['encoder']} (stem {about['stem']}): {reason}")
 
 
 def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -251,8 +251,19 @@ def newest(run_dir: AnyPath, config: Config) -> dict[str, Any] | None:
     state, later = next(latest(run_dir), None), within(run_dir)
     if later is not None and (state is None or later["epoch"] >= state["epoch"]):
         state = later
-    if state is None or "config" not in state:
-        return state
+    if state is not None:
+        check_same(run_dir, state, config)
+    return state
+
+
+def check_same(run_dir: AnyPath, state: Mapping[str, Any], config: Config) -> None:
+    """Check that a state is of the run with this configuration, if it says of which it is.
+
+    Raises:
+        ConfigError: it is not: the message names the fields that differ.
+    """
+    if "config" not in state:
+        return
     differ = [change for change in cfg.changes(recorded(run_dir, state), config) if change[0] not in cfg.MAY_CHANGE]
     if differ:
         folder = run_dir / place(state)
@@ -261,7 +272,6 @@ def newest(run_dir: AnyPath, config: Config) -> dict[str, Any] | None:
         raise ConfigError(
             f"storage.path: {folder} is of another configuration: {words}{more}; remove it to go on from another"
         )
-    return state
 
 
 def hold(folder: AnyPath) -> None:

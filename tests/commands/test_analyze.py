@@ -1,8 +1,11 @@
 """jobs/analyze.py as a user starts it."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rotssl.tracking import store, writer
 from tests.programs import with_store
@@ -40,7 +43,13 @@ def test_a_sweep_beside_the_paper(uri, tmp_path, main):
 
 
 def test_signal_and_noise_of_a_run(tmp_path, main):
-    small = ("--data.name", "synthetic", "--data.limit", 64, "--data.image_size", 16, "--train.batch_size", 16)
+    root, pixels = tmp_path / "data", np.random.default_rng(0)
+    for i in range(64):
+        for split in ("train", "val"):
+            file = root / split / "ab"[i % 2] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
+    small = ("--data.name", "imagefolder", "--data.root", root, "--data.image_size", 16, "--train.batch_size", 16)
     small += ("--train.epochs", 2, "--optim.warmup_epochs", 1, "--rotation.weight", 1, "--views.size_start", "none")
     small += ("--evaluation.knn_every", 0, "--evaluation.linear", "false", "--scaling.num_workers", 0)
     small += (
@@ -64,10 +73,13 @@ def test_signal_and_noise_of_a_run(tmp_path, main):
     assert [point["epoch"] for point in numbers["points"]] == [0, 1, 2] and numbers["batches"] == 3
     for flags, reason in (
         (("--batches", 1), "--batches: got 1, expected at least 2"),
-        (("--checkpoint", tmp_path / "none"), f"--checkpoint: {tmp_path / 'none'} does not hold a run"),
+        (("--data.root", tmp_path / "none"), f"data.root: {tmp_path / 'none'} is not there any more"),
     ):
         code, _, err = main("analyze.py", "gradients", "--checkpoint", folder, *flags)
         assert code == 2 and err.startswith(f"error: {reason}") and len(err.splitlines()) == 1
+    shutil.copy(root / "train" / "a" / "0.png", root / "train" / "a" / "2.png")
+    code, _, err = main("analyze.py", "gradients", "--checkpoint", folder)
+    assert (code, err) == (2, "error: data.root: the run was trained on other images: 1 image was replaced\n")
 
 
 def test_the_overlap_of_crops(tmp_path, main):

@@ -74,7 +74,7 @@ def test_bad_input_of_a_comparison_and_of_an_evaluation(tmp_path):
         with pytest.raises(ConfigError, match=words):
             rotssl.compare("rotssl", **given)
     for given, words in (
-        ({"run": tmp_path}, "is not the folder of a run$"),
+        ({"run": tmp_path}, "^run: .* has no config.yaml: expected the folder of a run$"),
         ({"run": tmp_path, "protocols": "knm"}, "^protocols: got knm, expected one or more of knn, linear"),
         ({"run": tmp_path, "protocols": ()}, "^protocols: got none"),
         ({"run": tmp_path, "network": "both"}, "^network: got 'both', expected student or teacher$"),

@@ -70,7 +70,7 @@ def test_a_budget_that_nobody_planned_is_refused(tmp_path):
 
 @pytest.mark.contract
 def test_later_starts_keep_the_epochs_of_the_first_one(tmp_path, measured, monkeypatch, capsys):
-    fields = {**SMALL, "scaling.num_workers": 0, "tracking.uri": "off", "train.budget": 0.5}
+    fields = {**SMALL, "scaling.num_workers": 0, "tracking.uri": "off", "train.budget": 0.5, "evaluation.linear": False}
 
     def start(*more):
         return pretrain.run(parse([*flags(fields, tmp_path), *more]))

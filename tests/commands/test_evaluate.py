@@ -1,5 +1,6 @@
 """jobs/evaluate.py: a finished run on the test split, once, below that run in MLflow."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,41 +8,23 @@ import pytest
 import yaml
 from PIL import Image
 
-from rotssl import config as cfg
-from rotssl import lifecycle
-from rotssl.commands import pretrain as pretrain_
 from rotssl.commands.evaluate import evaluate
 from rotssl.config.fields import ConfigError
 from rotssl.config.sections import DataConfig
 from rotssl.data import datasets
 from rotssl.runs.state import RunState
-from tests.programs import SMALL, mlflow_client, with_store
+from tests.finished import SHORT, copied
+from tests.finished import finished as train
+from tests.programs import mlflow_client
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.contract
 BOTH = ("knn", "linear")
 
 
-def prepared(folder, **fields):
-    fields = {
-        **SMALL,
-        "scaling.num_workers": 0,
-        "storage.path": str(with_store(folder)),
-        "tracking.run_name": "run",
-        **fields,
-    }
-    return lifecycle.prepare(cfg.build(fields))[0]
-
-
-def pretrain(folder, **fields):
-    config = prepared(folder, **fields)
-    assert pretrain_.pretrain(config) == 0
-    return config
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return pretrain(tmp_path_factory.mktemp("finished"))
+def finished(trained, tmp_path_factory):
+    return copied(trained, tmp_path_factory.mktemp("finished"))
 
 
 def logged(config):
@@ -51,8 +34,8 @@ def logged(config):
     return run, [other for other in runs if other.data.tags.get("kind") == "evaluation"]
 
 
-def test_a_run_that_a_version_without_some_fields_recorded_is_measured(tmp_path, capsys):
-    config = pretrain(tmp_path, **{"tracking.uri": "off"})
+def test_a_run_that_a_version_without_some_fields_recorded_is_measured(trained, tmp_path, capsys):
+    config = copied(trained, tmp_path, off=True)
     file = config.run_dir / "config.yaml"
     content = yaml.safe_load(file.read_text())
     for section, leaf in (
@@ -91,8 +74,8 @@ def test_the_test_split_is_measured_once_below_the_run(finished, capsys, monkeyp
     assert evaluate(None, str(finished.run_dir), ("knn",), "") == 0 and len(logged(finished)[1]) == 2
 
 
-def test_only_what_is_missing_is_measured(tmp_path, capsys):
-    config = pretrain(tmp_path)
+def test_only_what_is_missing_is_measured(trained, tmp_path, capsys):
+    config = copied(trained, tmp_path)
     for protocols in (("knn",), ("linear", "knn")):
         assert evaluate(None, str(config.run_dir), protocols, "") == 0
     _, children = logged(config)
@@ -112,7 +95,7 @@ def test_the_encoder_and_the_images_are_those_of_the_run(tmp_path, capsys):
                 file = root / split / f"class{label}" / f"{i}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels.astype(np.uint8)).save(file)
-    config = pretrain(tmp_path, **{"data.name": "imagefolder", "data.root": str(root), "data.limit": None})
+    config = train(tmp_path, **{"data.name": "imagefolder", "data.root": str(root), "data.limit": None})
     evaluate(None, str(config.run_dir), BOTH, "")
     run, children = logged(config)
     assert len(children) == 2
@@ -132,15 +115,17 @@ def test_images_of_test_that_were_trained_on_are_said(tmp_path, capsys):
         "data.root": str(tmp_path / "data"),
         "data.limit": None,
         "train.batch_size": 16,
+        **SHORT,
     }
-    config = pretrain(tmp_path, **fields)
+    config = train(tmp_path, **fields)
     assert "warning: images of" not in capsys.readouterr().err
     evaluate(None, str(config.run_dir), ("knn",), "")
     assert "warning: images of test that are also in train (identical pixels): 2\n" in capsys.readouterr().out
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path, finished):
-    with pytest.raises(ConfigError, match="does not hold a finished run"):
+    shutil.copy(finished.run_dir / "config.yaml", tmp_path)
+    with pytest.raises(ConfigError, match="does not hold a finished run \\(status: new\\)"):
         evaluate(None, str(tmp_path), BOTH, "")
     unfinished = RunState.read(finished.run_dir / "run.json", {})
     unfinished.path = tmp_path / "run.json"

@@ -12,6 +12,7 @@ from rotssl.config.fields import ConfigError
 from rotssl.engine.events import EpochDone
 from rotssl.runs import checkpoint, journal
 from rotssl.runs.state import RunState
+from tests.finished import copied
 from tests.programs import SMALL, mlflow_client, with_store
 
 pytestmark = pytest.mark.contract
@@ -32,15 +33,21 @@ def weights(folder):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    storage = tmp_path_factory.mktemp("undisturbed")
-    assert start(storage, **{"tracking.uri": "off"}) == 0
-    return weights(storage / "rotssl" / "run")
+def undisturbed(trained):
+    return weights(trained.run_dir)
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory):
+    """A run with a store that was stopped after the first of its two epochs."""
+    config = prepared(tmp_path_factory.mktemp("halfway"), **{"train.stop_after": 1})
+    assert pretrain.pretrain(config) == 0
+    return config
 
 
 @pytest.mark.parametrize("how", ["removed", "empty", "zeros"])
-def test_a_lost_record_is_rebuilt_from_the_newest_checkpoint(tmp_path, capsys, undisturbed, how):
-    assert start(tmp_path, **{"train.stop_after": 1}) == 0
+def test_a_lost_record_is_rebuilt_from_the_newest_checkpoint(tmp_path, capsys, undisturbed, halfway, how):
+    copied(halfway, tmp_path)
     folder = tmp_path / "rotssl" / "run"
     record = folder / "run.json"
     run_id = json.loads(record.read_text())["run_id"]
@@ -59,8 +66,8 @@ def test_a_lost_record_is_rebuilt_from_the_newest_checkpoint(tmp_path, capsys, u
     assert [point.step for point in client.get_metric_history(run_id, "loss/total")] == [1, 2]
 
 
-def test_a_record_is_not_rebuilt_from_a_checkpoint_that_cannot_be_read(tmp_path):
-    assert start(tmp_path, **{"train.stop_after": 1, "tracking.uri": "off"}) == 0
+def test_a_record_is_not_rebuilt_from_a_checkpoint_that_cannot_be_read(tmp_path, halfway):
+    copied(halfway, tmp_path, off=True)
     folder = tmp_path / "rotssl" / "run"
     (folder / "run.json").unlink()
     (folder / checkpoint.name(1) / checkpoint.FILE).write_bytes(b"")
@@ -68,9 +75,9 @@ def test_a_record_is_not_rebuilt_from_a_checkpoint_that_cannot_be_read(tmp_path)
         start(tmp_path)
 
 
-def test_a_run_is_finished_only_if_its_journal_says_so_too(tmp_path, capsys, undisturbed):
+def test_a_run_is_finished_only_if_its_journal_says_so_too(tmp_path, capsys, undisturbed, halfway):
     off = {"tracking.uri": "off"}
-    assert start(tmp_path, **off, **{"train.stop_after": 1}) == 0
+    copied(halfway, tmp_path, off=True)
     folder = tmp_path / "rotssl" / "run"
     record = folder / "run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "finished", "reason": "completed"}))
@@ -121,7 +128,13 @@ def test_a_disk_that_fails_at_the_start_is_one_line(tmp_path, monkeypatch, capsy
 
 
 def test_a_run_that_diverged_says_so(tmp_path, capsys):
-    rates = {"optim.lr": 0.5, "optim.weight_decay": 10.0, "train.epochs": 3, "data.limit": 512}
+    rates = {
+        "optim.lr": 0.5,
+        "optim.weight_decay": 10.0,
+        "train.epochs": 3,
+        "data.limit": 512,
+        "evaluation.linear": False,
+    }
     assert start(tmp_path, **rates) == 0
     assert "warning: run: diverged: loss/" in capsys.readouterr().err
     record = json.loads((tmp_path / "rotssl" / "run" / "run.json").read_text())
@@ -143,7 +156,7 @@ def test_a_run_that_collapses_is_flagged_or_ended(tmp_path, capsys, action):
     # A teacher so sharp that one output wins for all images.
     fields = {"method.name": "dino", "method.center_momentum": 0.999, "optim.lr": 0.02, "data.limit": 512}
     fields |= dict.fromkeys(("method.teacher_temperature", "method.teacher_temperature_start"), 0.005)
-    fields |= {"train.epochs": 4, "train.on_collapse": action, "rotation.weight": 0}
+    fields |= {"train.epochs": 4, "train.on_collapse": action, "rotation.weight": 0, "evaluation.linear": False}
     assert start(tmp_path, **fields) == (0 if action == "flag" else 1)
     err, folder = capsys.readouterr().err, tmp_path / "rotssl" / "run"
     record, done = json.loads((folder / "run.json").read_text()), max(journal.read(folder))

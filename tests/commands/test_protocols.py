@@ -20,7 +20,9 @@ from rotssl.evaluation import plan as plans
 from rotssl.models.encoders import read_encoder
 from rotssl.models.networks import network_of
 from rotssl.runs import checkpoint
-from tests.commands.test_evaluate import logged, prepared, pretrain
+from tests.commands.test_evaluate import logged
+from tests.finished import copied, prepared
+from tests.finished import finished as train
 from tests.programs import job
 
 pytestmark = pytest.mark.contract
@@ -33,9 +35,9 @@ OPTIONS = evaluating.build(SHORT)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(trained, tmp_path_factory):
     """A run of BYOL without MLflow, all of whose protocols were measured, and the entries of its test.json."""
-    config = pretrain(tmp_path_factory.mktemp("finished"), **{"tracking.uri": "off"})
+    config = copied(trained, tmp_path_factory.mktemp("finished"), off=True)
     assert evaluate(None, str(config.run_dir), evaluating.PROTOCOLS, "", options=OPTIONS) == 0
     return config, json.loads((config.run_dir / "test.json").read_text())
 
@@ -133,7 +135,7 @@ def test_a_rotated_or_corrupted_image_is_harder_and_an_upright_one_is_what_knn_s
 def test_the_teacher_is_read_from_the_newest_checkpoint(finished, capsys):
     config, _ = finished
     state = next(checkpoint.latest(config.run_dir))["model"]
-    encoder = network_of(config.run_dir, "teacher", "student", 2)
+    encoder = network_of(config.run_dir, "teacher", 2).encoder
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, state[f"teacher.0.{name}"]), name
     student = read_encoder(config.run_dir)[0].state_dict()
@@ -156,7 +158,7 @@ def test_another_set_has_classifiers_of_its_own(finished, capsys):
 
 @pytest.mark.exhaustive
 def test_a_run_with_a_store_gets_the_cards_and_hits_as_artifacts(tmp_path):
-    config = pretrain(tmp_path)
+    config = train(tmp_path)
     assert evaluate(None, str(config.run_dir), ("semi",), "") == 0
     _, (child,) = logged(config)
     names = {path.name for path in tmp_path.rglob("artifacts/*") if child.info.run_id in str(path)}
@@ -206,18 +208,28 @@ def test_a_run_whose_files_are_gone_is_one_line(finished, tmp_path, main):
     for folder in run.glob("epoch_*"):
         (folder / checkpoint.FILE).write_bytes(b"torn")
     code, _, err = main("evaluate.py", "--checkpoint", run, "--network", "teacher")
-    assert code == 2 and "the teacher is read from a checkpoint" in err.splitlines()[-1]
-    (run / "encoder.safetensors").write_bytes(b"torn")
-    code, _, err = main("evaluate.py", "--checkpoint", run)
-    assert code == 2 and "encoder.safetensors" in err and len(err.splitlines()) == 1
+    assert code == 2 and "has no checkpoint that can be read, where the teacher would be" in err.splitlines()[-1]
     (run / "encoder.safetensors").unlink()
     code, _, err = main("evaluate.py", "--checkpoint", run)
-    assert code == 2 and "no encoder.safetensors" in err and len(err.splitlines()) == 1
+    assert code == 2 and err.splitlines()[-1].endswith("it has no encoder.safetensors either")
+
+
+def test_a_run_without_its_exported_files_is_measured_from_its_newest_checkpoint(finished, tmp_path, main):
+    config, entries = finished
+    run = shutil.copytree(config.run_dir, tmp_path / "run")
+    for name in ("test.json", "encoder.safetensors", "encoder.json"):
+        (run / name).unlink()
+    assert main("evaluate.py", "--checkpoint", run, "--protocol", "knn")[0] == 0
+    (entry,) = json.loads((run / "test.json").read_text())
+    assert entry["metrics"]["knn/top1"] == entries[0]["metrics"]["knn/top1"] and entry["card"]["epoch"] == 2
+    shutil.rmtree(run / "epoch_00002")
+    code, _, err = main("evaluate.py", "--checkpoint", run, "--protocol", "linear")
+    assert code == 2 and err.endswith("where the student would be, is of epoch 1, not 2\n") and err.count("\n") == 1
 
 
 @pytest.mark.exhaustive
 def test_a_method_without_a_teacher_has_none(tmp_path, main):
-    config = pretrain(tmp_path, **{"tracking.uri": "off", "method.name": "simclr"})
+    config = train(tmp_path, **{"tracking.uri": "off", "method.name": "simclr"})
     code, _, err = main("evaluate.py", "--checkpoint", config.run_dir, "--network", "teacher")
     assert code == 2 and "got teacher, expected student: simclr has no teacher" in err
 
@@ -227,12 +239,12 @@ def test_files_of_another_encoder_are_no_measure_of_the_run(finished, tmp_path):
     shutil.copytree(finished[0].run_dir, folder)
     about = json.loads((folder / "encoder.json").read_text())
     (folder / "encoder.json").write_text(json.dumps(about | {"encoder": "resnet18"}))
-    with pytest.raises(ConfigError, match="it is of another encoder than the run: encoder resnet18"):
-        network_of(folder, "student", "student", 2)
+    with pytest.raises(ConfigError, match="is of another encoder: encoder resnet18, the run has small"):
+        network_of(folder, "student", 2)
 
 
-def test_a_number_that_the_store_did_not_take_is_kept(tmp_path, monkeypatch):
-    config = pretrain(tmp_path)
+def test_a_number_that_the_store_did_not_take_is_kept(trained, tmp_path, monkeypatch):
+    config = copied(trained, tmp_path)
 
     def silent(*_):
         raise ConnectionError("the store is silent")
@@ -277,7 +289,7 @@ def test_a_run_that_is_not_finished_is_not_evaluated(tmp_path):
     fields = {"tracking.uri": "off", "evaluation.protocols": "knn"}
     assert pretrain_.pretrain(stopped := prepared(tmp_path, **fields, **{"train.stop_after": 1})) == 0
     assert not (stopped.run_dir / "test.json").exists()
-    config = pretrain(tmp_path, **fields)
+    config = train(tmp_path, **fields)
     (entry,) = json.loads((config.run_dir / "test.json").read_text())
     assert entry["epoch"] == 2 and entry["card"]["protocol"] == "knn"
 

@@ -1,6 +1,7 @@
 """jobs/replay.py: one step of a run, taken apart."""
 
 import re
+import shutil
 
 import pytest
 
@@ -36,13 +37,20 @@ def run(folder, **fields):
     return config.run_dir, losses
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped after the second of its three epochs, and the losses of all steps of the same run to its end."""
+    folder, losses = run(tmp_path_factory.mktemp("stopped"), **{"train.stop_after": 2})
+    whole = run(tmp_path_factory.mktemp("whole"))[1]
+    assert whole[: len(losses)] == losses
+    return folder, whole
+
+
 @pytest.mark.parametrize(("lost", "step", "first"), [(0, 9, 8), (0, 7, 4), (2, 7, 0)])
-def test_a_step_is_that_of_the_run_from_whatever_state(tmp_path, capsys, lost, step, first):
-    folder, losses = run(tmp_path, **{"train.stop_after": 2})
+def test_a_step_is_that_of_the_run_from_whatever_state(tmp_path, capsys, stopped, lost, step, first):
+    folder, losses = shutil.copytree(stopped[0], tmp_path / "run"), stopped[1]
     for place in checkpoint.found(folder)[:lost]:
         (place / checkpoint.FILE).unlink()
-    if step == 9:
-        losses = run(tmp_path / "whole")[1]
     assert replay(str(folder), step, None) == 0
     out = capsys.readouterr()
     assert f"training from step {first} to step {step}" in out.err
@@ -65,9 +73,8 @@ def test_the_step_that_broke_a_run_breaks_again(tmp_path, capsys):
     ("step", "words"),
     [(None, r"^--step: got nothing, .* no bad step is noted in"), (12, r"^--step: got 12, .* from 0 to 11$")],
 )
-def test_what_cannot_be_replayed_is_refused(tmp_path, step, words):
-    folder, _ = run(tmp_path, **{"train.stop_after": 1})
+def test_what_cannot_be_replayed_is_refused(tmp_path, stopped, step, words):
     with pytest.raises(ConfigError, match=words):
-        replay(str(folder), step, None)
-    with pytest.raises(ConfigError, match="does not hold a run"):
+        replay(str(stopped[0]), step, None)
+    with pytest.raises(ConfigError, match="expected the folder of a run"):
         replay(str(tmp_path), step, None)

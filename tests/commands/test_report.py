@@ -10,25 +10,13 @@ from rotssl import config as cfg
 from rotssl.commands import report as command
 from rotssl.config.fields import ConfigError
 from rotssl.reports import run_plots
-from tests.programs import SMALL, flags
-
-HERE = {**SMALL, "scaling.num_workers": 0}
-
-
-def finished(folder, name, **fields):
-    """A run without MLflow, in a folder whose name is no HTML."""
-    from rotssl.commands import pretrain
-    from rotssl.config.cli import parse
-
-    fields = {**HERE, "tracking.uri": "off", "tracking.experiment": "<b>", **fields}
-    assert pretrain.run(parse(flags(fields, folder, name))) == 0
-    return folder / "<b>" / name
+from tests.finished import copied, finished
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run with rotation."""
-    return finished(tmp_path_factory.mktemp("runs"), "run")
+def run(trained, tmp_path_factory):
+    """A finished run with rotation, whose experiment has a name that is no HTML."""
+    return copied(trained, tmp_path_factory.mktemp("runs"), off=True, **{"tracking.experiment": "<b>"}).run_dir
 
 
 @pytest.mark.contract
@@ -60,7 +48,7 @@ def test_the_page_has_all_of_it_and_needs_nothing_else(run, main):
 
 @pytest.mark.exhaustive
 def test_a_run_without_a_rotation_head_that_was_stopped(main, tmp_path):
-    run = finished(tmp_path, "plain", **{"rotation.weight": 0, "train.stop_after": 1})
+    run = finished(tmp_path, **{"tracking.uri": "off", "rotation.weight": 0, "train.stop_after": 1}).run_dir
     code, _, err = main("report.py", "--checkpoint", run, "--images", 40, "--output", tmp_path / "page")
     assert (code, err) == (0, "")
     page = (tmp_path / "page" / "report.html").read_text()
@@ -73,7 +61,6 @@ def test_what_cannot_be_shown_is_one_line(run, main, tmp_path, monkeypatch):
     from rotssl.runs import checkpoint
 
     for arguments, words in (
-        (("--checkpoint", tmp_path), "is not the folder of a run"),
         (("--checkpoint", run, "--images", 1), "--images: got 1, expected at least 2"),
         (("--run", "0" * 32, "--uri", f"sqlite:///{run.parent}/none.db"), "none.db"),
     ):
@@ -83,10 +70,7 @@ def test_what_cannot_be_shown_is_one_line(run, main, tmp_path, monkeypatch):
     found["model"].popitem()
     monkeypatch.setattr(checkpoint, "load", lambda folder: dict(found))
     code, _, err = main("report.py", "--checkpoint", run)
-    assert code == 2 and "is not of the networks in config.yaml" in err and err.count("\n") == 1
-    monkeypatch.setattr(checkpoint, "found", lambda folder: [])
-    code, _, err = main("report.py", "--checkpoint", run)
-    assert code == 2 and "holds no checkpoint that can be read" in err and err.count("\n") == 1
+    assert code == 2 and "checkpoint.pt is of other networks than the run" in err and err.count("\n") == 1
 
 
 def test_pictures_of_any_kind_are_tiles_of_one_size():
@@ -109,7 +93,7 @@ def test_pictures_of_any_kind_are_tiles_of_one_size():
 def test_the_api_takes_a_folder_only(tmp_path):
     import rotssl
 
-    with pytest.raises(ConfigError, match=r"is not the folder of a run$"):
+    with pytest.raises(ConfigError, match=r"^run: .* has no config.yaml: expected the folder of a run$"):
         rotssl.report(tmp_path)
 
 

@@ -99,6 +99,20 @@ def test_features_that_are_not_finite_have_no_accuracy(made, protocol):
         assert np.isnan(result.metrics[result.number.key]) and not result.hits
 
 
+def test_what_a_card_says_is_fp32_is_not_rounded_to_tf32(made):
+    seen, before = [], torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True  # the default, which only a GPU follows
+    try:
+        made.encoder.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+        measured(made, "finetune", **{"finetune.epochs": 1, "finetune.shares": "0.2", "finetune.seeds": 1})
+        assert len(seen) > 3 and not any(seen) and torch.backends.cudnn.allow_tf32
+        del seen[:]
+        made.encode(made.test)
+        assert seen == [False] and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def test_a_run_with_an_oracle_is_measured_as_others_are(made):
     made.config = dataclasses.replace(made.config, oracle=dataclasses.replace(made.config.oracle, log=True))
     short = {"finetune.epochs": 1, "finetune.shares": "0.2", "finetune.seeds": 1, "finetune.lr": "0.1"}

@@ -1,14 +1,13 @@
-"""kNN against plain float64 on 1,000 points, lightly and scikit-learn; the probe against scikit-learn's."""
+"""kNN against plain float64 on 1,000 points, lightly and scikit-learn; the probe against scikit-learn's.
+
+Both are imported where they are asked, for the two processes of ``pool`` read this file and need neither.
+"""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from lightly.utils.benchmarking import knn_predict
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
 from rotssl.base import distributed
@@ -82,6 +81,9 @@ def test_a_tie_of_classes_goes_to_the_first_class_and_of_neighbours_to_the_first
 
 
 def test_lightly_and_scikit_learn_agree_to_the_last_image():
+    from lightly.utils.benchmarking import knn_predict
+    from sklearn.neighbors import KNeighborsClassifier
+
     (bank, labels), (queries, known) = clusters(1000, 32, 2, spread=0.5), clusters(100, 32, 3, spread=0.5)
     unit = F.normalize(bank), F.normalize(queries)
     for vote, ours in zip(VOTES, knn_hits_of(bank, labels, queries, known, VOTES), strict=True):
@@ -98,6 +100,8 @@ def test_lightly_and_scikit_learn_agree_to_the_last_image():
 
 
 def test_euclidean_votes_are_scikit_learn_s():
+    from sklearn.neighbors import KNeighborsClassifier
+
     (bank, labels), (queries, known) = clusters(1000, 32, 2, spread=0.5), clusters(100, 32, 3, spread=0.5)
     votes = [Vote(k) for k in (1, 5, 50, 200)]
     for vote, ours in zip(votes, knn_hits_of(bank, labels, queries, known, votes, euclidean=True), strict=True):
@@ -107,6 +111,9 @@ def test_euclidean_votes_are_scikit_learn_s():
 
 
 def test_the_probe_is_within_0_3_points_of_scikit_learn_s_logistic_regression():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
     (bank, labels), (queries, known) = clusters(3000, 24, 4, spread=0.6), clusters(3000, 24, 5, spread=0.6)
     bank, queries = (rows * torch.logspace(-1, 1, 24) + 3 for rows in (bank, queries))  # dimensions of any scale
     ours = float(linear_hits(bank, labels, queries, known).float().mean())

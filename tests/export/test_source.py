@@ -20,20 +20,23 @@ from rotssl.models.encoders import save_encoder
 from rotssl.runs import checkpoint
 from rotssl.runs.state import RunState
 from tests.export.made import encoder_of, noise
-from tests.export.runs import finished, store_of
+from tests.finished import SHORT, copied, finished, store_of
 
 pytestmark = pytest.mark.contract
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return finished(tmp_path_factory.mktemp("run"))
+def run(trained):
+    return trained
 
 
 @pytest.fixture
 def copy(run, tmp_path):
-    """The run's folder, to break."""
-    return shutil.copytree(run.run_dir, tmp_path / "copy")
+    """The run's folder with one checkpoint, to break."""
+    folder = shutil.copytree(run.run_dir, tmp_path / "copy")
+    for older in checkpoint.found(folder)[1:]:
+        shutil.rmtree(older)
+    return folder
 
 
 def weights(run, network):
@@ -77,7 +80,7 @@ def test_a_network_is_found_by_folder_and_by_id(run, network):
 
 
 def test_the_teacher_of_a_run_that_evaluates_it_is_in_its_file(tmp_path):
-    run = finished(tmp_path, **{"evaluation.network": "teacher", "tracking.uri": "off"})
+    run = finished(tmp_path, **SHORT, **{"evaluation.network": "teacher", "tracking.uri": "off"})
     exported = load_file(run.run_dir / "encoder.safetensors")
     assert holds(rotssl.load_encoder(run.run_dir), exported) and holds(
         rotssl.load_encoder(run.run_dir, "teacher"), weights(run, "teacher")
@@ -86,14 +89,14 @@ def test_the_teacher_of_a_run_that_evaluates_it_is_in_its_file(tmp_path):
 
 
 def test_a_run_that_was_stopped_has_the_encoder_of_its_newest_checkpoint(tmp_path, caplog):
-    run = finished(tmp_path, **{"train.epochs": 2, "train.stop_after": 1, "tracking.uri": "off"})
+    run = finished(tmp_path, **{**SHORT, "train.epochs": 2, "train.stop_after": 1, "tracking.uri": "off"})
     assert not (run.run_dir / "encoder.safetensors").exists()
     assert holds(rotssl.load_encoder(run.run_dir), weights(run, "student"))
     assert "has 1 of 2 epochs" in caplog.text
 
 
-def test_a_run_whose_folder_is_elsewhere_is_taken_from_mlflow(tmp_path, caplog):
-    run = finished(tmp_path)
+def test_a_run_whose_folder_is_elsewhere_is_taken_from_mlflow(trained, tmp_path, caplog):
+    run = copied(trained, tmp_path)
     run_id, wanted = RunState.read(run.run_dir / "run.json", {}).run_id, weights(run, "student")
     run.run_dir.rename(tmp_path / "elsewhere")
     assert holds(rotssl.load_encoder(run_id, uri=store_of(run)), wanted)
@@ -145,9 +148,12 @@ def test_shades_of_grey_are_normalised_by_one_number(run):
 def test_pictures_of_any_kind_become_features():
     encoder = encoder_of("small")
     colour = Image.fromarray(shades(30, 50))
+    seen = []
+    encoder.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     pictures = [colour, colour.convert("L"), colour.convert("P"), colour.convert("RGBA"), Image.fromarray(shades(5, 5))]
     found = encoder.features(pictures, batch=2)
     assert found.shape == (5, 96) and not found.requires_grad
+    assert seen == [False] * 3 and torch.backends.cudnn.allow_tf32  # fp32 on a GPU, too
     torch.testing.assert_close(found[3:4], encoder(encoder.transform(colour)[None]))
     assert encoder.features([]).shape == (0, 96)
 
@@ -195,38 +201,74 @@ def test_a_damaged_run_is_one_line(copy, main, damage):
     with pytest.raises(ConfigError) as caught:
         rotssl.load_encoder(copy)
     assert words in str(caught.value) and "\n" not in str(caught.value)
-    code, _, err = main("export.py", "--checkpoint", copy)
-    assert (code, err) == (2, f"error: {caught.value}\n")
+    for program in ("export.py", "evaluate.py"):
+        code, _, err = main(program, "--checkpoint", copy)
+        assert (code, err) == (2, f"error: {caught.value}\n")
 
 
-def test_a_teacher_without_a_checkpoint_is_one_line(copy):
-    for path in checkpoint.found(copy):
-        shutil.rmtree(path)
-    words = "has no checkpoint that can be read, where the teacher would be; the student is in encoder.safetensors"
-    with pytest.raises(ConfigError, match=words):
-        rotssl.load_encoder(copy, "teacher")
+def gone(folder, newest):
+    shutil.rmtree(newest)
+    return "has no checkpoint that can be read"
 
 
-def test_a_checkpoint_that_was_cut_short_or_is_of_another_run_is_refused(copy, tmp_path):
-    (newest,) = checkpoint.found(copy)
+def torn(folder, newest):
     file = newest / checkpoint.FILE
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ConfigError, match=r"checkpoint.pt cannot be read"):
+        rotssl.load_encoder(newest)
+    return "has no checkpoint that can be read"
+
+
+def of_another_configuration(folder, newest):
     state = checkpoint.load(newest)
     config = json.loads(state["config"])
     config["encoder"]["name"] = "resnet18"
     checkpoint.save(state | {"config": json.dumps(config)}, newest)
-    with pytest.raises(ConfigError, match=r"is of another configuration: encoder.name resnet18 in place of small"):
-        rotssl.load_encoder(copy, "teacher")
     with pytest.raises(ConfigError, match=r"checkpoint.pt is of another encoder than resnet18"):
         rotssl.load_encoder(newest)
-    file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(ConfigError, match=r"checkpoint.pt cannot be read"):
-        rotssl.load_encoder(newest)
-    with pytest.raises(ConfigError, match="has no checkpoint that can be read"):
+    return "is of another configuration: encoder.name resnet18 in place of small"
+
+
+def of_other_weights(folder, newest):
+    state = checkpoint.load(newest)
+    for start in ("encoder.", "teacher.0."):
+        del state["model"][f"{start}stem.0.weight"]
+    checkpoint.save(state, newest)
+    return "checkpoint.pt is of another encoder than small (stem imagenet): 1 weights missing, such as stem.0.weight"
+
+
+@pytest.mark.parametrize("damage", [gone, torn, of_another_configuration, of_other_weights], ids=lambda f: f.__name__)
+def test_all_programs_say_the_same_of_a_checkpoint_that_cannot_be_used(copy, main, caplog, damage):
+    words = damage(copy, *checkpoint.found(copy))
+    with pytest.raises(ConfigError) as caught:
         rotssl.load_encoder(copy, "teacher")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    if damage is gone:
+        assert str(caught.value).endswith(", where the teacher would be; the student is in encoder.safetensors")
+    for command in (
+        "export.py --network teacher",
+        "evaluate.py --network teacher",
+        "report.py",
+        "analyze.py gradients",
+    ):
+        code, _, err = main(*command.split(), "--checkpoint", copy)
+        *told, last = err.splitlines()
+        assert code == 2 and last.startswith(f"error: {str(caught.value).partition(', where')[0]}"), (command, err)
+        assert all(line.startswith("warning: checkpoint ") for line in told) and (damage is torn or not told)
+
+
+def test_all_programs_say_the_same_of_a_run_that_is_not_there(tmp_path, run, main):
+    for program in ("export.py", "evaluate.py", "report.py", "analyze.py gradients"):
+        for place, what in ((tmp_path, "has no config.yaml"), (tmp_path / "nowhere", "is not there")):
+            code, _, err = main(*program.split(), "--checkpoint", place)
+            assert (code, err) == (2, f"error: --checkpoint: {place} {what}: expected the folder of a run\n")
+        if "gradients" not in program:
+            code, _, err = main(program, "--run", "0" * 32, "--uri", store_of(run))
+            assert (code, err) == (2, f"error: --run: {store_of(run)} has no run {'0' * 32!r} with a folder\n")
 
 
 def test_a_method_without_a_teacher_is_said(tmp_path):
-    run = finished(tmp_path, **{"method.name": "simclr", "tracking.uri": "off"})
+    run = finished(tmp_path, **SHORT, **{"method.name": "simclr", "tracking.uri": "off"})
     for source in (run.run_dir, checkpoint.found(run.run_dir)[0]):
         with pytest.raises(ConfigError, match="network: got teacher, expected student: simclr has no teacher"):
             rotssl.load_encoder(source, "teacher")

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from rotssl import config as cfg
-from rotssl.config.fields import ConfigError
-from rotssl.config.methods import METHODS, MethodSpec, SimclrConfig, register_method
+from rotssl.base.step import StepOutput
+from rotssl.config.fields import ConfigError, opt
+from rotssl.config.methods import METHODS, MethodSpec, Mocov2Config, SimclrConfig, register_method
 from rotssl.lifecycle import prepare
 from rotssl.methods.base import Method
+from rotssl.methods.mocov2 import MoCoV2
 from rotssl.methods.simclr import SimCLR
 from tests.own_methods import EXAMPLE, forgotten
 from tests.programs import SMALL
@@ -53,10 +55,10 @@ def fresh():
         yield
 
 
-def started(target, tmp_path, **changes):
-    register_method("here", MethodSpec(Config, target, "sgd", 0.1, **changes))
+def started(target, tmp_path, config=Config, given=None, **changes):
+    register_method("here", MethodSpec(config, target, "sgd", 0.1, **changes))
     fields = {key: value for key, value in SMALL.items() if not key.startswith("rotation.")}
-    return prepare(cfg.build({**fields, "method.name": "here", "storage.path": str(tmp_path)}))
+    return prepare(cfg.build({**fields, **(given or {}), "method.name": "here", "storage.path": str(tmp_path)}))
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,58 @@ def started(target, tmp_path, **changes):
 def test_what_is_missing_is_said_before_a_run_starts(tmp_path, target, changes, words):
     with pytest.raises(ConfigError, match=f"^method here: {words}"):
         started(target, tmp_path, **changes)
+
+
+class Deaf(SimCLR):
+    def consult(self, oracle):
+        pass
+
+
+class Counting(SimCLR):
+    def loss(self, z, z_teacher, ctx):
+        found, self.oracle = self.oracle, None
+        out = super().loss(z, z_teacher, ctx)
+        self.oracle = found
+        return StepOutput(out.loss, found.judge(ctx.classes, ctx.classes, 0)[1])
+
+
+class Refusing(SimCLR):
+    def consult(self, oracle):
+        raise RuntimeError("no labels here")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyConfig(Mocov2Config):
+    name: str = opt("here", "Pretraining method.")
+
+
+REMOVES, COUNTS = {"oracle.false_negatives": 0.1}, {"oracle.log": True}
+
+
+@pytest.mark.parametrize(
+    ("target", "oracle", "words"),
+    [
+        (Deaf, REMOVES, "Deaf never asks self.oracle.judge"),
+        (Deaf, COUNTS, "Deaf never asks self.oracle.judge"),
+        (Counting, REMOVES, "Counting has the same loss if self.oracle.judge removes all false negatives"),
+    ],
+)
+def test_a_method_that_an_oracle_would_not_change_is_refused(tmp_path, target, oracle, words):
+    words = f"^method here: its MethodSpec has negatives True, but {words}: let its loss do so, or leave negatives out"
+    with pytest.raises(ConfigError, match=words):
+        started(target, tmp_path, given=oracle, negatives=True)
+    assert started(target, tmp_path, negatives=True)  # it is tried only where an oracle is asked for
+    with pytest.raises(ConfigError, match=r"^method here: a loss of Refusing with an oracle failed .no labels here."):
+        started(Refusing, tmp_path, given=oracle, negatives=True)
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.2])
+def test_methods_that_ask_an_oracle_are_taken(tmp_path, temperature):
+    for target, config, traits in ((Whole, Config, {}), (MoCoV2, KeyConfig, {"teacher": True, "two_views": True})):
+        for oracle in (REMOVES, COUNTS):
+            given = {**oracle, "method.temperature": temperature}
+            assert started(target, tmp_path, config, given, negatives=True, **traits)
+    assert started(Counting, tmp_path, given=COUNTS, negatives=True)
 
 
 def test_the_check_leaves_the_random_numbers_alone(tmp_path):
