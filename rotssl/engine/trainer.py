@@ -259,6 +259,14 @@ class Trainer:
     def step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
         """Take one step of the optimizer; returns the scalars to log, on the device."""
         self.set_rates(ctx)
+        logs = self.update(images, ctx)
+        for reason in self.guard.see(ctx, logs):
+            self.runtime.progress(Note(reason))
+            self.runtime.progress(Facts(self.facts()))
+        return logs | {f"{name}/off": torch.ones_like(logs["optim/grad_norm"]) for name in self.guard.off}
+
+    def update(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
+        """The part of a step that the device does, at the rates that the optimizer has."""
         clip = self.config.optim.clip_norm
         held = [*self.model.buffers(), *self.model.method.parameters()] if self.guarded else []
         before = [value.detach().clone() for value in held]
@@ -297,10 +305,7 @@ class Trainer:
             for value, kept in zip(held, before, strict=True):
                 value.detach().copy_(kept.where(skipped, value.detach()))
         self.scaler.update()
-        for reason in self.guard.see(ctx, logs):
-            self.runtime.progress(Note(reason))
-            self.runtime.progress(Facts(self.facts()))
-        return logs | {f"{name}/off": torch.ones_like(norm) for name in self.guard.off}
+        return logs
 
     def _pass(self, images: Tensor, ctx: StepContext, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Forward and backward pass of one part of a step's batch; returns its logs and adds to the gradients to compare."""

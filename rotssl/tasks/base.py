@@ -4,9 +4,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from rotssl.base.schedules import task_weight
@@ -36,12 +33,6 @@ class Targets:
     passes: int = 1
     rest: Tensor | None = None
     angles: list[Tensor] | None = None
-
-
-def send(device: torch.device, array: npt.NDArray[np.int64]) -> Tensor:
-    """A host array as a tensor on the device, copied asynchronously."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Task(nn.Module, ABC):

@@ -27,7 +27,7 @@ class Cut(Exception):
 
 def start(folder, after=None, fields=None):
     """Run to the end, or until so many steps were taken; returns the weights, the journal and the notes."""
-    engine = trainer(make_config(folder, "mocov2", **SHORT, **{"rotation.share": 0.2}, **(fields or {})))
+    engine = trainer(make_config(folder, "mocov2", **(SHORT | {"rotation.share": 0.2} | (fields or {}))))
     taken, step, notes = [], engine.step, []
 
     def counted(*batch):
