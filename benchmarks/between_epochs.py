@@ -1,12 +1,12 @@
 """How much of a run's time do evaluations and checkpoints take where training costs next to nothing?
 
-    python benchmarks/between_epochs.py [--seconds 60] [--quick] [--output FOLDER]
+    python benchmarks/between_epochs.py [--epochs N] [--quick] [--output FOLDER]
 
 A step computes once and then costs nothing: it returns what the first one did. What is left of the training is the loader, so no
-device can be faster. Networks, states, evaluations and checkpoints are real. Each run trains about so many seconds, with an
-evaluation and a checkpoint after every epoch, or with ``evaluation.knn_every auto`` and ``train.save_every auto``. One network is
-small and is evaluated; the other one has a checkpoint of the size of a ResNet-18 with a teacher, and is not. Writes
-benchmarks/results/between_epochs_DATE.md.
+device can be faster. Networks, states, evaluations and checkpoints are real. Runs evaluate and save after every epoch, or by
+``evaluation.knn_every auto`` and ``train.save_every auto``. These have so many epochs that what is done in any case, after the
+first epoch and after the last one, takes some 4% of the training. One network is small and is evaluated; the other one has a
+checkpoint of the size of a ResNet-18 with a teacher, and is not. Writes benchmarks/results/between_epochs_DATE.md.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from common import RESULTS, command, commit, machine, trainer
 
 from rotssl.runs import checkpoint
 
-IMAGES = {"data.name": "fashion-mnist-sample", "data.limit": 640, "train.batch_size": 64, "optim.warmup_epochs": 1}
+IMAGES = {"data.name": "fashion-mnist-sample", "data.limit": 320, "data.image_size": 16, "train.batch_size": 16}
+TRIED = 50  # epochs of a first run, which shows what the others will take
 # What is trained, and how many images it has.
 NETWORKS: dict[str, dict[str, Any]] = {
     "small encoder, kNN and probe": {"encoder.name": "small"},
@@ -34,22 +35,24 @@ OFTEN: dict[str, dict[str, Any]] = {
 
 
 def free(engine: Any) -> None:
-    """Let a step cost nothing from the second one on."""
-    real, logs = engine.step, dict[str, Any]()
-
-    def step(images: Any, ctx: Any) -> dict[str, Any]:
-        if not logs:
-            logs.update({key: value.detach() for key, value in real(images, ctx).items()})
-        return logs
-
-    engine.step = step
+    """Take a step, and let all others cost nothing."""
+    engine.parallel.train()
+    logs = {key: value.detach() for key, value in engine.step(*next(engine.batches(0))).items()}
+    engine.step = lambda images, ctx: logs
 
 
 def measure(fields: Mapping[str, Any], epochs: int) -> dict[str, float]:
     """A run to its end: its epochs and seconds, and what evaluations and checkpoints took of these."""
     counts = {"evaluations": 0, "checkpoints": 0}
     with tempfile.TemporaryDirectory(prefix="rotssl-between-") as work:
-        given = {**IMAGES, **fields, "train.epochs": epochs, "storage.path": work, "tracking.uri": "off"}
+        given = {
+            **IMAGES,
+            "optim.warmup_epochs": 1,
+            **fields,
+            "train.epochs": epochs,
+            "storage.path": work,
+            "tracking.uri": "off",
+        }
         engine = trainer({**given, "scaling.num_workers": 0})
         free(engine)
         evaluate, save = engine.evaluate, checkpoint.save
@@ -79,17 +82,17 @@ def measure(fields: Mapping[str, Any], epochs: int) -> dict[str, float]:
 def main() -> None:
     """Run all, and write what they show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of training, about")
-    parser.add_argument("--quick", action="store_true", help="3 seconds each, and no file")
+    parser.add_argument("--epochs", type=int, help="of the runs by auto")
+    parser.add_argument("--quick", action="store_true", help="few epochs, and no file")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    seconds = 3.0 if args.quick else args.seconds
     rows = []
     for network, fields in NETWORKS.items():
-        tried = measure({**fields, **OFTEN["auto"], **fields}, 50)
-        epochs = max(50, round(seconds * 50 / tried["training"]))
+        tried = measure({**OFTEN["auto"], **fields}, TRIED)
+        must = 25 * (tried["evaluating"] + tried["saving"])  # in seconds of training
+        epochs = TRIED if args.quick else args.epochs or max(TRIED, round(must * TRIED / tried["training"]))
         for often, how in OFTEN.items():
-            found = measure({**how, **fields}, epochs if often == "auto" else max(10, epochs // 20))
+            found = measure({**how, **fields}, epochs if often == "auto" else 10)
             share = (found["evaluating"] + found["saving"]) / found["wall"]
             rows.append(
                 f"| {network} | {found['megabytes']:.1f} | {often} | {found['epochs']} | {found['evaluations']} | "
@@ -102,7 +105,8 @@ def main() -> None:
         "",
         f"Command: `{command()}`, commit {commit()}.",
         f"Machine: {machine()}; shared with others. BYOL with rotation in place on fashion-mnist-sample,",
-        f"{IMAGES['data.limit']} training images, {IMAGES['train.batch_size']} a step, one process, one thread. Steps compute "
+        f"{IMAGES['data.limit']} images of {IMAGES['data.image_size']} pixels, "
+        f"{IMAGES['train.batch_size']} a step, one process, one thread. Steps compute "
         "nothing after the first one.",
         "",
         "| network | MB a checkpoint | evaluated and saved | epochs | evaluations | checkpoints | wall, s | training, s | "
@@ -112,6 +116,7 @@ def main() -> None:
         "",
         "What is neither training, evaluations nor checkpoints is the journal, averages and FLOPs of an epoch, which do not",
         "depend on the device. Of a checkpoint, training waits for the copy and, if it is not yet on disk, for the one before.",
+        "After the first epoch and the last one both are done in any case: a shorter run spends a larger share on these.",
     ]
     print("\n".join(lines))
     if not args.quick:

@@ -62,6 +62,30 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Crossings(TorchDispatchMode):
+    """Within the context operations are noted that copy from the host to another device, for which the host would wait.
+
+    Numbers go with a launch. What ``rotssl.base.sending`` sends is pinned, and nobody waits for it.
+
+    Args:
+        sent: arrays that it sends, as ``noted`` gives them.
+    """
+
+    def __init__(self, sent) -> None:
+        super().__init__()
+        self.sent, self.found = sent, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        given = [x for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)]
+        ours = [x for x in given if x.device.type == "cpu" and x.dim() > 0]
+        elsewhere = any(isinstance(x, torch.Tensor) and x.device.type != "cpu" for x in (*given, *tree_iter(found)))
+        known = {array.ctypes.data for array in self.sent}
+        if elsewhere and any(x.data_ptr() not in known for x in ours):
+            self.found.append(func.overloadpacket.__name__)
+        return found
+
+
 class Tape(TorchDispatchMode):
     """A CUDA graph without a GPU: within the context operations are recorded, and ``replay`` does them again.
 
