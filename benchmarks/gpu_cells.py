@@ -18,6 +18,7 @@ MODULES = {
     "speed": "gpu_speed",
     "profile": "gpu_speed",
     "lightly": "gpu_speed",
+    "levers": "gpu_levers",
     "decode": "gpu_decode",
     "equal_minutes": "gpu_train",
     "train": "gpu_train",

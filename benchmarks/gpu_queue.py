@@ -17,6 +17,7 @@ KINDS: dict[str, set[str]] = {
     "speed": {"batch", "encoder", "steps", "rounds", "images"},
     "profile": {"batch", "encoder", "steps", "form", "images"},
     "lightly": {"batch", "encoder", "steps", "rounds", "images"},
+    "levers": {"batch", "encoder", "steps", "rounds", "levers", "images"},
     "decode": {"images", "steps", "rounds"},
     "equal_minutes": {"minutes", "seeds", "arms", "fields", "warmup_share", "images"},
     "train": {"recipe", "fields", "paper", "images"},

@@ -62,6 +62,71 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Crossings(TorchDispatchMode):
+    """Within the context operations are noted that copy from the host to another device, for which the host would wait.
+
+    Numbers go with a launch. What ``rotssl.base.sending`` sends is pinned, and nobody waits for it.
+
+    Args:
+        sent: arrays that it sends, as ``noted`` gives them.
+    """
+
+    def __init__(self, sent) -> None:
+        super().__init__()
+        self.sent, self.found = sent, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        given = [x for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)]
+        ours = [x for x in given if x.device.type == "cpu" and x.dim() > 0]
+        elsewhere = any(isinstance(x, torch.Tensor) and x.device.type != "cpu" for x in (*given, *tree_iter(found)))
+        known = {array.ctypes.data for array in self.sent}
+        if elsewhere and any(x.data_ptr() not in known for x in ours):
+            self.found.append(func.overloadpacket.__name__)
+        return found
+
+
+class Tape(TorchDispatchMode):
+    """A CUDA graph without a GPU: within the context operations are recorded, and ``replay`` does them again.
+
+    As with a graph, each reads and writes the same tensors every time, whatever Python has bound to its names since, and the
+    values of the host are those that it had in the recording.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = []
+
+    @classmethod
+    def record(cls, work):
+        """As rotssl.engine.captured.cuda_graph."""
+        tape = cls()
+        with tape:
+            logs = work()
+        return logs, tape.replay
+
+    @staticmethod
+    def _storages(tree):
+        return {x.untyped_storage().data_ptr() for x in tree_iter(tree) if isinstance(x, torch.Tensor)}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        own = self._storages((args, kwargs))
+        made = [x for x in tree_iter(found) if isinstance(x, torch.Tensor)]
+        fresh = [x.untyped_storage().data_ptr() not in own for x in made]
+        if not func.is_view:  # a view sees what is written to its tensor
+            self.done.append((func, args, kwargs or {}, made, fresh))
+        return found
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, made, fresh in self.done:
+            again = [x for x in tree_iter(func(*args, **kwargs)) if isinstance(x, torch.Tensor)]
+            for place, value, new in zip(made, again, fresh, strict=True):
+                if new:
+                    place.detach().copy_(value)
+
+
 class Waits(TorchDispatchMode):
     """Within the context the operations are noted for which the host would wait, were the tensors on a GPU.
 

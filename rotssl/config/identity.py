@@ -13,8 +13,8 @@ from rotssl.config.tasks import TASKS
 # These do not affect what a run computes and may change between starts.
 NOT_IDENTITY = (
     *("tracking.", "storage.", "scaling.", "data.download", "data.store", "data.cache"),
-    *(f"train.{leaf}" for leaf in ("stop_after", "budget", "save_minutes", "keep_every", "on_collapse", "max_skipped")),
-    "evaluation.protocols",
+    *(f"train.{leaf}" for leaf in ("stop_after", "budget", "save_minutes", "save_every", "keep_every")),
+    *("train.on_collapse", "train.max_skipped", "evaluation.protocols"),
 )
 
 # These may change too, but the change is reported: how it is computed, what else is measured, and where the images are.

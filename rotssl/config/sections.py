@@ -186,6 +186,13 @@ class TrainConfig:
         ge=0,
         later=True,
     )
+    save_every: int | Auto = opt(
+        1,
+        "Save the state after every N-th epoch; auto: as often as takes, with evaluations, at most 5% of the training time. The "
+        "first epoch of a start and the last one are saved in any case, and so is one after save_minutes.",
+        ge=1,
+        later=True,
+    )
     keep_every: int = opt(0, "Keep the checkpoint of every N-th epoch for good; 0: of none.", ge=0, later=True)
     max_skipped: int | None = opt(
         None, "With on_nan skip: most steps of an epoch that are skipped; null: all but one.", ge=0, later=True

@@ -20,7 +20,12 @@ class Breakdown:
 
     Args:
         device: of the training.
+
+    Attributes:
+        number: the step's number on the device, read in place of the host's if it is there.
     """
+
+    number: Tensor | None = None
 
     def __init__(self, device: torch.device) -> None:
         self._first = torch.full((), -1, dtype=torch.int64, device=device)
@@ -28,7 +33,10 @@ class Breakdown:
     def see(self, step: int, norm: Tensor) -> Tensor:
         """Note a step's gradient norm; returns whether this step or an earlier one broke down, a bool on the device."""
         finite = norm - norm == 0  # as torch.isfinite, in half as many launches
-        self._first = torch.where(finite | (self._first >= 0), self._first, step)
+        if self.number is None:
+            self._first = torch.where(finite | (self._first >= 0), self._first, step)
+        else:  # at its place
+            torch.where(finite | (self._first >= 0), self._first, self.number, out=self._first)
         return self._first >= 0
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rotssl.base import distributed, rng
+from rotssl.base.sending import send
 from rotssl.base.step import StepContext
 from rotssl.models.passes import Network, each_view
 
@@ -49,5 +50,5 @@ def shuffled(count: int, device: torch.device, ctx: StepContext) -> tuple[Tensor
     """Which rows of the whole batch this worker takes when it is shuffled, and where then are its own; (count,) each."""
     order = rng.permutation(rng.key(ctx.seed, ctx.step, "shuffle"), count * distributed.world_size())
     own = slice(distributed.rank() * count, (distributed.rank() + 1) * count)
-    both = torch.from_numpy(np.stack([order[own], np.argsort(order)[own]])).to(device)
+    both = send(device, np.stack([order[own], np.argsort(order)[own]]))
     return both[0], both[1]

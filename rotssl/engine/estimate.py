@@ -8,8 +8,8 @@ from rotssl import config as cfg
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.config.tasks import WEIGHTS
-from rotssl.engine.evaluator import SHARE
 from rotssl.engine.flops import count_mean
+from rotssl.engine.recorder import SHARE
 from rotssl.engine.timing import BANDWIDTH, WAIT, Speed, time_steps
 
 WORKERS = (1, 2, 4, 8)

@@ -12,12 +12,12 @@ from rotssl.base.precision import HALF
 from rotssl.config import ResolvedConfig
 from rotssl.data.augment import Augment
 from rotssl.data.datasets import Splits
+from rotssl.engine.recorder import SHARE
 from rotssl.engine.runtime import RunFailed, Runtime
 from rotssl.evaluation import hits
 from rotssl.evaluation.measure import Features, Measure, bank_of, encode_share, measures
 
 log = logging.getLogger(__name__)
-SHARE = 0.05  # of the time of training, for checkpoints, and evaluations with knn_every auto
 
 
 class Evaluator:
@@ -30,6 +30,9 @@ class Evaluator:
         layout: memory format of the images.
         precision: that the run trains in. bf16 is taken for validation as well; fp16 may overflow, and test is used only once.
         runtime: environment that this runs in.
+
+    Attributes:
+        spent: seconds that evaluations have taken in this start.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Evaluator:
         self.prefix = "" if splits.test is None else "test/"
         self.queries = splits.test or splits.validation  # None without labels
         self.bank = bank_of(splits.train, config.evaluation.bank)
-        self._trained = self._spent = self._latest = 0.0  # seconds of this start
+        self._trained = self.spent = self._latest = 0.0
 
     @property
     def neighbours(self) -> int:
@@ -65,8 +68,8 @@ class Evaluator:
     def due(self, epoch: int, seconds: float, saving: float = 0.0) -> bool:
         """Whether to evaluate after an epoch (0-based); every worker must call it after each.
 
-        With ``evaluation.knn_every auto`` also where evaluations and checkpoints then take no more than ``SHARE`` of the time,
-        going by the last one; the first epoch of a start shows how long that is.
+        With ``evaluation.knn_every auto`` also where evaluations and checkpoints take no more than ``SHARE`` of the time, with
+        this evaluation and that at the end, going by the last one; the first epoch of a start shows how long that is.
 
         Args:
             epoch: 0-based.
@@ -76,7 +79,7 @@ class Evaluator:
         self._trained += seconds
         if self.config.evaluation.knn_every != "auto" or self.queries is None or self.splits.test is not None:
             return bool(self.wanted(epoch))
-        affordable = self._spent + self._latest + saving <= SHARE * self._trained and self.runtime.rank == 0
+        affordable = self.spent + 2 * self._latest + saving <= SHARE * self._trained and self.runtime.rank == 0
         agreed = distributed.mean(torch.tensor(float(affordable), device=self.runtime.device))  # rank 0 decides
         return bool(self.wanted(epoch)) or float(agreed) > 0
 
@@ -101,7 +104,7 @@ class Evaluator:
             return self._evaluate(encoder, epoch, skipped)
         finally:
             self._latest = time.perf_counter() - started
-            self._spent += self._latest
+            self.spent += self._latest
 
     def _evaluate(self, encoder: nn.Module, epoch: int, skipped: int) -> dict[str, float]:
         assert self.queries is not None

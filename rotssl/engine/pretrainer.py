@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rotssl.base import distributed, rng
+from rotssl.base.sending import Drawn, noted
 from rotssl.base.step import StepContext
 from rotssl.config import ResolvedConfig
 from rotssl.config.methods import METHODS
@@ -25,6 +26,7 @@ from rotssl.methods.base import Method
 from rotssl.methods.oracle import Oracle
 from rotssl.models import norm
 from rotssl.models.encoders import build_encoder
+from rotssl.models.halved import Halved
 from rotssl.models.passes import each_view
 from rotssl.models.tap import Tap, map_stage, stage
 from rotssl.tasks.base import Targets, Task
@@ -83,9 +85,13 @@ class Pretrainer(nn.Module):
     Attributes:
         off: names of the tasks that no longer take part.
         method_weight: weight of the method's loss.
+        share: by which the teacher moves towards the student, on the device; None: the method says it.
+        halved: casts the teacher's weights for autocast; None: autocast does.
     """
 
     method_weight: float = 1.0
+    share: Tensor | None = None
+    halved: Halved | None = None
 
     def __init__(
         self,
@@ -185,6 +191,19 @@ class Pretrainer(nn.Module):
             inputs.teacher_angles = inputs.teacher_angles and inputs.teacher_angles[1:2]
         return inputs
 
+    def outside(self, views: Views, ctx: StepContext) -> tuple[object, list[Drawn]]:
+        """What a step takes from the host: what else than numbers it depends on, and what its tasks send to the device.
+
+        Args:
+            views: of the sizes of the step's, on the meta device.
+            ctx: context of the step.
+        """
+        on = {name: task for name, task in self.named_tasks() if self._takes_part(name, task, ctx)}
+        with noted() as drawn:
+            inputs = self._inputs(views, ctx, on)
+        tasks = [(name, task.weight(ctx.progress), inputs.targets[name].count) for name, task in on.items()]
+        return (self.method.phase(ctx), tasks), drawn
+
     def _encode(
         self, segments: Sequence[tuple[str, list[Tensor]]], joint: bool, on: Mapping[str, Task]
     ) -> dict[str, dict[str, list[Tensor]]]:
@@ -266,7 +285,8 @@ class Pretrainer(nn.Module):
             there, back = shuffled(len(views[0]), views[0].device, ctx)
             views = [distributed.gather(view)[there] for view in views]
             angles = angles and [distributed.gather(angle)[there] for angle in angles]
-        z = each_view(projector, self._told(each_view(encoder, views, self.joint_views), angles), self.joint_views)
+        with nullcontext() if self.halved is None else self.halved.cast():
+            z = each_view(projector, self._told(each_view(encoder, views, self.joint_views), angles), self.joint_views)
         return z if back is None else [distributed.gather(view)[back] for view in z]
 
     @torch.no_grad()
@@ -279,14 +299,14 @@ class Pretrainer(nn.Module):
                 does not change.
         """
         if self.teacher is not None:
-            share = 1 - self.method.teacher_momentum(ctx.progress)
+            share = 1 - self.method.teacher_momentum(ctx.progress) if self.share is None else self.share
             ours: list[Tensor] = [*self.encoder.parameters(), *self.method.projector.parameters()]
             theirs: list[Tensor] = [*self.teacher.parameters()]
-            if skipped is None:
+            if skipped is None and not isinstance(share, Tensor):
                 torch._foreach_lerp_(theirs, ours, share)
             else:
                 way = list(torch._foreach_sub(ours, theirs))
-                torch._foreach_mul_(way, torch.where(skipped, 0.0, share))
+                torch._foreach_mul_(way, share if skipped is None else torch.where(skipped, 0.0, share))
                 torch._foreach_add_(theirs, way)
         self.method.after_step(ctx)
         return self.balance.update(skipped)

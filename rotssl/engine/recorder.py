@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from rotssl.engine.runtime import Runtime
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
 
+SHARE = 0.05  # of the time of training, for checkpoints with save_every auto, and evaluations with knn_every auto
 NOTE_S = 10.0  # between saves of the seconds trained, in an object store
 
 
@@ -37,8 +39,8 @@ class EpochRecorder:
     An epoch goes to the journal first and then into a checkpoint (``keep``): after a crash in between, it is repeated, and its
     point is already there. Its evaluation is recorded after that (``finish``), so a failed evaluation does not lose the epoch.
     Threads do the writing, one of them the checkpoint from a copy of the state, so that slow storage does not delay any step
-    except the first, which writes a picture; the end of the next epoch waits for them. Once both are written, the training thread
-    announces the epoch, because a listener may end the run.
+    except the first, which writes a picture; the next checkpoint waits for them. Once all is written, the training thread
+    announces the epoch, because a listener may end the run. Epochs are announced in their order.
 
     Leaving the context waits for pending writes, with a note if that takes long. A write error is raised by the next call of
     ``announce``, or reported as a note if another error ends the run.
@@ -47,12 +49,17 @@ class EpochRecorder:
         journal: journal of the run.
         runtime: environment that this runs in.
         keep_every: the checkpoints of every so many epochs are never deleted; 0: of none.
+        save_every: epochs from checkpoint to checkpoint, or ``auto``; see ``due``.
+
+    Attributes:
+        trained: seconds that this start has trained.
+        saving: of these and those after, seconds that training has waited for checkpoints.
     """
 
-    def __init__(self, journal: Journal, runtime: Runtime, keep_every: int = 0) -> None:
-        self.journal, self.runtime, self.keep_every = journal, runtime, keep_every
+    def __init__(self, journal: Journal, runtime: Runtime, keep_every: int = 0, save_every: int | str = 1) -> None:
+        self.journal, self.runtime, self.keep_every, self.save_every = journal, runtime, keep_every, save_every
         self.cost, self.memory = Cost(), hardware.MemoryHeld(runtime.device)
-        self.saving = 0.0  # seconds that training has waited for checkpoints in this start
+        self.trained = self.saving = self._latest = 0.0
         self.spent = 0.0  # seconds trained by all starts, up to the last booked epoch
         self._spent_file = journal.folder / "trained_seconds"
         self._lines, self._checkpoints = ThreadPoolExecutor(1, "journal"), ThreadPoolExecutor(1, "checkpoint")
@@ -61,8 +68,9 @@ class EpochRecorder:
         self._kept: Future[AnyPath] | None = None  # the newest checkpoint
         self._within: Future[None] | None = None  # the newest one within an epoch
         self._booked: Future[None] | None = None  # its journal line
+        self._pending: list[Future[Any]] = []  # writes of the epoch under way
         # Pending writes, and the event that waits for them.
-        self._untold: tuple[list[Future[Any]], EpochDone] | None = None
+        self._untold: deque[tuple[list[Future[Any]], EpochDone]] = deque()
 
     def __enter__(self) -> "EpochRecorder":
         return self
@@ -70,10 +78,11 @@ class EpochRecorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        saving = self._kept
+        saving, started = self._kept, time.perf_counter()
         if saving is not None and wait([saving], timeout=5).not_done:
             self.runtime.progress(Note("waiting for a checkpoint to be written to storage.path"))
         self._checkpoints.shutdown()
+        self.saving += time.perf_counter() - started
         self._lines.shutdown()
         if kind is None:
             self.announce(wait=True)
@@ -155,6 +164,7 @@ class EpochRecorder:
             The metrics ``cost/...``, cumulative, and ``memory/...``.
         """
         self.spent += seconds - before
+        self.trained += seconds - before
         earlier = self.journal.point(epoch + 1)
         if earlier is not None:
             self.cost = Cost(**{key: type(getattr(self.cost, key))(earlier[f"cost/{key}"]) for key in vars(self.cost)})
@@ -167,28 +177,50 @@ class EpochRecorder:
         self.cost.lost_seconds = max(0.0, self.spent - self.cost.train_seconds)
         return {f"cost/{key}": float(value) for key, value in vars(self.cost).items()} | self.memory()
 
-    def keep(self, epoch: int, metrics: dict[str, float], state: Mapping[str, Any]) -> None:
+    def due(self, epoch: int, evaluating: float) -> bool:
+        """Whether to save the state after a booked epoch (0-based) that is neither the first nor the last one of a start.
+
+        With ``train.save_every auto`` where no other checkpoint is being written, and checkpoints and evaluations take no more
+        than ``SHARE`` of the time with this one and one at the end, going by the last one.
+
+        Args:
+            epoch: 0-based.
+            evaluating: seconds that evaluations have taken in this start.
+        """
+        if self.keep_every and (epoch + 1) % self.keep_every == 0:
+            return True
+        if not isinstance(self.save_every, str):
+            return (epoch + 1) % self.save_every == 0
+        writing = self._kept is not None and not self._kept.done()
+        return not writing and evaluating + self.saving + 2 * self._latest <= SHARE * self.trained
+
+    def keep(self, epoch: int, metrics: dict[str, float], state: Mapping[str, Any] | None) -> None:
         """Record the training of an epoch; every worker must call it, and then ``finish``.
 
         Args:
             epoch: 0-based.
             metrics: metrics of its training.
-            state: state for the checkpoint; copied before this returns.
+            state: state for the checkpoint, copied before this returns; None: the epoch gets none.
 
         Raises:
-            OSError: the previous epoch could not be written, for example to a full disk; ``announce`` raises it for this one.
+            OSError: an earlier epoch could not be written, for example to a full disk; ``announce`` raises it for this one.
         """
         started = time.perf_counter()
         if self.runtime.rank == 0:
-            self.announce(wait=True)
-            if self._within is not None:
+            self.announce(wait=state is not None)
+            if self._within is not None and state is not None:
                 self._within.result()
             # Before the line: seconds in a point that the file lacks would hide as many lost seconds.
             self._noting = noting = self._lines.submit(self._write, self.spent, self._noting)
             self._booked = booked = self._lines.submit(self._append, noting, epoch + 1, metrics)
-            folder = self.journal.folder / checkpoint.name(epoch + 1)
-            self._kept = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)
-        self.saving += time.perf_counter() - started
+            self._pending = [booked]
+            if state is not None:
+                folder = self.journal.folder / checkpoint.name(epoch + 1)
+                self._kept = self._checkpoints.submit(self._save, booked, checkpoint.snapshot(state), folder)
+                self._pending.append(self._kept)
+        if state is not None:
+            self._latest = time.perf_counter() - started
+            self.saving += self._latest
 
     def keep_within(self, state: Mapping[str, Any]) -> None:
         """Save a state within an epoch, unless the last one is still being written.
@@ -210,7 +242,9 @@ class EpochRecorder:
             OSError: it could not be written.
         """
         if self._kept is not None:
+            started = time.perf_counter()
             self._kept.result()
+            self.saving += time.perf_counter() - started
 
     def finish(self, epoch: int, metrics: dict[str, float], last: StepDone, found: dict[str, float]) -> None:
         """Finish an epoch after ``keep``; every worker must call it.
@@ -223,9 +257,8 @@ class EpochRecorder:
         """
         metrics = metrics | found
         if self.runtime.rank == 0:
-            assert self._kept is not None
             added = self._lines.submit(self._add, self._booked, epoch + 1, found)
-            self._untold = [self._kept, added], EpochDone(**vars(last), metrics=metrics)
+            self._untold.append(([*self._pending, added], EpochDone(**vars(last), metrics=metrics)))
         self.runtime.report(metrics)
 
     def amend(self, epoch: int, found: dict[str, float], last: StepDone) -> None:
@@ -253,16 +286,16 @@ class EpochRecorder:
         return folder
 
     def announce(self, wait: bool = False) -> None:
-        """Announce the pending epoch if it has been written.
+        """Announce the pending epochs that have been written.
 
         Args:
-            wait: whether to wait until it is written.
+            wait: whether to wait until all are written.
 
         Raises:
-            OSError: it could not be written.
+            OSError: one could not be written.
         """
-        if self._untold is not None and (wait or all(part.done() for part in self._untold[0])):
-            (parts, event), self._untold = self._untold, None
+        while self._untold and (wait or all(part.done() for part in self._untold[0][0])):
+            parts, event = self._untold.popleft()
             for part in parts:
                 part.result()
             self.runtime.progress(event)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rotssl.base import distributed
 from rotssl.base.paths import AnyPath
 from rotssl.config import ConfigError, ResolvedConfig
 from rotssl.engine.runtime import RunFailed
@@ -42,6 +43,26 @@ def begin(model: nn.Module, place: str | None) -> None:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise RunFailed(f"train.init_from: the weights in {folder} cannot be taken ({why})") from error
+
+
+def agree(epochs: int, steps: int, device: torch.device) -> None:
+    """See that all workers found the same checkpoint; storage that is not shared by all nodes would split the run.
+
+    Args:
+        epochs: whole epochs that this worker's has.
+        steps: of the next one.
+        device: of the collectives.
+
+    Raises:
+        RunFailed: they did not.
+    """
+    if distributed.world_size() == 1:
+        return
+    seen = distributed.gather(torch.tensor([[float(epochs), float(steps)]]).to(device))
+    if not bool((seen == seen[0]).all()):
+        raise RunFailed(
+            f"storage.path: the workers see different checkpoints ({seen.tolist()}); all nodes must share this folder"
+        )
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from rotssl.engine.midway import Begun, Clock
 from rotssl.engine.optim import build_optimizer, schedule_rates
 from rotssl.engine.pretrainer import Output, Pretrainer, build_pretrainer
 from rotssl.engine.recorder import Cost, EpochRecorder
-from rotssl.engine.runtime import RunFailed, Runtime
+from rotssl.engine.runtime import Runtime
 from rotssl.evaluation.protocol import protocols
 from rotssl.models.encoders import facts, save_encoder
 from rotssl.runs import checkpoint
@@ -87,9 +87,10 @@ class Trainer:
         ours = runtime.rank, runtime.world_size, self.augment, opening.labels_of(config, splits)
         self.loader = Loader(config, splits.train.images, device, *ours)
         self.steps_per_epoch, self.total_steps = self.loader.steps_per_epoch, self.loader.total_steps
-        self.recorder = EpochRecorder(journal, runtime, train.keep_every)
+        self.recorder = EpochRecorder(journal, runtime, train.keep_every, train.save_every)
         self.alarm = Alarm(train.on_collapse, journal.points, runtime)
         self.clock = Clock(train.save_minutes, device, journal.folder / checkpoint.ASKED)
+        self.end = min(train.epochs, train.stop_after or train.epochs)
         self.warmup = round(config.optim.warmup_epochs * self.steps_per_epoch)
         steps = config.tasks.guard
         self.guard = Guard(dict(self.model.named_tasks()), steps and self.warmup + steps, steps // 2)
@@ -152,26 +153,18 @@ class Trainer:
         resume.begin(self.model, train.init_from if state is None else None)
         self.recorder.resume(Cost())
         done, begun = self.restore(state) if state is not None else 0, Begun.of(state)
-        if distributed.world_size() > 1:
-            # All workers must find the same checkpoint; storage that is not shared by all nodes would split the run.
-            own = torch.tensor([[float(done), float(begun.step)]])
-            seen = distributed.gather(own.to(self.runtime.device))
-            if not bool((seen == seen[0]).all()):
-                raise RunFailed(
-                    f"storage.path: the workers see different checkpoints ({seen.tolist()}); all nodes must share this folder"
-                )
+        resume.agree(done, begun.step, self.runtime.device)
         if self.runtime.rank == 0 and self.splits.record is not None:
             self.splits.record.save(self.journal.folder)
         for line in opening.lines(self.splits, self.config, self.runtime.device.type, done, begun.step):
             self.runtime.progress(Note(line))
-        end = min(train.epochs, train.stop_after or train.epochs)
         self.runtime.progress(Facts(self.facts()))
         with self.recorder:
             if done:
                 self._evaluate_late(done - 1)
-            for epoch in range(done, end):
+            for epoch in range(done, self.end):
                 self._epoch(epoch, begun if epoch == done else Begun(), first=epoch == done)
-        if end == train.epochs and self.runtime.rank == 0:
+        if self.end == train.epochs and self.runtime.rank == 0:
             self.export()
             last = self.journal.point(train.epochs) or {}
             self.runtime.progress(Missing(sorted(self.evaluator.wanted(train.epochs - 1) - last.keys())))
@@ -194,8 +187,12 @@ class Trainer:
         metrics.update(self.recorder.book(epoch, samples, seconds, flops, begun.seconds))
         metrics["throughput/images_per_second"] = samples / seconds
         metrics["optim/lr"] = self.optimizer.param_groups[0]["lr"]
-        self.recorder.keep(epoch, metrics, self.state(epoch + 1))
-        self.clock.restart()
+        # All workers ask the clock, which asks all of them.
+        save = (train.save_every != 1 and self.clock.due()) or self.recorder.due(epoch, self.evaluator.spent)
+        save = save or first or epoch + 1 == self.end
+        self.recorder.keep(epoch, metrics, self.state(epoch + 1) if save else None)
+        if save:
+            self.clock.restart()
         found: dict[str, float] = {}
         if self.evaluator.due(epoch, seconds - begun.seconds, self.recorder.saving):
             if first or epoch + 1 == train.epochs:
@@ -262,6 +259,14 @@ class Trainer:
     def step(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
         """Take one step of the optimizer; returns the scalars to log, on the device."""
         self.set_rates(ctx)
+        logs = self.update(images, ctx)
+        for reason in self.guard.see(ctx, logs):
+            self.runtime.progress(Note(reason))
+            self.runtime.progress(Facts(self.facts()))
+        return logs | {f"{name}/off": torch.ones_like(logs["optim/grad_norm"]) for name in self.guard.off}
+
+    def update(self, images: Tensor, ctx: StepContext) -> dict[str, Tensor]:
+        """The part of a step that the device does, at the rates that the optimizer has."""
         clip = self.config.optim.clip_norm
         held = [*self.model.buffers(), *self.model.method.parameters()] if self.guarded else []
         before = [value.detach().clone() for value in held]
@@ -300,10 +305,7 @@ class Trainer:
             for value, kept in zip(held, before, strict=True):
                 value.detach().copy_(kept.where(skipped, value.detach()))
         self.scaler.update()
-        for reason in self.guard.see(ctx, logs):
-            self.runtime.progress(Note(reason))
-            self.runtime.progress(Facts(self.facts()))
-        return logs | {f"{name}/off": torch.ones_like(norm) for name in self.guard.off}
+        return logs
 
     def _pass(self, images: Tensor, ctx: StepContext, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Forward and backward pass of one part of a step's batch; returns its logs and adds to the gradients to compare."""

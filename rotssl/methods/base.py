@@ -1,6 +1,7 @@
 """The interface of a pretraining method: from projections to a loss."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,10 @@ class Method(nn.Module, ABC):
     def teacher_momentum(self, progress: float) -> float:
         """EMA momentum of the teacher at a progress from 0 to 1; called only with ``uses_teacher``."""
         raise TypeError(f"{type(self).__name__} has no teacher")
+
+    def phase(self, ctx: StepContext) -> Hashable:
+        """What else of the context than the teacher's momentum decides what a step computes; equal where it does the same."""
+        return None
 
     def after_backward(self, ctx: StepContext) -> None:
         """Hook between the backward pass and the optimizer step."""

@@ -1,5 +1,7 @@
 """DINO: self-distillation with no labels, Caron et al. 2021 (arXiv 2104.14294)."""
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -71,6 +73,10 @@ class DINO(Method):
     def teacher_momentum(self, progress: float) -> float:
         """Momentum along a cosine, section 3.1."""
         return cosine(self.config.momentum, self.config.momentum_end, progress)
+
+    def phase(self, ctx: StepContext) -> Hashable:
+        """Whether the last layer is frozen, and the teacher's temperature."""
+        return ctx.step < self.config.freeze_steps, self.teacher_temperature(ctx.epoch)
 
     def after_backward(self, ctx: StepContext) -> None:
         """Freeze the last layer during the first steps (``freeze_last_layer`` of the official code)."""

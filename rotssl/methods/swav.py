@@ -1,5 +1,7 @@
 """SwAV: Swapping Assignments between Views, Caron et al. 2020 (arXiv 2006.09882)."""
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,12 +59,19 @@ class SwAV(Method):
     def _codes(self, scores: Tensor, view: int, ctx: StepContext) -> Tensor:
         """Codes (B, K) of this worker's rows, balanced together with all other workers' and the queue's."""
         config, count = self.config, len(scores)
-        full = ctx.step * ctx.batch_size >= config.queue_size
-        if config.queue_size and full and ctx.epoch >= config.queue_after:
+        if self._uses_queue(ctx):
             # Each worker contributes its part of the queue.
             share = self.queue[view, distributed.rank() :: distributed.world_size()]
             scores = torch.cat([scores, similarity(share, self.prototypes.weight)])
         return sinkhorn(scores, config.epsilon, config.sinkhorn_iterations, distributed.total)[:count]
+
+    def _uses_queue(self, ctx: StepContext) -> bool:
+        size = self.config.queue_size
+        return size > 0 and ctx.step * ctx.batch_size >= size and ctx.epoch >= self.config.queue_after
+
+    def phase(self, ctx: StepContext) -> Hashable:
+        """Whether the prototypes are frozen, and whether the queue is in use."""
+        return ctx.step < self.config.freeze_steps, self._uses_queue(ctx)
 
     def after_backward(self, ctx: StepContext) -> None:
         """Freeze the prototypes during the first steps (``freeze_prototypes_niters`` of the official code)."""

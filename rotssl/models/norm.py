@@ -225,6 +225,10 @@ class GlobalBatchNorm(_ViewsNorm):
         return out  # type: ignore[no-any-return]
 
 
+# torch's picks out the workers that have images, for which the host waits at each call; GlobalBatchNorm never waits.
+SYNC_ON_GPUS: type[nn.modules.batchnorm._BatchNorm] = nn.SyncBatchNorm
+
+
 def replace_modules(root: nn.Module, swap: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
     """Replace every submodule for which ``swap`` returns another one, in place; returns the (possibly new) root."""
     new = swap(root)
@@ -258,7 +262,7 @@ def convert_norm(model: nn.Module, norm: str, device: torch.device, splits: int 
             if module.affine:
                 new.load_state_dict({"weight": module.weight.data, "bias": module.bias.data})
         else:
-            cls = ViewBatchNorm if alone else nn.SyncBatchNorm if device.type == "cuda" else GlobalBatchNorm
+            cls = ViewBatchNorm if alone else SYNC_ON_GPUS if device.type == "cuda" else GlobalBatchNorm
             new = cls(channels, module.eps, module.momentum, module.affine)
             new.load_state_dict(module.state_dict())
             if norm == "split" and isinstance(new, ViewBatchNorm):

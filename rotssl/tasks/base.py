@@ -4,12 +4,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
-from rotssl.base import rng
 from rotssl.base.schedules import task_weight
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.task import TaskConfig
@@ -37,12 +33,6 @@ class Targets:
     passes: int = 1
     rest: Tensor | None = None
     angles: list[Tensor] | None = None
-
-
-def send(device: torch.device, array: npt.NDArray[np.int64] | rng.Floats) -> Tensor:
-    """A host array as a tensor on the device, copied asynchronously."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Task(nn.Module, ABC):

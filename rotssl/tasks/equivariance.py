@@ -8,11 +8,12 @@ from torch.nn import functional as F
 from rotssl.base import distributed, rng
 from rotssl.base.precision import full_precision
 from rotssl.base.rng import Positions
+from rotssl.base.sending import send
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.task import TaskConfig
 from rotssl.config.tasks import EquivarianceConfig
 from rotssl.data.turning import rotate
-from rotssl.tasks.base import Reads, Targets, Task, send
+from rotssl.tasks.base import Reads, Targets, Task
 from rotssl.tasks.rotation import chosen
 
 # The norm below which a place of a map counts as empty: the gradient of a cosine grows as 1 / norm.

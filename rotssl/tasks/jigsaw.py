@@ -8,10 +8,11 @@ from torch.nn import functional as F
 from rotssl.base import distributed, rng
 from rotssl.base.precision import full_precision
 from rotssl.base.rng import Positions
+from rotssl.base.sending import send
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.tasks import JigsawConfig
 from rotssl.models.heads import mlp
-from rotssl.tasks.base import Targets, Task, send
+from rotssl.tasks.base import Targets, Task
 from rotssl.tasks.permutations import permutation_set
 
 # Pixels have a standard deviation of about 1 over a data set. A tile below this one, less than a gray level in 256, is flat: it

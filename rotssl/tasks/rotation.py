@@ -9,13 +9,14 @@ from torch.nn import functional as F
 from rotssl.base import distributed, rng
 from rotssl.base.precision import full_precision
 from rotssl.base.rng import Positions
+from rotssl.base.sending import send
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.resolved import ResolvedRotation
 from rotssl.data.augment import Crop
 from rotssl.data.turning import gather, rotate, sources, tilt
 from rotssl.models.heads import mlp
 from rotssl.models.passes import each_view
-from rotssl.tasks.base import Targets, Task, send
+from rotssl.tasks.base import Targets, Task
 from rotssl.tasks.contrastive import nearest_mean, supervised_contrastive, with_positives
 
 QUARTERS = 4  # quarter turns that a projector may be told

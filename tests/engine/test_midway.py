@@ -27,7 +27,7 @@ class Cut(Exception):
 
 def start(folder, after=None, fields=None):
     """Run to the end, or until so many steps were taken; returns the weights, the journal and the notes."""
-    engine = trainer(make_config(folder, "mocov2", **SHORT, **{"rotation.share": 0.2}, **(fields or {})))
+    engine = trainer(make_config(folder, "mocov2", **(SHORT | {"rotation.share": 0.2} | (fields or {}))))
     taken, step, notes = [], engine.step, []
 
     def counted(*batch):
@@ -106,6 +106,18 @@ def test_another_number_of_workers_goes_on_with_the_same_samples_and_the_means_o
             assert ours[epoch, key] == pytest.approx(value, rel=1e-4), (epoch, key)
     for name, value in whole.items():
         np.testing.assert_allclose(weights[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_run_that_saves_few_epochs_trains_the_others_again_and_logs_them_once(tmp_path):
+    fields = {"train.epochs": 4, "train.save_every": 9}
+    whole, points, _, _ = start(tmp_path / "whole", None, fields)
+    assert [folder.name for folder in checkpoint.found(tmp_path / "whole/rotssl/run")] == ["epoch_00004", "epoch_00001"]
+    start(tmp_path / "cut", 13, fields)  # in the fourth epoch
+    weights, again, notes, steps = start(tmp_path / "cut", None, fields)
+    assert "resuming after epoch 1" in notes and steps == 12
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, weights[name], err_msg=name)
+    assert told(again) == told(points)
 
 
 def test_seconds_of_both_starts_count_once(tmp_path):

@@ -1,12 +1,20 @@
-"""How many operations a step is made of: on a fast GPU, the host takes longer to launch them than the GPU to compute them."""
+"""How many operations a step is made of: on a fast GPU, the host takes longer to launch them than the GPU to compute them.
 
+And that it waits for none of them.
+"""
+
+import numpy as np
 import pytest
 import torch
 
+from rotssl.base import sending
 from rotssl.config.methods import METHODS
-from rotssl.engine import hardware
-from tests.devices import Launches
-from tests.small_runs import make_config, trainer
+from rotssl.data.augment import masked_cut, masked_view
+from rotssl.engine import encoding, hardware
+from rotssl.engine.pretrainer import build_pretrainer
+from tests.devices import Crossings, Launches, Waits
+from tests.engine.test_contract import TASKS
+from tests.small_runs import batch, make_config, trainer
 
 PLAIN = {"rotation.weight": 0}
 SOME = ("byol", "vicreg")
@@ -53,3 +61,65 @@ def test_a_step_of_a_resnet_18_launches_few_operations(tmp_path, monkeypatch, me
     with Launches() as launches:
         run.step(images, ctx)
     assert launches.found.total() <= most, launches.found.most_common()
+
+
+# Each method with the default form, and the others with one that has a teacher. The rest of the product is for make test-all.
+CHOSEN = ("extra", "jigsaw", "disjoint", "four way, half", "equivariance")
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    ("method", "task"),
+    [
+        pytest.param(method, task, id=f"{form}-{method}", marks=() if few else pytest.mark.exhaustive)
+        for form, task in TASKS.items()
+        for method in METHODS
+        for few in [form == "shared" or (method == "byol" and form in CHOSEN)]
+    ],
+)
+def test_a_step_waits_for_no_value_and_copies_nothing_but_what_was_drawn(tmp_path, method, task):
+    config = make_config(tmp_path, method, **({"data.limit": 4 * task.get("train.batch_size", 16)} | task))
+    # All of a step, with views as they are made on GPUs: no value is read, and no shape depends on one.
+    run = trainer(config)
+    run.augment.masked = masked_view, masked_cut
+    first, second, *_ = run.batches(0)
+    run.step(*first)  # which saves a picture
+    with Waits() as waits:
+        run.step(*second)
+    assert waits.found == []
+    # On a device without values, to which what the host has must be copied.
+    meta = torch.device("meta")
+    with meta:
+        model = build_pretrainer(config, meta)
+    views, ctx = batch(config, model)
+    views = views.map(lambda view: view.to(meta))
+    with sending.noted() as drawn, Crossings(drawn) as crossings:
+        model(views, ctx).loss.backward()
+        model.after_step(ctx)
+    assert crossings.found == []
+    assert all(isinstance(array, np.ndarray) and array.dtype == np.int64 for array in drawn)
+
+
+def waits(overrides):
+    """What a worker waits for in its second step."""
+    run = trainer(make_config(**overrides))
+    run.parallel.train()
+    first, second, *_ = run.batches(0)
+    run.step(*first)
+    with Waits() as found:
+        run.step(*second)
+    return found.found
+
+
+def test_workers_that_share_statistics_wait_for_no_value(tmp_path, pool):
+    fields = {"folder": tmp_path, "method": "byol", "data.limit": 64, "rotation.share": 0.5}
+    assert pool.run(waits, fields) == [[], []]
+
+
+def test_a_shuffled_batch_is_sent_without_a_wait():
+    _, ctx = batch(
+        make_config("unused", "mocov2"), build_pretrainer(make_config("unused", "mocov2"), torch.device("cpu"))
+    )
+    with sending.noted() as drawn, Crossings(drawn) as crossings:
+        there, back = encoding.shuffled(16, torch.device("meta"), ctx)
+    assert crossings.found == [] and len(drawn) == 1 and there.is_meta and back.is_meta

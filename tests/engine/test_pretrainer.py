@@ -12,6 +12,8 @@ from rotssl.config.methods import METHODS
 from rotssl.engine.gradients import compare_gradients, encoder_gradients
 from rotssl.engine.pretrainer import _Inputs, build_pretrainer
 from rotssl.models import norm as norms
+from rotssl.models.halved import Halved
+from tests.devices import Launches
 from tests.small_runs import CPU, PAPER, arithmetic, batch, make_config, trainer
 
 JOINT = {**PAPER, "rotation.joint": True}
@@ -111,6 +113,27 @@ def test_the_teacher_s_targets_are_without_noise_and_the_student_s_features_with
     inputs = _Inputs([], [images], [])
     assert torch.equal(model._teach(inputs, None)[0], model._teach(inputs, None)[0])
     assert not torch.equal(model.encoder(images), model.encoder(images))
+
+
+@pytest.mark.parametrize("method", ["byol", "mocov2", "dino"])
+def test_a_teacher_whose_weights_are_cast_once_takes_the_same_steps_to_the_bit(tmp_path, method):
+    fields = {"train.precision": "bf16", "data.limit": 64, "model.norm": "batch", "optim.warmup_epochs": 0}
+    found, casts = [], []
+    for once in (False, True):
+        run = trainer(make_config(tmp_path / str(once), method, **fields))
+        if once:
+            run.model.halved = Halved(run.model.teacher, torch.bfloat16)
+        *others, last = list(run.batches(0))[:3]
+        for images, ctx in others:  # the first one shows which layers are called
+            run.step(images, ctx)
+        with Launches() as launches:
+            run.step(*last)
+        assert {p.dtype for p in run.model.teacher.parameters()} == {torch.float32}
+        found.append(run.model.state_dict())
+        casts.append(launches.found["_to_copy"])
+    for name, value in found[0].items():
+        assert torch.equal(found[1][name], value), name
+    assert casts[0] - casts[1] >= len(run.model.halved._slots) > 10
 
 
 def test_what_an_encoder_drops_by_itself_is_a_function_of_seed_and_step(tmp_path):

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -66,8 +67,8 @@ def finish(recorder, epoch, weights):
     recorder.finish(epoch, {"loss/total": 1.0}, StepDone(epoch + 1, epoch + 1, 9), {})
 
 
-def close(recorder, epoch, metrics, found=None):
-    recorder.keep(epoch, metrics, {})
+def close(recorder, epoch, metrics, found=None, state=MappingProxyType({})):
+    recorder.keep(epoch, metrics, state)
     recorder.finish(epoch, metrics, StepDone(epoch + 1, epoch + 1, 9), found or {})
 
 
@@ -148,6 +149,36 @@ def test_leaving_waits_for_the_last_checkpoint_and_two_are_kept(recorder, disk, 
     assert [event.epoch for event in told] == [1, 2, 3, 4]
     assert sorted(path.name for path in tmp_path.glob("epoch_*")) == ["epoch_00003", "epoch_00004"]
     assert [state["epoch"] for state in checkpoint.latest(tmp_path)] == [4, 3]
+
+
+def test_epochs_without_a_checkpoint_wait_for_no_disk_and_are_told_in_their_order(recorder, disk, told, tmp_path):
+    with recorder:
+        finish(recorder, 0, torch.ones(1))
+        for epoch in (1, 2):
+            close(recorder, epoch, {"loss/total": 1.0}, state=None)
+        recorder._lines.submit(int).result(timeout=20)
+        recorder.announce()
+        assert told == [] and set(journal.read(tmp_path)) == {1, 2, 3}  # the first one's checkpoint is being written
+        disk.free.set()
+    assert [event.epoch for event in told] == [1, 2, 3]
+    assert [state["epoch"] for state in checkpoint.latest(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("every", "evaluating", "epochs"),
+    # A second each: with the next one and that at the end, 3 of 60, 4 of 80 and 5 of 100, or a second later with an evaluation.
+    [(4, 0.0, [4, 8, 12, 15, 16, 20]), ("auto", 0.0, [12, 15, 16, 20]), ("auto", 1.0, [15, 16, 20])],
+)
+def test_as_often_saved_as_asked_for_or_as_takes_a_twentieth_of_the_time(recorder, every, evaluating, epochs):
+    recorder.save_every, recorder.keep_every = every, 15
+    recorder.saving = recorder._latest = 1.0  # of a first one
+    saved = []
+    for epoch in range(20):
+        recorder.book(epoch, 64, 5.0, 0.0)
+        if recorder.due(epoch, evaluating):
+            saved.append(epoch + 1)
+            recorder.saving += 0.0 if epoch == 14 else 1.0
+    assert saved == epochs
 
 
 @pytest.mark.parametrize("last", [True, False])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rotssl.base import distributed
+from rotssl.models import norm
 from rotssl.models.norm import GlobalBatchNorm, ViewBatchNorm, convert_norm, exchanges, per_view_statistics
 from tests.models.test_encoders import build, pictures
 
@@ -46,6 +47,12 @@ def test_another_norm_keeps_the_activation_of_timm_s_layers(name, monkeypatch):
     spread.load_state_dict(plain.state_dict())
     assert {type(m) for m in spread.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)} == {nn.SyncBatchNorm}
     torch.testing.assert_close(spread.eval()(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
+def test_gpus_have_our_own_layers_where_asked(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(norm, "SYNC_ON_GPUS", GlobalBatchNorm)
+    assert type(convert_norm(nn.BatchNorm2d(4), "sync", torch.device("cuda"))) is GlobalBatchNorm
 
 
 def test_a_view_with_a_single_value_per_channel_is_refused():
