@@ -10,7 +10,9 @@ from torch import Tensor
 
 from rotssl.base.sending import Drawn, sent_before
 from rotssl.base.step import StepContext
-from rotssl.data.augment import Draws, Views, masked_cut, masked_view
+from rotssl.config.rules import reads_labels
+from rotssl.data.augment import Views, masked_cut, masked_view
+from rotssl.data.draws import Draws
 from rotssl.engine.runtime import RunFailed
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class Captured:
         """Take a step at the rates that the optimizer has; see ``Trainer.update``."""
         draws = next((drawn for drawn in ctx.draws if drawn.are_for(ctx)), None)
         if draws is None:
-            draws = self.trainer.augment.draw(ctx, None if images.dim() == 2 else images.shape[1:]).to(images.device)
+            draws = self.trainer.augment.draw(ctx, images).to(images.device)
         ctx = replace(ctx, draws=(draws,))
         outside, arrays = self.model.outside(self._sketch(len(ctx.positions), ctx.progress), ctx)
         decays = [group["weight_decay"] for group in self.trainer.optimizer.param_groups]
@@ -161,6 +163,7 @@ def _obstacles(trainer: "Trainer") -> dict[str, bool]:
         "train.precision fp16": trainer.scaler.is_enabled(),
         "an encoder of timm, which may drop at random": config.encoder.name.startswith("timm/"),
         "tasks.log_gradients_every": config.tasks.log_gradients_every > 0,
-        "an oracle": config.oracle.reads_labels,
+        "labels": reads_labels(config),
+        "rotation.degrees that are no quarter turns": any(angle % 90 for angle in config.rotation.degrees),
         "model.norm split": trainer.model.shuffle,
     }

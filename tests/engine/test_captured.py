@@ -101,6 +101,7 @@ def test_a_step_that_breaks_down_is_noted_from_a_recording(tmp_path):
         ({"train.precision": "fp16"}, "train.precision fp16"),
         ({"tasks.log_gradients_every": 5}, "tasks.log_gradients_every"),
         ({"train.accumulate": 2}, "train.accumulate"),
+        ({"rotation.mode": "extra", "rotation.degrees": (0, 45)}, "rotation.degrees that are no quarter turns"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused(tmp_path, fields, words):
