@@ -77,7 +77,8 @@ def params(made: Mapping[str, Any]) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(dict.fromkeys(map(str, value)))
+        each = (" ".join(map(str, item)) if isinstance(item, list | tuple) else str(item) for item in value)
+        return ", ".join(dict.fromkeys(each))
     return str(value)
 
 

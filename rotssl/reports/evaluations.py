@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rotssl.reports.tables import Table, percent
 from rotssl.tracking.reader import TrackedRun
 
+SEVERAL = 3  # values of a fact that a caption shows
 SPREADS = ("interval", "deviation")  # beside an accuracy
 _CORRUPTED = re.compile(r"(.*)robustness/((?!rotate_)[a-z_]+)_\d(?:_seed\d+)?/(knn|linear)")
 # What a table says of its numbers, in words, from the cards' parameters in MLflow.
@@ -69,7 +70,8 @@ def tables_of(records: Sequence[TrackedRun], runs: Sequence[TrackedRun]) -> list
         for key, word in _FACTS.items():
             values = {record.params.get(f"card.{key}", "") for record in ours} - {""}
             if values:
-                facts.append(f"{word}: {values.pop() if len(values) == 1 else 'several, see the cards'}")
+                text = " or ".join(sorted(values)) if len(values) <= SEVERAL else "several, see the cards"
+                facts.append(f"{word}: {text}")
         caption = f"Measured once on the test images. {'; '.join(facts)}."
         headers = ("run", "network", "number", "top-1")
         found.append(Table(f"Evaluation: {protocol}", caption, headers, sorted(body), names=3))

@@ -131,6 +131,8 @@ def test_cards_say_the_penalty_and_how_many_queries_a_class_had(made):
     (found,) = measured(made, "fewshot", **{"fewshot.ways": 3, "fewshot.shots": 1, "fewshot.episodes": 5})
     card = cards.card({}, [found])
     assert (card["queries"], card["queries_asked"]) == (5, 15)  # there are 5 test images of each class
+    own = {"numbers": {"a": {"penalties_tried": [1.0, 0.1], "value": 0}, "b": {"penalties_tried": [1.0], "value": 1}}}
+    assert cards.params(own) == {"card.penalties_tried": "1.0 0.1, 1.0"}
     (found,) = measured(made, "fewshot", **{"fewshot.ways": 3, "fewshot.shots": 1, "fewshot.queries": 4})
     assert found.facts == {}
 

@@ -28,6 +28,8 @@ def test_rows_say_spreads_and_average_severities():
 
 def evaluated(parent, network, epochs, **values):
     params = {"card.protocol": "sgd", "card.network": network, "card.epochs": epochs, "card.bn": "frozen"}
+    params |= {"card.k": "5, 200", "card.temperature": "0.1", "card.rates_tried": "0.3, 1.0", "card.rate": "0.3"}
+    params |= {"card.labelled_images": "50", "card.split": "6bdc6d8573dc3508", "card.penalty": "0.01"}
     tags = {"kind": "evaluation", "mlflow.parentRunId": parent}
     return dataclasses.replace(run(), params=params, tags=tags, points={}, values=values)
 
@@ -39,7 +41,11 @@ def test_each_protocol_is_a_table_with_what_its_cards_share():
     others = [evaluated("another", "student", "100", **{"sgd/paper/top1": 0.9})]
     old = [dataclasses.replace(ours[0], params={"knn_protocol": "of before"})]
     (table,) = evaluations.tables_of([parent, *ours, *others, *old], [parent])
-    assert table.title == "Evaluation: sgd" and "BatchNorm: frozen; epochs: several, see the cards" in table.caption
+    assert table.title == "Evaluation: sgd" and "epochs: 100 or 50; rates tried: 0.3, 1.0; rate: 0.3;" in table.caption
+    assert "BatchNorm: frozen; k: 5, 200; T: 0.1; penalty: 0.01;" in table.caption
+    assert table.caption.endswith("labelled images: 50; checksums of the parts: 6bdc6d8573dc3508.")
+    many = [evaluated(parent.run_id, "student", str(i), **{"sgd/paper/top1": 0.5}) for i in range(4)]
+    assert "epochs: several, see the cards" in evaluations.tables_of([parent, *many], [parent])[0].caption
     assert [row[1:] for row in table.rows] == [
         ("student", "sgd/paper", "50.0%"),
         ("student", "sgd/x", "features are not finite"),

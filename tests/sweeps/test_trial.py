@@ -21,7 +21,7 @@ from rotssl.runtimes.ray_cluster import Workers
 from rotssl.sweeps import run as sweep_run
 from rotssl.sweeps import trial as trials
 from rotssl.sweeps.run import SweepRun
-from rotssl.tracking import store, writer
+from rotssl.tracking import reader, store, writer
 from rotssl.tracking.system import of_epochs
 from tests.programs import SMALL, mlflow_client, with_store
 
@@ -102,6 +102,16 @@ def test_a_trial_tells_its_epochs_and_its_end_and_tells_them_again(sweep):
     assert (sweep.trials[1].config.run_dir / "metrics.jsonl").read_text() == lines
     (logged,) = runs(sweep).values()
     assert logged.data.tags["mlflow.parentRunId"] == sweep.state.run_id and logged.info.status == "FINISHED"
+    # A trial that has all of its epochs is evaluated on test if it is asked for later, and told its epochs again.
+    trial = dataclasses.replace(
+        sweep.trials[1], config=cfg.replace(sweep.trials[1].config, {"evaluation.protocols": ("semi",)})
+    )
+    sweep.trials[1] = trial
+    assert trial.is_trained(prunes=False) and not trial.is_done(prunes=False)
+    assert run(sweep, 1) == ([1, 2], {"outcome": "finished", "reason": "completed"})
+    assert trial.is_done(prunes=False) and trial.state().tested == ["semi"]
+    assert reader.evaluations_of(sweep.uri, logged.info.run_id, "test").keys() == {"semi/1pct/top1", "semi/10pct/top1"}
+    assert (sweep.trials[1].config.run_dir / "metrics.jsonl").read_text() == lines
 
 
 def test_what_a_scheduler_stopped_goes_on_for_a_sweep_without_one(sweep):
