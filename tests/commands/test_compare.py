@@ -1,6 +1,7 @@
 """From MLflow to the report: reading, writing, the command line."""
 
 import json
+import os
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ from rotssl.commands.compare import compare, default_output, show
 from rotssl.config.fields import ConfigError
 from rotssl.tracking import reader, writer
 from rotssl.tracking import store as store_
-from tests.programs import ROOT, with_store
+from tests.programs import ROOT, command, with_store
 from tests.reports.made_up import rotated, run, seeds
 
 pytestmark = pytest.mark.contract
@@ -316,11 +317,19 @@ def test_mistakes_are_found_without_heavy_imports(tmp_path):
     assert done.stdout == "2 []\n", done.stderr
 
 
-def test_the_job_finds_the_store_and_prints_the_answer(store, tmp_path, main, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
-    arguments = ("--experiment", "plain runs", "--baseline", "rotation.weight=0", "--target", "0.55")
-    code, out, err = main("compare.py", *arguments, "--output", tmp_path / "out")
-    assert code == 0 and "take rotation weight 1" in out, err
+def test_the_job_finds_the_store_and_prints_the_answer(store, tmp_path):
+    arguments = (
+        "--experiment",
+        "plain runs",
+        "--baseline",
+        "rotation.weight=0",
+        "--target",
+        "0.55",
+        "--output",
+        tmp_path / "out",
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": store.uri}
+    done = subprocess.run(command("compare.py", *arguments), env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "take rotation weight 1" in done.stdout, done.stderr
     assert json.loads((tmp_path / "out" / "report.json").read_text())["target"] == 0.55
     assert not (tmp_path / "results").exists()

@@ -128,13 +128,7 @@ def test_a_disk_that_fails_at_the_start_is_one_line(tmp_path, monkeypatch, capsy
 
 
 def test_a_run_that_diverged_says_so(tmp_path, capsys):
-    rates = {
-        "optim.lr": 0.5,
-        "optim.weight_decay": 10.0,
-        "train.epochs": 3,
-        "data.limit": 512,
-        "evaluation.linear": False,
-    }
+    rates = {"optim.lr": 0.5, "optim.weight_decay": 10.0, "train.epochs": 3, "data.limit": 512}
     assert start(tmp_path, **rates) == 0
     assert "warning: run: diverged: loss/" in capsys.readouterr().err
     record = json.loads((tmp_path / "rotssl" / "run" / "run.json").read_text())
@@ -156,7 +150,7 @@ def test_a_run_that_collapses_is_flagged_or_ended(tmp_path, capsys, action):
     # A teacher so sharp that one output wins for all images.
     fields = {"method.name": "dino", "method.center_momentum": 0.999, "optim.lr": 0.02, "data.limit": 512}
     fields |= dict.fromkeys(("method.teacher_temperature", "method.teacher_temperature_start"), 0.005)
-    fields |= {"train.epochs": 4, "train.on_collapse": action, "rotation.weight": 0, "evaluation.linear": False}
+    fields |= {"train.epochs": 4, "train.on_collapse": action, "rotation.weight": 0}
     assert start(tmp_path, **fields) == (0 if action == "flag" else 1)
     err, folder = capsys.readouterr().err, tmp_path / "rotssl" / "run"
     record, done = json.loads((folder / "run.json").read_text()), max(journal.read(folder))
