@@ -188,8 +188,8 @@ class TrainConfig:
     )
     save_every: int | Auto = opt(
         1,
-        "Save the state after every N-th epoch; auto: as often as takes, with evaluations, at most 5% of the training time. The "
-        "first epoch of a start and the last one are saved in any case, and so is one after save_minutes.",
+        "Save the state after every N-th epoch; auto: as often as takes at most a fortieth of the training time. The first "
+        "epoch of a start and the last one are saved in any case, and so is one after save_minutes.",
         ge=1,
         later=True,
     )

@@ -17,7 +17,7 @@ from rotssl.engine.runtime import Runtime
 from rotssl.runs import checkpoint
 from rotssl.runs.journal import Journal
 
-SHARE = 0.05  # of the time of training, for checkpoints with save_every auto, and evaluations with knn_every auto
+SHARE = 0.05  # of the time of training, for evaluations with knn_every auto and checkpoints
 NOTE_S = 10.0  # between saves of the seconds trained, in an object store
 
 
@@ -177,22 +177,18 @@ class EpochRecorder:
         self.cost.lost_seconds = max(0.0, self.spent - self.cost.train_seconds)
         return {f"cost/{key}": float(value) for key, value in vars(self.cost).items()} | self.memory()
 
-    def due(self, epoch: int, evaluating: float) -> bool:
+    def due(self, epoch: int) -> bool:
         """Whether to save the state after a booked epoch (0-based) that is neither the first nor the last one of a start.
 
-        With ``train.save_every auto`` where no other checkpoint is being written, and checkpoints and evaluations take no more
-        than ``SHARE`` of the time with this one and one at the end, going by the last one.
-
-        Args:
-            epoch: 0-based.
-            evaluating: seconds that evaluations have taken in this start.
+        With ``train.save_every auto`` where no other checkpoint is being written, and checkpoints take no more than half of
+        ``SHARE`` with this one and that at the end, going by the last one; the other half is left for evaluations.
         """
         if self.keep_every and (epoch + 1) % self.keep_every == 0:
             return True
         if not isinstance(self.save_every, str):
             return (epoch + 1) % self.save_every == 0
         writing = self._kept is not None and not self._kept.done()
-        return not writing and evaluating + self.saving + 2 * self._latest <= SHARE * self.trained
+        return not writing and self.saving + 2 * self._latest <= SHARE / 2 * self.trained
 
     def keep(self, epoch: int, metrics: dict[str, float], state: Mapping[str, Any] | None) -> None:
         """Record the training of an epoch; every worker must call it, and then ``finish``.

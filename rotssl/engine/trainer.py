@@ -188,7 +188,7 @@ class Trainer:
         metrics["throughput/images_per_second"] = samples / seconds
         metrics["optim/lr"] = self.optimizer.param_groups[0]["lr"]
         # All workers ask the clock, which asks all of them.
-        save = (train.save_every != 1 and self.clock.due()) or self.recorder.due(epoch, self.evaluator.spent)
+        save = (train.save_every != 1 and self.clock.due()) or self.recorder.due(epoch)
         save = save or first or epoch + 1 == self.end
         self.recorder.keep(epoch, metrics, self.state(epoch + 1) if save else None)
         if save:
