@@ -140,8 +140,8 @@ class Arm:
     def first(self) -> list[float]:
         """Losses of the first steps."""
         with self.lever.during(self.on):
-            logs = [self.work.trainer.step(*next(self.work.batches)) for _ in range(FIRST)]
-        return [float(each["loss/total"]) for each in logs]
+            # One by one: the next repetition of a recorded step writes its logs anew.
+            return [float(self.work.trainer.step(*next(self.work.batches))["loss/total"]) for _ in range(FIRST)]
 
     def run(self, steps: int) -> None:
         """Take so many steps."""

@@ -20,7 +20,7 @@ from rotssl.base.errors import in_a_line
 from rotssl.base.paths import AnyPath, filled_whole, write_whole
 from rotssl.config.datasets import DATASETS
 from rotssl.config.evaluating import Options, WorkerOptions
-from rotssl.config.fields import ConfigError, nearest
+from rotssl.config.fields import Auto, ConfigError, nearest
 from rotssl.config.methods import METHODS
 from rotssl.config.resolved import ResolvedData
 from rotssl.config.sections import OFF, DataConfig
@@ -85,7 +85,8 @@ def assess(
         show: called with a line about images of test that are also in train.
 
     Raises:
-        ConfigError: there is no such run, it is not finished, or it has no test split or no store.
+        ConfigError: there is no such run, it is not finished, or it has no test split or no store; or a protocol does not fit its
+            data, which is said after the others are measured.
         DataError: an image cannot be read.
         WorkersGone: workers were lost for good.
     """
@@ -108,14 +109,17 @@ def assess(
         check_writable(place)
         setting = Setting(config, str(place), network, done, data)
         images = setting.images(show)
+        refused = list[ConfigError]()
         with _crew(options.scaling, setting, images, say) as crew:
-            for entry in _measure(setting, place, new, images, say, crew):
+            for entry in _measure(setting, place, new, images, say, crew, options.scaling.use_gpu, refused):
                 known |= entry["metrics"]
                 if off:
                     missing.append(entry)
                     tested.write(place, missing)
                 else:
                     _log(record, place, entry, kept)
+        if refused:
+            raise refused[0]
     return Assessed(config.tracking.run_name, known, bool(new), place / tested.FILE if off else None)
 
 
@@ -140,7 +144,9 @@ def check_test(data: DataConfig, labelled: bool) -> None:
         raise ConfigError(f"{why} there is no {missing[0]} in {folder}")
 
 
-def at_end(state: RunState, config: cfg.ResolvedConfig, workers: Workers | None) -> Assessed | None:
+def at_end(
+    state: RunState, config: cfg.ResolvedConfig, workers: Workers | None, say: Say = log.info
+) -> Assessed | None:
     """Evaluate a run by ``evaluation.protocols``, if it is finished and that is not done.
 
     What goes wrong is a warning and ``state.untested``: the run is finished whatever becomes of these numbers, and the next start
@@ -150,13 +156,14 @@ def at_end(state: RunState, config: cfg.ResolvedConfig, workers: Workers | None)
         state: of the run, in its folder.
         config: of the run.
         workers: that have trained it, who share the work; None: this process.
+        say: called with a line when it starts, and with the titles of what takes time.
 
     Returns:
         What is known of the run on test; None if there was nothing to do, or it failed.
     """
     if not state.to_test(config):
         return None
-    scaling = WorkerOptions()
+    scaling = WorkerOptions(use_gpu=config.scaling.use_gpu)
     if workers is not None:
         cpus = config.scaling.cpus_per_worker
         scaling = WorkerOptions(num_workers=workers.count, use_gpu=workers.use_gpu, cpus_per_worker=cpus)
@@ -166,7 +173,9 @@ def at_end(state: RunState, config: cfg.ResolvedConfig, workers: Workers | None)
     try:
         state.write(state.status, state.reason)
         options = Options(scaling=scaling)
-        found = assess(state.path.parent, names, options, show=lambda line: log.warning(line.removeprefix("warning: ")))
+        say(f"evaluating on test: {', '.join(names)}")
+        warn: Say = lambda line: log.warning(line.removeprefix("warning: "))  # noqa: E731
+        found = assess(state.path.parent, names, options, say=say, show=warn)
         state.tested, state.untested = sorted({*state.tested, *names}), ""
     except Exception as error:  # of any kind: of a store, of a disk, of memory
         state.untested = in_a_line(error)
@@ -270,6 +279,8 @@ def _measure(
     images: "tuple[ImageSet, ImageSet]",
     say: Say,
     crew: "Crew | None",
+    use_gpu: bool | Auto,
+    refused: list[ConfigError],
 ) -> Iterator[dict[str, Any]]:
     """Measure numbers, protocol by protocol; yields an entry for each, whose files are in the run's folder.
 
@@ -280,6 +291,8 @@ def _measure(
         images: of the setting.
         say: called with a line about anything that takes time.
         crew: does the tasks; None: this process.
+        use_gpu: whether this process may use a GPU.
+        refused: gets what is wrong with a protocol that does not fit the data; the others are measured.
     """
     import torch
 
@@ -288,7 +301,7 @@ def _measure(
     from rotssl.evaluation.bench import Bench
 
     config, (train, test) = setting.config, images
-    device = indexed(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = indexed(torch.device("cuda" if torch.cuda.is_available() and use_gpu is not False else "cpu"))
     bench = Bench(*setting.loaded(train, test, device), say=say, crew=crew)
     side, reduced = config.data.image_size, ", in shades of grey" if setting.gray else ""
     common = {
@@ -301,7 +314,11 @@ def _measure(
         **{"query_digest": cards.digest(test), "rotssl": __version__},
     }
     for protocol, group in itertools.groupby(numbers, lambda number: number.protocol):
-        results = bench.measure(list(group))
+        try:
+            results = bench.measure(list(group))
+        except ConfigError as error:
+            refused.append(error)
+            continue
         # What trains by itself takes all images, whatever the bank is.
         whole = {"bank_images": len(train)} if protocol in ("semi", "sgd", "finetune") else {}
         card = cards.card(common | whole, results)

@@ -188,12 +188,12 @@ class Run:
             self.close("failed", f"{type(error).__name__}: {error}"[:500])
             raise
         self.close(status, reason)
-        self.assess(workers)
+        self.assess(workers, lambda line: show(Note(line)))
         return status
 
-    def assess(self, workers: Workers | None) -> None:
+    def assess(self, workers: Workers | None, say: Callable[[str], None] = log.info) -> None:
         """Evaluate a finished run on test by ``evaluation.protocols``, unless that is done; see ``assessment.at_end``."""
-        self.assessed = assessment.at_end(self.state, self.config, workers) or self.assessed
+        self.assessed = assessment.at_end(self.state, self.config, workers, say) or self.assessed
 
     def _train(self, workers: Workers | None, show: Callable[[Event], None], splits: Any) -> tuple[str, str]:
         """Train; returns the status of the run and the reason for it."""

@@ -20,6 +20,11 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def exact(x: Tensor) -> AbstractContextManager[object]:
+    """Within the body, no autocast on the device of a tensor; without a device (meta) there is none to switch off."""
+    return torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False)
+
+
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Within the body, a GPU does not round float32 to TF32, as it does by default in convolutions; CPUs never do.

@@ -105,7 +105,7 @@ def pretrain(config: ResolvedConfig, told: str = "", conclude: Conclude | None =
             say(f"{line}{' (no effect: the run is finished)' if run.state.is_done else ' from now on'}")
         if run.state.is_done:
             _catch_up(run)
-            run.assess(None)
+            run.assess(None, say)
             return (conclude or _conclude)(run, "")
         workers = None
         if threading.current_thread() is threading.main_thread():  # also while a cluster's nodes are waited for

@@ -317,7 +317,7 @@ _CONTROLS = {
         per_image=True,
         labels=True,
         recommended={"rotation.weight": 0.0},
-        gain="it is seen alone",
+        gain="the line is of supervision alone",
     ),
 }
 

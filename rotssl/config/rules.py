@@ -218,7 +218,7 @@ def _check_training(c: Config) -> None:
     require(optim.lr != "auto" or optim.lr_scale == "none", "optim.lr_scale", optim.lr_scale, "none with lr auto")
     means = [m for m, spec in METHODS.items() if spec.per_image]
     expected = f"1: the loss of {c.method.name} is not a mean over images (a batch can be split for {', '.join(means)})"
-    require(train.accumulate == 1 or c.method.name in means, "train.accumulate", train.accumulate, expected)
+    require(train.accumulate == 1 or METHODS[c.method.name].per_image, "train.accumulate", train.accumulate, expected)
     whole = c.rotation.on and c.rotation.loss == "contrastive"
     expected = "1: rotation.loss contrastive compares all images of a step"
     require(train.accumulate == 1 or not whole, "train.accumulate", train.accumulate, expected)

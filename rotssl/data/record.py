@@ -66,9 +66,10 @@ class Record:
         before = cls.read(folder)
         return ours.differences(before) if ours and before else ""
 
-    def holds(self, before: "Record") -> bool:
-        """Whether these images have the classes of an earlier start, and all of its images, whatever the files are called."""
-        return self.classes == before.classes and bool(np.isin(before.contents, self.contents).all())
+    def same(self, before: "Record") -> bool:
+        """Whether these are the classes and the images of an earlier start, whatever the files are called."""
+        contents = np.sort(self.contents), np.sort(before.contents)
+        return self.classes == before.classes and np.array_equal(*contents)
 
     def differences(self, before: "Record") -> str:
         """How these images differ from those of an earlier start, in words; empty if they are the same."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rotssl.base.precision import full_precision
+from rotssl.base.precision import exact, full_precision
 
 
 @functools.cache
@@ -62,6 +62,7 @@ def tilt(x: Tensor, radians: Tensor) -> Tensor:
     cos, sin, none = radians.cos(), radians.sin(), torch.zeros_like(radians)
     # Rows point down, so the place that a pixel comes from is the place itself, turned clockwise.
     way = torch.stack([cos, -sin, none, sin, cos, none], 1).view(-1, 2, 3).to(wide.dtype)
-    places = F.affine_grid(way, list(x.shape), align_corners=False)
-    turned = F.grid_sample(wide, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+    with exact(x):  # or the places were rounded to half precision
+        places = F.affine_grid(way, list(x.shape), align_corners=False)
+        turned = F.grid_sample(wide, places, mode="bilinear", padding_mode="zeros", align_corners=False)
     return torch.where((radians == 0)[:, None, None, None], x, turned.to(x.dtype))

@@ -83,7 +83,7 @@ class Captured:
         self._inputs: _Inputs | None = None
 
     def __call__(self, images: Tensor, ctx: StepContext) -> Logs:
-        """Take a step at the rates that the optimizer has; see ``Trainer.update``."""
+        """Take a step at the rates that the optimizer has; see ``Trainer.update``. Its logs hold until the next one."""
         draws = next((drawn for drawn in ctx.draws if drawn.are_for(ctx)), None)
         if draws is None:
             draws = self.trainer.augment.draw(ctx, images).to(images.device)

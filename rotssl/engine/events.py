@@ -44,12 +44,13 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch (1-based) that is saved in the journal and in a checkpoint."""
+    """An epoch (1-based) that is in the journal and, if ``saved``, in a checkpoint."""
 
     epoch: int
     step: int
     total_steps: int
     metrics: Mapping[str, float]
+    saved: bool = True
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,8 @@ class EpochRecorder:
         metrics = metrics | found
         if self.runtime.rank == 0:
             added = self._lines.submit(self._add, self._booked, epoch + 1, found)
-            self._untold.append(([*self._pending, added], EpochDone(**vars(last), metrics=metrics)))
+            done = EpochDone(**vars(last), metrics=metrics, saved=len(self._pending) > 1)
+            self._untold.append(([*self._pending, added], done))
         self.runtime.report(metrics)
 
     def amend(self, epoch: int, found: dict[str, float], last: StepDone) -> None:

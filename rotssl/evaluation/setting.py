@@ -77,7 +77,7 @@ class Setting:
         except ValueError as error:
             log.warning("%s; the images are not compared with those of the run", error)
             return False
-        return splits.record is not None and before is not None and splits.record.holds(before)
+        return splits.record is not None and before is not None and splits.record.same(before)
 
     @property
     def gray(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rotssl.base.precision import exact_float32
 from rotssl.config import ResolvedConfig
 from rotssl.config.evaluating import FinetuneOptions, SgdOptions
 from rotssl.data.augment import Augment
@@ -66,7 +67,7 @@ class Subject:
     def work(self, task: Task) -> Any:
         """Do a task; tensors in its arguments may be on another device."""
         args = [x.to(self.device) if isinstance(x, Tensor) else x for x in task.args]
-        with torch.no_grad():
+        with torch.no_grad(), exact_float32():
             return getattr(self, task.name)(*args)
 
     @functools.cached_property

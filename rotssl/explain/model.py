@@ -7,7 +7,7 @@ from rotssl.base.paths import AnyPath
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
 from rotssl.engine.pretrainer import Pretrainer, build_pretrainer
-from rotssl.models.networks import check_encoder, newest
+from rotssl.models.networks import check_encoder
 from rotssl.runs import checkpoint
 
 
@@ -15,9 +15,12 @@ def restored(folder: AnyPath, config: ResolvedConfig, device: torch.device) -> t
     """The model in evaluation mode, without gradients of its weights, and the number of epochs behind it.
 
     Raises:
-        ConfigError: the run has no checkpoint that can be read, or it is of another run, or of other networks.
+        ConfigError: the run has no checkpoint of a whole epoch that can be read, or it is of another run, or of other networks.
     """
-    state = newest(folder, config)
+    state = next(checkpoint.latest(folder), None)  # one within an epoch would not be of the epoch that it says
+    if state is None:
+        raise ConfigError(f"{folder} has no checkpoint at the end of an epoch that can be read")
+    checkpoint.check_same(folder, state, config)
     model = build_pretrainer(config, device)
     check_encoder(model.encoder, config, folder, state)
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rotssl.base.precision import full_precision
+from rotssl.base.precision import exact, full_precision
 
 
 def one_worker(x: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def one_worker(x: Tensor) -> Tensor:
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of all rows, (B, D) and (N, D) -> (B, N), in full precision even under autocast."""
-    with torch.autocast("cuda" if a.is_cuda else "cpu", enabled=False):
+    with exact(a):
         return full_precision(a) @ full_precision(b).T
 
 

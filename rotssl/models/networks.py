@@ -84,7 +84,7 @@ def network_of_checkpoint(folder: AnyPath, network: str = "auto") -> Network:
 
 
 def newest(folder: AnyPath, config: Config, more: str = "") -> dict[str, Any]:
-    """The newest state of a run that can be read, whose encoder is that of the configuration.
+    """The newest state of a run that can be read; ``check_encoder`` says whether its encoder is the configuration's.
 
     Args:
         folder: of the run.
@@ -92,9 +92,9 @@ def newest(folder: AnyPath, config: Config, more: str = "") -> dict[str, Any]:
         more: added to the message if there is none.
 
     Raises:
-        ConfigError: there is none, or it is of another run or encoder.
+        ConfigError: there is none, or it is of another configuration.
     """
-    state = checkpoint.newest(folder, config)
+    state = checkpoint.newest(folder, config, training=False)
     if state is None:
         raise ConfigError(f"{folder} has no checkpoint that can be read{more}")
     return state

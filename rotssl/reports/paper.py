@@ -122,7 +122,7 @@ STUDIES = {
             },
             "supervised": {PLAIN: {200.0: 94.03}},
         },
-        remark="of supervised training the paper's numbers are of one length (table A1)",
+        remark="of supervised training the paper has one number (table A1); its length is taken to be that of the others there",
     ),
     "tableA5": Study(
         "Which angles are told apart",

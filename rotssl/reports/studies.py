@@ -20,7 +20,8 @@ _LINES = (
     "oracle.log",
     "views.log_saliency",
 )  # what runs may differ in, and what tells their lines apart
-_TASK = tuple(f"rotation.{leaf}" for leaf in ("weight", "share", "mode", "degrees", "head_on", "loss", "label_noise"))
+_LEAVES = ("weight", "share", "mode", "degrees", "head_on", "loss", "temperature", "angles", "label_noise")
+_TASK = tuple(f"rotation.{leaf}" for leaf in _LEAVES)
 Value = object  # of the varied field: a number, or text; None for a line that does not have it
 
 

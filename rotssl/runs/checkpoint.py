@@ -242,8 +242,13 @@ def recorded(run_dir: AnyPath, state: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"storage.path: the configuration in {folder} cannot be read; remove it") from error
 
 
-def newest(run_dir: AnyPath, config: Config) -> dict[str, Any] | None:
+def newest(run_dir: AnyPath, config: Config, training: bool = True) -> dict[str, Any] | None:
     """The newest readable state of a run, or None.
+
+    Args:
+        run_dir: of the run.
+        config: of the run.
+        training: whether the run goes on from it, which a message then speaks of.
 
     Raises:
         ConfigError: it is not of this run: the message names the fields that differ.
@@ -252,12 +257,12 @@ def newest(run_dir: AnyPath, config: Config) -> dict[str, Any] | None:
     if later is not None and (state is None or later["epoch"] >= state["epoch"]):
         state = later
     if state is not None:
-        check_same(run_dir, state, config)
+        check_same(run_dir, state, config, training)
     return state
 
 
-def check_same(run_dir: AnyPath, state: Mapping[str, Any], config: Config) -> None:
-    """Check that a state is of the run with this configuration, if it says of which it is.
+def check_same(run_dir: AnyPath, state: Mapping[str, Any], config: Config, training: bool = False) -> None:
+    """Check that a state is of the run with this configuration, if it says of which it is; arguments as of ``newest``.
 
     Raises:
         ConfigError: it is not: the message names the fields that differ.
@@ -269,9 +274,8 @@ def check_same(run_dir: AnyPath, state: Mapping[str, Any], config: Config) -> No
         folder = run_dir / place(state)
         words = ", ".join(f"{key} {before} in place of {now}" for key, before, now in differ[:5])
         more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
-        raise ConfigError(
-            f"storage.path: {folder} is of another configuration: {words}{more}; remove it to go on from another"
-        )
+        before, after = ("storage.path: ", "; remove it to go on from another") if training else ("", "")
+        raise ConfigError(f"{before}{folder} is of another configuration: {words}{more}{after}")
 
 
 def hold(folder: AnyPath) -> None:

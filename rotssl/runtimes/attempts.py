@@ -109,7 +109,8 @@ class Attempts:
     def heard(self, show: Callable[[Event], None]) -> Callable[[Any], None]:
         """``show``, which is called with each event of the run.
 
-        Failures are counted, and end the run if they are too many. At an epoch's end, workers that were missed may come back.
+        Failures are counted, and end the run if they are too many. After an epoch with a checkpoint, workers that were missed may
+        come back.
         """
 
         def handle(event: Any) -> None:
@@ -118,7 +119,8 @@ class Attempts:
                 return
             show(event)
             fewer = self.workers.count < self.asked.count and time.monotonic() >= self.grow_at
-            if isinstance(event, EpochDone) and fewer and not self.growing and self.fitting() > self.workers.count:
+            saved = isinstance(event, EpochDone) and event.saved
+            if saved and fewer and not self.growing and self.fitting() > self.workers.count:
                 self.growing = True
                 self.say(
                     f"the cluster has room for {self.fitting()} workers again: they start from the last checkpoint"

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from rotssl.base import distributed
+from rotssl.base.precision import exact
+from rotssl.methods.losses import similarity
 
 
 def supervised_contrastive(
@@ -25,10 +27,9 @@ def supervised_contrastive(
     Returns:
         A scalar.
     """
-    with torch.autocast(z.device.type, enabled=False):
-        logits = z @ everyone.T / temperature
+    logits = similarity(z, everyone) / temperature
     itself = torch.arange(offset, offset + len(z), device=z.device)[:, None]
-    positive = (labels[:, None] == all_labels).scatter(1, itself, False)
+    positive = ((labels[:, None] == all_labels) & (all_labels >= 0)).scatter(1, itself, False)
     left_out = (all_labels < 0).expand_as(positive).scatter(1, itself, True)
     each = logits.masked_fill(left_out, float("-inf")).log_softmax(1).masked_fill(~positive, 0.0)
     return -(each.sum(1) / positive.sum(1).clamp(min=1) * (labels >= 0)).sum()
@@ -56,10 +57,11 @@ def nearest_mean(z: Tensor, labels: Tensor, classes: int) -> Tensor:
         A scalar, int64.
     """
     each = (labels[..., None] == torch.arange(classes, device=z.device)).to(z.dtype)
-    own, own_count = torch.einsum("gbk,gbd->bkd", each, z), each.sum(0)
-    sums = distributed.all_reduce(torch.cat([own.sum(0), own_count.sum(0)[:, None]], 1))
-    others, count = sums[:, :-1] - own, sums[:, -1] - own_count
-    means = others / count.clamp(min=1)[..., None]
-    # The nearest mean has the largest z m - |m|^2 / 2.
-    scores = torch.einsum("gbd,bkd->gbk", z, means) - means.square().sum(-1) / 2
+    with exact(z):  # products in half precision would make equal what is close together
+        own, own_count = torch.einsum("gbk,gbd->bkd", each, z), each.sum(0)
+        sums = distributed.all_reduce(torch.cat([own.sum(0), own_count.sum(0)[:, None]], 1))
+        others, count = sums[:, :-1] - own, sums[:, -1] - own_count
+        means = others / count.clamp(min=1)[..., None]
+        # The nearest mean has the largest z m - |m|^2 / 2.
+        scores = torch.einsum("gbd,bkd->gbk", z, means) - means.square().sum(-1) / 2
     return (scores.masked_fill(count < 0.5, float("-inf")).argmax(-1) == labels).sum()

@@ -146,9 +146,8 @@ class Rotation(Task):
     def _attract(self, z: Tensor, labels: Tensor, targets: Targets) -> Tensor:
         """The contrastive loss, averaged over the rows of all workers that have a positive: outputs (G, b, D), labels (G, b)."""
         workers = distributed.world_size()
-        if (
-            targets.rows is not None and workers > 1
-        ):  # workers may have one image more or less: no image takes its place
+        if targets.rows is not None and workers > 1:
+            # Workers may have one image more or less: no image takes its place.
             room = (0, -(-(targets.count + 1) // workers) - labels.shape[1])
             z, labels = F.pad(z, (0, 0, *room)), F.pad(labels, room, value=-1)
         z, labels = z.flatten(0, 1), labels.flatten()

@@ -172,6 +172,7 @@ OVER_TWO = {
     "whole batches": {"model.norm_splits": 4, "rotation.conditioned": True},
     "disjoint": DISJOINT | {"data.limit": 256},
     "split": TASKS["split"] | {"views.local_count": 2},
+    "contrastive, fewer, extra": TASKS["contrastive, fewer, extra"],
     "four way and jigsaw": TASKS["four way"] | JIGSAW,
     "equivariance": EQUIVARIANCE | {"data.limit": 256},
 }

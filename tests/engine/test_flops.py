@@ -6,9 +6,16 @@ from rotssl import config as cfg
 from rotssl.base.schedules import cosine
 from rotssl.engine import flops as counting
 from rotssl.engine.flops import CostCurve, Sample, count_mean, count_step, samples
+from tests.engine.forms import TASKS
 from tests.small_runs import PAPER, make_config, trainer
 
 PLAIN = {"rotation.weight": 0, "train.epochs": 2}
+
+
+@pytest.mark.parametrize("form", ["contrastive, fewer, extra", "contrastive, four way", "augment", "eight angles"])
+def test_a_step_of_a_form_has_a_cost_before_it_is_taken(tmp_path, form):
+    plain = count_step(make_config(tmp_path, "byol", **TASKS["off"]))
+    assert count_step(make_config(tmp_path, "byol", **TASKS[form])) > plain
 
 
 @pytest.mark.contract

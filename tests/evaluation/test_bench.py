@@ -19,7 +19,7 @@ from rotssl.data import datasets
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet, shades
 from rotssl.evaluation import bench as module
-from rotssl.evaluation import cards, subsets
+from rotssl.evaluation import cards, crew, subsets
 from rotssl.evaluation import subject as subjects
 from rotssl.evaluation.bench import Bench
 from rotssl.evaluation.plan import plan
@@ -109,6 +109,8 @@ def test_what_a_card_says_is_fp32_is_not_rounded_to_tf32(made):
         del seen[:]
         made.encode(made.test)
         assert seen == [False] and torch.backends.cudnn.allow_tf32
+        made.precise = lambda: not torch.backends.cudnn.allow_tf32  # type: ignore[attr-defined]
+        assert made.work(crew.Task("precise", ()))  # as a worker does one
     finally:
         torch.backends.cudnn.allow_tf32 = before
 

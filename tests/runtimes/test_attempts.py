@@ -112,7 +112,9 @@ class Cluster:
     def come_back_after_an_epoch(self):
         self.here = [node(1), node(3)]
         self.tell(Joined(0, "worker", "controller"))
-        self.tell(EpochDone(1, 1, 1, {}))
+        self.tell(EpochDone(1, 1, 1, {}, saved=False))
+        assert not self.killed.is_set()  # the epoch would be lost
+        self.tell(EpochDone(2, 1, 1, {}))
         assert self.killed.wait(20)
 
     def wait_for_an_epoch(self):

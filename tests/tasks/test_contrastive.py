@@ -38,9 +38,10 @@ def test_the_loss_is_that_of_the_paper_for_any_part_of_the_anchors_and_with_rows
     whole = torch.tensor(labels)
     found = supervised_contrastive(z, whole, z, whole, 0, temperature)
     assert float(found) == pytest.approx(expected) and int(with_positives(whole, 4)) == 5
-    # Two workers of four rows, of which the second has a row too few.
-    padded, known = torch.cat([z, torch.zeros(1, 5, dtype=DOUBLE)]), torch.cat([whole, torch.tensor([-1])])
-    parts = [supervised_contrastive(padded[i : i + 4], known[i : i + 4], padded, known, i, temperature) for i in (0, 4)]
+    # Three workers of three rows, of which the last has two rows too few.
+    padded, known = torch.cat([z, torch.zeros(2, 5, dtype=DOUBLE)]), torch.cat([whole, torch.tensor([-1, -1])])
+    starts = range(0, 9, 3)
+    parts = [supervised_contrastive(padded[i : i + 3], known[i : i + 3], padded, known, i, temperature) for i in starts]
     assert float(sum(parts)) == pytest.approx(expected) and int(with_positives(known, 4)) == 5
 
 
@@ -61,6 +62,9 @@ def test_the_task_compares_the_outputs_of_all_its_views(tmp_path, form):
 
 
 def test_the_nearest_mean_of_the_others_is_the_answer():
+    close = F.normalize(torch.ones(4) + 0.01 * torch.eye(4), dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nearest_mean(close[torch.arange(4).repeat(2, 2)], torch.arange(4).repeat(2, 2), 4) == 16
     corners = F.normalize(torch.eye(4, dtype=DOUBLE) + 0.1, dim=1)
     labels = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3], [1, 1, 2, 2, 0, 3, 3, 0]])
     assert nearest_mean(corners[labels], labels, 4) == 16

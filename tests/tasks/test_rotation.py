@@ -62,6 +62,8 @@ def test_two_angles_are_told_apart(tmp_path):
 def test_a_tilt_is_a_rotation_about_the_centre_and_what_comes_from_outside_is_0():
     x = torch.rand(3, 2, 8, 8, dtype=torch.float64)
     made = tilt(x, torch.tensor([0.0, math.pi / 2, math.pi / 4], dtype=torch.float64))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tilt(x, torch.tensor([0.0, math.pi / 2, math.pi / 4], dtype=torch.float64)), made)
     assert torch.equal(made[0], x[0])
     torch.testing.assert_close(made[1], torch.rot90(x[1], 1, (1, 2)))  # which has no pixel to interpolate
     assert not made[2][:, [0, 0, -1, -1], [0, -1, 0, -1]].any()  # corners come from outside
