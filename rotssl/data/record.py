@@ -66,10 +66,18 @@ class Record:
         before = cls.read(folder)
         return ours.differences(before) if ours and before else ""
 
-    def same(self, before: "Record") -> bool:
-        """Whether these are the classes and the images of an earlier start, whatever the files are called."""
-        contents = np.sort(self.contents), np.sort(before.contents)
-        return self.classes == before.classes and np.array_equal(*contents)
+    def same(self, before: "Record", part: bool) -> bool:
+        """Whether these are the classes and the images of an earlier start, whatever the files are called.
+
+        Args:
+            before: of that start.
+            part: whether it took only a part of its set (``data.limit``): then more images may be here.
+        """
+        if self.classes != before.classes:
+            return False
+        if part:
+            return bool(np.isin(before.contents, self.contents).all())
+        return np.array_equal(np.sort(self.contents), np.sort(before.contents))
 
     def differences(self, before: "Record") -> str:
         """How these images differ from those of an earlier start, in words; empty if they are the same."""

@@ -77,7 +77,11 @@ class Setting:
         except ValueError as error:
             log.warning("%s; the images are not compared with those of the run", error)
             return False
-        return splits.record is not None and before is not None and splits.record.same(before)
+        return (
+            splits.record is not None
+            and before is not None
+            and splits.record.same(before, self.config.data.limit is not None)
+        )
 
     @property
     def gray(self) -> bool:

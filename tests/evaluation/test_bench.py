@@ -152,10 +152,13 @@ def test_the_run_s_own_images_are_no_transfer_whatever_they_are_called(tmp_path)
     data = dataclasses.replace(config.data, root=str(tmp_path / "copied"), limit=None)
     with pytest.raises(ConfigError, match=r"copied has the run's own images; leave --data\.name and --data\.root out"):
         Setting(config, str(tmp_path / "run"), "student", 1, data).images()
+    whole = datasets.load(data, 0.1).record
     (tmp_path / "copied" / "train" / "a" / "0.png").unlink()
     for name in ("2", "4", "6"):
         shutil.copy(tmp_path / "own" / "test" / "a" / "20.png", tmp_path / "copied" / "train" / "a" / f"{name}.png")
     assert len(Setting(config, str(tmp_path / "run"), "student", 1, data).images()[0]) == 17
+    fewer = datasets.load(data, 0.1).record
+    assert whole.same(whole, part=False) and not whole.same(fewer, part=False)  # a set with more images is another one
 
 
 def test_a_run_in_shades_of_grey_sees_colours_as_its_export_does(tmp_path):
