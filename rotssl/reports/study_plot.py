@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rotssl.config.methods import METHODS
 from rotssl.reports.paper import ALONE, PLAIN, ROTATION, Study
 from rotssl.reports.plots import DPI, pyplot
 from rotssl.reports.reach import last_point, mean_of
@@ -18,6 +19,7 @@ _STYLES = {
     ROTATION: {"color": "#D55E00"},
     ALONE: {"color": "#0072B2"},
 }
+_LABELS = "#009E73"
 _DASHES = ("-", "--", ":", "-.")  # one per method
 Spread = tuple[float, float, float]  # mean, lowest, highest, in percent
 
@@ -52,7 +54,7 @@ def save(found: Sequence[Found], study: Study, metric: str, path: Path) -> None:
         panel.set_xlabel(study.axis if panel is panels[0] else study.paper_axis or study.axis)
         panel.grid(alpha=0.25)
         if lines:
-            panel.legend(frameon=False, fontsize=8)
+            panel.legend(framealpha=0.85, edgecolor="none", fontsize=8)
         else:
             panel.text(0.5, 0.5, "no such accuracy", ha="center", transform=panel.transAxes)
     panels[0].set_ylabel("accuracy, %")
@@ -119,7 +121,10 @@ def _draw(panel: Any, lines: Mapping[tuple[str, int | None, str], Mapping[object
     budgets = {budget for _, budget, _ in lines}
     for (method, budget, name), line in lines.items():
         style = {**_STYLES[name], "linestyle": _DASHES[methods.index(method) % len(_DASHES)]}
-        words = f"{method}, {name}" + (f", {budget} epochs" if len(budgets) > 1 and budget is not None else "")
+        told = f"{method}, {name}"
+        if method in METHODS and METHODS[method].labels:  # no line beside the others, but what labels would give
+            style, told = {**style, "color": _LABELS}, method
+        words = told + (f", {budget} epochs" if len(budgets) > 1 and budget is not None else "")
         if set(line) == {None}:  # the same at every value
             panel.axhline(line[None][0], label=words, linewidth=1.4, **style)
             continue
