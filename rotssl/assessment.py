@@ -109,17 +109,14 @@ def assess(
         check_writable(place)
         setting = Setting(config, str(place), network, done, data)
         images = setting.images(show)
-        refused = list[ConfigError]()
         with _crew(options.scaling, setting, images, say) as crew:
-            for entry in _measure(setting, place, new, images, say, crew, options.scaling.use_gpu, refused):
+            for entry in _measure(setting, place, new, images, say, crew, options.scaling.use_gpu):
                 known |= entry["metrics"]
                 if off:
                     missing.append(entry)
                     tested.write(place, missing)
                 else:
                     _log(record, place, entry, kept)
-        if refused:
-            raise refused[0]
     return Assessed(config.tracking.run_name, known, bool(new), place / tested.FILE if off else None)
 
 
@@ -280,7 +277,6 @@ def _measure(
     say: Say,
     crew: "Crew | None",
     use_gpu: bool | Auto,
-    refused: list[ConfigError],
 ) -> Iterator[dict[str, Any]]:
     """Measure numbers, protocol by protocol; yields an entry for each, whose files are in the run's folder.
 
@@ -292,7 +288,9 @@ def _measure(
         say: called with a line about anything that takes time.
         crew: does the tasks; None: this process.
         use_gpu: whether this process may use a GPU.
-        refused: gets what is wrong with a protocol that does not fit the data; the others are measured.
+
+    Raises:
+        ConfigError: a protocol does not fit the data; after the others are measured.
     """
     import torch
 
@@ -313,6 +311,7 @@ def _measure(
         **{"bank_digest": cards.digest(train), "query_split": "test", "query_images": len(test)},
         **{"query_digest": cards.digest(test), "rotssl": __version__},
     }
+    refused = list[ConfigError]()
     for protocol, group in itertools.groupby(numbers, lambda number: number.protocol):
         try:
             results = bench.measure(list(group))
@@ -329,6 +328,8 @@ def _measure(
         facts = ({plain: texts[plain]} if plain in texts else {}) | cards.params(card)
         found = (setting.epoch, metrics, facts)
         yield dict(zip(tested.ENTRY, found, strict=True)) | {"card": card, "folder": place, "files": files}
+    if refused:
+        raise refused[0]
 
 
 def _save(folder: AnyPath, protocol: str, results: "Sequence[Result]", card: str) -> tuple[str, list[str]]:

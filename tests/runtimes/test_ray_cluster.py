@@ -48,10 +48,10 @@ def test_a_run_waits_for_the_nodes_of_a_cluster_that_still_grows(monkeypatch, ca
         now[0], ray.here = 0.0, [node(1) | {"NodeManagerAddress": "a"}]
         with caplog.at_level(logging.WARNING, "rotssl"):
             if growing:
-                assert ray_cluster._wait_for_room(config, ray, 60).count == 2 and now == [8]
+                assert ray_cluster._wait_for_room(config, ray, 60, True).count == 2 and now == [8]
             else:
                 with pytest.raises(ConfigError, match=r"got 2 with 1 CPU each, but the cluster has 1 CPUs"):
-                    ray_cluster._wait_for_room(config, ray, 60)
+                    ray_cluster._wait_for_room(config, ray, 60, True)
                 assert now[0] == 60
         assert asked == [config] * (1 if growing else 2) + [None]  # asked for every half minute, and taken back
         assert len(caplog.records) == 1 and "waiting for nodes (scaling.wait_minutes 1)" in caplog.text
