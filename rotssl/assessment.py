@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotssl import __version__
 from rotssl import config as cfg
 from rotssl.base.address import is_gone
 from rotssl.base.errors import in_a_line
@@ -301,16 +300,7 @@ def _measure(
     config, (train, test) = setting.config, images
     device = indexed(torch.device("cuda" if torch.cuda.is_available() and use_gpu is not False else "cpu"))
     bench = Bench(*setting.loaded(train, test, device), say=say, crew=crew)
-    side, reduced = config.data.image_size, ", in shades of grey" if setting.gray else ""
-    common = {
-        **{"network": setting.network, "run": config.tracking.run_name, "method": config.method.name},
-        **{"epoch": setting.epoch, "features": "encoder"},
-        "view": f"whole image{reduced}, resized to {side} x {side}, normalised as in pretraining",
-        **{"bn": "running statistics", "precision": "fp32", "data": (setting.other or config.data).name},
-        **{"bank": "train, without what is held out for validation", "bank_images": len(bench.chosen)},
-        **{"bank_digest": cards.digest(train), "query_split": "test", "query_images": len(test)},
-        **{"query_digest": cards.digest(test), "rotssl": __version__},
-    }
+    common = setting.facts(len(bench.chosen), train, test)
     refused = list[ConfigError]()
     for protocol, group in itertools.groupby(numbers, lambda number: number.protocol):
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from rotssl import __version__
 from rotssl.base.paths import at
 from rotssl.config import ResolvedConfig
 from rotssl.config.fields import ConfigError
@@ -16,6 +17,7 @@ from rotssl.data.again import check_there, images_of
 from rotssl.data.augment import Augment
 from rotssl.data.images import ImageSet, in_shades
 from rotssl.data.record import Record
+from rotssl.evaluation import cards
 from rotssl.models.networks import network_of
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,29 @@ class Setting:
             raise ConfigError(
                 f"data.name: got {data.name}, but {error}, and the run's are in shades of grey"
             ) from error
+
+    def facts(self, bank: int, train: ImageSet, test: ImageSet) -> dict[str, object]:
+        """What the cards of all protocols say: of the encoder, and of the images, of which so many are the bank."""
+        config, side = self.config, self.config.data.image_size
+        reduced = ", in shades of grey" if self.gray else ""
+        return {
+            "network": self.network,
+            "run": config.tracking.run_name,
+            "method": config.method.name,
+            "epoch": self.epoch,
+            "features": "encoder",
+            "view": f"whole image{reduced}, resized to {side} x {side}, normalised as in pretraining",
+            "bn": "running statistics",
+            "precision": "fp32",
+            "data": (self.other or config.data).name,
+            "bank": "train, without what is held out for validation",
+            "bank_images": bank,
+            "bank_digest": cards.digest(train),
+            "query_split": "test",
+            "query_images": len(test),
+            "query_digest": cards.digest(test),
+            "rotssl": __version__,
+        }
 
     def _own(self, splits: datasets.Splits) -> bool:
         """Whether these are the run's own images."""

@@ -58,5 +58,5 @@ def test_a_run_waits_for_the_nodes_of_a_cluster_that_still_grows(monkeypatch, ca
         caplog.clear()
         asked.clear()
     with pytest.raises(ConfigError):  # a cluster of our own does not grow
-        ray_cluster._wait_for_room(config, ray, 0)
+        ray_cluster._wait_for_room(config, ray, 0, True)
     assert not asked and now[0] == 60
