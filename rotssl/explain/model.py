@@ -19,7 +19,7 @@ def restored(folder: AnyPath, config: ResolvedConfig, device: torch.device) -> t
     """
     state = next(checkpoint.latest(folder), None)  # one within an epoch would not be of the epoch that it says
     if state is None:
-        raise ConfigError(f"{folder} has no checkpoint at the end of an epoch that can be read")
+        raise ConfigError(f"{folder} has no checkpoint that can be read, of a whole epoch")
     checkpoint.check_same(folder, state, config)
     model = build_pretrainer(config, device)
     check_encoder(model.encoder, config, folder, state)
