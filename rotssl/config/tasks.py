@@ -142,7 +142,7 @@ class RotationConfig(TaskConfig):
         fits = self.update_bn or not self.joint or not self.on
         require(fits, "rotation.update_bn", "false", "true: with rotation.joint all views share one forward pass")
         fits = self.mode != "augment" or self.weight != "auto"
-        expected = "a number in mode augment, whose head has no gradient at the encoder"
+        expected = "a number, and no rotation.share, in mode augment, whose head has no gradient at the encoder"
         require(fits, "rotation.weight", self.weight, expected)
         fits = self.loss == "contrastive" or self.temperature == RotationConfig.temperature or not self.on
         require(fits, "rotation.temperature", self.temperature, "rotation.loss contrastive, which alone has one")

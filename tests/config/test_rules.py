@@ -76,7 +76,7 @@ train.epochs=3 | 'train.epochs=3'
 --rotation.mode extra --rotation.degrees 0,360 | rotation.degrees: got '0,360', expected
 --rotation.temperature 0.2 | rotation.temperature: got 0.2, expected rotation.loss contrastive
 --method.name byol --rotation.loss contrastive --train.accumulate 2 | train.accumulate: got 2, expected 1: rotation.loss
---rotation.mode augment --rotation.share 0.2 | rotation.share: got 0.2, expected a weight in mode augment
+--rotation.mode augment --rotation.share 0.2 | rotation.weight: got auto, expected a number, and no rotation.share
 --rotation.mode augment --tasks.method_weight 0 | tasks.method_weight: got 0.0, expected more than 0 without an auxiliary task
 --rotation.crop_scale 0.4,0.1 | rotation.crop_scale: got (0.4, 0.1) | smaller share first
 --encoder.name timm/resnet18 --encoder.stem cifar | encoder.stem: got cifar | timm's encoders keep their own stem
