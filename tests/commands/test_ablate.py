@@ -255,8 +255,8 @@ def test_trials_are_evaluated_on_test_which_chooses_nothing(cluster, tmp_path):
     code, out, err = ablation.run("--evaluation.protocols", "knn")
     assert code == 0, out + err
     first, runs = ablation.report(), ablation.logged()[0]
-    trials = {run.info.run_id for run in runs.values() if run.data.tags.get("kind") == "trial"}
-    assert len(trials) == 2 and {entry["run_id"] for entry in first["evaluations"]} == trials
+    trials = {run.info.run_name for run in runs.values() if run.data.tags.get("kind") == "trial"}
+    assert len(trials) == 2 and {entry["run"] for entry in first["evaluations"]} == trials
     assert all(entry["card"]["query_split"] == "test" for entry in first["evaluations"])
     # Trials that are finished are only evaluated, by what is missing; everything else of the report stays what it was.
     code, out, err = ablation.run("--evaluation.protocols", "knn,semi")
