@@ -44,7 +44,7 @@ def save(found: Sequence[Found], study: Study, metric: str, path: Path) -> None:
         for method, lines in study.paper.items()
         for name, line in lines.items()
     }
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     for panel, lines, title in (
         (panels[0], ours, f"here: {name_of(metric)}, range over seeds"),
         (panels[1], papers, f"the paper: {study.source}, linear"),
@@ -54,7 +54,7 @@ def save(found: Sequence[Found], study: Study, metric: str, path: Path) -> None:
         panel.set_xlabel(study.axis if panel is panels[0] else study.paper_axis or study.axis)
         panel.grid(alpha=0.25)
         if lines:
-            panel.legend(framealpha=0.85, edgecolor="none", fontsize=8)
+            panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False, fontsize=8)
         else:
             panel.text(0.5, 0.5, "no such accuracy", ha="center", transform=panel.transAxes)
     panels[0].set_ylabel("accuracy, %")
