@@ -170,8 +170,7 @@ def at_end(
         state.write(state.status, state.reason)
         options = Options(scaling=scaling)
         say(f"evaluating on test: {', '.join(names)}")
-        warn: Say = lambda line: log.warning(line.removeprefix("warning: "))  # noqa: E731
-        found = assess(state.path.parent, names, options, say=say, show=warn)
+        found = assess(state.path.parent, names, options, say=say, show=_warn)
         state.tested, state.untested = sorted({*state.tested, *names}), ""
     except Exception as error:  # of any kind: of a store, of a disk, of memory
         state.untested = in_a_line(error)
@@ -182,6 +181,11 @@ def at_end(
     except OSError as error:
         log.warning("could not update %s: %s", state.path, error)
     return found
+
+
+def _warn(line: str) -> None:
+    """Log a line about images, which may say itself that it warns."""
+    log.warning(line.removeprefix("warning: "))
 
 
 def _crew(

@@ -49,12 +49,18 @@ def save(found: Sequence[Found], study: Study, metric: str, path: Path) -> None:
         (panels[0], ours, f"here: {name_of(metric)}, range over seeds"),
         (panels[1], papers, f"the paper: {study.source}, linear"),
     ):
-        _draw(panel, lines, study)
+        slanted = _draw(panel, lines, study)
         panel.set_title(title, loc="left")
         panel.set_xlabel(study.axis if panel is panels[0] else study.paper_axis or study.axis)
         panel.grid(alpha=0.25)
         if lines:
-            panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False, fontsize=8)
+            panel.legend(
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.26 if slanted else -0.15),
+                ncols=3,
+                frameon=False,
+                fontsize=8,
+            )
         else:
             panel.text(0.5, 0.5, "no such accuracy", ha="center", transform=panel.transAxes)
     panels[0].set_ylabel("accuracy, %")
@@ -113,7 +119,14 @@ def _spread(runs: Runs, metric: str) -> Spread:
     return mean_of(values), min(values), max(values)
 
 
-def _draw(panel: Any, lines: Mapping[tuple[str, int | None, str], Mapping[object, Spread]], study: Study) -> None:
+def _tick(words: str) -> str:
+    """A value at an axis: of a long list the first two and the last."""
+    parts = words.split(", ")
+    return words if len(parts) <= 4 else f"{parts[0]}, {parts[1]}, … {parts[-1]}"
+
+
+def _draw(panel: Any, lines: Mapping[tuple[str, int | None, str], Mapping[object, Spread]], study: Study) -> bool:
+    """Draw lines; returns whether the words of the axis are slanted."""
     values = ordered(dict.fromkeys(value for line in lines.values() for value in line), study)
     numeric = all(isinstance(value, float) for value in values)
     places = {value: value if numeric else i for i, value in enumerate(values)}
@@ -134,8 +147,12 @@ def _draw(panel: Any, lines: Mapping[tuple[str, int | None, str], Mapping[object
         shape = style if numeric else {**style, "linestyle": ""}
         panel.plot(x, mean, marker="o", markersize=4, label=words, linewidth=1.6, **shape)
         panel.vlines(x, low, high, color=style["color"], linewidth=1)
+    slanted: dict[str, Any] = {}
     if not numeric:
         panel.set_xlim(-0.5, len(values) - 0.5)
-        panel.set_xticks(range(len(values)), [label(value, study) for value in values])
+        ticks = [_tick(label(value, study)) for value in values]
+        slanted = {"rotation": 25, "ha": "right", "fontsize": 8} if sum(map(len, ticks)) > 50 else {}
+        panel.set_xticks(range(len(values)), ticks, **slanted)
     elif study.percent:
         panel.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+    return bool(slanted)
