@@ -12,7 +12,7 @@ ifneq ($(wildcard ../shared/data),)
 export ROTSSL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo ablate-demo report-demo test test-core test-system test-fast test-files test-cluster test-all chaos fuzz audit lint format docs bench screenshots clean
+.PHONY: setup demo ablate-demo report-demo test test-core test-system test-fast test-files test-cluster test-hosts test-servers test-all chaos fuzz audit lint format docs bench screenshots clean
 
 setup: $(STAMP)
 
@@ -55,9 +55,16 @@ test-system: $(STAMP)
 test-files: $(CLUSTER)
 	$(PYTEST) -m "cluster and not system and not slurm and not exhaustive" tests/cluster
 
-# Each test says which program or folder it lacks.
+# Each test says which program or folder it lacks. Two halves again: the tests on hosts mostly wait, for cuts and for Slurm.
+ON_HOSTS := $(addprefix tests/cluster/test_,hosts.py rays.py slurm.py slurm_nodes.py)
 test-cluster: $(CLUSTER)
-	$(PYTEST) -m "cluster and not exhaustive" tests/cluster
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-hosts test-servers
+
+test-hosts: $(CLUSTER)
+	$(PYTEST) -m "cluster and not exhaustive" $(ON_HOSTS)
+
+test-servers: $(CLUSTER)
+	$(PYTEST) -m "cluster and not exhaustive" tests/cluster $(addprefix --ignore=,$(ON_HOSTS))
 
 $(CLUSTER): $(STAMP) pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev,cluster,server]"

@@ -67,10 +67,11 @@ class RotationConfig(TaskConfig):
         le=359,
         later=True,
     )
-    loss: Literal["cross_entropy", "contrastive"] = opt(
+    loss: Literal["cross_entropy", "contrastive", "cosine"] = opt(
         "cross_entropy",
         "cross_entropy: classify the angle; contrastive: views that turned by the same angle attract each other, and repel the "
-        "others (arXiv 2004.11362), in the head's normalised outputs of the whole batch.",
+        "others (arXiv 2004.11362), in the head's normalised outputs of the whole batch; cosine, in mode extra: the two views of "
+        "an image turn by different angles, and their outputs repel each other.",
         later=True,
     )
     temperature: float = opt(0.1, "Temperature of the contrastive loss.", gt=0, later=True)
@@ -146,6 +147,11 @@ class RotationConfig(TaskConfig):
         require(fits, "rotation.weight", self.weight, expected)
         fits = self.loss == "contrastive" or self.temperature == RotationConfig.temperature or not self.on
         require(fits, "rotation.temperature", self.temperature, "rotation.loss contrastive, which alone has one")
+        fits = self.loss != "cosine" or not self.on or (self.mode == "extra" and self.views == 2)
+        expected = "cross_entropy or contrastive; cosine compares the two views of rotation.mode extra"
+        require(fits, "rotation.loss", self.loss, expected)
+        fits = self.loss != "cosine" or not self.on or self.label_noise == 0
+        require(fits, "rotation.label_noise", self.label_noise, "0 with rotation.loss cosine, which reads no label")
         apart = 2 <= len(set(self.degrees)) == len(self.degrees)
         require(apart, "rotation.degrees", self.degrees, "two or more angles, each once")
         fits = self.mode == "extra" or not self.on or all(angle % 90 == 0 for angle in self.degrees)

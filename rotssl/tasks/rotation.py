@@ -44,9 +44,10 @@ class Rotation(Task):
         self.quarters = self.degrees // 90
         self.beyond = np.radians(self.degrees % 90)  # what remains after them
         self.watches = config.mode == "augment"
-        self.chance = 0.0 if self.watches else 1 / len(config.degrees)  # nothing of it is to be switched off
-        self.contrastive = config.loss == "contrastive"
-        self.head = mlp([dim, config.hidden_dim, config.hidden_dim if self.contrastive else len(config.degrees)])
+        classifies, self.repels = config.loss == "cross_entropy", config.loss == "cosine"
+        # What only watches, or never tells which angle, is not switched off for an accuracy at chance.
+        self.chance = 0.0 if self.watches or self.repels else 1 / len(config.degrees)
+        self.head = mlp([dim, config.hidden_dim, len(config.degrees) if classifies else config.hidden_dim])
         if config.mode == "four_way":
             self.crop = Crop(config.crop_size, config.crop_scale)
         self.disjoint = config.mode == "disjoint"
@@ -57,9 +58,15 @@ class Rotation(Task):
         self.update_bn, self.joint = config.update_bn, config.joint
 
     def labels(self, view: int, ctx: StepContext) -> Positions:
-        """Index of the angle of a view's images among ``degrees``, (B,): a function of (seed, epoch, position, view)."""
-        stream = rng.key(ctx.seed, ctx.epoch, "rotation", 0 if self.shared else view)
-        return np.floor(len(self.quarters) * rng.uniform(stream, ctx.positions, 1)[:, 0]).astype(np.int64)
+        """Index of the angle of a view's images among ``degrees``, (B,): a function of (seed, epoch, position, view).
+
+        With the loss cosine the second view's differs from the first's, each other one being as likely.
+        """
+        count, stream = len(self.quarters), rng.key(ctx.seed, ctx.epoch, "rotation", 0 if self.shared else view)
+        uniform = rng.uniform(stream, ctx.positions, 1)[:, 0]
+        if self.repels and view:
+            return (self.labels(0, ctx) + 1 + np.floor((count - 1) * uniform).astype(np.int64)) % count
+        return np.floor(count * uniform).astype(np.int64)
 
     def told(self, known: Positions, view: int, ctx: StepContext) -> Positions:
         """The labels that the loss gets for these true ones of a view, (B,): with noise, some are drawn anew.
@@ -125,7 +132,7 @@ class Rotation(Task):
         return [rotate(view, turn) for view, turn in zip(views, turns, strict=True)]
 
     def loss(self, features: list[Tensor], targets: Targets) -> StepOutput:
-        """Cross-entropy averaged over the chosen rows of all workers and over the views, or ``_attract``; logs the accuracy."""
+        """The loss averaged over the chosen rows of all workers and over the views, or ``_attract``; logs the accuracy."""
         # DDP averages over workers: world x local sum / global count is then the mean over the global batch.
         versions = 1 if self.crop is None else len(self.quarters)
         share = distributed.world_size() * targets.passes / max(1, targets.count) / len(features) / versions
@@ -135,10 +142,11 @@ class Rotation(Task):
         judged = each_view(self.head, features if rows is None else [view[rows] for view in features])
         logits = full_precision(torch.cat(judged))
         labels = torch.cat(targets.labels[: len(features)])  # the student may see only the first view
-        if self.contrastive:
+        if self.config.loss != "cross_entropy":
             z, labels = (x.unflatten(0, (len(features) * versions, -1)) for x in (F.normalize(logits, dim=1), labels))
             right = nearest_mean(z.detach(), labels, len(self.quarters)) * share
-            return StepOutput(self._attract(z, labels, targets), {"accuracy": right})
+            each = (z[0] * z[1]).sum() * share * 2 if self.repels else self._attract(z, labels, targets)
+            return StepOutput(each, {"accuracy": right})
         loss = F.cross_entropy(logits, labels, reduction="sum") * share
         correct = (logits.detach().argmax(1) == labels).sum() * share
         return StepOutput(loss, {"accuracy": correct})

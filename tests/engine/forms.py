@@ -34,6 +34,7 @@ TASKS = {
     "contrastive": {"rotation.loss": "contrastive"},
     "contrastive, fewer, extra": {**PAPER, "rotation.loss": "contrastive", "rotation.fraction": 0.7},
     "contrastive, four way": {"rotation.mode": "four_way", "rotation.loss": "contrastive"},
+    "cosine, fewer, extra": {**PAPER, "rotation.loss": "cosine", "rotation.fraction": 0.7},
     "split": {"views.split": 2},
     "two angles": {"rotation.degrees": (0, 180)},
     "eight angles": {**PAPER, "rotation.degrees": tuple(range(0, 360, 45))},

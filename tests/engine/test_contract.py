@@ -39,6 +39,7 @@ VARIATIONS = {
     *("one small view", "extra, BN kept", "four way, half", "disjoint on the projector", "conditioned, independent"),
     *("extra on a stage", "two angles", "equivariance, by share", "equivariance and jigsaw, extra", "shared, fewer"),
     *("extra on the first stage", "augment", "contrastive, fewer, extra", "eight angles"),
+    "cosine, fewer, extra",
 }
 RARE = {"on the stem", "contrastive", "contrastive, four way"}
 
@@ -173,6 +174,7 @@ OVER_TWO = {
     "disjoint": DISJOINT | {"data.limit": 256},
     "split": TASKS["split"] | {"views.local_count": 2},
     "contrastive, fewer, extra": TASKS["contrastive, fewer, extra"],
+    "cosine, fewer, extra": TASKS["cosine, fewer, extra"],
     "four way and jigsaw": TASKS["four way"] | JIGSAW,
     "equivariance": EQUIVARIANCE | {"data.limit": 256},
 }

@@ -1,4 +1,4 @@
-"""The contrastive loss over angles, against a plain double loop, and an accuracy that chance cannot raise."""
+"""Losses that compare turned views, the contrastive one against a plain double loop; an accuracy that chance cannot raise."""
 
 import math
 
@@ -59,6 +59,24 @@ def test_the_task_compares_the_outputs_of_all_its_views(tmp_path, form):
     anchors = sum(labels.count(label) > 1 for label in labels)
     assert len(z) == (32 if task.crop else 16) and z.shape[1] == task.config.hidden_dim
     assert float(out.loss.detach()) == pytest.approx(by_hand(z.detach(), labels, 0.5) / anchors)
+
+
+def test_the_cosine_loss_is_the_mean_over_images_of_that_of_their_two_copies_which_turn_by_different_angles(tmp_path):
+    fields = {**PAPER, "rotation.loss": "cosine", "rotation.fraction": 0.5}
+    task = build_pretrainer(make_config(tmp_path, "byol", **fields), CPU).tasks["rotation"].double().eval()
+    made, targets = task.transform([torch.zeros(16, 3, 8, 8)] * 2, StepContext(0, 0, 0, 0.0, np.arange(16), 0, 16))
+    features = [rows(len(view), 96, seed=v) for v, view in enumerate(made)]
+    out = task.loss(features, targets)
+    first, second = (task.head(torch.cat(features)).detach().numpy()[part] for part in (slice(8), slice(8, 16)))
+    by_hand = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(first, second, strict=True)]
+    assert len(first) == 8 and float(out.loss.detach()) == pytest.approx(np.mean(by_hand))
+    assert task.chance == 0  # it never tells which angle, so it is not judged by an accuracy
+
+    ctx = StepContext(0, 0, 0, 0.0, np.arange(4096), 0, 4096)
+    apart = (task.labels(1, ctx) - task.labels(0, ctx)) % 4
+    counts = np.bincount(apart, minlength=4)
+    assert counts[0] == 0 and all(abs(count - 4096 / 3) < 4 * math.sqrt(4096 * 2 / 9) for count in counts[1:])
+    np.testing.assert_array_equal(targets.labels[1], task.labels(1, StepContext(0, 0, 0, 0.0, np.arange(16), 0, 16))[1::2])
 
 
 def test_the_nearest_mean_of_the_others_is_the_answer():
