@@ -76,7 +76,9 @@ def test_the_cosine_loss_is_the_mean_over_images_of_that_of_their_two_copies_whi
     apart = (task.labels(1, ctx) - task.labels(0, ctx)) % 4
     counts = np.bincount(apart, minlength=4)
     assert counts[0] == 0 and all(abs(count - 4096 / 3) < 4 * math.sqrt(4096 * 2 / 9) for count in counts[1:])
-    np.testing.assert_array_equal(targets.labels[1], task.labels(1, StepContext(0, 0, 0, 0.0, np.arange(16), 0, 16))[1::2])
+    np.testing.assert_array_equal(
+        targets.labels[1], task.labels(1, StepContext(0, 0, 0, 0.0, np.arange(16), 0, 16))[1::2]
+    )
 
 
 def test_the_nearest_mean_of_the_others_is_the_answer():
