@@ -41,11 +41,14 @@ def sources(side: int, turns: Tensor) -> Tensor:
     return (_places(side, turns.device)[turns] + _first(len(turns), side, turns.device)).flatten()
 
 
-def gather(x: Tensor, found: Tensor) -> Tensor:
-    """The images (B, C, S, S) made of the pixels that ``sources`` has found, in channels_last."""
+def gather(x: Tensor, found: Tensor, out: Tensor | None = None) -> Tensor:
+    """The images (B, C, S, S) made of the pixels that ``sources`` has found, in channels_last; in ``out``, if it is given."""
     batch, channels, side, _ = x.shape
-    pixels = x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, found)
-    return pixels.view(batch, side, side, channels).permute(0, 3, 1, 2)
+    pixels, place = x.permute(0, 2, 3, 1).reshape(-1, channels), None
+    if out is not None:
+        place = out.permute(0, 2, 3, 1).view(-1, channels)
+    made = torch.index_select(pixels, 0, found, out=place)
+    return made.view(batch, side, side, channels).permute(0, 3, 1, 2)
 
 
 def tilt(x: Tensor, radians: Tensor) -> Tensor:

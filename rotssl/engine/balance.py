@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rotssl.base import distributed
+from rotssl.models.passes import as_one
 from rotssl.tasks.base import Task
 
 MEMORY = 0.99  # of the moving averages of gradient norms, per step
@@ -49,6 +50,10 @@ class Balance(nn.Module):
         self._accuracies: dict[str, list[Tensor]] = {}  # of the step's forward passes
         self._paused = False
 
+    def forked(self, owner: str, views: Sequence[Tensor]) -> list[Tensor]:
+        """``fork`` of each view."""
+        return as_one(functools.partial(self.fork, owner), views)
+
     def fork(self, owner: str, x: Tensor) -> Tensor:
         """The same tensor, whose gradient from here on belongs to an owner: a task's name, or ``ssl at PLACE``."""
         if not x.requires_grad:
@@ -59,7 +64,7 @@ class Balance(nn.Module):
 
     def _note(self, owner: str, gradient: Tensor) -> Tensor | None:
         if not self._paused:
-            wide = torch.promote_types(gradient.dtype, torch.float32)
+            wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
             self._found.setdefault(owner, []).append(torch.linalg.vector_norm(gradient, dtype=wide))
         return gradient * self._gates[owner].to(gradient.dtype) if owner in self._gates else None
 
@@ -104,12 +109,14 @@ class Balance(nn.Module):
         if not names:
             return {}
         owners = [owner for name in names for owner in (f"ssl at {self.tasks[name].reads}", name)]
-        norms = torch.stack([torch.linalg.vector_norm(torch.stack(found[owner])) for owner in owners]).view(-1, 2)
+        each = [torch.linalg.vector_norm(torch.stack(of)) if of[1:] else of[0] for of in (found[o] for o in owners)]
+        pairs: Iterable[Sequence[Tensor] | Tensor] = list(zip(each[::2], each[1::2], strict=True))
         # Where no weight follows from the norms, each worker logs its own share, and the logs of workers are averaged.
         if self.auto:
-            norms, recent = self._of_all_workers(norms, [accuracies.get(name, []) for name in names])
+            seen = [accuracies.get(name, []) for name in names]
+            pairs, recent = self._of_all_workers(torch.stack(each).view(-1, 2), seen)
         logs = {}
-        for row, (name, pair) in enumerate(zip(names, norms, strict=True)):
+        for row, (name, pair) in enumerate(zip(names, pairs, strict=True)):
             pull = pair[1] * self._gates[name] if name in self._gates else pair[1]
             logs[f"{name}/grad_share"] = pull / (pull + pair[0])
             if name not in self.auto:

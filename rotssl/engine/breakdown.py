@@ -13,6 +13,7 @@ from rotssl.base.paths import AnyPath, write_whole
 from rotssl.engine.runtime import RunFailed
 
 FILE = "bad_step.json"
+LATEST = 2.0**24  # float32 has all whole numbers up to it, and a step fewer launches than integers; no run is that long
 
 
 class Breakdown:
@@ -28,22 +29,24 @@ class Breakdown:
     number: Tensor | None = None
 
     def __init__(self, device: torch.device) -> None:
-        self._first = torch.full((), -1, dtype=torch.int64, device=device)
+        # LATEST - step, so that the first one's is the largest; 0: none.
+        self._first = torch.zeros((), dtype=torch.float32, device=device)
 
     def see(self, step: int, norm: Tensor) -> Tensor:
-        """Note a step's gradient norm; returns whether this step or an earlier one broke down, a bool on the device."""
-        finite = norm - norm == 0  # as torch.isfinite, in half as many launches
+        """Note a step's gradient norm; returns 1 if this or an earlier one broke down, else 0, float32 on the device."""
+        broken = (norm - norm).float()  # NaN, else 0
         if self.number is None:
-            self._first = torch.where(finite | (self._first >= 0), self._first, step)
-        else:  # at its place
-            torch.where(finite | (self._first >= 0), self._first, self.number, out=self._first)
-        return self._first >= 0
+            broken = broken.nan_to_num(nan=max(1.0, LATEST - step))
+        else:
+            broken = torch.where(broken == 0, 0.0, (LATEST - self.number).clamp(min=1).float())
+        torch.maximum(self._first, broken, out=self._first)  # at its place, for steps that are recorded
+        return self._first.sign()
 
     @property
     def step(self) -> int | None:
         """Number of that step in the run, from 0; None if there was none. Waits for the device."""
         first = int(self._first)
-        return None if first < 0 else first
+        return int(LATEST) - first if first else None
 
     @contextmanager
     def noted(self, folder: AnyPath) -> Iterator[int | None]:

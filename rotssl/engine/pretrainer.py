@@ -27,7 +27,7 @@ from rotssl.methods.oracle import Oracle
 from rotssl.models import norm
 from rotssl.models.encoders import build_encoder
 from rotssl.models.halved import Halved
-from rotssl.models.passes import each_view
+from rotssl.models.passes import each_view, joined, parts, shares_passes
 from rotssl.models.tap import Tap, map_stage, stage
 from rotssl.tasks.base import Targets, Task
 
@@ -144,34 +144,36 @@ class Pretrainer(nn.Module):
         whole = {place: features[METHOD][:count] for place, features in seen.items()}
         late = any(task.in_place and task.reads == "projector" for task in on.values())
         own = _rows(whole["encoder"], None if late else rest) + seen["encoder"][METHOD][count:]
-        own = self.split.combine([self._fork("encoder", view) for view in own], count)
+        own = self.split.combine(self._forked("encoder", own), count)
         z = each_view(self.method.projector, self._told(own, inputs.angles), self.joint_views)
         whole["projector"] = z[:count]
-        z = [self._fork("projector", view) for view in (_rows(z[:count], rest) + z[count:] if late else z)]
+        z = self._forked("projector", _rows(z[:count], rest) + z[count:] if late else z)
         out = self.split.loss(self.method, z, self._teach(inputs, ctx), ctx.of_rows(rest), count)
-        parts = {METHOD: out.loss if self.method_weight == 1 else self.method_weight * out.loss}
+        losses = {METHOD: out.loss if self.method_weight == 1 else self.method_weight * out.loss}
         logs = {"loss/ssl": out.loss.detach()}
         if self.method_weight > 0:  # else nothing trains the projector
-            logs["feature/std"] = feature_std(torch.stack(z).detach())
+            logs["feature/std"] = feature_std(joined(z).detach().unflatten(0, (len(z), -1)))
         logs.update(out.logs)
         for name, task in on.items():
-            joined = {place: features[name] for place, features in seen.items()} if name in joint else None
-            judged = whole[task.reads] if task.in_place else self.judged(task, inputs.made[name], joined)
+            found = {place: features[name] for place, features in seen.items()} if name in joint else None
+            judged = whole[task.reads] if task.in_place else self.judged(task, inputs.made[name], found)
             if not task.inside:  # there the gradients are told apart at the stage itself
-                judged = [self.balance.fork(name, view) for view in judged]
+                judged = self.balance.forked(name, judged)
             if task.in_place:
                 judged = [self.split.mean(view) for view in judged]
             part = task.loss(judged, inputs.targets[name])
-            parts[name] = self.balance.weight(name, ctx.progress, part.logs.get("accuracy")) * part.loss
+            weight = self.balance.weight(name, ctx.progress, part.logs.get("accuracy"))
+            whole_loss = isinstance(weight, float) and weight == 1
+            losses[name] = part.loss if whole_loss else weight * part.loss
             logs[f"loss/{name}"] = part.loss.detach()
             logs.update({f"{name}/{key}": value for key, value in part.logs.items()})
-        loss = functools.reduce(operator.add, [*parts.values(), *self._idle(on)])
+        loss = functools.reduce(operator.add, [*losses.values(), *self._idle(on)])
         logs["loss/total"] = loss.detach()
         whole_batch = {name for name, task in on.items() if task.in_place or inputs.targets[name].rows is None}
         shown = {name: made for name, made in inputs.made.items() if name in whole_batch}
         turned = inputs.local is not views.local
         shown |= {f"{name}, local": inputs.local for name, task in on.items() if task.in_place and turned}
-        return Output(loss, parts, logs, shown)
+        return Output(loss, losses, logs, shown)
 
     def _takes_part(self, name: str, task: Task, ctx: StepContext) -> bool:
         return name not in self.off and task.config.active(ctx.step, ctx.progress)
@@ -189,7 +191,15 @@ class Pretrainer(nn.Module):
         if self.method.asymmetric:
             inputs.student, inputs.teacher = inputs.student[:1], inputs.teacher[1:2]
             inputs.teacher_angles = inputs.teacher_angles and inputs.teacher_angles[1:2]
+        elif self.teacher is not None and inputs.teacher is inputs.student and self._whole_passes(inputs):
+            # Both networks see the same views, which are put together once.
+            whole = joined(inputs.student)
+            inputs.student = inputs.teacher = parts(whole, [len(view) for view in inputs.student])
         return inputs
+
+    def _whole_passes(self, inputs: _Inputs) -> bool:
+        whole = inputs.rest is None and self.split.tiles == 1
+        return whole and shares_passes(self.encoder, self.joint_views)
 
     def outside(self, views: Views, ctx: StepContext) -> tuple[object, list[Drawn]]:
         """What a step takes from the host: what else than numbers it depends on, and what its tasks send to the device.
@@ -219,14 +229,14 @@ class Pretrainer(nn.Module):
             for i, place in enumerate(("encoder", *inside))
         }
 
-    def _fork(self, place: str, x: Tensor) -> Tensor:
-        """The method's branch at a place where a task's head branches off; elsewhere, the tensor itself."""
+    def _forked(self, place: str, views: list[Tensor]) -> list[Tensor]:
+        """The method's branch at a place where a task's head branches off; elsewhere, the views themselves."""
         meets = any(task.reads == place for _, task in self.named_tasks())
-        return self.balance.fork(f"{METHOD} at {place}", x) if meets else x
+        return self.balance.forked(f"{METHOD} at {place}", views) if meets else views
 
     def _fork_stage(self, x: Tensor) -> tuple[Tensor, Tensor]:
         ((reader, task),) = (pair for pair in self.named_tasks() if pair[1].inside)
-        return self._fork(task.reads, x), self.balance.fork(reader, x)
+        return self.balance.fork(f"{METHOD} at {task.reads}", x), self.balance.fork(reader, x)
 
     def _told(self, features: list[Tensor], angles: list[Tensor] | None) -> list[Tensor]:
         """The projector's inputs: features, and the angle of each view if a task tells it; local views have the last one's."""
@@ -239,10 +249,10 @@ class Pretrainer(nn.Module):
         each = [told[id(angles[min(v, len(angles) - 1)])] for v in range(len(features))]
         return [torch.cat([view, angle], 1) for view, angle in zip(features, each, strict=True)]
 
-    def judged(self, task: Task, made: list[Tensor], joined: Mapping[str, list[Tensor]] | None) -> list[Tensor]:
-        """The head inputs of a task for its own views; ``joined`` if these already shared the method's pass."""
+    def judged(self, task: Task, made: list[Tensor], found: Mapping[str, list[Tensor]] | None) -> list[Tensor]:
+        """The head inputs of a task for its own views; ``found`` if these already shared the method's pass."""
         with nullcontext() if task.update_bn else frozen_bn_statistics(self):
-            seen = joined
+            seen = found
             if seen is None:
                 alone = self._encode([(METHOD, made)], False, {METHOD: task})
                 seen = {place: features[METHOD] for place, features in alone.items()}

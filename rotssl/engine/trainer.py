@@ -78,7 +78,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         # Whether a step may be skipped because its gradient is not finite; decided on the device, without a host sync.
         self.guarded = train.on_nan == "skip" or self.scaler.is_enabled()
-        self.breakdown = Breakdown(device)
+        self.breakdown, self._one = Breakdown(device), torch.ones((), device=device)
         self.parallel = runtime.wrap(self.model)
         normal, own = normalization(config.data.name), self.model.own_crops()
         self.augment = Augment(config.views, config.data.image_size, *normal, train.seed, own)
@@ -297,7 +297,7 @@ class Trainer:
             # with a host sync for optimizers that do not support found_inf.)
             self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         else:  # from the step that breaks down on, weights and moments stay as they were before it
-            self.optimizer.found_inf = self.breakdown.see(ctx.step, norm).float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = self.breakdown.see(ctx.step, norm)  # type: ignore[attr-defined]
         self.optimizer.step()
         logs.update(self.model.after_step(ctx, skipped))
         if skipped is not None:
@@ -329,7 +329,8 @@ class Trainer:
                 found = encoder_gradients(parts, self.model.encoder)
             for name, gradient in found.items():
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
-        self.scaler.scale(out.loss / ctx.passes).backward()
+        loss = self.scaler.scale(out.loss if ctx.passes == 1 else out.loss / ctx.passes)
+        loss.backward(self._one.to(loss.dtype))
         logs = {**out.logs, **views.logs}
         return logs if ctx.passes == 1 else {key: value / ctx.passes for key, value in logs.items()}
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.methods.oracle import Oracle
+from rotssl.models.passes import joined
 
 
 class Pending:
@@ -37,8 +38,8 @@ def other_views(views: int, targets: int) -> list[tuple[int, int]]:
 
 def rows_of_pairs(views: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Rows and targets of all pairs of ``other_views``, (P B, D) each, for losses that are means over rows."""
-    pairs = other_views(len(views), len(targets))
-    return torch.cat([views[i] for i, _ in pairs]), torch.cat([targets[j] for _, j in pairs])
+    pairs = sorted(other_views(len(views), len(targets)))  # so that two views are in their order
+    return joined([views[i] for i, _ in pairs]), joined([targets[j] for _, j in pairs])
 
 
 def enqueue(queue: Tensor, new: Tensor) -> None:

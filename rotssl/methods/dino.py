@@ -4,7 +4,6 @@ from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rotssl.base import distributed
 from rotssl.base.precision import full_precision
@@ -12,7 +11,7 @@ from rotssl.base.schedules import cosine
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import DinoConfig
 from rotssl.methods.base import Method, Pending, other_views
-from rotssl.methods.losses import cross_entropy, dino_prediction, dino_target, similarity
+from rotssl.methods.losses import cross_entropy, dino_prediction, dino_target, normalize, similarity
 
 
 class Head(nn.Module):
@@ -31,8 +30,8 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> (B, K), each from -1 to 1."""
-        unit = F.normalize(full_precision(self.layers(x)), dim=1)  # temperatures of 0.04 would magnify half precision
-        return similarity(unit, F.normalize(self.last.weight, dim=1))
+        unit = normalize(full_precision(self.layers(x)))  # temperatures of 0.04 would magnify half precision
+        return similarity(unit, normalize(self.last.weight))
 
 
 class DINO(Method):

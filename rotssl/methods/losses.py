@@ -5,9 +5,11 @@ default is the sum of one worker.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rotssl.base.precision import exact, full_precision
@@ -24,6 +26,30 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
         return full_precision(a) @ full_precision(b).T
 
 
+class _Normalize(torch.autograd.Function):
+    """Rows divided by their norms, whose gradient is four operations in place of the thirteen of F.normalize."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+        unit: Tensor = x / norm
+        ctx.save_for_backward(unit, norm)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        unit, norm = ctx.saved_tensors
+        along = (grads[0] * unit).sum(-1, keepdim=True)
+        inwards: Tensor = torch.addcmul(grads[0], unit, along, value=-1)
+        return inwards.div_(norm)
+
+
+def normalize(x: Tensor) -> Tensor:
+    """L2-normalised rows, (..., D) -> (..., D), as F.normalize; a row of zeros stays zero."""
+    return _Normalize.apply(x)  # type: ignore[no-any-return]
+
+
 def byol_regression(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared distance of the L2-normalised vectors, 2 - 2 cos, averaged over the batch.
 
@@ -36,7 +62,7 @@ def byol_regression(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 4].
     """
-    return torch.rsub(_mean_cosine(prediction, target), 2, alpha=2)  # 2 - 2 cos in one operation
+    return torch.rsub(_sum_cosine(prediction, target), 2, alpha=2 / len(prediction))  # 2 - 2 cos in one operation
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -51,12 +77,13 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar in [-1, 1].
     """
-    return -_mean_cosine(prediction, target)
+    return _sum_cosine(prediction, target) * (-1 / len(prediction))
 
 
-def _mean_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    prediction, target = full_precision(prediction), full_precision(target.detach())
-    return (F.normalize(prediction, dim=1) * F.normalize(target, dim=1)).sum(dim=1).mean()
+def _sum_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    unit = [normalize(full_precision(x)).flatten() for x in (prediction, target.detach())]
+    with exact(prediction):
+        return torch.dot(*unit)
 
 
 def nt_xent(

@@ -10,7 +10,7 @@ from rotssl.base.schedules import cosine
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import Mocov2Config
 from rotssl.methods.base import Method, Pending, enqueue
-from rotssl.methods.losses import info_nce
+from rotssl.methods.losses import info_nce, normalize
 from rotssl.methods.oracle import Oracle
 from rotssl.models.heads import mlp
 
@@ -48,7 +48,7 @@ class MoCoV2(Method):
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
         """InfoNCE, eq. 1 of MoCo."""
         assert z_teacher is not None
-        query, key = (F.normalize(full_precision(view[0]), dim=1) for view in (z, z_teacher))
+        query, key = (normalize(full_precision(view[0])) for view in (z, z_teacher))
         self.keys.add(key, ctx)
         removed, logs = None, dict[str, Tensor]()
         if self.oracle is not None and ctx.classes is not None:

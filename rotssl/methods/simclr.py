@@ -4,15 +4,15 @@ from itertools import combinations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rotssl.base import distributed
 from rotssl.base.precision import full_precision
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import SimclrConfig
 from rotssl.methods.base import Method
-from rotssl.methods.losses import nt_xent
+from rotssl.methods.losses import normalize, nt_xent
 from rotssl.models.heads import mlp
+from rotssl.models.passes import as_one
 
 
 class SimCLR(Method):
@@ -33,7 +33,7 @@ class SimCLR(Method):
 
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
         """NT-Xent (eq. 1) with the negatives of all workers, averaged over the pairs of views with at least one global."""
-        own = [F.normalize(full_precision(view), dim=1) for view in z]
+        own = as_one(lambda rows: normalize(full_precision(rows)), z)
         everyone = [distributed.gather(view) for view in own]
         offset = distributed.rank() * len(own[0])
         removed, logs = None, dict[str, Tensor]()

@@ -11,8 +11,9 @@ from rotssl.base.precision import full_precision
 from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.methods import SwavConfig
 from rotssl.methods.base import Method, Pending, enqueue, other_views
-from rotssl.methods.losses import similarity, sinkhorn, swapped_prediction
+from rotssl.methods.losses import normalize, similarity, sinkhorn, swapped_prediction
 from rotssl.models.heads import mlp
+from rotssl.models.passes import as_one
 
 
 class SwAV(Method):
@@ -46,7 +47,7 @@ class SwAV(Method):
 
     def loss(self, z: list[Tensor], z_teacher: list[Tensor] | None, ctx: StepContext) -> StepOutput:
         """Eq. 1 and 2: the mean over the ordered pairs of a view and another global one, whose code it predicts."""
-        unit = [F.normalize(full_precision(view), dim=1) for view in z]
+        unit = as_one(lambda rows: normalize(full_precision(rows)), z)
         scores = [similarity(view, self.prototypes.weight) for view in unit]
         if self.config.queue_size:
             self.recent.add(torch.stack(unit[: ctx.global_views]), ctx)

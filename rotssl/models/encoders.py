@@ -92,7 +92,15 @@ def build_encoder(
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
+    model.avgpool = _Mean()
     return model, dim
+
+
+class _Mean(nn.Module):
+    """The mean over a map (B, C, H, W), as nn.AdaptiveAvgPool2d(1), whose gradient is copied once more in channels_last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
 
 
 def _timm(name: str, image_size: int, patch_size: int | str, drop_path: float) -> tuple[nn.Module, int]:

@@ -1,6 +1,6 @@
 """Several views through a network, in as few forward passes as BatchNorm's statistics allow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import groupby
 
@@ -10,6 +10,47 @@ from torch import Tensor, nn
 from rotssl.models import norm
 
 Network = Callable[[Tensor], Tensor]
+
+
+def parts(whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The consecutive parts of a tensor along its first dimension, of which ``joined`` knows what they are parts of."""
+    found = list(whole.split(list(sizes)))
+    for i, part in enumerate(found):
+        part.part_of = whole, i, len(found)
+    return found
+
+
+def _whole(views: Sequence[Tensor]) -> Tensor | None:
+    """The tensor of which the views are all parts, in their order."""
+    places = [getattr(view, "part_of", None) for view in views]
+    whole = places[0][0] if places and places[0] else None
+    same = whole is not None and all(
+        place and place[0] is whole and place[1:] == (i, len(views)) for i, place in enumerate(places)
+    )
+    return whole if same else None
+
+
+def joined(views: Sequence[Tensor]) -> Tensor:
+    """All rows in one tensor: a copy, or the tensor that ``parts`` cut, whose gradient is then in one piece, too."""
+    if len(views) == 1:
+        return views[0]
+    whole = _whole(views)
+    return torch.cat(list(views)) if whole is None else whole
+
+
+def as_one(change: Network, views: Sequence[Tensor]) -> list[Tensor]:
+    """Apply what changes no number of rows to all views at once where they are the parts of one tensor, else to each."""
+    found: list[Tensor] = []
+    for _, group in groupby(views, key=lambda view: id(getattr(view, "part_of", (view,))[0])):
+        alike = list(group)
+        whole = _whole(alike)
+        found += [change(view) for view in alike] if whole is None else parts(change(whole), [*map(len, alike)])
+    return found
+
+
+def shares_passes(network: nn.Module, joint: bool) -> bool:
+    """Whether views of one size go through a network together; ``joint`` as for ``each_view``."""
+    return joint or norm.keeps_views_apart(network)
 
 
 def each_view(network: nn.Module, views: list[Tensor], joint: bool = False, run: Network | None = None) -> list[Tensor]:
@@ -31,5 +72,5 @@ def each_view(network: nn.Module, views: list[Tensor], joint: bool = False, run:
             outputs += [run(view) for view in alike]
             continue
         with norm.per_view_statistics(len(alike)) if apart else nullcontext():
-            outputs += run(torch.cat(alike)).split([len(view) for view in alike])
+            outputs += parts(run(joined(alike)), [len(view) for view in alike])
     return outputs

@@ -14,8 +14,9 @@ from rotssl.base.step import StepContext, StepOutput
 from rotssl.config.resolved import ResolvedRotation
 from rotssl.data.augment import Crop
 from rotssl.data.turning import gather, rotate, sources, tilt
+from rotssl.methods.losses import normalize
 from rotssl.models.heads import mlp
-from rotssl.models.passes import each_view
+from rotssl.models.passes import each_view, joined, parts
 from rotssl.tasks.base import Targets, Task
 from rotssl.tasks.contrastive import nearest_mean, supervised_contrastive, with_positives
 
@@ -98,7 +99,11 @@ class Rotation(Task):
         if self.config.resolution < 1:
             side = self.config.extra_side(views[0].shape[-1])
             views = [F.interpolate(view, (side, side), mode="bilinear", antialias=True) for view in views]
-        turned, labels, angles = [], [], []
+        turned, labels, angles = [], list[Tensor](), []
+        whole = list[Tensor]()  # room for all views, whose passes then need no copy
+        if self.crop is None and not self.beyond.any():
+            sizes, (channels, *sides) = [len(view) for view in views], views[0].shape[1:]
+            whole = parts(views[0].new_empty(sum(sizes), *sides, channels).permute(0, 3, 1, 2), sizes)
         for v, view in enumerate(views):
             if self.crop is not None:
                 each = torch.arange(len(self.quarters), device=device).repeat_interleave(len(view))
@@ -108,14 +113,19 @@ class Rotation(Task):
             if v == 0 or not self.shared:  # else all views share the angles of the first
                 known = self.labels(v, ctx)
                 quarters = self.quarters[known]
-                judged = send(device, self.told(known, v, ctx)[picked])
+                told_of = self.told(known, v, ctx)[picked]
+                times = len(views) if self.shared else 1
+                labels += parts(send(device, np.tile(told_of, times)), [len(told_of)] * times)
                 turns = send(device, quarters * picked if self.in_place else quarters[picked])
                 found = sources(view.shape[-1], turns)
                 told = turns[:, None] == torch.arange(self.tells, device=device) if self.tells else None
                 rest = send(device, self.beyond[known][picked]) if self.beyond.any() else None  # in mode extra
-            labels.append(judged)
-            made = gather(view, found)
-            turned.append(made if rest is None else tilt(made, rest))
+            if whole:
+                gather(view, found, whole[v])
+                turned.append(whole[v])
+            else:
+                made = gather(view, found)
+                turned.append(made if rest is None else tilt(made, rest))
             if told is not None:
                 angles.append(told)
         batch = np.arange(ctx.batch_start, ctx.batch_start + ctx.batch_size)
@@ -140,14 +150,17 @@ class Rotation(Task):
         if self.watches:
             features = [view.detach() for view in features]
         judged = each_view(self.head, features if rows is None else [view[rows] for view in features])
-        logits = full_precision(torch.cat(judged))
-        labels = torch.cat(targets.labels[: len(features)])  # the student may see only the first view
+        logits = full_precision(joined(judged))
+        labels = joined(targets.labels[: len(features)])  # the student may see only the first view
         if self.config.loss != "cross_entropy":
-            z, labels = (x.unflatten(0, (len(features) * versions, -1)) for x in (F.normalize(logits, dim=1), labels))
+            z, labels = (x.unflatten(0, (len(features) * versions, -1)) for x in (normalize(logits), labels))
             right = nearest_mean(z.detach(), labels, len(self.quarters)) * share
             each = (z[0] * z[1]).sum() * share * 2 if self.repels else self._attract(z, labels, targets)
             return StepOutput(each, {"accuracy": right})
-        loss = F.cross_entropy(logits, labels, reduction="sum") * share
+        # Where no worker has more rows than others, a mean is the same in fewer launches.
+        every = distributed.world_size() * targets.passes * len(labels) == targets.count * len(features) * versions
+        loss = F.cross_entropy(logits, labels, reduction="mean" if every else "sum")
+        loss = loss if every else loss * share
         correct = (logits.detach().argmax(1) == labels).sum() * share
         return StepOutput(loss, {"accuracy": correct})
 

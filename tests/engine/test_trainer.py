@@ -286,3 +286,13 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
             run.restore(state | {"images": known | change})
     for same in (known, known | {"means": near}, None):  # moved, decoded by another library, of version 0.1
         assert run.restore(state | {"images": same}) == 1
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_the_first_broken_step_is_known_to_the_number_also_late_in_a_run(recorded):
+    seen, flags = breakdown.Breakdown(CPU), []
+    for step, norm in ((9_999_998, 1.0), (9_999_999, math.inf), (10_000_000, math.nan), (10_000_001, 2.0)):
+        seen.number = torch.tensor(step) if recorded else None
+        assert seen.step is None or seen.step == 9_999_999
+        flags.append(float(seen.see(step, torch.tensor(norm))))
+    assert flags == [0, 1, 1, 1] and seen.step == 9_999_999

@@ -21,6 +21,7 @@ from rotssl.methods.losses import (
     dino_cross_entropy,
     info_nce,
     negative_cosine,
+    normalize,
     nt_xent,
     sinkhorn,
     swapped_prediction,
@@ -293,3 +294,16 @@ def test_statistics_of_the_global_batch_give_two_workers_the_gradient_of_one(poo
     if name == "swav":
         codes = torch.cat([torch.from_numpy(code_first), torch.from_numpy(code_second)])
         torch.testing.assert_close(codes, torch.from_numpy(code))
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 3)])
+def test_rows_of_norm_1_and_their_gradient_are_those_of_torch(shape):
+    x = torch.randn(shape, dtype=torch.double)
+    x[..., 0, :] = 0
+    found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
+    weights = torch.randn(shape, dtype=torch.double)
+    for rows, unit in ((found, normalize(found)), (expected, F.normalize(expected, dim=-1))):
+        (unit * weights).sum().backward()
+        assert torch.isfinite(rows.grad).all()
+    torch.testing.assert_close(normalize(found), F.normalize(x, dim=-1))
+    torch.testing.assert_close(found.grad, expected.grad)
