@@ -101,7 +101,7 @@ class Rotation(Task):
             views = [F.interpolate(view, (side, side), mode="bilinear", antialias=True) for view in views]
         turned, labels, angles = [], list[Tensor](), []
         whole = list[Tensor]()  # room for all views, whose passes then need no copy
-        if self.crop is None and not self.beyond.any():
+        if self.crop is None and not self.beyond.any() and not any(view.requires_grad for view in views):
             sizes, (channels, *sides) = [len(view) for view in views], views[0].shape[1:]
             whole = parts(views[0].new_empty(sum(sizes), *sides, channels).permute(0, 3, 1, 2), sizes)
         for v, view in enumerate(views):

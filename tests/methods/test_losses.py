@@ -302,8 +302,8 @@ def test_rows_of_norm_1_and_their_gradient_are_those_of_torch(shape):
     x[..., 0, :] = 0
     found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
     weights = torch.randn(shape, dtype=torch.double)
-    for rows, unit in ((found, normalize(found)), (expected, F.normalize(expected, dim=-1))):
-        (unit * weights).sum().backward()
+    for rows, made in ((found, normalize(found)), (expected, F.normalize(expected, dim=-1))):
+        (made * weights).sum().backward()
         assert torch.isfinite(rows.grad).all()
     torch.testing.assert_close(normalize(found), F.normalize(x, dim=-1))
     torch.testing.assert_close(found.grad, expected.grad)

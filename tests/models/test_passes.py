@@ -11,7 +11,7 @@ def test_parts_of_a_tensor_are_that_tensor_again_and_all_else_is_copied():
     first, second, third = parts(whole, [1, 2, 3])
     assert joined([first, second, third]) is whole and joined([second]) is second
     others = ([third, second, first], [first, second], [first, first, third], [first, second, third.view_as(third)])
-    for views in (*others, parts(whole.clone(), [1, 5])[:1] + [second]):
+    for views in (*others, [*parts(whole.clone(), [1, 5])[:1], second]):
         found = joined(views)
         assert found is not whole and torch.equal(found, torch.cat(views))
 
