@@ -27,7 +27,7 @@ from rotssl.methods.oracle import Oracle
 from rotssl.models import norm
 from rotssl.models.encoders import build_encoder
 from rotssl.models.halved import Halved
-from rotssl.models.passes import each_view, joined, parts, shares_passes
+from rotssl.models.passes import each_view, joined, together
 from rotssl.models.tap import Tap, map_stage, stage
 from rotssl.tasks.base import Targets, Task
 
@@ -163,8 +163,7 @@ class Pretrainer(nn.Module):
                 judged = [self.split.mean(view) for view in judged]
             part = task.loss(judged, inputs.targets[name])
             weight = self.balance.weight(name, ctx.progress, part.logs.get("accuracy"))
-            whole_loss = isinstance(weight, float) and weight == 1
-            losses[name] = part.loss if whole_loss else weight * part.loss
+            losses[name] = part.loss if isinstance(weight, float) and weight == 1 else weight * part.loss
             logs[f"loss/{name}"] = part.loss.detach()
             logs.update({f"{name}/{key}": value for key, value in part.logs.items()})
         loss = functools.reduce(operator.add, [*losses.values(), *self._idle(on)])
@@ -188,18 +187,13 @@ class Pretrainer(nn.Module):
                 inputs.rest, inputs.angles = targets.rest, targets.angles
                 if task.teacher_too:
                     inputs.teacher, inputs.teacher_angles = made, targets.angles
+        both = self.teacher is not None and inputs.teacher is inputs.student and inputs.rest is None
         if self.method.asymmetric:
             inputs.student, inputs.teacher = inputs.student[:1], inputs.teacher[1:2]
             inputs.teacher_angles = inputs.teacher_angles and inputs.teacher_angles[1:2]
-        elif self.teacher is not None and inputs.teacher is inputs.student and self._whole_passes(inputs):
-            # Both networks see the same views, which are put together once.
-            whole = joined(inputs.student)
-            inputs.student = inputs.teacher = parts(whole, [len(view) for view in inputs.student])
+        elif both and self.split.tiles == 1:
+            inputs.student = inputs.teacher = together(self.encoder, inputs.student, self.joint_views)
         return inputs
-
-    def _whole_passes(self, inputs: _Inputs) -> bool:
-        whole = inputs.rest is None and self.split.tiles == 1
-        return whole and shares_passes(self.encoder, self.joint_views)
 
     def outside(self, views: Views, ctx: StepContext) -> tuple[object, list[Drawn]]:
         """What a step takes from the host: what else than numbers it depends on, and what its tasks send to the device.

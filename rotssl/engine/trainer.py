@@ -271,8 +271,7 @@ class Trainer:
         held = [*self.model.buffers(), *self.model.method.parameters()] if self.guarded else []
         before = [value.detach().clone() for value in held]
         self.optimizer.zero_grad(set_to_none=True)
-        logs: dict[str, Tensor] = {}
-        gradients: dict[str, Tensor] = {}
+        logs, gradients = dict[str, Tensor](), dict[str, Tensor]()
         each = len(images) // ctx.passes
         for first in range(0, len(images), each):
             part, last = ctx.part(first, first + each), first + each == len(images)
@@ -329,8 +328,8 @@ class Trainer:
                 found = encoder_gradients(parts, self.model.encoder)
             for name, gradient in found.items():
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
-        loss = self.scaler.scale(out.loss if ctx.passes == 1 else out.loss / ctx.passes)
-        loss.backward(self._one.to(loss.dtype))
+        loss = out.loss if ctx.passes == 1 else out.loss / ctx.passes
+        self.scaler.scale(loss).backward(self._one.to(loss.dtype))
         logs = {**out.logs, **views.logs}
         return logs if ctx.passes == 1 else {key: value / ctx.passes for key, value in logs.items()}
 

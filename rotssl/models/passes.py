@@ -48,9 +48,11 @@ def as_one(change: Network, views: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def shares_passes(network: nn.Module, joint: bool) -> bool:
-    """Whether views of one size go through a network together; ``joint`` as for ``each_view``."""
-    return joint or norm.keeps_views_apart(network)
+def together(network: nn.Module, views: list[Tensor], joint: bool) -> list[Tensor]:
+    """The same views of one size, in one tensor if they pass the network together; ``joint`` as for ``each_view``."""
+    if not (joint or norm.keeps_views_apart(network)):
+        return views
+    return parts(joined(views), [len(view) for view in views])
 
 
 def each_view(network: nn.Module, views: list[Tensor], joint: bool = False, run: Network | None = None) -> list[Tensor]:
