@@ -85,10 +85,6 @@ def _check_views(c: Config) -> None:
     require(fits, "views.global_count", count, f"2: {name} needs exactly two")
     fits = views.good_crops == 0 or views.min_overlap == 0
     require(fits, "views.min_overlap", views.min_overlap, "0 with views.good_crops: a crop is drawn for one reason")
-    fits = views.good_mass == 0 or views.good_crops > 0 or views.log_saliency
-    require(
-        fits, "views.good_mass", views.good_mass, "0 without views.good_crops and views.log_saliency, which read it"
-    )
     apart = c.rotation.on and c.rotation.mode == "in_place" and c.rotation.angles == "independent"
     expected = "shared with views.local_count: local views turn with their image"
     require(not apart or views.local_count == 0, "rotation.angles", "independent", expected)

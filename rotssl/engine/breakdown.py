@@ -13,7 +13,8 @@ from rotssl.base.paths import AnyPath, write_whole
 from rotssl.engine.runtime import RunFailed
 
 FILE = "bad_step.json"
-LATEST = 2.0**24  # float32 has all whole numbers up to it, and a step fewer launches than integers; no run is that long
+# float32 is exact up to it, and takes fewer operations than integers. Steps after it are noted as its predecessor.
+LATEST = 2.0**24
 
 
 class Breakdown:

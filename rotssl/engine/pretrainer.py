@@ -113,8 +113,8 @@ class Pretrainer(nn.Module):
         self.tells = sum(task.tells for task in tasks.values())
         self.teacher: nn.ModuleList | None = None
         if method.uses_teacher:
-            parts = [copy.deepcopy(encoder), copy.deepcopy(method.projector)]
-            self.teacher = nn.ModuleList(parts).requires_grad_(False)
+            copies = [copy.deepcopy(encoder), copy.deepcopy(method.projector)]
+            self.teacher = nn.ModuleList(copies).requires_grad_(False)
             for module in self.teacher.modules():  # no noise in its targets, as in DINO's official code
                 if isinstance(module, nn.modules.dropout._DropoutNd):
                     module.p = 0.0

@@ -78,7 +78,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         # Whether a step may be skipped because its gradient is not finite; decided on the device, without a host sync.
         self.guarded = train.on_nan == "skip" or self.scaler.is_enabled()
-        self.breakdown, self._one = Breakdown(device), torch.ones((), device=device)
+        self.breakdown = Breakdown(device)
+        self._one = torch.ones((), device=device)  # a backward pass begins with it, and else makes its own
         self.parallel = runtime.wrap(self.model)
         normal, own = normalization(config.data.name), self.model.own_crops()
         self.augment = Augment(config.views, config.data.image_size, *normal, train.seed, own)
@@ -292,8 +293,7 @@ class Trainer:
         if self.guarded:
             skipped = ~torch.isfinite(norm)
             logs["optim/skipped_steps"] = skipped.float()
-            # Fused optimizers and LARS then keep weights and moments unchanged. (The scaler's own step would do the same, but
-            # with a host sync for optimizers that do not support found_inf.)
+            # Fused optimizers and LARS then keep weights and moments. (The scaler's own step would too, but syncs for others.)
             self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         else:  # from the step that breaks down on, weights and moments stay as they were before it
             self.optimizer.found_inf = self.breakdown.see(ctx.step, norm)  # type: ignore[attr-defined]

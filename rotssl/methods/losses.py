@@ -27,7 +27,10 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Normalize(torch.autograd.Function):
-    """Rows divided by their norms, whose gradient is four operations in place of the thirteen of F.normalize."""
+    """Rows divided by their norms, whose gradient is four operations in place of the thirteen of F.normalize.
+
+    It has no second derivative.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -46,7 +49,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def normalize(x: Tensor) -> Tensor:
-    """L2-normalised rows, (..., D) -> (..., D), as F.normalize; a row of zeros stays zero."""
+    """L2-normalised rows, (..., D) -> (..., D), as F.normalize but for norms of 1e-12 and below; a row of zeros stays zero."""
     return _Normalize.apply(x)  # type: ignore[no-any-return]
 
 
@@ -62,7 +65,7 @@ def byol_regression(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 4].
     """
-    return torch.rsub(_sum_cosine(prediction, target), 2, alpha=2 / len(prediction))  # 2 - 2 cos in one operation
+    return _squared_distance(prediction, target) / len(prediction)
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -77,13 +80,13 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar in [-1, 1].
     """
-    return _sum_cosine(prediction, target) * (-1 / len(prediction))
+    return _squared_distance(prediction, target) / (2 * len(prediction)) - 1
 
 
-def _sum_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    unit = [normalize(full_precision(x)).flatten() for x in (prediction, target.detach())]
-    with exact(prediction):
-        return torch.dot(*unit)
+def _squared_distance(prediction: Tensor, target: Tensor) -> Tensor:
+    """Sum over rows of 2 - 2 cos: of vectors of norm 1 that is their squared distance."""
+    a, b = (normalize(full_precision(x)) for x in (prediction, target.detach()))
+    return F.mse_loss(a, b, reduction="sum")
 
 
 def nt_xent(

@@ -13,16 +13,16 @@ Network = Callable[[Tensor], Tensor]
 
 
 def parts(whole: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """The consecutive parts of a tensor along its first dimension, of which ``joined`` knows what they are parts of."""
+    """The consecutive parts of a tensor along its first dimension, which ``joined`` recognises; they keep their content."""
     found = list(whole.split(list(sizes)))
     for i, part in enumerate(found):
-        part.part_of = whole, i, len(found)
+        part.cut_from = whole, i, len(found)
     return found
 
 
 def _whole(views: Sequence[Tensor]) -> Tensor | None:
     """The tensor of which the views are all parts, in their order."""
-    places = [getattr(view, "part_of", None) for view in views]
+    places = [getattr(view, "cut_from", None) for view in views]
     whole = places[0][0] if places and places[0] else None
     same = whole is not None and all(
         place and place[0] is whole and place[1:] == (i, len(views)) for i, place in enumerate(places)
@@ -31,7 +31,7 @@ def _whole(views: Sequence[Tensor]) -> Tensor | None:
 
 
 def joined(views: Sequence[Tensor]) -> Tensor:
-    """All rows in one tensor: a copy, or the tensor that ``parts`` cut, whose gradient is then in one piece, too."""
+    """All rows in one tensor: the only view, the tensor that ``parts`` cut (its gradient is in one piece, too), or a copy."""
     if len(views) == 1:
         return views[0]
     whole = _whole(views)
@@ -41,7 +41,7 @@ def joined(views: Sequence[Tensor]) -> Tensor:
 def as_one(change: Network, views: Sequence[Tensor]) -> list[Tensor]:
     """Apply what changes no number of rows to all views at once where they are the parts of one tensor, else to each."""
     found: list[Tensor] = []
-    for _, group in groupby(views, key=lambda view: id(getattr(view, "part_of", (view,))[0])):
+    for _, group in groupby(views, key=lambda view: id(getattr(view, "cut_from", (view,))[0])):
         alike = list(group)
         whole = _whole(alike)
         found += [change(view) for view in alike] if whole is None else parts(change(whole), [*map(len, alike)])

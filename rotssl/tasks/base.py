@@ -43,7 +43,7 @@ class Task(nn.Module, ABC):
         dim: dimension of its head's input, the encoder's features or the projector's output.
 
     Attributes:
-        chance: accuracy of a head that knows nothing; 0 if the task has no accuracy.
+        chance: accuracy of a head that knows nothing; 0 if the task is not judged by an accuracy.
         reads: where its head gets its input, and its gradient meets the method's: ``encoder``, the features; ``projector``, the
             output of the method's projector; a place within the encoder (``rotssl.models.tap.stage``), the mean over its map;
             ``map``, the map of ``stage``.

@@ -158,7 +158,10 @@ class Rotation(Task):
             each = (z[0] * z[1]).sum() * share * 2 if self.repels else self._attract(z, labels, targets)
             return StepOutput(each, {"accuracy": right})
         # Where no worker has more rows than others, a mean is the same in fewer launches.
-        every = distributed.world_size() * targets.passes * len(labels) == targets.count * len(features) * versions
+        every = (
+            len(labels) > 0
+            and distributed.world_size() * targets.passes * len(labels) == targets.count * len(features) * versions
+        )
         loss = F.cross_entropy(logits, labels, reduction="mean" if every else "sum")
         loss = loss if every else loss * share
         correct = (logits.detach().argmax(1) == labels).sum() * share

@@ -79,7 +79,6 @@ train.epochs=3 | 'train.epochs=3'
 --rotation.loss cosine | rotation.loss: got cosine, expected cross_entropy or contrastive; cosine compares the two views
 --rotation.loss cosine --rotation.mode extra --rotation.views 1 | rotation.loss: got cosine
 --rotation.loss cosine --rotation.mode extra --rotation.label_noise 0.1 | rotation.label_noise: got 0.1, expected 0 with
---views.good_mass 0.3 | views.good_mass: got 0.3, expected 0 without views.good_crops and views.log_saliency
 --rotation.mode augment --rotation.share 0.2 | rotation.weight: got auto, expected a number, and no rotation.share
 --rotation.mode augment --tasks.method_weight 0 | tasks.method_weight: got 0.0, expected more than 0 without an auxiliary task
 --rotation.crop_scale 0.4,0.1 | rotation.crop_scale: got (0.4, 0.1) | smaller share first

@@ -12,10 +12,10 @@ from tests.small_runs import PAPER, make_config, trainer
 PLAIN = {"rotation.weight": 0, "train.epochs": 2}
 
 
-REPELS = ["cosine, fewer, extra", "contrastive, fewer, extra", "contrastive, four way"]
+COMPARES = ["cosine, fewer, extra", "contrastive, fewer, extra", "contrastive, four way"]
 
 
-@pytest.mark.parametrize("form", [*REPELS, "augment", "eight angles"])
+@pytest.mark.parametrize("form", [*COMPARES, "augment", "eight angles"])
 def test_a_step_of_a_form_has_a_cost_before_it_is_taken(tmp_path, form):
     plain = count_step(make_config(tmp_path, "byol", **TASKS["off"]))
     assert count_step(make_config(tmp_path, "byol", **TASKS[form])) > plain

@@ -21,8 +21,8 @@ SOME = ("byol", "vicreg")
 MOST = {
     "simclr": 224,
     "mocov2": 284,
-    "byol": 400,
-    "simsiam": 324,
+    "byol": 399,
+    "simsiam": 325,
     "swav": 276,
     "barlow": 378,
     "vicreg": 398,
@@ -34,8 +34,8 @@ MOST = {
 @pytest.mark.parametrize(
     ("method", "fields", "most"),
     [
-        pytest.param("byol", PLAIN, 368, id="byol, plain"),
-        pytest.param("byol", {"rotation.share": 0.5, "rotation.conditioned": True}, 441, id="byol, the default"),
+        pytest.param("byol", PLAIN, 367, id="byol, plain"),
+        pytest.param("byol", {"rotation.share": 0.5, "rotation.conditioned": True}, 440, id="byol, the default"),
         *(
             pytest.param(method, {}, MOST[method], id=method, marks=() if method in SOME else pytest.mark.exhaustive)
             for method in METHODS
