@@ -1,7 +1,6 @@
 """Faults of a run's folder: its record lost or changed by hand, its disk failing."""
 
 import json
-import re
 
 import pytest
 
@@ -129,13 +128,18 @@ def test_a_disk_that_fails_at_the_start_is_one_line(tmp_path, monkeypatch, capsy
 
 
 def test_a_run_that_diverged_says_so(tmp_path, capsys):
-    rates = {"optim.lr": 0.5, "optim.weight_decay": 10.0, "train.epochs": 3, "data.limit": 512}
+    # Without evaluations, which also find that such a run collapses or not, as rounding has it.
+    rates = {
+        "optim.lr": 0.5,
+        "optim.weight_decay": 10.0,
+        "train.epochs": 3,
+        "data.limit": 512,
+        "evaluation.knn_every": 0,
+    }
     assert start(tmp_path, **rates) == 0
-    # Rounding decides whether such a run collapses, too.
-    says = r"(collapsed: feature/effective_rank [^;]+; )?diverged: loss/"
-    assert re.search(f"^warning: run: {says}", capsys.readouterr().err, re.MULTILINE)
+    assert "warning: run: diverged: loss/" in capsys.readouterr().err
     record = json.loads((tmp_path / "rotssl" / "run" / "run.json").read_text())
-    assert record["status"] == "finished" and re.match(says, record["reason"])
+    assert record["status"] == "finished" and record["reason"].startswith("diverged: loss/")
     client = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
     tags = client.get_run(record["run_id"]).data.tags
     assert tags["status_reason"] == record["reason"]
