@@ -84,9 +84,11 @@ def data_fields(data: str, final: bool, work: Path) -> dict[str, Any]:
     return {"data.name": "imagefolder", "data.root": str(root)}
 
 
-def load(data: str, final: bool, work: Path, common: Mapping[str, Any]) -> Splits:
-    """The images of a cell: of the official training split all or 9 in 10, and as validation the test split or the tenth."""
-    limits = {key: value for key, value in common.items() if key.startswith("data.")}
+def load(data: str, final: bool, work: Path, limits: Mapping[str, Any]) -> Splits:
+    """The images of a cell: of the official training split all or 9 in 10, and as validation the test split or the tenth.
+
+    ``limits`` are the fields of the section ``data`` that the plan sets.
+    """
     config = cfg.build({**data_fields(data, final, work), **limits})
     holdout = 0.0 if final and config.data.name == "fashion-mnist" else 0.1
     info = datasets.inspect(config.data, holdout)
@@ -101,7 +103,7 @@ def load(data: str, final: bool, work: Path, common: Mapping[str, Any]) -> Split
     return splits
 
 
-_loaded: dict[tuple[str, bool], Splits] = {}
+_loaded: dict[tuple[str, bool, tuple[tuple[str, Any], ...]], Splits] = {}
 
 
 def run(cell: Cell, folder: Path, work: Path, common: Mapping[str, Any], patience: float = 0.0) -> str:
@@ -120,10 +122,11 @@ def run(cell: Cell, folder: Path, work: Path, common: Mapping[str, Any], patienc
 def _run(cell: Cell, path: Path, work: Path, common: Mapping[str, Any]) -> str:
     from rotssl.engine.runtime import RunFailed
 
-    key = cell.data, cell.final
+    limits = {name: value for name, value in {**common, **cell.fields}.items() if name.startswith("data.")}
+    key = cell.data, cell.final, tuple(sorted(limits.items()))
     if key not in _loaded:
         _loaded.clear()
-        _loaded[key] = load(*key, work, common)
+        _loaded[key] = load(cell.data, cell.final, work, limits)
     values = {
         "model.norm": "batch",
         "train.precision": PRECISION,
