@@ -107,7 +107,7 @@ $(DOCS): $(STAMP) pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev,docs]"
 	touch $@
 
-# Hours. The last two need CIFAR-10 below ROTSSL_DATA.
+# Hours. Some need CIFAR-10 below ROTSSL_DATA. benchmarks/gain.py, which has stages, is started by hand.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/augmentation.py
 	$(BIN)/python benchmarks/end_to_end.py
@@ -123,10 +123,6 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/orchestration.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/cost_model.py
-	$(BIN)/python benchmarks/rotation_variants.py
-	$(BIN)/python benchmarks/rotation_variants.py --epochs 20 --variants 'paper;shared;shared, fewer'
-	$(BIN)/python benchmarks/rotation_variants.py --data cifar10-folder --variants 'paper;shared;shared, fewer'
-	$(BIN)/python benchmarks/rotation_variants.py --data cifar10-folder --epochs 20 --variants 'paper;shared, fewer'
 
 # Needs a Chromium; without one it says so and leaves the picture as it is.
 screenshots: $(STAMP)

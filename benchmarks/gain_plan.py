@@ -57,6 +57,7 @@ class Stage:
         final: whether it trains on all training images and is measured on the test split.
         equal: ``compute``: a form whose step takes r plain ones gets 1 / r of the epochs; or ``epochs``.
         curve: kNN is measured every so many epochs, 0: only at the end; by default every epoch in final stages.
+        kept_of: label of a form: which share of its mean gain do the other forms have?
     """
 
     name: str
@@ -75,6 +76,7 @@ class Stage:
     final: bool = False
     equal: str = "compute"
     curve: int | None = None
+    kept_of: str = ""
 
     @property
     def budgets(self) -> Sequence[int]:

@@ -12,7 +12,7 @@ import numpy as np
 from gain_cells import hits_of
 from gain_picture import draw
 from gain_plan import METRICS, PLAIN, Content, Plan, Results, Row, Stage, last
-from gain_stats import Difference, bootstrap, cost_to, t_difference, with_plain_epochs
+from gain_stats import Difference, bootstrap, cost_to, kept, t_difference, with_plain_epochs
 from gain_steps import CHEAP
 from numpy.typing import NDArray
 
@@ -29,6 +29,7 @@ Command: `python benchmarks/gain.py report`; the plan is `benchmarks/gain_plan.y
 - s to plain's kNN: training seconds until a run has the final kNN of plain's run with its seed, on lines between epochs, mean
   over the seeds (plain's own in brackets); "2 of 3" if not all reach it. What else the machine did is in these seconds, and not
   in the plain epochs beside them: those of the whole run, its epochs times step, shared out over its epochs by their FLOPs.
+- "has 90% of the mean gain of": the ratio of the means over all methods, with the interval over seeds and images.
 - A row with a failed run has no numbers.
 """
 COSTS = "s to plain's kNN", "plain epochs to it"
@@ -199,7 +200,23 @@ def _table(stage: Stage, data: str, rows: Sequence[Row], metric: str, results: R
         if len(several) == len(stage.methods) > 1:
             cells = [f"mean of {len(several)}", label, budget, "", "", "", len(stage.seeds), "", *_mean(several)]
             lines.append(f"| {' | '.join(map(str, cells + [''] * 2 * curve))} |")
-    return lines
+    return lines + (_kept(stage, together) if stage.kept_of else [])
+
+
+def _kept(stage: Stage, together: Mapping[tuple[str, int], Sequence["Pairs"]]) -> list[str]:
+    """Which share of the mean gain of the form ``kept_of`` the others have."""
+    found = []
+    for (label, budget), several in together.items():
+        others = together.get((stage.kept_of, budget), ())
+        if label == stage.kept_of or not len(several) == len(others) == len(stage.methods):
+            continue
+        ours, theirs = (np.mean([p.gains for p in each if p.gains is not None], axis=0) for each in (several, others))
+        share = kept(ours, theirs)
+        interval = "no interval: that gain may be 0"
+        if share.low is not None and share.high is not None:
+            interval = f"{100 * share.low:.0f}% to {100 * share.high:.0f}%"
+        found.append(f"`{label}` has {100 * share.mean:.0f}% of the mean gain of `{stage.kept_of}` ({interval}).")
+    return ["", *found] if found else []
 
 
 class Pairs:

@@ -53,14 +53,37 @@ def bootstrap(gains: NDArray[Any]) -> Difference:
         gains: (S, N); of a seed and an image the hit of ours minus that of theirs, or its mean over several comparisons, which
             then share seeds and images.
     """
+    found = _resampled(gains)
+    low, high = np.quantile(found, [0.025, 0.975])
+    p = (1 + int((found <= 1e-12).sum())) / (RESAMPLES + 1)
+    return Difference(float(gains.mean()), float(low), float(high), p)
+
+
+def kept(gains: NDArray[Any], of: NDArray[Any]) -> Difference:
+    """The share of another gain that a gain has: the ratio of the means; seeds and images are drawn for both together.
+
+    There is no interval where the other gain may be 0: where 2.5% of its resamples are not above it.
+
+    Args:
+        gains: (S, N), as of ``bootstrap``.
+        of: the other, of the same seeds and images.
+    """
+    ours, theirs = _resampled(gains), _resampled(of)
+    ratio = float(gains.mean() / of.mean())
+    if np.quantile(theirs, 0.025) <= 1e-12:
+        return Difference(ratio)
+    low, high = np.quantile(ours[theirs > 1e-12] / theirs[theirs > 1e-12], [0.025, 0.975])
+    return Difference(ratio, float(low), float(high))
+
+
+def _resampled(gains: NDArray[Any]) -> NDArray[np.float64]:
+    """Its mean in each resample, (RESAMPLES,)."""
     seeds, images = gains.shape
     counts = _counts(images, 0)
     rows = gains.T.astype(np.float32)
     means = np.concatenate([counts[i : i + _CHUNK].astype(np.float32) @ rows for i in range(0, RESAMPLES, _CHUNK)])
-    found = (means.astype(np.float64) / images * _counts(seeds, 1)).sum(1) / seeds
-    low, high = np.quantile(found, [0.025, 0.975])
-    p = (1 + int((found <= 1e-12).sum())) / (RESAMPLES + 1)
-    return Difference(float(gains.mean()), float(low), float(high), p)
+    found: NDArray[np.float64] = (means.astype(np.float64) / images * _counts(seeds, 1)).sum(1) / seeds
+    return found
 
 
 @lru_cache(maxsize=4)

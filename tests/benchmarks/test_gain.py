@@ -67,6 +67,21 @@ def test_the_bootstrap_of_a_mean_keeps_images_together():
     assert (against.low, against.high) == (0, 0)
 
 
+def test_what_is_kept_of_a_gain_is_the_ratio_of_the_means_of_the_same_seeds_and_images():
+    from gain_stats import Difference, kept
+
+    other = np.tile(hits(1, 4000, 0.5, 1) - hits(1, 4000, 0.4, 2), (2, 1))
+    half = np.where(np.arange(4000) % 2, other, 0)
+    assert kept(other, other) == Difference(1, 1, 1)
+    found = kept(half, other)
+    # Of 4,000 images, which both seeds agree on, each gains or loses with the odds 0.3 and 0.2; every second counts above.
+    error = (0.49 / 4000) ** 0.5 / 0.1 / 2
+    assert found.mean == pytest.approx(half.mean() / other.mean()) and found.mean == pytest.approx(0.5, abs=2 * error)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    nothing = hits(2, 4000, 0.5, 3) - hits(2, 4000, 0.5, 4)
+    assert kept(other, nothing).low is None
+
+
 def test_costs_are_read_on_lines_between_measured_epochs():
     from gain_stats import cost_to
 
