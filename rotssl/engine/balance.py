@@ -14,7 +14,7 @@ from rotssl.models.passes import as_one
 from rotssl.tasks.base import Task
 
 MEMORY = 0.99  # of the moving averages of gradient norms, per step
-RECENT = 0.9  # of those of accuracies
+RECENT = 0.98  # of those of accuracies
 WHOLE = 1.2  # times chance: from this accuracy on, a task has its whole share
 
 
