@@ -166,7 +166,7 @@ def _stage(stage: Stage, rows: Sequence[Row], results: Results) -> list[str]:
             lines += _path(data, own, results)
         for metric in METRICS if own else ():
             lines += _table(stage, data, own, metric, results)
-    if stage.final:
+    if stage.final and stage.curve != 0:
         draw(rows, results, results.folder / f"{stage.name}.png")
         lines += ["", f"![kNN against training seconds, mean over the seeds]({stage.name}.png)"]
     return lines
