@@ -83,6 +83,12 @@ class Stage:
         """Lengths of the plain runs, first to last."""
         return self.halving.epochs if self.halving else [self.epochs]
 
+    @property
+    def part(self) -> str:
+        """Of the data, what its runs train on: ``, 5120 images at 24 pixels``; empty if all."""
+        limit, side = (self.fields.get(f"data.{name}") for name in ("limit", "image_size"))
+        return (f", {limit} images" if limit else "") + (f" at {side} pixels" if side else "")
+
 
 @dataclass(frozen=True)
 class Candidate:

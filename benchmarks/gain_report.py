@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,7 @@ def _summary(plan: Plan, results: Results) -> list[str]:
     for stage, data, method in each:
         for row in plan.rows(stage, data, method, results):
             if row.cells and len(_contents(row, results)) == len(row.cells):
-                rows = found.setdefault((data, method, tuple(stage.seeds)), {})
+                rows = found.setdefault((data + stage.part, method, tuple(stage.seeds)), {})
                 if rows.setdefault(row.candidate.label, row).cells != row.cells:
                     raise SystemExit(f"{data} {method}: two final stages have {row.candidate.label}, with other epochs")
     labels = [PLAIN, *dict.fromkeys(label for rows in found.values() for label in rows if label != PLAIN)]
@@ -112,8 +113,9 @@ def _defaults(data: str, chosen: Mapping[str, tuple[Sequence[int], Row, Row]], r
         for _, row, _ in chosen.values()
     ]
     plains = [plain for _, _, plain in chosen.values()]
-    draw([*itertools.chain(*zip(plains, named, strict=True))], results, results.folder / f"defaults_{data}.png")
-    return [*lines, "", f"![kNN against training seconds, mean over the seeds](defaults_{data}.png)"]
+    picture = f"defaults_{re.sub('[^a-z0-9-]+', '_', data)}.png"
+    draw([*itertools.chain(*zip(plains, named, strict=True))], results, results.folder / picture)
+    return [*lines, "", f"![kNN against training seconds, mean over the seeds]({picture})"]
 
 
 def _listed(seeds: Sequence[int]) -> str:

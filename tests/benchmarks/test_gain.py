@@ -304,6 +304,23 @@ def test_the_report_has_all_runs_and_their_gains(study):
     )
 
 
+def test_a_part_of_a_data_set_has_a_line_of_its_own(study, tmp_path):
+    from gain_plan import Plan
+    from gain_report import write
+
+    fields = {"data.limit": 512, "data.image_size": 24}
+    stages = {"part": PLAN["stages"]["finals"] | {"seeds": [3, 4], "equal": "epochs", "fields": fields}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN | {"stages": PLAN["stages"] | stages}, sort_keys=False))
+    plan, (_, results, run) = Plan(tmp_path / "plan.yaml"), study
+    for name in ("finals", "part"):
+        for cell in plan.needed(plan.stages[name], results):
+            run(cell, 0.5)
+    text = write(plan, results)
+    assert "| cifar10 | byol | 0 to 2 |" in text and "| cifar10, 512 images at 24 pixels | byol | 3, 4 |" in text
+    for data in ("cifar10", "cifar10_512_images_at_24_pixels"):
+        assert f"(defaults_{data}.png)" in text and (results.folder / f"defaults_{data}.png").exists()
+
+
 def test_the_registered_plan_holds(tmp_path):
     from gain_plan import Plan, Results
 
