@@ -103,7 +103,7 @@ def load(data: str, final: bool, work: Path, limits: Mapping[str, Any]) -> Split
     return splits
 
 
-_loaded: dict[tuple[str, bool, tuple[tuple[str, Any], ...]], Splits] = {}
+_loaded: dict[tuple[str, bool, str], Splits] = {}
 
 
 def run(cell: Cell, folder: Path, work: Path, common: Mapping[str, Any], patience: float = 0.0) -> str:
@@ -123,7 +123,7 @@ def _run(cell: Cell, path: Path, work: Path, common: Mapping[str, Any]) -> str:
     from rotssl.engine.runtime import RunFailed
 
     limits = {name: value for name, value in {**common, **cell.fields}.items() if name.startswith("data.")}
-    key = cell.data, cell.final, tuple(sorted(limits.items()))
+    key = cell.data, cell.final, json.dumps(limits, sort_keys=True)
     if key not in _loaded:
         _loaded.clear()
         _loaded[key] = load(cell.data, cell.final, work, limits)

@@ -85,7 +85,7 @@ class Stage:
 
     @property
     def part(self) -> str:
-        """Of the data, what its runs train on: ``, 5120 images at 24 pixels``; empty if all."""
+        """What the stage's own fields leave of the data: ``, 5120 images at 24 pixels``; empty if all."""
         limit, side = (self.fields.get(f"data.{name}") for name in ("limit", "image_size"))
         return (f", {limit} images" if limit else "") + (f" at {side} pixels" if side else "")
 
@@ -189,11 +189,15 @@ class Plan:
         self.stages = {name: self._stage(name, dict(keys)) for name, keys in content["stages"].items()}
         seen: dict[str, Cell] = {}
         for stage in self.stages.values():
+            labels = {""}
             for data, method, budget, seed in itertools.product(stage.data, stage.methods, stage.budgets, stage.seeds):
                 for candidate in self.candidates(stage, data, method):
                     cell = self.cell(stage, candidate, budget, seed)
+                    labels.add(candidate.label)
                     if not same(seen.setdefault(cell.name, cell).fields, cell.fields, None):
                         raise SystemExit(f"{stage.name}: there is another {cell.name}, of other fields")
+            if stage.kept_of not in labels:
+                raise SystemExit(f"{stage.name}: kept_of: there is no {stage.kept_of}")
 
     def _stage(self, name: str, keys: dict[str, Any]) -> Stage:
         halving = keys.pop("halving", None)

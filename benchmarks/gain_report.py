@@ -7,15 +7,12 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
-from gain_cells import hits_of
+from gain_pairs import Pairs, differences, mean_gains, runs_of
 from gain_picture import draw
 from gain_plan import METRICS, PLAIN, Content, Plan, Results, Row, Stage, last
 from gain_stats import Difference, bootstrap, cost_to, kept, t_difference, with_plain_epochs
 from gain_steps import CHEAP
-from numpy.typing import NDArray
 
 INTRODUCTION = f"""# Does the rotation task gain at equal compute?
 
@@ -62,7 +59,7 @@ def _summary(plan: Plan, results: Results) -> list[str]:
     found: dict[tuple[str, str, tuple[int, ...]], dict[str, Row]] = {}
     for stage, data, method in each:
         for row in plan.rows(stage, data, method, results):
-            if row.cells and len(_contents(row, results)) == len(row.cells):
+            if row.cells and len(runs_of(row, results)) == len(row.cells):
                 rows = found.setdefault((data + stage.part, method, tuple(stage.seeds)), {})
                 if rows.setdefault(row.candidate.label, row).cells != row.cells:
                     raise SystemExit(f"{data} {method}: two final stages have {row.candidate.label}, with other epochs")
@@ -106,7 +103,7 @@ def _defaults(data: str, chosen: Mapping[str, tuple[Sequence[int], Row, Row]], r
         for metric, key in METRICS.items():
             together.setdefault(metric, []).append(Pairs(row, plain, key, results))
     if len(chosen) > 1 and len({len(pairs.ours) for pairs in together["kNN"]}) == 1:
-        gains = [_gain(*_differences(several)) for several in together.values()]
+        gains = [_gain(*differences(several)) for several in together.values()]
         lines.append(f"| mean of {len(chosen)} | | | | {gains[0]} | | {gains[1]} | | |")
     named = [
         dataclasses.replace(row, candidate=dataclasses.replace(row.candidate, label="default"))
@@ -126,7 +123,7 @@ def _listed(seeds: Sequence[int]) -> str:
 
 def _entry(row: Row | None, plain: Row | None, metric: str, results: Results) -> str:
     """Accuracy of a form, and its gain."""
-    scores = [last(content).get(metric, math.nan) for content in _contents(row, results)] if row is not None else []
+    scores = [last(content).get(metric, math.nan) for content in runs_of(row, results)] if row is not None else []
     if not scores or any(map(math.isnan, scores)):
         return "failed" if scores else ""
     text = f"{100 * statistics.mean(scores):.1f}"
@@ -146,7 +143,7 @@ def _gain(over_seeds: Difference, over_images: Difference | None, places: int = 
 
 def _stage(stage: Stage, rows: Sequence[Row], results: Results) -> list[str]:
     """The section of a stage."""
-    contents = [content for row in rows for content in _contents(row, results)]
+    contents = [content for row in rows for content in runs_of(row, results)]
     total = sum(max(len(row.cells), len(stage.seeds)) for row in rows)
     lines = ["", f"## {stage.name}", "", *([stage.question, ""] if stage.question else [])]
     lines += [f"{len(contents)} of {total} runs{' that are known to be needed' if stage.halving else ''}."]
@@ -163,7 +160,7 @@ def _stage(stage: Stage, rows: Sequence[Row], results: Results) -> list[str]:
     failed = [f"{c['data']} {c['method']} {c['form']}, seed {c['seed']}: {c['error']}" for c in contents if c["error"]]
     lines += ["", *(f"- failed: {line}" for line in failed)] if failed else []
     for data in stage.data:
-        own = [row for row in rows if row.candidate.data == data and _contents(row, results)]
+        own = [row for row in rows if row.candidate.data == data and runs_of(row, results)]
         if own and stage.halving:
             lines += _path(data, own, results)
         for metric in METRICS if own else ():
@@ -183,7 +180,7 @@ def _table(stage: Stage, data: str, rows: Sequence[Row], metric: str, results: R
     plains = {(r.candidate.method, r.candidate.label, r.budget): r for r in rows if r.candidate.form == PLAIN}
     together: dict[tuple[str, int], list[Pairs]] = {}
     for row in rows:
-        candidate, contents = row.candidate, _contents(row, results)
+        candidate, contents = row.candidate, runs_of(row, results)
         plain = plains.get((candidate.method, candidate.reference, row.budget))
         scores = [last(content).get(METRICS[metric], math.nan) for content in contents]
         failed = any(map(math.isnan, scores))
@@ -205,42 +202,21 @@ def _table(stage: Stage, data: str, rows: Sequence[Row], metric: str, results: R
     return lines + (_kept(stage, together) if stage.kept_of else [])
 
 
-def _kept(stage: Stage, together: Mapping[tuple[str, int], Sequence["Pairs"]]) -> list[str]:
+def _kept(stage: Stage, together: Mapping[tuple[str, int], Sequence[Pairs]]) -> list[str]:
     """Which share of the mean gain of the form ``kept_of`` the others have."""
     found = []
     for (label, budget), several in together.items():
         others = together.get((stage.kept_of, budget), ())
         if label == stage.kept_of or not len(several) == len(others) == len(stage.methods):
             continue
-        ours, theirs = (np.mean([p.gains for p in each if p.gains is not None], axis=0) for each in (several, others))
-        share = kept(ours, theirs)
+        ours, theirs = mean_gains(several), mean_gains(others)
+        if ours is None or theirs is None or math.isnan((share := kept(ours, theirs)).mean):
+            continue
         interval = "no interval: that gain may be 0"
         if share.low is not None and share.high is not None:
             interval = f"{100 * share.low:.0f}% to {100 * share.high:.0f}%"
         found.append(f"`{label}` has {100 * share.mean:.0f}% of the mean gain of `{stage.kept_of}` ({interval}).")
     return ["", *found] if found else []
-
-
-class Pairs:
-    """Runs of a form and of plain, by seeds that both have.
-
-    Args:
-        row: the form.
-        plain: plain.
-        metric: of the accuracies.
-        results: the runs.
-    """
-
-    def __init__(self, row: Row, plain: Row, metric: str, results: Results) -> None:
-        ours, theirs = ({c["seed"]: c for c in _contents(each, results)} for each in (row, plain))
-        pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs and not theirs[seed]["error"]]
-        self.ours, self.theirs = ([last(pair[side])[metric] for pair in pairs] for side in (0, 1))
-        self.gains: NDArray[Any] | None = None  # (seeds, images)
-        if pairs and all(metric in content["hits"] for pair in pairs for content in pair):
-            hits = [[hits_of(pair[side], metric).astype(np.int8) for pair in pairs] for side in (0, 1)]
-            for scores, found in zip((self.ours, self.theirs), hits, strict=True):
-                assert np.allclose(scores, [row.mean() for row in found], atol=1e-9), f"hits are not those of {metric}"
-            self.gains = np.stack(hits[0]) - np.stack(hits[1])
 
 
 def _gains(pairs: Pairs | None) -> list[str]:
@@ -253,15 +229,8 @@ def _gains(pairs: Pairs | None) -> list[str]:
 
 def _mean(several: Sequence[Pairs]) -> list[str]:
     """The same of the mean over the methods."""
-    over_seeds, over_images = _differences(several)
+    over_seeds, over_images = differences(several)
     return _shown(over_seeds) + (["", ""] if over_images is None else _shown(over_images))
-
-
-def _differences(several: Sequence[Pairs]) -> tuple[Difference, Difference | None]:
-    """The mean gain of several methods over seeds, and over seeds and images if there are hits."""
-    ours, theirs = (np.mean(side, axis=0).tolist() for side in zip(*((p.ours, p.theirs) for p in several), strict=True))
-    gains = [pairs.gains for pairs in several if pairs.gains is not None]
-    return t_difference(ours, theirs), bootstrap(np.mean(gains, axis=0)) if len(gains) == len(several) else None
 
 
 def _shown(difference: Difference) -> list[str]:
@@ -274,8 +243,8 @@ def _shown(difference: Difference) -> list[str]:
 
 def _costs(row: Row, plain: Row, results: Results) -> list[str]:
     """Seconds, and plain epochs, to plain's final kNN, beside plain's own."""
-    theirs, metric = {c["seed"]: c for c in _contents(plain, results)}, METRICS["kNN"]
-    pairs = [(c, theirs[c["seed"]]) for c in _contents(row, results) if c["seed"] in theirs]
+    theirs, metric = {c["seed"]: c for c in runs_of(plain, results)}, METRICS["kNN"]
+    pairs = [(c, theirs[c["seed"]]) for c in runs_of(row, results) if c["seed"] in theirs]
     pairs = [pair for pair in pairs if metric in last(pair[1])]
     found = []
     for cost, places in (("cost/train_seconds", 0), ("cost/plain_epochs", 1)):
@@ -305,7 +274,7 @@ def _path(data: str, rows: Sequence[Row], results: Results) -> list[str]:
     scores: dict[tuple[str, str], dict[int, str]] = {}
     for row in rows:
         key = row.candidate.method, row.candidate.label
-        whole = len(_contents(row, results)) == len(row.cells)
+        whole = len(runs_of(row, results)) == len(row.cells)
         score = results.score(row) if whole else math.nan
         scores.setdefault(key, {})[row.budget] = (
             f"{100 * score:.2f}" if math.isfinite(score) else "failed" if whole else "..."
@@ -330,11 +299,6 @@ def _steps(results: Results) -> list[str]:
         row = [e["data"], e["method"], e["form"], *numbers, e["date"], e["commit"], _machine(e)]
         lines.append(f"| {' | '.join(row)} |")
     return lines
-
-
-def _contents(row: Row, results: Results) -> list[Content]:
-    """The runs of a row that are there."""
-    return [content for content in map(results.read, row.cells) if content is not None]
 
 
 def _machine(content: Content) -> str:

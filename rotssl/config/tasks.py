@@ -178,7 +178,7 @@ class RotationConfig(TaskConfig):
     def resolve(self, side: int, batch: int) -> dict[str, Any]:
         """Resolve four_way's crop to half the side of small views, and let the share of rotated images fall where that was best.
 
-        benchmarks/rotation_variants.py measured that. At least 16 rotated images remain in each step.
+        Decision 002 has what was measured. At least 16 rotated images remain in each step.
         """
         crop = max(4, side // 2) if side <= 64 else part_of(side)
         disjoint = self.mode == "disjoint"

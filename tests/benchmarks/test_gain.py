@@ -80,6 +80,7 @@ def test_what_is_kept_of_a_gain_is_the_ratio_of_the_means_of_the_same_seeds_and_
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.15)
     nothing = hits(2, 4000, 0.5, 3) - hits(2, 4000, 0.5, 4)
     assert kept(other, nothing).low is None
+    assert math.isnan(kept(-other, -other).mean)  # twice a loss is no gain
 
 
 def test_costs_are_read_on_lines_between_measured_epochs():
@@ -206,6 +207,15 @@ def test_a_name_for_two_contents_is_refused(study, tmp_path):
         Plan(tmp_path / "plan.yaml")
 
 
+def test_a_gain_is_kept_of_a_form_of_the_stage(study, tmp_path):
+    from gain_plan import Plan
+
+    stages = PLAN["stages"] | {"finals": PLAN["stages"]["finals"] | {"kept_of": "papr"}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN | {"stages": stages}))
+    with pytest.raises(SystemExit, match="finals: kept_of: there is no papr"):
+        Plan(tmp_path / "plan.yaml")
+
+
 def test_a_run_of_other_fields_is_refused(study):
     plan, results, run = study
     cell = plan.needed(plan.stages["finals"], results)[0]
@@ -309,13 +319,16 @@ def test_a_part_of_a_data_set_has_a_line_of_its_own(study, tmp_path):
     from gain_report import write
 
     fields = {"data.limit": 512, "data.image_size": 24}
-    stages = {"part": PLAN["stages"]["finals"] | {"seeds": [3, 4], "equal": "epochs", "fields": fields}}
+    stages = {
+        "part": PLAN["stages"]["finals"] | {"seeds": [3, 4], "equal": "epochs", "fields": fields, "kept_of": "paper"}
+    }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN | {"stages": PLAN["stages"] | stages}, sort_keys=False))
     plan, (_, results, run) = Plan(tmp_path / "plan.yaml"), study
     for name in ("finals", "part"):
         for cell in plan.needed(plan.stages[name], results):
-            run(cell, 0.5)
+            run(cell, {"plain": 0.5, "paper": 0.6, "own": 0.58}[cell.form])
     text = write(plan, results)
+    assert "`own` has 80% of the mean gain of `paper` (" in text and text.count("of the mean gain of `") == 2
     assert "| cifar10 | byol | 0 to 2 |" in text and "| cifar10, 512 images at 24 pixels | byol | 3, 4 |" in text
     for data in ("cifar10", "cifar10_512_images_at_24_pixels"):
         assert f"(defaults_{data}.png)" in text and (results.folder / f"defaults_{data}.png").exists()
