@@ -97,14 +97,15 @@ def _defaults(data: str, chosen: Mapping[str, tuple[Sequence[int], Row, Row]], r
     together: dict[str, list[Pairs]] = {}
     for method, (seeds, row, plain) in chosen.items():
         shown = [_entry(each, plain, key, results) for key in METRICS.values() for each in (plain, row)]
-        lines.append(
-            f"| {' | '.join([method, row.candidate.label, _listed(seeds), *shown, *_costs(row, plain, results)])} |"
-        )
+        costs = _costs(row, plain, results) if row.stage.curve != 0 else ["", ""]
+        lines.append(f"| {' | '.join([method, row.candidate.label, _listed(seeds), *shown, *costs])} |")
         for metric, key in METRICS.items():
             together.setdefault(metric, []).append(Pairs(row, plain, key, results))
     if len(chosen) > 1 and len({len(pairs.ours) for pairs in together["kNN"]}) == 1:
         gains = [_gain(*differences(several)) for several in together.values()]
         lines.append(f"| mean of {len(chosen)} | | | | {gains[0]} | | {gains[1]} | | |")
+    if all(row.stage.curve == 0 for _, row, _ in chosen.values()):
+        return lines
     named = [
         dataclasses.replace(row, candidate=dataclasses.replace(row.candidate, label="default"))
         for _, row, _ in chosen.values()
