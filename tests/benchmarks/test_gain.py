@@ -314,14 +314,14 @@ def test_the_report_has_all_runs_and_their_gains(study):
     )
 
 
-def test_a_part_of_a_data_set_has_a_line_of_its_own(study, tmp_path):
+@pytest.mark.parametrize("curve", [None, 0])
+def test_a_part_of_a_data_set_has_a_line_and_with_a_curve_a_picture_of_its_own(study, tmp_path, curve):
     from gain_plan import Plan
     from gain_report import write
 
     fields = {"data.limit": 512, "data.image_size": 24}
-    stages = {
-        "part": PLAN["stages"]["finals"] | {"seeds": [3, 4], "equal": "epochs", "fields": fields, "kept_of": "paper"}
-    }
+    keys = {"seeds": [3, 4], "equal": "epochs", "fields": fields, "kept_of": "paper", "curve": curve}
+    stages = {"part": PLAN["stages"]["finals"] | keys}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN | {"stages": PLAN["stages"] | stages}, sort_keys=False))
     plan, (_, results, run) = Plan(tmp_path / "plan.yaml"), study
     for name in ("finals", "part"):
@@ -330,8 +330,8 @@ def test_a_part_of_a_data_set_has_a_line_of_its_own(study, tmp_path):
     text = write(plan, results)
     assert "`own` has 80% of the mean gain of `paper` (" in text and text.count("of the mean gain of `") == 2
     assert "| cifar10 | byol | 0 to 2 |" in text and "| cifar10, 512 images at 24 pixels | byol | 3, 4 |" in text
-    for data in ("cifar10", "cifar10_512_images_at_24_pixels"):
-        assert f"(defaults_{data}.png)" in text and (results.folder / f"defaults_{data}.png").exists()
+    for data, drawn in (("cifar10", True), ("cifar10_512_images_at_24_pixels", curve is None)):
+        assert (f"(defaults_{data}.png)" in text) == (results.folder / f"defaults_{data}.png").exists() == drawn
 
 
 def test_the_registered_plan_holds(tmp_path):
